@@ -1,0 +1,39 @@
+# Everything runs in .venv, made from the project's own files on the first call.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Small networks lose by more than one thread.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: train test slow check bench install clean
+
+train: install
+	$(BIN)/lora-ws train
+
+test: install
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2
+	$(BIN)/python -m pytest -q --nbmake notebooks
+
+slow: install
+	$(BIN)/python -m pytest -q -m "slow or gpu"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: install
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+install: $(VENV)/.installed
+
+# torch first: plain dependency resolution would fetch a CUDA build of several gigabytes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q torch -c constraints.txt
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

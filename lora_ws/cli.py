@@ -1,0 +1,92 @@
+"""`lora-ws`: a table of commands, each imported only when it is called.
+
+Exit codes: 0 done, 1 ran and failed, 2 bad input.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lora_ws.errors import ConfigError, LoraWsError
+
+# Two words are a command and what it acts on.
+COMMANDS = {
+    "data list": ("lora_ws.commands.data:list_collections", "collections and where they are"),
+    "data info": ("lora_ws.commands.data:info", "what a collection holds"),
+    "data import": ("lora_ws.commands.data:import_", "make a store from files or the Hub"),
+    "featurize": ("lora_ws.commands.featurize:featurize", "write a representation to a file"),
+    "train": ("lora_ws.commands.train:train", "train and evaluate classifiers"),
+    "evaluate": ("lora_ws.commands.evaluate:evaluate", "measure a saved classifier"),
+    "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; errors of this library become one line on stderr."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())  # noqa: T201
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lora_ws {version('lora_ws')}")  # noqa: T201
+        return 0
+    try:
+        name, rest = find_command(args)
+        return _call(name, rest)
+    except LoraWsError as error:
+        print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("lora-ws: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        return 1
+    except SystemExit as stop:  # --help and --print_config of a command
+        return int(stop.code or 0)
+    except Exception as error:
+        import os
+
+        if os.environ.get("LORA_WS_DEBUG"):
+            raise
+        print(  # noqa: T201
+            f"lora-ws: failed: {type(error).__name__}: {error} (LORA_WS_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lora-ws COMMAND [--help]",
+            "",
+            "Read what a LoRA adapter learned from its weights alone.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
+    """Split arguments into the command's name and the rest."""
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in COMMANDS:
+            return name, list(args[words:])
+    from lora_ws.config import nearest
+
+    started = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
+    if started:
+        raise ConfigError(f"`{args[0]}` needs one of: {', '.join(n.split()[1] for n in started)}")
+    raise ConfigError(f"unknown command `{args[0]}`{nearest(args[0], list(COMMANDS))}")
+
+
+def _call(name: str, args: list[str]) -> int:
+    module, _, function = COMMANDS[name][0].partition(":")
+    target = getattr(importlib.import_module(module), function)
+    from lora_ws.config import parse
+
+    return int(parse(target, args, prog=f"lora-ws {name}")() or 0)
