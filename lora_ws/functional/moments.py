@@ -1,0 +1,285 @@
+"""Summary statistics of every row of a matrix, and moments of products of rows."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from math import factorial
+
+import numpy as np
+from jaxtyping import Float
+
+from lora_ws.errors import ConfigError
+
+STATISTICS: tuple[str, ...] = ("mean", "std", "median", "min", "max", "kurtosis", "skew")
+
+_LARGEST = np.finfo(np.float64).max
+_ORDER = frozenset({"median", "min", "max"})
+# Values handled at once: few enough for the float64 copies to stay in cache,
+# enough to make the cost of a numpy call vanish.
+_BLOCK_VALUES = 1 << 17
+# Rows up to this length are sorted: cheaper than selecting, and the extremes come for free.
+_SORT_UP_TO = 1024
+
+
+def summary_statistics(
+    x: Float[np.ndarray, "rows values"], statistics: Sequence[str] = STATISTICS
+) -> Float[np.ndarray, "rows statistics"]:
+    """Statistics of every row, in the order asked for.
+
+    The standard deviation s divides by n - 1, the median is the lower of the two middle values
+    (as ``torch.median``), kurtosis is m4 / s^4 - 3 and skew m3 / s^3, with m_k the biased central
+    moments; both are 0 where all values are equal. Sums run in float64 whatever the input, and no
+    finite input makes a NaN or an infinity (a float64 standard deviation too large for float64 is
+    returned as the largest float64).
+
+    Args:
+        x: Finite float32 or float64 values ``[rows, values]``; slices and memory maps are fine.
+        statistics: Names from ``STATISTICS``.
+
+    Returns:
+        A float64 array ``[rows, len(statistics)]``.
+
+    Raises:
+        ConfigError: If ``x`` is not a matrix of float32 or float64 with at least one value per row,
+            or a statistic is unknown.
+
+    Example:
+        >>> x = np.array([[1.0, 2.0, 4.0, 9.0], [3.0, 3.0, 3.0, 3.0]])
+        >>> summary_statistics(x, ("mean", "median", "max", "skew")).round(3)
+        array([[4.   , 2.   , 9.   , 0.499],
+               [3.   , 3.   , 3.   , 0.   ]])
+    """
+    check_statistics(statistics)
+    x = np.asarray(x)
+    if x.ndim != 2 or x.shape[1] == 0 or x.dtype not in (np.float32, np.float64):
+        raise ConfigError(
+            "expected a float32 or float64 matrix [rows, values] with at least one value per row, "
+            f"got {x.dtype} of shape {x.shape}; reshape it or convert it with astype(np.float32)"
+        )
+    result = np.empty((x.shape[0], len(statistics)))
+    step = max(1, _BLOCK_VALUES // x.shape[1])
+    for start in range(0, x.shape[0], step):
+        found = _block_statistics(x[start : start + step], statistics)
+        for column, name in enumerate(statistics):
+            result[start : start + step, column] = found[name]
+    return result
+
+
+def check_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
+    """Refuse names that are not in ``STATISTICS``.
+
+    Args:
+        statistics: The names to check.
+
+    Returns:
+        The names.
+
+    Raises:
+        ConfigError: If a name is unknown.
+
+    Example:
+        >>> check_statistics(["mean", "skew"])
+        ('mean', 'skew')
+    """
+    unknown = [name for name in statistics if name not in STATISTICS]
+    if unknown or isinstance(statistics, str):
+        raise ConfigError(
+            f"statistics: expected a sequence of names from {', '.join(STATISTICS)}, got "
+            f"{statistics!r}; correct the spelling or leave the name out"
+        )
+    return tuple(statistics)
+
+
+def shape_statistics(
+    second: Float[np.ndarray, " rows"],
+    third: Float[np.ndarray, " rows"],
+    fourth: Float[np.ndarray, " rows"],
+    count: int,
+) -> dict[str, Float[np.ndarray, " rows"]]:
+    """Standard deviation, kurtosis and skew from biased central moments.
+
+    Args:
+        second: Second central moments ``[rows]``.
+        third: Third central moments ``[rows]``.
+        fourth: Fourth central moments ``[rows]``.
+        count: How many values the moments are over.
+
+    Returns:
+        The statistics by name; kurtosis and skew are 0 where the second moment is.
+
+    Example:
+        >>> found = shape_statistics(np.ones(1), np.zeros(1), np.ones(1), count=2)
+        >>> found["std"].round(3), found["kurtosis"].round(3)
+        (array([1.414]), array([-2.75]))
+    """
+    std = np.sqrt(second * (count / max(count - 1, 1)))
+    spread = std > 0
+    divisor = np.where(spread, std, 1.0)
+    return {
+        "std": std,
+        "kurtosis": np.where(spread, fourth / divisor**4 - 3.0, 0.0),
+        "skew": np.where(spread, third / divisor**3, 0.0),
+    }
+
+
+def power_of_two_scale(largest: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    """Power of two that brings magnitudes near 1; multiplying by it rounds nothing away.
+
+    Args:
+        largest: Largest magnitude of every row ``[rows]``.
+
+    Returns:
+        The float64 factors ``[rows]``.
+
+    Example:
+        >>> power_of_two_scale(np.array([0.0, 3.0, 1e300])) * np.array([0.0, 3.0, 1e300])
+        array([0.        , 0.75      , 0.74661089])
+    """
+    # The bound keeps 2**1074, the factor for the smallest subnormal, from overflowing.
+    return np.ldexp(1.0, -np.maximum(np.frexp(np.asarray(largest, np.float64))[1], -1000))
+
+
+def unscale(
+    values: Float[np.ndarray, " rows"], *scales: Float[np.ndarray, " rows"]
+) -> Float[np.ndarray, " rows"]:
+    """Undo power-of-two scales, stopping at the largest float64 instead of infinity.
+
+    Args:
+        values: Scaled values ``[rows]``.
+        *scales: The factors they were multiplied with ``[rows]``.
+
+    Returns:
+        Float64 values ``[rows]``.
+
+    Example:
+        >>> unscale(np.array([0.75, -1.5]), np.array([0.25, 2.0**-1023]))
+        array([ 3.00000000e+000, -1.34826985e+308])
+    """
+    with np.errstate(over="ignore"):
+        for scale in sorted(scales, key=np.max, reverse=True):
+            values = values / scale
+    return np.clip(values, -_LARGEST, _LARGEST)
+
+
+def product_moments(
+    a: Float[np.ndarray, "rows left"], b: Float[np.ndarray, "rows right"]
+) -> dict[str, Float[np.ndarray, " rows"]]:
+    """Mean, std, kurtosis and skew of all products a_i b_j of every row, without forming them.
+
+    With a = A + α and b = B + β, A and B the means, a product minus its mean is Aβ + Bα + αβ. In
+    its powers, expanded, only those terms survive in which neither α nor β stands to the power of
+    exactly one, and each is a product of moments of a and of b.
+
+    Args:
+        a: Finite float64 values ``[rows, left]``.
+        b: Finite float64 values ``[rows, right]``.
+
+    Returns:
+        The statistics by name ``[rows]``, as ``summary_statistics`` defines them.
+
+    Example:
+        >>> product_moments(np.array([[1.0, 3.0]]), np.array([[2.0, 2.0]]))["mean"]
+        array([4.])
+    """
+    (mean_a, about_a, scale_a), (mean_b, about_b, scale_b) = _vector_moments(a), _vector_moments(b)
+    central = [np.zeros(len(a)) for _ in range(5)]
+    for power, factor, p, q, r in _expansion():
+        central[power] += factor * mean_a**p * mean_b**q * about_b[p + r] * about_a[q + r]
+    found = shape_statistics(*central[2:], count=a.shape[1] * b.shape[1])
+    found["mean"] = unscale(mean_a * mean_b, scale_a, scale_b)
+    found["std"] = unscale(found["std"], scale_a, scale_b)
+    return found
+
+
+def _block_statistics(block: np.ndarray, statistics: Sequence[str]) -> dict[str, np.ndarray]:
+    found = _order_statistics(block, with_median="median" in statistics)
+    if not _ORDER.issuperset(statistics):
+        found |= _moment_statistics(block, found["min"], found["max"], statistics)
+    return found
+
+
+def _order_statistics(block: np.ndarray, with_median: bool) -> dict[str, np.ndarray]:
+    if not with_median:
+        return {"min": block.min(axis=1), "max": block.max(axis=1)}
+    middle = (block.shape[1] - 1) // 2
+    if block.shape[1] <= _SORT_UP_TO:
+        ordered = np.sort(block, axis=1)
+        return {"min": ordered[:, 0], "median": ordered[:, middle], "max": ordered[:, -1]}
+    ordered = np.partition(block, middle, axis=1)
+    return {"min": block.min(axis=1), "median": ordered[:, middle], "max": block.max(axis=1)}
+
+
+def _moment_statistics(
+    block: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    statistics: Sequence[str],
+) -> dict[str, np.ndarray]:
+    count = block.shape[1]
+    # Fourth powers of float32 values always fit float64; those of float64 values need not.
+    wide = block.dtype == np.float64
+    scale = power_of_two_scale(np.maximum(-low, high)) if wide else np.ones(len(block))
+    tiles = _Tiles(block, scale[:, None] if wide else None)
+    mean = sum(tile.sum(axis=1) for tile in tiles) / count
+    # Rounding may push a mean past the extremes; inside them, equal values leave no spread at all.
+    mean = np.clip(mean, low * scale, high * scale)
+    found = {"mean": unscale(mean, scale)}
+    if {"std", "kurtosis", "skew"}.isdisjoint(statistics):
+        return found
+    second, third, fourth = _central_moments(tiles, mean, {"kurtosis", "skew"} & set(statistics))
+    found |= shape_statistics(second, third, fourth, count)
+    found["std"] = unscale(found["std"], scale)
+    return found
+
+
+class _Tiles:
+    """A block as consecutive float64 tiles of columns, scaled, small enough for the cache."""
+
+    def __init__(self, block: np.ndarray, scale: np.ndarray | None) -> None:
+        self.block = block
+        self.scale = scale
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.block.shape[1], _BLOCK_VALUES):
+            tile = self.block[:, start : start + _BLOCK_VALUES]
+            yield tile.astype(np.float64) if self.scale is None else tile * self.scale
+
+
+def _central_moments(tiles: _Tiles, mean: np.ndarray, higher: set[str]) -> np.ndarray:
+    sums = np.zeros((3, len(mean)))
+    for centred in tiles:
+        centred -= mean[:, None]
+        sums[0] += np.vecdot(centred, centred)
+        if higher:
+            squared = centred * centred
+            sums[1] += np.vecdot(squared, centred)
+            sums[2] += np.vecdot(squared, squared)
+    return sums / tiles.block.shape[1]
+
+
+@lru_cache(maxsize=1)
+def _expansion() -> tuple[tuple[int, int, int, int, int], ...]:
+    """Terms (k, multinomial, p, q, r) of (Aβ)^p (Bα)^q (αβ)^r with p + q + r = k that survive."""
+    terms = []
+    for power in (2, 3, 4):
+        for p, q in product(range(power + 1), repeat=2):
+            r = power - p - q
+            if r >= 0 and p + r != 1 and q + r != 1:
+                factor = factorial(power) // (factorial(p) * factorial(q) * factorial(r))
+                terms.append((power, factor, p, q, r))
+    return tuple(terms)
+
+
+def _vector_moments(
+    x: np.ndarray,
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Mean, central moments 0 to 4 and power-of-two scale of every row, after scaling."""
+    low, high = x.min(axis=1), x.max(axis=1)
+    scale = power_of_two_scale(np.maximum(-low, high))
+    centred = x * scale[:, None]
+    mean = np.clip(centred.sum(axis=1) / x.shape[1], low * scale, high * scale)
+    centred -= mean[:, None]
+    squared = centred * centred
+    pairs = ((centred, centred), (squared, centred), (squared, squared))
+    higher = [np.vecdot(left, right) / x.shape[1] for left, right in pairs]
+    return mean, [np.ones(len(x)), np.zeros(len(x)), *higher], scale

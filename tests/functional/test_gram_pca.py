@@ -1,0 +1,182 @@
+"""Streamed principal components against scikit-learn's full decomposition in float64."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from lora_ws.functional import gram_pca, pca, project
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def low_rank(rng, n, d, decay=0.8, rank=40, noise=0.02):
+    """Rows with falling variances in shared directions, unequal column scales, one constant."""
+    weights = rng.standard_normal((n, rank)) * decay ** np.arange(rank)
+    x = weights @ rng.standard_normal((rank, d)) + noise * rng.standard_normal((n, d))
+    x = x * np.logspace(-2, 2, d) + 3
+    x[:, d // 2] = 0.1
+    return x
+
+
+def reference(x, k, scaled):
+    """scikit-learn's decomposition of independently standardised data, and that data."""
+    x = x.astype(np.float64)
+    std = x.std(axis=0, ddof=1) if scaled else np.ones(x.shape[1])
+    centred = x - x.mean(axis=0)
+    centred[:, np.ptp(x, axis=0) == 0] = 0
+    data = centred / np.where(np.ptp(x, axis=0) == 0, 1, std)
+    return PCA(k, svd_solver="full").fit(data), data
+
+
+def assert_matches(fit, x, k, scaled, rtol):
+    expected, data = reference(x, k, scaled)
+    np.testing.assert_allclose(fit.singular_values, expected.singular_values_, rtol=rtol)
+    np.testing.assert_allclose(
+        fit.explained_variance_ratio, expected.explained_variance_ratio_, rtol=max(2 * rtol, 1e-9)
+    )
+    loose = 1e-3 if x.dtype == np.float32 else 1e-6
+    cosines = np.abs((fit.components * expected.components_).sum(axis=1))
+    np.testing.assert_allclose(cosines, 1, atol=loose)
+    largest = fit.singular_values[0]
+    np.testing.assert_allclose(fit.scores, data @ fit.components.T, atol=loose * largest)
+    assert fit.components.dtype == fit.scores.dtype == x.dtype
+    assert fit.singular_values.dtype == np.float64
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-9), (np.float32, 1e-6)])
+@pytest.mark.parametrize("shape", [(60, 5000), (400, 90)])
+def test_agrees_with_full_decomposition(rng, solver, scaled, dtype, rtol, shape):
+    x = low_rank(rng, *shape).astype(dtype)
+    fit = pca(x, 8, standardize=scaled, solver=solver)
+    assert fit.solver == solver
+    assert_matches(fit, x, 8, scaled, rtol)
+
+
+@pytest.mark.parametrize("shape", [(300, 1200), (1200, 300)])
+def test_krylov_on_a_flat_spectrum(rng, shape):
+    x = rng.standard_normal(shape)
+    fit = pca(x, 12, solver="krylov")
+    expected, _ = reference(x, 12, True)
+    np.testing.assert_allclose(fit.singular_values, expected.singular_values_, rtol=1e-8)
+    captured = np.linalg.svd(fit.components @ expected.components_.T, compute_uv=False)
+    np.testing.assert_allclose(captured, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+def test_all_components(rng, solver):
+    x = rng.standard_normal((12, 30))
+    fit = pca(x, 11, solver=solver)
+    assert_matches(fit, x, 11, True, 1e-10)
+    np.testing.assert_allclose(fit.explained_variance_ratio.sum(), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 900), (900, 40)])
+def test_components_beyond_the_rank_are_zero(rng, solver, dtype, shape):
+    x = (rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))).astype(dtype)
+    fit = pca(x, 7, solver=solver)
+    assert (fit.singular_values[:3] > 1).all()
+    for part in (fit.singular_values[3:], fit.components[3:], fit.scores[:, 3:]):
+        np.testing.assert_array_equal(part, 0)
+    np.testing.assert_allclose(fit.explained_variance_ratio.sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+def test_repeated_eigenvalues_are_all_found(solver):
+    x = np.concatenate([np.diag([2.0] * 9 + [1.0] * 30), -np.diag([2.0] * 9 + [1.0] * 30)])
+    fit = pca(x, 12, standardize=False, solver=solver)
+    np.testing.assert_allclose(fit.singular_values**2, [8] * 9 + [2] * 3, rtol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+def test_constant_data_has_no_components(solver):
+    fit = pca(np.full((5, 6), 0.1), 2, solver=solver)
+    for part in (fit.singular_values, fit.components, fit.scores, fit.explained_variance_ratio):
+        np.testing.assert_array_equal(part, 0)
+    np.testing.assert_array_equal(fit.scale, 1)
+
+
+@pytest.mark.parametrize("shape", [(50, 400), (400, 50)])
+def test_result_does_not_depend_on_blocks_or_row_strips(rng, monkeypatch, shape):
+    x = low_rank(rng, *shape)
+    whole = pca(x, 5)
+    monkeypatch.setattr(gram_pca, "_BLOCK_COLUMNS", 17)
+    monkeypatch.setattr(gram_pca, "_STRIP_ROWS", 13)
+    parts = pca(x, 5)
+    np.testing.assert_allclose(parts.singular_values, whole.singular_values, rtol=1e-12)
+    np.testing.assert_allclose(parts.components, whole.components, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+def test_signs_and_repetition(rng, solver):
+    x = low_rank(rng, 30, 200)
+    fit, again, flipped = (pca(y, 6, solver=solver) for y in (x, x, -x))
+    np.testing.assert_array_equal(fit.components, again.components)
+    picked = np.abs(fit.components).argmax(axis=1)
+    assert (fit.components[np.arange(6), picked] > 0).all()
+    np.testing.assert_allclose(flipped.components, fit.components, atol=1e-7)
+    np.testing.assert_allclose(flipped.scores, -fit.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_project(rng, tmp_path, dtype):
+    x = low_rank(rng, 40, 700).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    fit = pca(mapped, 6)
+    arguments = (fit.mean, fit.scale, fit.components)
+    scores = project(mapped, *arguments)
+    assert scores.dtype == dtype
+    tolerance = 1e-4 if dtype == np.float32 else 1e-10
+    np.testing.assert_allclose(scores, fit.scores, atol=tolerance * fit.singular_values[0])
+    new = x[:3] + dtype(1)
+    expected = ((new.astype(np.float64) - fit.mean) / fit.scale) @ fit.components.T
+    np.testing.assert_allclose(project(new, *arguments), expected, rtol=1e-3, atol=1e-3)
+    small = project(x, *arguments, max_memory_mb=0)
+    np.testing.assert_allclose(small, scores, atol=tolerance)
+
+
+def test_memory_decides_the_solver(rng):
+    x = low_rank(rng, 400, 500).astype(np.float32)
+    assert pca(x, 3, max_memory_mb=64).solver == "gram"
+    tight = pca(x, 3, max_memory_mb=4)
+    assert tight.solver == "krylov"
+    np.testing.assert_allclose(tight.singular_values, pca(x, 3).singular_values, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"needs \d+ MiB.*krylov"):
+        pca(x, 3, solver="gram", max_memory_mb=4)
+
+
+def test_krylov_says_when_memory_does_not_suffice(rng):
+    x = rng.standard_normal((1500, 1600), dtype=np.float32)
+    with pytest.raises(ValueError, match="basis vectors that memory allows"):
+        pca(x, 10, solver="krylov", max_memory_mb=4, tol=1e-9)
+    with pytest.raises(ValueError, match="expected memory for at least"):
+        pca(x, 100, solver="krylov", max_memory_mb=4)
+
+
+@pytest.mark.parametrize(("shape", "k"), [((5, 9), 5), ((9, 4), 5), ((5, 9), 0), ((1, 9), 1)])
+def test_refuses_impossible_numbers_of_components(shape, k):
+    with pytest.raises(ValueError, match=f"expected n_components from 1 to .* got {k}"):
+        pca(np.ones(shape), k)
+
+
+@pytest.mark.parametrize("x", [np.ones(4), np.ones((4, 4), np.int32)])
+def test_refuses_other_arrays(x):
+    with pytest.raises(ValueError, match="expected a float32 or float64 matrix"):
+        pca(x, 1)
+
+
+def test_refuses_unknown_solvers(rng):
+    with pytest.raises(ValueError, match="got 'svd'"):
+        pca(rng.standard_normal((4, 5)), 1, solver="svd")
+
+
+def test_project_refuses_other_widths():
+    with pytest.raises(ValueError, match="expected rows as wide as the components"):
+        project(np.ones((2, 3)), np.ones(4), np.ones(4), np.ones((1, 4)))
