@@ -1,0 +1,205 @@
+"""`AdapterSet`: a row-major float32 matrix, a layout that says what its columns are, and a table.
+
+On disk it is a folder, the *store*: ``weights.npy`` (opened as a memory map), ``rows.parquet``,
+``layout.json``, ``card.yaml`` and ``manifest.json``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from jaxtyping import Float
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.collection.card import DatasetCard, stored_card
+from lora_ws.collection.splits import Split, make_split
+from lora_ws.config import nearest
+from lora_ws.errors import DataError, LayoutError, NotAvailableError
+
+WEIGHTS, ROWS, LAYOUT, CARD, MANIFEST = (
+    "weights.npy",
+    "rows.parquet",
+    "layout.json",
+    "card.yaml",
+    "manifest.json",
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AdapterSet:
+    """Adapters as rows of a matrix.
+
+    Attributes:
+        weights: float32 ``[adapters, layout.size]``, often a read-only memory map.
+        layout: which columns are which matrix.
+        rows: labels and metadata, one row an adapter.
+        card: what the collection is and how it is split.
+        manifest: where the rows came from.
+
+    Example:
+        >>> layout = Layout.known("tiny_sd_qv")
+        >>> rows = pa.table({"category_label": ["cat", "dog"]})
+        >>> zoo = AdapterSet(np.ones((2, layout.size), np.float32), layout, rows)
+        >>> zoo.labels()[0].tolist(), zoo.where(category_label="dog").weights.shape
+        ([0, 1], (1, 7072))
+    """
+
+    weights: np.ndarray
+    layout: Layout
+    rows: pa.Table
+    card: DatasetCard = field(default_factory=lambda: DatasetCard(name="unnamed"))
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 2 or self.weights.shape[1] != self.layout.size:
+            raise LayoutError(
+                f"expected weights of shape [adapters, {self.layout.size}] for this layout, "
+                f"got {list(self.weights.shape)}"
+            )
+        if self.rows.num_rows != len(self.weights):
+            raise DataError(
+                f"expected one table row an adapter, got {self.rows.num_rows} rows "
+                f"for {len(self.weights)} adapters"
+            )
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __repr__(self) -> str:
+        ranks = sorted({layer.rank for layer in self.layout.layers})
+        return (
+            f"AdapterSet({self.card.name}: {len(self)} adapters, {len(self.layout.layers)} layers, "
+            f"rank {'/'.join(map(str, ranks))}, {self.layout.size} numbers each)"
+        )
+
+    @property
+    def version(self) -> str:
+        """Hash of the content, recorded by whatever was trained on it; empty for arrays."""
+        return str(self.manifest.get("sha256", ""))
+
+    def select(self, index: Sequence[int] | np.ndarray | slice) -> "AdapterSet":
+        """Keep the rows at ``index``; a contiguous range stays a view of the memory map."""
+        if isinstance(index, slice):
+            index = np.arange(len(self))[index]
+        index = np.asarray(index)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        if index.size and np.array_equal(index, np.arange(index[0], index[0] + index.size)):
+            start, stop = int(index[0]), int(index[0]) + index.size
+            rows = self.rows.slice(start, stop - start)
+            return replace(self, weights=self.weights[start:stop], rows=rows)
+        index = index.astype(np.int64)
+        return replace(self, weights=self.weights[index], rows=self.rows.take(pa.array(index)))
+
+    def where(self, **equal: Any) -> "AdapterSet":
+        """Keep the rows whose columns equal the given values."""
+        keep = np.ones(len(self), bool)
+        for name, value in equal.items():
+            values = self.column(name)
+            if value not in set(values.tolist()):
+                some = ", ".join(map(str, list(dict.fromkeys(values.tolist()))[:12]))
+                raise DataError(f"no row has {name} == {value!r}; its values: {some}")
+            keep &= values == value
+        return self.select(np.flatnonzero(keep))
+
+    def column(self, name: str) -> np.ndarray:
+        """Values of a table column."""
+        if name not in self.rows.column_names:
+            raise DataError(
+                f"`{self.card.name}` has no column `{name}`"
+                f"{nearest(name, self.rows.column_names)} "
+                f"Columns: {', '.join(self.rows.column_names)}."
+            )
+        return self.rows[name].to_numpy(zero_copy_only=False)
+
+    def labels(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Integer labels and the class names they index.
+
+        Args:
+            column: a label column; the card's by default, with the card's order of classes.
+
+        Raises:
+            DataError: a row has no label or one that the card does not list.
+        """
+        name = column or self.card.label
+        values = self.column(name)
+        if any(value is None for value in values.tolist()):
+            raise DataError(f"column `{name}` has rows without a label; filter them first")
+        listed = self.card.classes if name == self.card.label else ()
+        classes = listed or tuple(map(str, np.unique(values).tolist()))
+        codes = {value: code for code, value in enumerate(classes)}
+        unknown = sorted({str(v) for v in values.tolist()} - set(classes))
+        if unknown:
+            raise DataError(
+                f"column `{name}` holds `{unknown[0]}`, which card `{self.card.name}` does not "
+                f"list under classes ({', '.join(classes)})"
+            )
+        return np.array([codes[str(value)] for value in values.tolist()], np.int64), classes
+
+    def split(self, column: str | None = None) -> Split:
+        """Train, validation and test rows by the card's rule, stratified by the label."""
+        rule = self.card.split
+        groups = self.column(rule.group) if rule.group else None
+        return make_split(self.labels(column)[0], groups, rule)
+
+    def layer(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The factors of one layer: A ``[n, rank, in]`` and B ``[n, out, rank]``."""
+        for layer, down, up in self.layout.pairs():
+            if layer.name == name:
+                return (
+                    self.weights[:, down].reshape(len(self), *layer.down_shape),
+                    self.weights[:, up].reshape(len(self), *layer.up_shape),
+                )
+        names = [layer.name for layer in self.layout.layers]
+        raise LayoutError(f"no layer `{name}`{nearest(name, names)}")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "AdapterSet":
+        """Open a store; the weights are mapped, not read.
+
+        Raises:
+            NotAvailableError: there is no finished store at ``path``.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            hint = " (an unfinished import is: run it again)" if _partial(path).exists() else ""
+            raise NotAvailableError(f"{path} is not an adapter store{hint}")
+        try:
+            weights = np.load(path / WEIGHTS, mmap_mode="r", allow_pickle=False)
+            manifest = json.loads((path / MANIFEST).read_text())
+            layout = Layout.from_dict(json.loads((path / LAYOUT).read_text()))
+            rows = pq.read_table(path / ROWS)
+            card = stored_card(yaml.safe_load((path / CARD).read_text()))
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise DataError(f"{path}: the store is damaged ({error}); import it again") from error
+        if len(weights) != manifest["rows"]:
+            raise DataError(
+                f"{path}: expected {manifest['rows']} rows, {WEIGHTS} holds {len(weights)}; "
+                "import it again"
+            )
+        return cls(weights, layout, rows, card, manifest)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a store that `open` reads; refuses to overwrite one."""
+        from lora_ws.collection.store import StoreWriter
+
+        with StoreWriter(Path(path), self.layout, self.card, {"origin": "arrays"}) as writer:
+            step = max(1, (64 << 20) // (4 * self.layout.size))
+            for start in range(writer.rows, len(self), step):
+                part = slice(start, start + step)
+                writer.append(np.asarray(self.weights[part]), self.rows.slice(start, step))
+            writer.finish()
+        return Path(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+Weights = Float[np.ndarray, "adapters params"]

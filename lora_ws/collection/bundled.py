@@ -1,0 +1,54 @@
+"""Collections that ship inside the package: float16 numbers with one float32 scale a matrix.
+
+The scale brings each matrix to float16's range, so that small B entries keep 11 bits. The file is
+expanded once into a float32 store in the user's cache.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.collection.adapter_set import ROWS, AdapterSet
+from lora_ws.collection.card import DatasetCard
+
+PACKED = "weights.safetensors"
+ASSETS = Path(__file__).parent.parent / "_assets"
+# Far below float16's largest value (65504), so that rounding cannot overflow.
+TOP = 32768.0
+
+
+def pack(zoo: AdapterSet, folder: Path) -> Path:
+    """Write a collection in the bundled form."""
+    half = np.empty(zoo.weights.shape, np.float16)
+    scales = []
+    for matrix in zoo.layout.matrices:
+        block = np.asarray(zoo.weights[:, matrix.columns])
+        scale = np.float32(np.abs(block).max() / TOP) or np.float32(1)
+        half[:, matrix.columns] = block / scale
+        scales.append(scale)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"half": half, "scales": np.array(scales, np.float32)}, folder / PACKED)
+    pq.write_table(zoo.rows, folder / ROWS, compression="zstd")
+    return folder
+
+
+def unpack(folder: Path, card: DatasetCard) -> AdapterSet:
+    """Read a bundled collection into memory as float32."""
+    tensors = load_file(folder / PACKED)
+    layout = Layout.known(card.layout)
+    widths = [matrix.columns.stop - matrix.columns.start for matrix in layout.matrices]
+    weights = tensors["half"].astype(np.float32)
+    weights *= np.repeat(tensors["scales"], widths)
+    return AdapterSet(weights, layout, pq.read_table(folder / ROWS), card)
+
+
+def packed_hash(folder: Path) -> str:
+    """Hash of the bundled files, which names the expanded copy."""
+    digest = hashlib.sha256()
+    for name in (PACKED, ROWS):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,108 @@
+"""Dataset cards: what a collection is, where it is, and how it is split. Data in `datasets/`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from lora_ws.config import load_spec, nearest, spec_files
+from lora_ws.errors import NotAvailableError
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows become train, validation and test parts.
+
+    Attributes:
+        fractions: shares of train, validation and test; they sum to 1.
+        seed: seed of the split; it belongs to the collection, not to an experiment.
+        group: column whose equal values stay in one part, such as the image set of an adapter.
+    """
+
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    seed: int = 42
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """One adapter collection.
+
+    Attributes:
+        name: name that `lora_ws.load` takes.
+        title: one line for people.
+        kind: what its rows are.
+        version: raised when results on it stop being comparable with earlier ones.
+        hub_id: repository on the Hugging Face Hub; empty when there is none.
+        revision: branch, tag or commit to read; the commit it stood for is recorded at import.
+        files: which files of the repository hold the rows, as glob patterns.
+        bundled: whether a copy ships inside the package.
+        schema: columns of the rows: one nested list a matrix, or one flat vector.
+        weights_column: name of the vector column of the flat schema.
+        layout: name of the expected layout; empty to take it from the first row.
+        label: column of the class to predict.
+        classes: its values, in the order of their integer labels.
+        rows: how many rows it holds, 0 where unknown.
+        rows_note: what is known about that number.
+        base_model: model the adapters were trained on.
+        split: how it is split.
+        subset: column that names the subsets; empty when there are none.
+        subsets: their names; `train` takes each, whatever takes one takes the first.
+        licence: terms, as far as known.
+        citation: what to cite.
+        source: where these facts come from.
+    """
+
+    name: str
+    title: str = ""
+    kind: Literal["adapters", "images"] = "adapters"
+    version: int = 1
+    hub_id: str = ""
+    revision: str = "main"
+    files: tuple[str, ...] = ("**/*.parquet", "*.parquet")
+    bundled: bool = False
+    schema: Literal["matrix_columns", "flat_column"] = "matrix_columns"
+    weights_column: str = "weights"
+    layout: str = ""
+    label: str = "category_label"
+    classes: tuple[str, ...] = ()
+    rows: int = 0
+    rows_note: str = ""
+    base_model: str = ""
+    split: SplitRule = field(default_factory=SplitRule)
+    subset: str = ""
+    subsets: tuple[str, ...] = ()
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+
+
+def stored_card(data: Mapping[str, Any]) -> DatasetCard:
+    """The card written into a store; keys of other versions of this library are left out."""
+    return DatasetCard(
+        **{**_known(DatasetCard, data), "split": SplitRule(**_known(SplitRule, data["split"]))}
+    )
+
+
+def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in names}
+
+
+def card_names() -> list[str]:
+    """Names of all cards in `datasets/`."""
+    return list(spec_files("datasets"))
+
+
+def find_card(name: str) -> DatasetCard:
+    """Return the card called ``name``.
+
+    Raises:
+        NotAvailableError: there is none; the nearest name is given.
+    """
+    files = spec_files("datasets")
+    if name not in files:
+        raise NotAvailableError(
+            f"`{name}` is neither a folder nor a known collection{nearest(name, list(files))} "
+            f"Known: {', '.join(files)}."
+        )
+    return load_spec(DatasetCard, files[name])

@@ -1,0 +1,99 @@
+"""`load`: a name or a path becomes an `AdapterSet`: bundled, then local store, then Hub."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from lora_ws.collection.adapter_set import MANIFEST, AdapterSet
+from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
+from lora_ws.collection.card import DatasetCard, card_names, find_card
+from lora_ws.collection.hub import fetch
+from lora_ws.collection.ingest import OnError, import_collection
+from lora_ws.config import cache_dir
+from lora_ws.errors import DataError, NotAvailableError
+
+
+def load(
+    name_or_path: str | Path, *, subset: str | None = None, revision: str | None = None
+) -> AdapterSet:
+    """Open an adapter collection.
+
+    Args:
+        name_or_path: name of a card in ``datasets/``, or the folder of a store.
+        subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
+        revision: Hub branch, tag or commit, instead of the card's.
+
+    Raises:
+        NotAvailableError: it is not here and cannot be fetched; the message has the ways out.
+
+    Example:
+        >>> zoo = load("lora-ws-mini", subset="shared/class")
+        >>> zoo.weights.shape
+        (300, 7072)
+    """
+    path = Path(name_or_path)
+    if (path / MANIFEST).is_file():
+        zoo = AdapterSet.open(path)
+    elif str(name_or_path) not in card_names() and path.exists():
+        raise NotAvailableError(
+            f"{path} is not an adapter store; make one with "
+            f"`lora-ws data import {path} --out STORE`"
+        )
+    else:
+        zoo = _by_name(find_card(str(name_or_path)), revision)
+    if subset is None:
+        return zoo
+    if not zoo.card.subset:
+        raise DataError(f"`{zoo.card.name}` has no subsets, got subset `{subset}`")
+    return zoo.where(**{zoo.card.subset: subset})
+
+
+def store_path(card: DatasetCard, revision: str) -> Path:
+    """Where the local store of a collection is, or will be."""
+    if card.bundled:
+        return cache_dir() / "stores" / card.name / packed_hash(ASSETS / card.name)
+    ref = cache_dir() / "stores" / card.name / "refs" / revision.replace("/", "--")
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    return cache_dir() / "stores" / card.name / commit
+
+
+def import_from_hub(
+    card: DatasetCard, revision: str | None = None, on_error: OnError = "raise"
+) -> AdapterSet:
+    """Fetch a collection from the Hub at a revision and import it into the local store."""
+    revision = revision or card.revision
+    snapshot = fetch(card, revision)
+    folder = cache_dir() / "stores" / card.name
+    path = folder / snapshot.commit
+    if not (path / MANIFEST).is_file():
+        import_collection(
+            snapshot.files,
+            path,
+            card=card,
+            on_error=on_error,
+            origin={"hub_id": card.hub_id, "commit": snapshot.commit},
+        )
+    ref = folder / "refs" / revision.replace("/", "--")
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(snapshot.commit)
+    return AdapterSet.open(path)
+
+
+def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:
+    if card.kind == "images":
+        raise DataError(
+            f"`{card.name}` holds images, not adapters: read it with "
+            f'datasets.load_dataset("{card.hub_id}")'
+        )
+    path = store_path(card, revision or card.revision)
+    if not (path / MANIFEST).is_file() and not card.bundled:
+        import_from_hub(card, revision)
+        path = store_path(card, revision or card.revision)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may ask for the same bundled collection for the first time.
+    with FileLock(path.with_suffix(".expand")):
+        if not (path / MANIFEST).is_file():
+            unpack(ASSETS / card.name, card).save(path)
+    # The card of this version counts, not the one of the version that made the store.
+    return replace(AdapterSet.open(path), card=card)
