@@ -1,0 +1,20 @@
+"""The representations of an adapter: scikit-learn transformers over rows of weights."""
+
+from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.flat_vec import FlatVec
+from lora_ws.featurizers.pca import FlatVecPCA
+from lora_ws.featurizers.stats_flat_vec import StatsFlatVec
+from lora_ws.featurizers.stats_layer import StatsLayer
+from lora_ws.featurizers.stats_layer_dense import StatsLayerDense
+
+PAPER = (FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer, StatsLayerDense)
+
+__all__ = [
+    "PAPER",
+    "Featurizer",
+    "FlatVec",
+    "FlatVecPCA",
+    "StatsFlatVec",
+    "StatsLayer",
+    "StatsLayerDense",
+]

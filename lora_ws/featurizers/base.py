@@ -1,0 +1,104 @@
+"""`Featurizer`: the scikit-learn shell around pure functions on rows of weights.
+
+A subclass is final. It says which columns it makes and how a block of rows becomes them; checking,
+torch tensors, feature counts and blocks are dealt with here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.errors import LayoutError
+
+Array = Any  # np.ndarray, np.memmap or torch.Tensor; the result is of the same kind
+
+
+class Featurizer(TransformerMixin, BaseEstimator, ABC):
+    """Turns weights ``[adapters, params]`` into a representation ``[adapters, features]``.
+
+    numpy arrays (memory maps too) give numpy arrays; torch tensors give torch tensors on the same
+    device, computed on the host. Constructors only store; ``fit`` validates.
+
+    Attributes:
+        learns: whether ``fit`` looks at values; if not, a few rows are enough to fit.
+    """
+
+    learns: ClassVar[bool] = True
+
+    def fit(self, X: Array, y: object = None) -> Self:
+        """Learn from training rows.
+
+        Args:
+            X: weights ``[adapters, params]``, finite.
+            y: ignored.
+
+        Raises:
+            LayoutError: ``X`` has not the columns of ``layout``.
+            ConfigError: a parameter cannot be used with this ``X``.
+        """
+        rows = self._check(X, reset=True)
+        self._fit(rows)
+        return self
+
+    def transform(self, X: Array) -> Array:
+        """Represent rows of weights.
+
+        Args:
+            X: weights ``[adapters, params]`` with the columns seen at ``fit``.
+
+        Returns:
+            ``[adapters, features]``, of the kind, device and precision of ``X``.
+        """
+        check_is_fitted(self)
+        return _like(self._transform(self._check(X, reset=False)), X)
+
+    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
+        """Name of each output column.
+
+        Args:
+            input_features: ignored, as the names follow from the layout.
+        """
+        check_is_fitted(self)
+        return np.asarray(self._names(), dtype=object)
+
+    @abstractmethod
+    def _fit(self, rows: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def _transform(self, rows: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _names(self) -> Sequence[str]: ...
+
+    def _check(self, X: Array, reset: bool) -> np.ndarray:
+        if isinstance(X, torch.Tensor):
+            X = X.detach().cpu().numpy()
+        # A memory map is a store, whose values were checked when it was imported.
+        finite = not isinstance(X, np.memmap)
+        rows: np.ndarray = validate_data(  # type: ignore[assignment]
+            self, X, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=finite
+        )
+        layout: Layout | None = getattr(self, "layout", None)
+        if layout is not None and rows.shape[1] != layout.size:
+            raise LayoutError(
+                f"{type(self).__name__}(layout=...): expected {layout.size} columns for this "
+                f"layout, got {rows.shape[1]}; pass the layout of the adapters that X holds"
+            )
+        return rows
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _like(features: np.ndarray, X: Array) -> Array:
+    if isinstance(X, torch.Tensor):
+        return torch.from_numpy(np.ascontiguousarray(features)).to(X.device)
+    return features

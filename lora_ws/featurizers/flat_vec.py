@@ -1,0 +1,42 @@
+"""FlatVec: the weights themselves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.featurizers.base import Featurizer
+
+
+class FlatVec(Featurizer):
+    """All factors of an adapter, one long vector (paper section 4; 99 648 numbers on SD1.5).
+
+    A memory map is returned as it is, nothing is copied.
+
+    Args:
+        layout: names the columns; without one they are numbered.
+
+    Example:
+        >>> FlatVec().fit_transform(np.eye(2)).shape
+        (2, 2)
+    """
+
+    learns = False
+
+    def __init__(self, *, layout: Layout | None = None) -> None:
+        self.layout = layout
+
+    def _fit(self, rows: np.ndarray) -> None:
+        self.n_features_out_ = rows.shape[1]
+
+    def _transform(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def _names(self) -> Sequence[str]:
+        if self.layout is None:
+            return [f"param{k}" for k in range(self.n_features_out_)]
+        return [
+            f"{matrix.name}[{row},{column}]"
+            for matrix in self.layout.matrices
+            for row, column in np.ndindex(matrix.shape)
+        ]

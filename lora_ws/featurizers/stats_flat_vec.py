@@ -1,0 +1,34 @@
+"""StatsFlatVec: a few summary statistics of the whole vector."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_ws.featurizers.base import Featurizer
+from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
+
+
+class StatsFlatVec(Featurizer):
+    """Mean, std, median, min, max, kurtosis and skew of all weights (paper section 4; 7 numbers).
+
+    Args:
+        statistics: which, and in which order; the paper's five at 50k are the first five.
+
+    Example:
+        >>> StatsFlatVec().fit_transform(np.arange(12.0).reshape(2, 6)).shape
+        (2, 7)
+    """
+
+    learns = False
+
+    def __init__(self, *, statistics: Sequence[str] = STATISTICS) -> None:
+        self.statistics = statistics
+
+    def _fit(self, rows: np.ndarray) -> None:
+        self.statistics_ = check_statistics(self.statistics)
+
+    def _transform(self, rows: np.ndarray) -> np.ndarray:
+        return summary_statistics(rows, self.statistics_).astype(rows.dtype)
+
+    def _names(self) -> Sequence[str]:
+        return self.statistics_

@@ -1,0 +1,52 @@
+"""StatsLayer: summary statistics of each factor of each layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.featurizers.base import Featurizer
+from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
+
+
+class StatsLayer(Featurizer):
+    """Statistics of every A and every B on its own (paper section 4; 896 numbers on SD1.5).
+
+    Without a layout the whole row is one matrix, which makes it StatsFlatVec.
+
+    Args:
+        layout: which columns are which matrix.
+        statistics: which, and in which order.
+
+    Example:
+        >>> layout = Layout.known("tiny_sd_qv")
+        >>> StatsLayer(layout=layout).fit_transform(np.random.rand(2, layout.size)).shape
+        (2, 896)
+    """
+
+    learns = False
+
+    def __init__(
+        self, *, layout: Layout | None = None, statistics: Sequence[str] = STATISTICS
+    ) -> None:
+        self.layout = layout
+        self.statistics = statistics
+
+    def _fit(self, rows: np.ndarray) -> None:
+        self.statistics_ = check_statistics(self.statistics)
+
+    def _transform(self, rows: np.ndarray) -> np.ndarray:
+        if self.layout is None:
+            return summary_statistics(rows, self.statistics_).astype(rows.dtype)
+        width = len(self.statistics_)
+        matrices = self.layout.matrices
+        out = np.empty((len(rows), len(matrices) * width), rows.dtype)
+        for k, matrix in enumerate(matrices):
+            values = summary_statistics(rows[:, matrix.columns], self.statistics_)
+            out[:, k * width : (k + 1) * width] = values
+        return out
+
+    def _names(self) -> Sequence[str]:
+        if self.layout is None:
+            return self.statistics_
+        return [f"{m.name}.{s}" for m in self.layout.matrices for s in self.statistics_]
