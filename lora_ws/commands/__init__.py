@@ -1,0 +1,1 @@
+"""One thin function a command; its parameters are the command's flags."""

@@ -1,0 +1,113 @@
+"""`lora-ws data`: list, describe and import collections."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from lora_ws.adapters import Layout
+from lora_ws.collection import DatasetCard, import_collection, load
+from lora_ws.collection.adapter_set import MANIFEST
+from lora_ws.collection.card import card_names, find_card
+from lora_ws.collection.load import import_from_hub, store_path
+from lora_ws.config import load_spec
+from lora_ws.errors import ConfigError
+
+
+def list_collections() -> None:
+    """List the known collections and where each is."""
+    table = Table("name", "rows", "where", "what", box=None)
+    for name in card_names():
+        card = find_card(name)
+        local = (store_path(card, card.revision) / MANIFEST).is_file()
+        where = "bundled" if card.bundled else "in the cache" if local else "on the Hub"
+        table.add_row(name, str(card.rows or "?"), where, card.title)
+    Console().print(table)
+
+
+def info(name: str, /) -> None:
+    """Describe a collection: size, layout, classes, split, origin.
+
+    Args:
+        name: name of a card, or the folder of a store.
+    """
+    zoo = load(name)
+    labels, classes = zoo.labels()
+    split = zoo.split()
+    counts = Counter(classes[label] for label in labels)
+    shapes = Counter((x.in_features, x.out_features, x.rank) for x in zoo.layout.layers)
+    table = Table(show_header=False, box=None)
+    facts = {
+        "name": zoo.card.name,
+        "what": zoo.card.title,
+        "rows": str(len(zoo)),
+        "numbers each": f"{zoo.layout.size} in {len(zoo.layout.layers)} layers",
+        "layers": ", ".join(f"{n} of {i}->{o} rank {r}" for (i, o, r), n in shapes.items()),
+        "layout": zoo.layout.fingerprint,
+        "classes": ", ".join(f"{name} {count}" for name, count in sorted(counts.items())),
+        "split": f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test",
+        "columns": ", ".join(zoo.rows.column_names),
+        "quarantined": str(zoo.manifest.get("quarantined", 0)),
+        "origin": str(zoo.manifest.get("hub_id", zoo.manifest.get("origin", "files"))),
+        "commit": str(zoo.manifest.get("commit", "")),
+        "licence": zoo.card.licence,
+    }
+    if zoo.card.subset:
+        subsets = Counter(zoo.column(zoo.card.subset).tolist())
+        facts["subsets"] = ", ".join(f"{name} {count}" for name, count in subsets.items())
+    for key, value in facts.items():
+        if value:
+            table.add_row(key, value)
+    Console().print(table)
+
+
+def import_(
+    sources: list[str],
+    /,
+    *,
+    out: Path | None = None,
+    card: str | None = None,
+    layout: str | None = None,
+    label: str | None = None,
+    revision: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> None:
+    """Import adapters into a store that `lora_ws.load` opens.
+
+    Args:
+        sources: a collection's name, fetched from the Hub; or parquet files, adapter files, folders
+        out: folder of the new store; needed for files
+        card: what the files are: name of a card in datasets/, or a YAML file like those
+        layout: name of the layout that every row must have; default: the card's or the first row's
+        label: column of the class, where there is no card; default category_label
+        revision: Hub branch, tag or commit instead of the card's
+        on_error: raise stops at the first bad row; skip lists bad rows in quarantine.jsonl
+    """
+    if len(sources) == 1 and not Path(sources[0]).exists():
+        if out:
+            raise ConfigError("--out: a collection from the Hub goes into the cache; leave it out")
+        zoo = import_from_hub(find_card(sources[0]), revision, on_error)
+    else:
+        if out is None and card is None:
+            raise ConfigError("--out: expected a folder for the new store, got none")
+        described = _card(card) if card else DatasetCard(name=Path(str(out)).name)
+        if label:
+            described = DatasetCard(**{**vars(described), "label": label})
+        zoo = import_collection(
+            sources,
+            out or store_path(described, revision or described.revision),
+            card=described,
+            layout=Layout.known(layout) if layout else None,
+            on_error=on_error,
+        )
+    console = Console()
+    console.print(zoo)
+    lost = zoo.manifest["quarantined"]
+    if lost:
+        console.print(f"{lost} entries were not imported: see quarantine.jsonl in the store")
+
+
+def _card(name: str) -> DatasetCard:
+    return load_spec(DatasetCard, name) if name.endswith(".yaml") else find_card(name)

@@ -1,0 +1,55 @@
+"""`lora-ws evaluate`: measure a saved classifier on a part of a collection."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lora_ws.errors import DataError
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.classifier import metrics
+from lora_ws.learn.features import open_data
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.report.records import METRICS
+
+
+def evaluate(
+    *,
+    model: str,
+    dataset: str = "lora-ws-mini",
+    subset: str | None = None,
+    label: str | None = None,
+    part: Literal["train", "val", "test", "all"] = "test",
+    revision: str | None = None,
+) -> None:
+    """Measure a saved classifier.
+
+    Args:
+        model: folder of a bundle, or its Hub repository.
+        dataset: a collection's name, or the folder of a store.
+        subset: a subset of it; null takes the card's first.
+        label: column to predict; null takes the card's.
+        part: which rows; test is the honest one for the collection it was trained on.
+        revision: Hub revision of the bundle.
+    """
+    bundle = Bundle.from_pretrained(model, revision=revision)
+    zoo, subset = open_data(ExperimentSpec(dataset, subset))
+    labels, classes = zoo.labels(label)
+    if set(classes) != set(bundle.classes):
+        raise DataError(
+            f"the bundle names {', '.join(bundle.classes)}; `{zoo.card.name}` has "
+            f"{', '.join(classes)}"
+        )
+    rows = np.arange(len(zoo)) if part == "all" else getattr(zoo.split(label), part)
+    meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
+    scores = bundle.predict_proba(zoo.select(rows).weights, zoo.layout)
+    measured = metrics(len(classes))
+    measured.update(torch.from_numpy(scores), torch.from_numpy(meant))
+    values = measured.compute()
+    where = f"{zoo.card.name} {subset}".strip()
+    table = Table("metric", "percent", title=f"{where}, {part} ({len(rows)} adapters)", box=None)
+    for name in METRICS:
+        table.add_row(name, f"{100 * float(values[name]):.2f}")
+    Console().print(table)

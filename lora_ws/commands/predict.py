@@ -1,0 +1,51 @@
+"""`lora-ws predict`: name the class of adapter files."""
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from lora_ws.adapters import read_adapter
+from lora_ws.errors import LoraWsError
+from lora_ws.learn.bundle import Bundle
+
+
+def predict(
+    files: list[str],
+    /,
+    *,
+    model: str,
+    top: int = 3,
+    revision: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Name the likeliest classes of adapter files; probabilities are not calibrated.
+
+    A file that cannot be judged is named with the reason, and the exit code is 1.
+
+    Args:
+        files: .safetensors files or PEFT folders
+        model: folder of a bundle, or its Hub repository.
+        top: how many classes to show.
+        revision: Hub revision of the bundle.
+        as_json: print one JSON line a file instead of a table.
+    """
+    bundle = Bundle.from_pretrained(model, revision=revision)
+    table = Table("file", "class", "probability", box=None)
+    failed = 0
+    for file in files:
+        try:
+            classes = bundle.predict(read_adapter(file))
+        except LoraWsError as error:
+            failed += 1
+            text = str(error) if str(file) in str(error) else f"{file}: {error}"
+            print(f"lora-ws: {text}", file=sys.stderr)  # noqa: T201
+            continue
+        if as_json:
+            print(json.dumps({"file": file, "classes": classes}))  # noqa: T201
+        for rank, (name, value) in enumerate(list(classes.items())[:top]):
+            table.add_row(file if rank == 0 else "", name, f"{value:.3f}")
+    if not as_json and failed < len(files):
+        Console().print(table)
+    return 1 if failed else 0

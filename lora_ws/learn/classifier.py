@@ -1,0 +1,149 @@
+"""`LoraClassifier`: wires a network, its loss, optimizer and metrics into Lightning."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from lora_ws.learn.spec import FitSpec
+
+
+class LoraClassifier(L.LightningModule):
+    """A network on standardised representations.
+
+    Args:
+        model: maps standardised features to logits.
+        mean: mean of each feature over the training rows.
+        scale: standard deviation of each feature over the training rows, 1 where it is 0.
+        num_classes: length of the logits.
+        fit: learning rate and schedule.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, model: nn.Module, mean: np.ndarray, scale: np.ndarray, num_classes: int, fit: FitSpec
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.fit_spec = fit
+        self.metrics = metrics(num_classes)
+        self._sums = {"train": [0.0, 0], "val": [0.0, 0, 0]}
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits of raw features."""
+        return self.model((features - self.mean) / self.scale)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """One step; the loss is summed here and logged once an epoch, which costs less."""
+        features, labels = batch
+        loss = F.cross_entropy(self(features), labels)
+        sums = self._sums["train"]
+        sums[0] += loss.detach() * len(labels)
+        sums[1] += len(labels)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the last epoch's sums."""
+        self._sums["train"] = [0.0, 0]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's sums."""
+        self._sums["val"] = [0.0, 0, 0]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Sum the loss and the hits."""
+        features, labels = batch
+        logits = self(features)
+        sums = self._sums["val"]
+        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+        sums[1] += (logits.argmax(1) == labels).sum()
+        sums[2] += len(labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch: exact means over rows, not means of batch means."""
+        total, hits, rows = self._sums["val"]
+        values = {"val_loss": total / rows, "val_accuracy": hits / rows}
+        if self._sums["train"][1]:
+            values["train_loss"] = self._sums["train"][0] / self._sums["train"][1]
+        self.log_dict(values)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Gather predictions for the metrics."""
+        features, labels = batch
+        self.metrics.update(self(features).softmax(1), labels)
+
+    def configure_optimizers(self) -> Any:
+        """Adam, and a lower learning rate at plateaus of the validation loss."""
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(self.model.parameters(), self.fit_spec.lr, fused=fused)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=self.fit_spec.lr_factor, patience=self.fit_spec.lr_patience
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"},
+        }
+
+
+def metrics(num_classes: int) -> MetricCollection:
+    """The paper's five metrics (macro averages, AUROC one against the rest) and the confusion."""
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "auroc": MulticlassAUROC(num_classes, average="macro"),
+            "precision": MulticlassPrecision(num_classes, average="macro"),
+            "recall": MulticlassRecall(num_classes, average="macro"),
+            "f1": MulticlassF1Score(num_classes, average="macro"),
+            "confusion": MulticlassConfusionMatrix(num_classes),
+        },
+        compute_groups=False,
+    )
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the epoch with the lowest validation loss, and puts them back."""
+
+    def __init__(self) -> None:
+        self.loss = float("inf")
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self._weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the epoch, and copy the weights if it is the best so far."""
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self.history.append({"epoch": trainer.current_epoch + 1, **values})
+        if values["val_loss"] < self.loss:
+            self.loss, self.epoch = values["val_loss"], trainer.current_epoch + 1
+            for name, value in _network(pl_module).state_dict().items():
+                if name in self._weights:
+                    self._weights[name].copy_(value)
+                else:
+                    self._weights[name] = value.clone()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the best weights."""
+        if self._weights:
+            _network(pl_module).load_state_dict(self._weights)
+
+
+def _network(module: L.LightningModule) -> nn.Module:
+    assert isinstance(module.model, nn.Module)
+    return module.model

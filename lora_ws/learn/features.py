@@ -1,0 +1,152 @@
+"""From a collection to features that a classifier can be fitted on, once for all seeds."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import TransformerMixin, clone
+
+from lora_ws.collection import AdapterSet, Split, load
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.featurizers import Featurizer
+from lora_ws.functional.standardize import column_moments, safe_scale
+from lora_ws.learn.spec import ExperimentSpec
+
+# Features up to this size are held in memory as one tensor; larger ones stay mapped.
+IN_MEMORY_BYTES = 1 << 30
+BLOCK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A featurized collection with its labels, split and training scaler.
+
+    Attributes:
+        zoo: the adapters.
+        featurizer: fitted on the training rows.
+        features: float32 ``[rows, features]``, a tensor or a memory map.
+        labels: integer class of each row.
+        classes: class names.
+        split: which rows are which part.
+        mean: of each feature over the training rows.
+        scale: standard deviation of each feature over the training rows, 1 where it is 0.
+        subset: name of the subset, or empty.
+        seconds: time to make the features.
+    """
+
+    zoo: AdapterSet
+    featurizer: Any
+    features: torch.Tensor | np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    split: Split
+    mean: np.ndarray
+    scale: np.ndarray
+    subset: str
+    seconds: float
+
+
+def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
+    """The collection of a spec, and the name of the subset taken."""
+    zoo = load(spec.dataset, revision=spec.revision)
+    subset = spec.subset or next(iter(zoo.card.subsets), "")
+    if not subset:
+        return zoo, ""
+    if not zoo.card.subset:
+        raise DataError(f"subset: `{zoo.card.name}` has no subsets, got `{subset}`")
+    return zoo.where(**{zoo.card.subset: subset}), subset
+
+
+def prepare(spec: ExperimentSpec) -> Prepared:
+    """Load, split, featurize (fitting on training rows only) and fit the scaler.
+
+    Raises:
+        ConfigError: the spec has no single featurizer, or it does not fit the data.
+    """
+    if spec.featurizer is None:
+        raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
+    zoo, subset = open_data(spec)
+    labels, classes = zoo.labels(spec.label)
+    split = zoo.split(spec.label)
+    if not len(split.val):
+        raise DataError(
+            f"`{zoo.card.name}`: expected validation rows, its split gives none; set "
+            "split.fractions in the card"
+        )
+    start = time.perf_counter()
+    featurizer = with_layout(spec.featurizer, zoo)
+    features = _featurize(featurizer, zoo.weights, split.train)
+    mean, std = column_moments(features, rows=split.train)
+    seconds = time.perf_counter() - start
+    if not isinstance(features, np.memmap) or features.nbytes <= IN_MEMORY_BYTES:
+        features = torch.from_numpy(np.array(features, np.float32))
+    return Prepared(
+        zoo,
+        featurizer,
+        features,
+        labels,
+        classes,
+        split,
+        mean.astype(np.float32),
+        safe_scale(std).astype(np.float32),
+        subset,
+        seconds,
+    )
+
+
+def with_layout(featurizer: TransformerMixin, zoo: AdapterSet) -> Any:
+    """An unfitted copy that knows the collection's layout, if it takes one."""
+    copy: Any = clone(featurizer)
+    if "layout" in copy.get_params() and copy.layout is None:
+        copy.set_params(layout=zoo.layout)
+    return copy
+
+
+def _featurize(featurizer: Any, weights: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Fit on the training rows and represent all rows, in bounded memory."""
+    if isinstance(featurizer, Featurizer) and not featurizer.learns:
+        return _transform(featurizer.fit(weights[:2]), weights)
+    with _rows(weights, train) as rows:
+        if hasattr(featurizer, "fit_transform"):
+            fitted = np.asarray(featurizer.fit_transform(rows), np.float32)
+        else:
+            fitted = np.asarray(featurizer.fit(rows).transform(rows), np.float32)
+    features = np.empty((len(weights), fitted.shape[1]), np.float32)
+    features[train] = fitted
+    rest = np.setdiff1d(np.arange(len(weights)), train)
+    step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
+    for start in range(0, len(rest), step):
+        part = rest[start : start + step]
+        features[part] = featurizer.transform(weights[part])
+    return features
+
+
+def _transform(featurizer: Any, weights: np.ndarray) -> np.ndarray:
+    step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
+    first = featurizer.transform(weights[:1])
+    if first.shape[1] == weights.shape[1] and np.shares_memory(first, weights):
+        return featurizer.transform(weights)
+    out = np.empty((len(weights), first.shape[1]), np.float32)
+    for start in range(0, len(weights), step):
+        out[start : start + step] = featurizer.transform(weights[start : start + step])
+    return out
+
+
+@contextmanager
+def _rows(weights: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows at ``index``: a copy in memory if small, else in a temporary file, mapped."""
+    if 4 * len(index) * weights.shape[1] <= IN_MEMORY_BYTES:
+        yield weights[index]
+        return
+    with tempfile.NamedTemporaryFile(suffix=".rows") as file:
+        shape = (len(index), weights.shape[1])
+        copy = np.memmap(file.name, np.float32, "w+", shape=shape)
+        step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
+        for start in range(0, len(index), step):
+            copy[start : start + step] = weights[index[start : start + step]]
+        yield copy

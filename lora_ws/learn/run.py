@@ -1,0 +1,258 @@
+"""Run an experiment: `run_one` seed, `run_many` seeds, or `run` a spec in a folder that resumes."""
+
+import json
+import logging
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from lora_ws.config import dump_yaml, to_plain
+from lora_ws.errors import ConfigError
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.classifier import KeepBest, LoraClassifier
+from lora_ws.learn.data import FeatureData
+from lora_ws.learn.features import Prepared, prepare
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.models import MLP
+from lora_ws.report.plots import plot_confusion, plot_curves
+from lora_ws.report.progress import progress
+from lora_ws.report.records import METRICS, RunRecord, append_record, read_records
+
+RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
+PROTOCOL = "clean"
+
+
+class Fitted(NamedTuple):
+    """A finished seed: its record, its classifier, and its curves by epoch."""
+
+    record: RunRecord
+    classifier: LoraClassifier
+    history: list[dict[str, float]]
+
+
+def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
+    """Train and evaluate one seed; equal arguments give equal records on the CPU.
+
+    Example:
+        >>> from lora_ws.featurizers import StatsFlatVec
+        >>> from lora_ws.learn.spec import FitSpec
+        >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1))
+        >>> run_one(spec, seed=0).epochs
+        1
+    """
+    return run_many(spec, [seed])[0]
+
+
+def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
+    """Train and evaluate several seeds on features made once."""
+    prepared = prepare(spec)
+    return [fit_seed(spec, prepared, seed).record for seed in seeds]
+
+
+def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
+    """Run the seeds of a spec that its folder does not hold yet.
+
+    The folder explains itself: ``config.yaml``, ``versions.json``, ``records.jsonl`` (one line a
+    seed), ``seed-<k>/`` with curves and plots, and ``bundle/``, the classifier of the seed with the
+    lowest validation loss.
+
+    Args:
+        spec: an experiment with one representation.
+        out: its folder; made if missing, continued if it holds the same experiment.
+
+    Raises:
+        ConfigError: the folder holds another experiment.
+    """
+    _open_folder(spec, out)
+    records = read_records(out / RECORDS)
+    todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
+    if not todo:
+        return sorted(records, key=lambda record: record.seed)[: spec.seeds]
+    prepared = prepare(spec)
+    with progress(spec.name, spec.seeds, len(records)) as advance:
+        for seed in todo:
+            fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}")
+            _keep(fitted, prepared, out, records)
+            records.append(fitted.record)
+            advance(title=f"{spec.name} seed {seed}")
+    return sorted(records, key=lambda record: record.seed)
+
+
+def fit_seed(
+    spec: ExperimentSpec, prepared: Prepared, seed: int, folder: Path | None = None
+) -> Fitted:
+    """Train one classifier, restore its best epoch, and measure it on the test rows once."""
+    start = time.perf_counter()
+    data = FeatureData(
+        prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed
+    )
+    with _quiet(), _threads(spec.trainer.threads), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MLP(prepared.features.shape[1], len(prepared.classes), spec.fit.hidden)
+        classifier = LoraClassifier(
+            model, prepared.mean, prepared.scale, len(prepared.classes), spec.fit
+        )
+        best = KeepBest()
+        trainer = _trainer(spec, best, folder)
+        trainer.fit(classifier, datamodule=data)
+        val, _ = measure(classifier, data.val_dataloader(), trainer)
+        test, confusion = measure(classifier, data.test_dataloader(), trainer)
+    record = RunRecord(
+        name=spec.name,
+        representation=type(spec.featurizer).__name__,
+        dataset=prepared.zoo.card.name,
+        subset=prepared.subset,
+        data_version=prepared.zoo.version,
+        layout=prepared.zoo.layout.fingerprint,
+        protocol=PROTOCOL,
+        engine=f"lightning-{classifier.device.type}",
+        seed=seed,
+        dim=prepared.features.shape[1],
+        classes=prepared.classes,
+        n_train=len(prepared.split.train),
+        n_val=len(prepared.split.val),
+        n_test=len(prepared.split.test),
+        epochs=trainer.current_epoch,
+        best_epoch=best.epoch,
+        val_loss=best.loss,
+        val=val,
+        test=test,
+        confusion=confusion,
+        seconds=time.perf_counter() - start,
+        feature_seconds=prepared.seconds,
+    )
+    return Fitted(record, classifier, best.history)
+
+
+def measure(
+    classifier: LoraClassifier, batches: Any, trainer: L.Trainer
+) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
+    """The metrics and the confusion matrix of a classifier on some rows."""
+    classifier.metrics.reset()
+    trainer.test(classifier, batches, verbose=False)
+    values = classifier.metrics.compute()
+    confusion = values["confusion"].long().tolist()
+    return {name: float(values[name]) for name in METRICS}, tuple(tuple(r) for r in confusion)
+
+
+def _trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
+    stop = EarlyStopping("val_loss", patience=spec.fit.patience, mode="min")
+    return L.Trainer(
+        accelerator=spec.trainer.accelerator,
+        devices=spec.trainer.devices,
+        max_epochs=spec.fit.max_epochs,
+        callbacks=[best, stop],
+        logger=_loggers(spec, folder) if folder else False,
+        default_root_dir=folder,
+        # The features are in memory and the model is small: checks and bars cost more than steps.
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1_000_000,
+    )
+
+
+def _loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*"):
+        if stale.is_file():
+            stale.unlink()
+    loggers: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
+    if spec.trainer.wandb != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                project="lora_ws",
+                group=f"{spec.dataset} {spec.name}",
+                name=folder.name,
+                save_dir=folder,
+                offline=spec.trainer.wandb == "offline",
+            )
+        )
+    return loggers
+
+
+def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord]) -> None:
+    """Plots and, for the best seed so far, the bundle; the record last, as it closes the seed."""
+    record, folder = fitted.record, out / f"seed-{fitted.record.seed}"
+    plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
+    plot_confusion(record.confusion, record.classes, folder / "confusion.png")
+    if all(record.val_loss < other.val_loss for other in records):
+        Bundle.build(prepared, fitted.classifier, record).save(out / BUNDLE)
+    append_record(out / RECORDS, record)
+
+
+def _open_folder(spec: ExperimentSpec, out: Path) -> None:
+    plain = to_plain(spec)
+    # More seeds are the same experiment, continued.
+    identity = {key: value for key, value in plain.items() if key not in ("out", "seeds")}
+    file = out / CONFIG
+    if file.is_file():
+        held = yaml.safe_load(file.read_text()) or {}
+        other = [key for key in identity if held.get(key) != identity[key]]
+        if other:
+            raise ConfigError(
+                f"{out} holds an experiment with another `{other[0]}` "
+                f"({held.get(other[0])}, now {identity[other[0]]}); choose another --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    dump_yaml({**plain, "out": None}, file)
+    (out / VERSIONS).write_text(json.dumps(_versions(), indent=1))
+
+
+def _versions() -> dict[str, str]:
+    names = ("lora_ws", "torch", "lightning", "torchmetrics", "scikit-learn", "numpy", "scipy")
+    facts = {name: version(name) for name in names}
+    facts |= {"python": platform.python_version(), "platform": platform.platform()}
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
+        facts["commit"] = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        facts["commit"] = "unknown (not a git checkout)"
+    return facts
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notes on hardware and logging intervals say nothing about an experiment."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def best_run(groups: dict[str, list[RunRecord]]) -> str:
+    """The experiment with the highest mean validation accuracy; test rows have no say."""
+    return max(groups, key=lambda name: np.mean([r.val["accuracy"] for r in groups[name]]))

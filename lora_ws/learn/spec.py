@@ -1,0 +1,122 @@
+"""`ExperimentSpec`: everything that decides a result, as plain data.
+
+Its fields are the keys of the YAML files in `training/` and the flags of `lora-ws train`.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from sklearn.base import TransformerMixin
+
+from lora_ws.config import to_plain
+from lora_ws.errors import ConfigError
+from lora_ws.featurizers import PAPER
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """The classifier and how it is fitted (defaults: paper section 5.1).
+
+    Attributes:
+        hidden: widths of the hidden layers; the paper's harmful-content classifier has 1024 each.
+        lr: learning rate of Adam.
+        batch_size: adapters a step.
+        max_epochs: upper bound on epochs.
+        patience: epochs without a lower validation loss after which training stops.
+        lr_factor: factor on the learning rate at a plateau of the validation loss.
+        lr_patience: epochs that make a plateau.
+    """
+
+    hidden: tuple[int, ...] = (512, 512, 512)
+    lr: float = 1e-3
+    batch_size: int = 32
+    max_epochs: int = 2000
+    patience: int = 20
+    lr_factor: float = 0.5
+    lr_patience: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"fit.hidden: expected positive widths, got {self.hidden}")
+        for name in ("lr", "batch_size", "max_epochs", "patience"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"fit.{name}: expected above 0, got {getattr(self, name)}")
+        if not 0 < self.lr_factor < 1:
+            raise ConfigError(f"fit.lr_factor: expected between 0 and 1, got {self.lr_factor}")
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """Where training runs, and what is logged.
+
+    Attributes:
+        accelerator: Lightning's accelerator; auto takes a GPU where there is one.
+        devices: how many of them.
+        threads: CPU threads of one process; small networks lose by more than one.
+        wandb: log to Weights & Biases too; "offline" writes to the run folder only.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    threads: int = 1
+    wandb: Literal["off", "offline", "online"] = "off"
+
+    def __post_init__(self) -> None:
+        if self.devices != 1:
+            raise ConfigError(
+                f"trainer.devices: expected 1, got {self.devices}; training on several devices is "
+                "not in this version"
+            )
+        if self.threads < 1:
+            raise ConfigError(f"trainer.threads: expected at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """Train classifiers on the weights of adapters, with several seeds, and report.
+
+    Attributes:
+        dataset: a collection's name, or the folder of a store.
+        subset: a subset of it; null takes the card's first, and `lora-ws train` each.
+        revision: Hub revision instead of the card's.
+        label: column to predict; null takes the card's.
+        featurizer: the representation, by class name or dotted path; null takes the paper's five.
+        fit: the classifier.
+        trainer: where it runs.
+        seeds: how many, from 0 up; the paper reports 10.
+        out: folder of the run; null makes one below runs/. A run that was cut off continues.
+    """
+
+    dataset: str = "lora-ws-mini"
+    subset: str | None = None
+    revision: str | None = None
+    label: str | None = None
+    featurizer: TransformerMixin | None = None
+    fit: FitSpec = field(default_factory=FitSpec)
+    trainer: TrainerSpec = field(default_factory=TrainerSpec)
+    seeds: int = 3
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
+
+    @property
+    def name(self) -> str:
+        """The representation with the parameters that are not defaults."""
+        return describe(self.featurizer) if self.featurizer is not None else "paper"
+
+    def rows(self) -> list["ExperimentSpec"]:
+        """One spec a representation: itself, or the paper's five."""
+        if self.featurizer is not None:
+            return [self]
+        return [replace(self, featurizer=featurizer()) for featurizer in PAPER]
+
+
+def describe(featurizer: TransformerMixin) -> str:
+    """Class name and changed parameters, such as ``FlatVecPCA(n_components=50)``."""
+    given = to_plain(featurizer)["init_args"]
+    default = to_plain(type(featurizer)())["init_args"] if given else {}
+    changed = ", ".join(f"{k}={v}" for k, v in given.items() if v != default.get(k))
+    return type(featurizer).__name__ + (f"({changed})" if changed else "")

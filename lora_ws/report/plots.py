@@ -1,0 +1,54 @@
+"""Figures as PNG: curves of a training, confusion of a classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
+    """Loss and accuracy by epoch; a line marks the epoch that was kept."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, history, "train_loss", "training")
+    _curve(left, history, "val_loss", "validation")
+    _curve(right, history, "val_accuracy", "validation")
+    left.set(xlabel="epoch", ylabel="cross-entropy")
+    right.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+    for axes in (left, right):
+        axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    """Share of each true class (row) that was predicted as each class (column)."""
+    counts = np.asarray(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.6 + 0.42 * len(classes)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.55 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right")
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    _save(figure, path)
+
+
+def _curve(axes: Axes, history: Sequence[dict[str, float]], key: str, label: str) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+    axes.plot(*zip(*points, strict=True), label=label)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,126 @@
+"""What an experiment leaves behind: one `RunRecord` a seed, in a JSON-lines file."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+METRICS = ("accuracy", "auroc", "precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The outcome of one seed of one experiment.
+
+    Attributes:
+        name: the experiment.
+        representation: class and parameters of the featurizer, as text.
+        dataset: name of the collection.
+        subset: subset of it, or empty.
+        data_version: hash of its content.
+        layout: fingerprint of its layout.
+        protocol: how data were split and the model chosen.
+        engine: what trained it; equal seeds give equal records only within one engine.
+        seed: of initialisation and shuffling.
+        dim: length of the representation.
+        classes: class names in the order of their labels.
+        n_train: rows trained on.
+        n_val: rows that chose the epoch.
+        n_test: rows the metrics are measured on, once.
+        epochs: epochs trained.
+        best_epoch: epoch, counted from 1, whose weights were kept.
+        val_loss: its validation loss.
+        val: metrics on the validation rows, from 0 to 1.
+        test: metrics on the test rows, from 0 to 1.
+        confusion: test rows by true class (row) and predicted class (column).
+        seconds: time to fit and evaluate; differs between equal runs.
+        feature_seconds: time to make the features, once for all seeds.
+    """
+
+    name: str
+    representation: str
+    dataset: str
+    subset: str
+    data_version: str
+    layout: str
+    protocol: str
+    engine: str
+    seed: int
+    dim: int
+    classes: tuple[str, ...]
+    n_train: int
+    n_val: int
+    n_test: int
+    epochs: int
+    best_epoch: int
+    val_loss: float
+    val: dict[str, float]
+    test: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...]
+    seconds: float = 0.0
+    feature_seconds: float = field(default=0.0)
+
+    def timeless(self) -> dict[str, Any]:
+        """All fields that equal runs share."""
+        data = asdict(self)
+        return {k: v for k, v in data.items() if k not in ("seconds", "feature_seconds")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "RunRecord":
+        """Build from JSON; fields written by a later version are left out."""
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        values["classes"] = tuple(values["classes"])
+        values["confusion"] = tuple(tuple(row) for row in values["confusion"])
+        return cls(**values)
+
+
+class Summary(NamedTuple):
+    """Mean and sample standard deviation over seeds, with every value kept."""
+
+    mean: float
+    std: float
+    values: tuple[float, ...]
+
+
+def append_record(path: Path, record: RunRecord) -> None:
+    """Add a line that survives a kill right after."""
+    _drop_half_line(path)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[RunRecord]:
+    """All complete lines; a line cut off by a kill does not count."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [RunRecord.from_dict(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:
+    """Mean ± std of a metric over the seeds."""
+    values = tuple(getattr(record, part)[metric] for record in records)
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return Summary(float(np.mean(values)), std, values)
+
+
+def by_experiment(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Group records by experiment, in order of appearance."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.name, []).append(record)
+    return groups
+
+
+def _drop_half_line(path: Path) -> None:
+    if path.is_file():
+        whole = path.read_bytes()
+        if whole and not whole.endswith(b"\n"):
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
