@@ -11,7 +11,10 @@ train: install
 	$(BIN)/lora-ws train
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --ignore tests/contract
+	# The contract suite runs with array shapes checked at run time.
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 tests/contract \
+		--jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
 	$(BIN)/python -m pytest -q --nbmake notebooks
 
 slow: install

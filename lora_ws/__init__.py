@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         StatsLayer,
         StatsLayerDense,
     )
-    from lora_ws.learn import Bundle, ExperimentSpec, run, run_many, run_one
+    from lora_ws.learn.bundle import Bundle
+    from lora_ws.learn.run import run, run_many, run_one
+    from lora_ws.learn.spec import ExperimentSpec
     from lora_ws.report.records import RunRecord
 
 __version__ = version("lora_ws")
@@ -36,7 +38,9 @@ _HOMES = {
         "StatsLayer",
         "StatsLayerDense",
     ),
-    "learn": ("Bundle", "ExperimentSpec", "run", "run_many", "run_one"),
+    "learn.bundle": ("Bundle",),
+    "learn.run": ("run", "run_many", "run_one"),
+    "learn.spec": ("ExperimentSpec",),
     "report.records": ("RunRecord",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

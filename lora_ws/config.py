@@ -75,7 +75,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     """
     spec_type = _spec_type(target)
     positional, keywords = _positional(target)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=_summary(target))
+    parser = _Parser(prog=prog, exit_on_error=False, description=_summary(target))
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     for parameter in positional:
         repeated = parameter.annotation == list[str]
@@ -143,6 +143,18 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f", did you mean `{close[0]}`?" if close else ""
 
 
+class _Parser(ArgumentParser):
+    """Lists our own classes as choices, not all of scikit-learn's that happen to be imported."""
+
+    def format_help(self) -> str:
+        def ours(match: re.Match[str]) -> str:
+            names = [n for n in re.findall(r"[\w.]+", match[1]) if n.startswith("lora_ws.")]
+            short = sorted({name.rpartition(".")[2] for name in names} - {"Featurizer"})
+            return f"one of {', '.join(short)}, or any by dotted path)"
+
+        return re.sub(r"known\s+subclasses:([^)]*)\)", ours, super().format_help())
+
+
 def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:
     return target(*first, **values)
 
@@ -190,7 +202,9 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
         of = f" of {owner.group(1).rpartition('.')[2]}" if owner else ""
         return f"unknown option `{match.group(1)}`{of}{nearest(match.group(1), known)}"
     if match := re.search(r"the following arguments are required: (.+)", text):
-        return f"missing: {match.group(1)}"
+        names = match.group(1).split(", ")
+        missing = [f"--{name}" if f"--{name}" in flags else name for name in names]
+        return f"missing: {', '.join(missing)}"
     return re.sub(r"\s*\n\s*", " ", text).strip()
 
 

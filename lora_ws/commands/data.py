@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ws.adapters import Layout
-from lora_ws.collection import DatasetCard, import_collection, load
+from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
 from lora_ws.collection.adapter_set import MANIFEST
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.collection.load import import_from_hub, store_path
 from lora_ws.config import load_spec
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, DataError
 
 
 def list_collections() -> None:
@@ -35,7 +35,6 @@ def info(name: str, /) -> None:
     """
     zoo = load(name)
     labels, classes = zoo.labels()
-    split = zoo.split()
     counts = Counter(classes[label] for label in labels)
     shapes = Counter((x.in_features, x.out_features, x.rank) for x in zoo.layout.layers)
     table = Table(show_header=False, box=None)
@@ -47,7 +46,7 @@ def info(name: str, /) -> None:
         "layers": ", ".join(f"{n} of {i}->{o} rank {r}" for (i, o, r), n in shapes.items()),
         "layout": zoo.layout.fingerprint,
         "classes": ", ".join(f"{name} {count}" for name, count in sorted(counts.items())),
-        "split": f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test",
+        "split": _split(zoo),
         "columns": ", ".join(zoo.rows.column_names),
         "quarantined": str(zoo.manifest.get("quarantined", 0)),
         "origin": str(zoo.manifest.get("hub_id", zoo.manifest.get("origin", "files"))),
@@ -107,6 +106,14 @@ def import_(
     lost = zoo.manifest["quarantined"]
     if lost:
         console.print(f"{lost} entries were not imported: see quarantine.jsonl in the store")
+
+
+def _split(zoo: AdapterSet) -> str:
+    try:
+        split = zoo.split()
+    except DataError as error:
+        return f"none: {error}"
+    return f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test"
 
 
 def _card(name: str) -> DatasetCard:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from lora_ws.errors import DataError
 from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.classifier import metrics
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.records import METRICS
@@ -34,6 +33,8 @@ def evaluate(
         part: which rows; test is the honest one for the collection it was trained on.
         revision: Hub revision of the bundle.
     """
+    from lora_ws.learn.metrics import metrics
+
     bundle = Bundle.from_pretrained(model, revision=revision)
     zoo, subset = open_data(ExperimentSpec(dataset, subset))
     labels, classes = zoo.labels(label)

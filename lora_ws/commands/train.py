@@ -7,10 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_ws.collection import load
-from lora_ws.learn.run import BUNDLE, best_run, run
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.report.records import RunRecord, summarise
-from lora_ws.report.tables import caption, results_markdown, results_terminal
 
 TABLE = "table.md"
 
@@ -38,7 +35,12 @@ def default_folder(spec: ExperimentSpec) -> Path:
 
 def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     """All representations on one collection: runs, table, and the bundle of the best."""
-    groups: dict[str, list[RunRecord]] = {}
+    # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
+    from lora_ws.learn.run import BUNDLE, best_run, run
+    from lora_ws.report.records import summarise
+    from lora_ws.report.tables import caption, results_markdown, results_terminal
+
+    groups = {}
     for row in spec.rows():
         groups[row.name] = run(row, folder / row.name)
         accuracy = summarise(groups[row.name], "accuracy")

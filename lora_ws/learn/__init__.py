@@ -1,7 +1,4 @@
-"""Train, evaluate and keep classifiers of adapters: one training loop for every command."""
+"""Train, evaluate and keep classifiers of adapters: one training loop for every command.
 
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.run import run, run_many, run_one
-from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
-
-__all__ = ["Bundle", "ExperimentSpec", "FitSpec", "TrainerSpec", "run", "run_many", "run_one"]
+Names are imported from their modules, because `run` brings Lightning, which takes seconds.
+"""

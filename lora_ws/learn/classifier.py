@@ -8,16 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 
+from lora_ws.learn.metrics import metrics
 from lora_ws.learn.spec import FitSpec
 
 
@@ -100,21 +92,6 @@ class LoraClassifier(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"},
         }
-
-
-def metrics(num_classes: int) -> MetricCollection:
-    """The paper's five metrics (macro averages, AUROC one against the rest) and the confusion."""
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "auroc": MulticlassAUROC(num_classes, average="macro"),
-            "precision": MulticlassPrecision(num_classes, average="macro"),
-            "recall": MulticlassRecall(num_classes, average="macro"),
-            "f1": MulticlassF1Score(num_classes, average="macro"),
-            "confusion": MulticlassConfusionMatrix(num_classes),
-        },
-        compute_groups=False,
-    )
 
 
 class KeepBest(Callback):

@@ -29,7 +29,7 @@ class Prepared:
     Attributes:
         zoo: the adapters.
         featurizer: fitted on the training rows.
-        features: float32 ``[rows, features]``, a tensor or a memory map.
+        features: float32 ``[rows, features]``, a tensor or a mapped array.
         labels: integer class of each row.
         classes: class names.
         split: which rows are which part.
@@ -83,8 +83,10 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     features = _featurize(featurizer, zoo.weights, split.train)
     mean, std = column_moments(features, rows=split.train)
     seconds = time.perf_counter() - start
-    if not isinstance(features, np.memmap) or features.nbytes <= IN_MEMORY_BYTES:
-        features = torch.from_numpy(np.array(features, np.float32))
+    # A view of a large store stays where it is: on disk.
+    view = np.may_share_memory(features, zoo.weights)
+    if not view or features.nbytes <= IN_MEMORY_BYTES:
+        features = torch.from_numpy(features.copy() if view else features)
     return Prepared(
         zoo,
         featurizer,

@@ -1,0 +1,239 @@
+"""The command line as users meet it: real processes, exit codes, one-line errors, laziness."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+import lora_ws
+from lora_ws.cli import COMMANDS, main
+from lora_ws.collection import load
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ["train", "--featurizer", "StatsFlatVec", "--subset", "shared/class", "--seeds", "1"]
+TRAIN += ["--fit.max_epochs", "2"]
+
+
+def call(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lora_ws", *args],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    done = call(*TRAIN, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "StatsFlatVec" in done.stdout
+    return folder / "run" / "shared" / "class"
+
+
+def adapter_file(path: Path) -> Path:
+    zoo = load("lora-ws-mini", subset="shared/class")
+    save_file(
+        {
+            f"unet.{m.layer.name}.lora.{m.role}.weight": np.array(
+                zoo.weights[0, m.columns].reshape(m.shape)
+            )
+            for m in zoo.layout.matrices
+        },
+        path,
+    )
+    return path
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from lora_ws.cli import main; code = main(['--help']); "
+        "heavy = {'torch', 'lightning', 'numpy', 'wandb', 'jsonargparse'} & set(sys.modules); "
+        "print('HEAVY', heavy); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "HEAVY set()" in done.stdout
+    for command in ("data import", "featurize", "train", "evaluate", "predict"):
+        assert command in done.stdout
+
+
+def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets() -> None:
+    script = (
+        "import sys, lora_ws; lora_ws.StatsLayerDense; lora_ws.load; "
+        "print({'lightning', 'wandb', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_every_public_name_resolves() -> None:
+    for name in lora_ws.__all__:
+        assert getattr(lora_ws, name) is not None
+    source = (ROOT / "lora_ws" / "__init__.py").read_text()
+    typed = source[source.index("TYPE_CHECKING:") : source.index("__version__ =")]
+    words = set(re.findall(r"\b[A-Za-z_]+\b", typed))
+    assert set(lora_ws.__all__) - {"__version__"} <= words
+    with pytest.raises(AttributeError, match="no attribute `Flatvec`"):
+        lora_ws.Flatvec  # noqa: B018
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert f"usage: lora-ws {command}" in capsys.readouterr().out
+
+
+def test_data_list_and_info() -> None:
+    done = call("data", "list")
+    assert "lora-ws-mini" in done.stdout
+    done = call("data", "info", "lora-ws-mini")
+    assert "per_adapter/class 750" in done.stdout
+    assert "7072 in 64 layers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "unknown command `trian`, did you mean `train`?"),
+        (["data"], "`data` needs one of: list, info, import"),
+        (["train", "--sedes", "3"], "unknown flag `--sedes`, did you mean `--seeds`?"),
+        (["train", "--fit.lrr", "3"], "unknown flag `--fit.lrr`, did you mean `--fit.lr`?"),
+        (["train", "--seeds", "many"], "seeds"),
+        (["train", "--seeds", "0"], "seeds: expected at least 1, got 0"),
+        (["train", "--fit.lr", "-1"], "fit.lr: expected above 0"),
+        (
+            ["train", "--featurizer", "FlatVecPCA", "--featurizer.n_componets", "5"],
+            "unknown option `n_componets` of FlatVecPCA, did you mean `n_components`?",
+        ),
+        (["train", "--featurizer", "NoSuchThing"], "NoSuchThing"),
+        (["train", "--dataset", "lora-ws-mni"], "did you mean `lora-ws-mini`?"),
+        (["train", "--subset", "shard/class"], "shared/class"),
+        (["train", "--label", "colour"], "no column `colour`"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["data", "import", "nowhere"], "neither a folder nor a known collection"),
+        (["predict", "x.safetensors"], "--model"),
+        (["predict", "x.safetensors", "--model", "nowhere"], "nowhere"),
+        (["featurize", "--out", "x.csv"], ".parquet or .npz"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    args: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lora-ws: ")
+    assert message in line
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = call("train", "--sedes", "3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "lora-ws: unknown flag `--sedes`, did you mean `--seeds`?\n"
+
+
+def test_a_crash_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_WS_CACHE", "/proc/nowhere")
+    assert main(["data", "info", "lora-ws-mini"]) == 1
+
+
+def test_yaml_typo_names_file_and_nearest_key(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("sedes: 3\n")
+    done = call("train", "--config", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "unknown option `sedes`, did you mean `seeds`?" in done.stderr
+
+
+def test_default_below_yaml_below_flag(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seeds: 7\nfit: {lr: 0.5, batch_size: 4}\n")
+    done = call("train", "--config", "c.yaml", "--fit.lr", "0.25", "--print_config", cwd=tmp_path)
+    assert done.returncode == 0
+    config = yaml.safe_load(done.stdout)
+    assert config["seeds"] == 7
+    assert config["fit"]["lr"] == 0.25
+    assert config["fit"]["batch_size"] == 4
+    assert config["fit"]["max_epochs"] == 2000
+
+
+def test_train_prints_a_table_and_leaves_a_folder(trained: Path) -> None:
+    table = (trained / "table.md").read_text()
+    assert table.startswith("| Representation | Numbers | Accuracy |")
+    assert "209/30/61" in table or "210/30/60" in table
+    assert (trained / "bundle" / "model.safetensors").is_file()
+    assert len((trained / "StatsFlatVec" / "records.jsonl").read_text().splitlines()) == 1
+
+
+def test_evaluate_repeats_the_test_accuracy_of_the_record(trained: Path) -> None:
+    record = json.loads((trained / "StatsFlatVec" / "records.jsonl").read_text())
+    done = call("evaluate", "--model", str(trained / "bundle"), "--subset", "shared/class")
+    assert done.returncode == 0, done.stderr
+    accuracy = float(re.search(r"accuracy\s+([\d.]+)", done.stdout).group(1))  # type: ignore[union-attr]
+    assert accuracy == pytest.approx(100 * record["test"]["accuracy"], abs=0.01)
+
+
+def test_predict_names_good_files_and_reports_bad_ones(trained: Path, tmp_path: Path) -> None:
+    good = adapter_file(tmp_path / "good.safetensors")
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(good.read_bytes()[:1000])
+    done = call(
+        "predict", str(good), str(bad), "--model", str(trained / "bundle"), "--as_json", "true"
+    )
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert sum(json.loads(line)["classes"].values()) == pytest.approx(1, abs=1e-4)
+    assert str(bad) in done.stderr
+    alone = call("predict", str(good), "--model", str(trained / "bundle"))
+    assert alone.returncode == 0
+    assert "good.safetensors" in alone.stdout
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.npz"])
+def test_featurize_writes_features_labels_and_parts(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    args = ["featurize", "--subset", "shared/class", "--featurizer", "StatsLayer"]
+    done = call(*args, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    if name.endswith(".npz"):
+        with np.load(out) as data:
+            assert data["features"].shape == (300, 896)
+            assert len(data["label"]) == len(data["part"]) == 300
+    else:
+        table = pq.read_table(out)
+        assert table.num_rows == 300
+        assert table.num_columns == 898
+        assert set(table["part"].to_pylist()) == {"train", "val", "test"}
+
+
+def test_import_then_train_on_own_files(tmp_path: Path) -> None:
+    zoo = load("lora-ws-mini", subset="shared/class")
+    for k in range(40):
+        label = str(zoo.column("category_label")[k])
+        folder = tmp_path / "mine" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"unet.{m.layer.name}.lora.{m.role}.weight": np.array(
+                zoo.weights[k, m.columns].reshape(m.shape)
+            )
+            for m in zoo.layout.matrices
+        }
+        save_file(tensors, folder / f"a{k}.safetensors")
+    done = call("data", "import", "mine", "--out", "store", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "40 adapters" in done.stdout
+    done = call("data", "info", "store", cwd=tmp_path)
+    assert "64 layers" in done.stdout

@@ -1,0 +1,53 @@
+"""Fixtures shared by all tests: a collection with a planted signal, and a cache of their own."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lora_ws.adapters import Layout
+from lora_ws.collection import AdapterSet, DatasetCard
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Expanded collections go to a folder of the test run, never to the user's cache."""
+    os.environ["LORA_WS_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "lora_ws_cache")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever leaves this machine is a mistake of a test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def make_zoo() -> Callable[..., AdapterSet]:
+    """Synthetic adapters of the small layout; ``signal`` moves a few layers by class."""
+
+    def make(n: int = 120, signal: float = 1.0, classes: int = 4, seed: int = 0) -> AdapterSet:
+        rng = np.random.default_rng(seed)
+        layout = Layout.known("tiny_sd_qv")
+        labels = np.arange(n) % classes
+        weights = rng.standard_normal((n, layout.size), dtype=np.float32)
+        centres = rng.standard_normal((classes, 600), dtype=np.float32)
+        weights[:, :600] += signal * centres[labels]
+        # Classes differ in spread too, so that statistics can tell them apart.
+        weights[:, 600:1200] *= (1 + signal * labels[:, None]).astype(np.float32)
+        names = np.array([f"class{k}" for k in range(classes)])[labels]
+        rows = pa.table({"category_label": names, "sha256": [f"{seed}-{k}" for k in range(n)]})
+        return AdapterSet(weights, layout, rows, DatasetCard(name="synthetic"))
+
+    return make

@@ -1,0 +1,298 @@
+"""One suite over every featurizer: adding one adds a line to `FEATURIZERS`."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from lora_ws.adapters import LayerSpec, Layout
+from lora_ws.errors import ConfigError, LayoutError
+from lora_ws.featurizers import (
+    PAPER,
+    FlatVec,
+    FlatVecPCA,
+    StatsFlatVec,
+    StatsLayer,
+    StatsLayerDense,
+)
+
+LAYOUT = Layout.from_layers(
+    [
+        LayerSpec("down_blocks.0.to_q", 5, 4),
+        LayerSpec("mid_block.to_v", 3, 6),
+        LayerSpec("up_blocks.1.to_q", 7, 7),
+    ]
+)
+RANK3 = Layout.from_layers([LayerSpec("a", 6, 5, 3), LayerSpec("b", 4, 8, 2)])
+FEATURIZERS = {
+    "FlatVec": FlatVec(layout=LAYOUT),
+    "FlatVecPCA": FlatVecPCA(n_components=4),
+    "FlatVecPCA krylov": FlatVecPCA(n_components=3, solver="krylov"),
+    "StatsFlatVec": StatsFlatVec(),
+    "StatsFlatVec five": StatsFlatVec(statistics=("mean", "std", "median", "min", "max")),
+    "StatsLayer": StatsLayer(layout=LAYOUT),
+    "StatsLayerDense": StatsLayerDense(layout=LAYOUT),
+}
+every = pytest.mark.parametrize("featurizer", FEATURIZERS.values(), ids=FEATURIZERS)
+
+
+def rows(n: int = 24, dtype: type = np.float32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, LAYOUT.size)).astype(dtype)
+
+
+@parametrize_with_checks([FlatVec(), FlatVecPCA(), StatsFlatVec(), StatsLayer()])
+def test_scikit_learn_checks(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+    assert estimator is not None
+
+
+@every
+def test_clone_and_pickle_keep_parameters_and_results(featurizer: Any) -> None:
+    X = rows()
+    fitted = clone(featurizer).fit(X)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert repr(clone(featurizer)) == repr(featurizer)
+    np.testing.assert_array_equal(again.transform(X), fitted.transform(X))
+
+
+@every
+def test_as_many_names_as_columns(featurizer: Any) -> None:
+    fitted = clone(featurizer).fit(rows())
+    names = fitted.get_feature_names_out()
+    assert len(names) == fitted.transform(rows()).shape[1]
+    assert len(set(names)) == len(names)
+
+
+@every
+def test_unfitted_is_refused(featurizer: Any) -> None:
+    with pytest.raises(NotFittedError):
+        clone(featurizer).transform(rows())
+
+
+@every
+def test_rows_are_independent_of_order_and_company(featurizer: Any) -> None:
+    X = rows()
+    fitted = clone(featurizer).fit(X)
+    everything = fitted.transform(X)
+    some = np.array([7, 3, 20])
+    np.testing.assert_allclose(fitted.transform(X[some]), everything[some], rtol=2e-5, atol=1e-5)
+
+
+@every
+def test_refit_forgets(featurizer: Any) -> None:
+    twice = clone(featurizer).fit(100 * rows(seed=1)).fit(rows())
+    once = clone(featurizer).fit(rows())
+    np.testing.assert_array_equal(twice.transform(rows()), once.transform(rows()))
+
+
+@every
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kind_and_precision_are_kept(featurizer: Any, dtype: type) -> None:
+    X = rows(dtype=dtype)
+    expected = clone(featurizer).fit_transform(X)
+    tensor = clone(featurizer).fit_transform(torch.from_numpy(X))
+    assert expected.dtype == dtype
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+@every
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_tensors_come_back_on_the_device(featurizer: Any) -> None:
+    tensor = clone(featurizer).fit_transform(torch.from_numpy(rows()).cuda())
+    assert tensor.is_cuda
+
+
+@every
+def test_fit_transform_is_fit_then_transform(featurizer: Any) -> None:
+    X = rows()
+    direct = clone(featurizer).fit_transform(X)
+    np.testing.assert_allclose(direct, clone(featurizer).fit(X).transform(X), rtol=1e-4, atol=2e-5)
+
+
+@every
+def test_memory_map_gives_the_same(featurizer: Any, tmp_path: Any) -> None:
+    np.save(tmp_path / "x.npy", rows())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    expected = clone(featurizer).fit(rows()).transform(rows())
+    np.testing.assert_array_equal(clone(featurizer).fit(mapped).transform(mapped), expected)
+
+
+@every
+def test_input_is_left_alone(featurizer: Any) -> None:
+    X = rows()
+    clone(featurizer).fit(X).transform(X)
+    np.testing.assert_array_equal(X, rows())
+
+
+@every
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(featurizer: Any, value: float) -> None:
+    X = rows()
+    X[3, 5] = value
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
+        clone(featurizer).fit(X)
+
+
+@every
+def test_other_width_is_refused(featurizer: Any) -> None:
+    fitted = clone(featurizer).fit(rows())
+    with pytest.raises(ValueError, match="features"):
+        fitted.transform(rows()[:, :-1])
+
+
+@every
+def test_pandas_output(featurizer: Any) -> None:
+    frame = clone(featurizer).set_output(transform="pandas").fit(rows()).transform(rows())
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.shape[0] == len(rows())
+
+
+@every
+def test_pipeline_with_scaler_and_classifier(featurizer: Any) -> None:
+    y = np.arange(24) % 2
+    X = rows() + 4 * y[:, None].astype(np.float32)
+    model = make_pipeline(clone(featurizer), StandardScaler(), LogisticRegression())
+    assert model.fit(X, y).score(X, y) > 0.9
+
+
+def test_grid_search_over_components() -> None:
+    y = np.arange(24) % 2
+    X = rows() + 4 * y[:, None].astype(np.float32)
+    model = make_pipeline(FlatVecPCA(), LogisticRegression())
+    search = GridSearchCV(model, {"flatvecpca__n_components": [1, 3]}, cv=3).fit(X, y)
+    assert search.best_params_["flatvecpca__n_components"] in (1, 3)
+
+
+@pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense])
+def test_layout_of_other_width_is_refused_at_fit(kind: Any) -> None:
+    with pytest.raises(LayoutError, match=f"expected {LAYOUT.size} columns"):
+        kind(layout=LAYOUT).fit(rows()[:, :-2])
+
+
+def test_dense_needs_a_layout() -> None:
+    with pytest.raises(ConfigError, match=r"layout=adapters\.layout"):
+        StatsLayerDense().fit(rows())
+
+
+@pytest.mark.parametrize("kind", [StatsFlatVec, StatsLayer])
+def test_unknown_statistic_is_refused_at_fit(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="meen"):
+        kind(statistics=("meen",)).fit(rows())
+
+
+@pytest.mark.parametrize("components", [0, 24, 500])
+def test_impossible_number_of_components_is_refused(components: int) -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 23 components"):
+        FlatVecPCA(n_components=components).fit(rows())
+
+
+def test_default_number_of_components_fits_the_data() -> None:
+    assert FlatVecPCA().fit_transform(rows()).shape == (24, 23)
+    wide = np.random.default_rng(0).standard_normal((230, 260))
+    assert FlatVecPCA().fit_transform(wide).shape == (230, 200)
+
+
+def test_paper_dimensions_on_sd15() -> None:
+    layout = Layout.sd15_qv()
+    X = np.random.default_rng(0).standard_normal((4, layout.size), dtype=np.float32)
+    dims = {}
+    for kind in PAPER:
+        featurizer = kind()
+        if "layout" in featurizer.get_params():
+            featurizer.set_params(layout=layout)
+        if kind is FlatVecPCA:
+            featurizer.set_params(n_components=3)
+        dims[kind.__name__] = featurizer.fit_transform(X).shape[1]
+    assert dims == {
+        "FlatVec": 99_648,
+        "FlatVecPCA": 3,
+        "StatsFlatVec": 7,
+        "StatsLayer": 896,
+        "StatsLayerDense": 448,
+    }
+    five = StatsFlatVec(statistics=("mean", "std", "median", "min", "max"))
+    assert five.fit_transform(X).shape[1] == 5
+
+
+def test_flat_vec_of_a_memory_map_is_a_view(tmp_path: Any) -> None:
+    np.save(tmp_path / "x.npy", rows())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert np.shares_memory(FlatVec().fit(mapped).transform(mapped), mapped)
+
+
+def reference_statistics(values: np.ndarray) -> np.ndarray:
+    """The definitions of the documentation, from scipy and a full sort."""
+    values = values.astype(np.float64)
+    n = len(values)
+    s = values.std(ddof=1)
+    ratio = np.sqrt((n - 1) / n)  # scipy divides by the biased deviation
+    return np.array(
+        [
+            values.mean(),
+            s,
+            np.sort(values)[(n - 1) // 2],
+            values.min(),
+            values.max(),
+            (stats.kurtosis(values) + 3) * ratio**4 - 3,
+            stats.skew(values) * ratio**3,
+        ]
+    )
+
+
+def test_stats_layer_matches_scipy_on_each_matrix() -> None:
+    X = rows(6, np.float64)
+    got = StatsLayer(layout=LAYOUT).fit_transform(X)
+    for k, adapter in enumerate(X):
+        expected = [reference_statistics(adapter[m.columns]) for m in LAYOUT.matrices]
+        np.testing.assert_allclose(got[k], np.concatenate(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, RANK3], ids=["rank 1", "ranks 2 and 3"])
+def test_stats_layer_dense_matches_scipy_on_the_materialised_update(layout: Layout) -> None:
+    X = np.random.default_rng(3).standard_normal((5, layout.size))
+    got = StatsLayerDense(layout=layout).fit_transform(X)
+    for k, adapter in enumerate(X):
+        expected = []
+        for layer, down, up in layout.pairs():
+            update = adapter[up].reshape(layer.up_shape) @ adapter[down].reshape(layer.down_shape)
+            expected.append(reference_statistics(update.ravel()))
+        np.testing.assert_allclose(got[k], np.concatenate(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_layout_stats_layer_is_stats_flat_vec() -> None:
+    np.testing.assert_array_equal(
+        StatsLayer().fit_transform(rows()), StatsFlatVec().fit_transform(rows())
+    )
+
+
+def test_pca_matches_scikit_learn_on_standardised_columns() -> None:
+    X = rows(40, np.float64)
+    test = rows(5, np.float64, seed=9)
+    scaler = StandardScaler().fit(X)
+    factor = np.sqrt(39 / 40)  # ours scales by the sample deviation
+    reference = PCA(6, svd_solver="full").fit(scaler.transform(X) * factor)
+    ours = FlatVecPCA(n_components=6).fit(X)
+    expected = reference.transform(scaler.transform(test) * factor)
+    np.testing.assert_allclose(np.abs(ours.transform(test)), np.abs(expected), atol=1e-9)
+    np.testing.assert_allclose(ours.singular_values_, reference.singular_values_, rtol=1e-9)
+
+
+def test_constant_adapters_give_finite_features() -> None:
+    X = np.zeros((4, LAYOUT.size), np.float32)
+    for featurizer in (StatsFlatVec(), StatsLayer(layout=LAYOUT), StatsLayerDense(layout=LAYOUT)):
+        assert np.isfinite(featurizer.fit_transform(X)).all()

@@ -1,0 +1,193 @@
+"""Bundles: the same answers after saving, refusal of what does not fit, no code on loading."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import HubServer
+from safetensors.numpy import save_file
+
+from lora_ws.adapters import Layout, read_adapter
+from lora_ws.collection import AdapterSet, load
+from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
+from lora_ws.featurizers import PAPER
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.features import Prepared, prepare
+from lora_ws.learn.run import Fitted, fit_seed, run
+from lora_ws.learn.spec import ExperimentSpec, FitSpec
+
+FAST = FitSpec(hidden=(16, 8), max_epochs=3)
+
+
+@pytest.fixture
+def trained(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[..., tuple]:
+    store = make_zoo(n=80).save(tmp_path / "store")
+
+    def train(kind: type) -> tuple[Prepared, Fitted, Bundle]:
+        spec = ExperimentSpec(str(store), featurizer=kind(), fit=FAST)
+        prepared = prepare(spec)
+        fitted = fit_seed(spec, prepared, 0)
+        return prepared, fitted, Bundle.build(prepared, fitted.classifier, fitted.record)
+
+    return train
+
+
+@pytest.fixture
+def bundle(trained: Callable[..., tuple]) -> Bundle:
+    return trained(PAPER[3])[2]
+
+
+def write_adapter(path: Path, vector: np.ndarray, layout: Layout) -> Path:
+    tensors = {
+        f"unet.{m.layer.name}.lora.{m.role}.weight": np.array(vector[m.columns].reshape(m.shape))
+        for m in layout.matrices
+    }
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", PAPER)
+def test_saved_bundle_gives_the_scores_of_the_classifier(
+    trained: Callable[..., tuple], tmp_path: Path, kind: type
+) -> None:
+    prepared, fitted, bundle = trained(kind)
+    restored = Bundle.load(bundle.save(tmp_path / "bundle"))
+    rows = prepared.split.test
+    scores = fitted.classifier(prepared.features[rows]).detach().softmax(1).numpy()
+    ours = restored.predict_proba(prepared.zoo.weights[rows], prepared.zoo.layout)
+    np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
+    assert restored.classes == prepared.classes
+
+
+def test_predict_reads_files(
+    bundle: Bundle, make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    zoo = make_zoo(n=80)
+    file = write_adapter(tmp_path / "a.safetensors", zoo.weights[5], zoo.layout)
+    classes = bundle.predict(read_adapter(file))
+    assert sum(classes.values()) == pytest.approx(1, abs=1e-5)
+    assert list(classes.values()) == sorted(classes.values(), reverse=True)
+    expected = bundle.predict_proba(zoo.weights[5:6])[0]
+    assert classes[bundle.classes[1]] == pytest.approx(float(expected[1]), rel=1e-5)
+
+
+def test_other_layouts_are_refused(bundle: Bundle) -> None:
+    layout = Layout.sd15_qv()
+    with pytest.raises(LayoutError, match="maps 320 to 320, expected 32 to 32"):
+        bundle.predict_proba(np.zeros((1, layout.size), np.float32), layout)
+
+
+def test_no_rows_give_no_scores(bundle: Bundle) -> None:
+    assert bundle.predict_proba(np.empty((0, bundle.layout.size), np.float32)).shape == (0, 4)
+
+
+def test_folder_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
+    folder = bundle.save(tmp_path / "bundle")
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors",
+        "bundle.json",
+        "README.md",
+    }
+    card = (folder / "README.md").read_text()
+    assert all(name in card for name in bundle.classes)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "json", "missing", "future"])
+def test_damage_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
+    folder = bundle.save(tmp_path / "bundle")
+    model, info = folder / "model.safetensors", folder / "bundle.json"
+    if damage == "flip":
+        data = bytearray(model.read_bytes())
+        data[-5] ^= 1
+        model.write_bytes(data)
+    elif damage == "truncate":
+        model.write_bytes(model.read_bytes()[:100])
+    elif damage == "json":
+        info.write_text(info.read_text()[:-10])
+    elif damage == "missing":
+        model.unlink()
+    else:
+        info.write_text(json.dumps({**json.loads(info.read_text()), "format": 99}))
+    with pytest.raises(DataError, match=str(folder)):
+        Bundle.load(folder)
+
+
+def test_no_bundle_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotAvailableError, match="no bundle here"):
+        Bundle.load(tmp_path)
+
+
+def test_foreign_featurizer_class_needs_trust(bundle: Bundle, tmp_path: Path) -> None:
+    folder = bundle.save(tmp_path / "bundle")
+    info = json.loads((folder / "bundle.json").read_text())
+    info["featurizer"] = {
+        "class_path": "sklearn.preprocessing.StandardScaler",
+        "init_args": {},
+        "fitted": {},
+    }
+    (folder / "bundle.json").write_text(json.dumps(info))
+    with pytest.raises(ConfigError, match=r"StandardScaler.*allow_classes"):
+        Bundle.load(folder)
+    allowed = Bundle.load(folder, allow_classes=("sklearn.preprocessing.StandardScaler",))
+    assert type(allowed.featurizer).__name__ == "StandardScaler"
+
+
+def test_run_keeps_the_bundle_of_the_lowest_validation_loss(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    store = make_zoo(n=80).save(tmp_path / "store")
+    spec = ExperimentSpec(str(store), featurizer=PAPER[2](), fit=FAST, seeds=3)
+    records = run(spec, tmp_path / "run")
+    best = min(records, key=lambda record: record.val_loss)
+    assert Bundle.load(tmp_path / "run" / "bundle").training["seed"] == best.seed
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    (tmp_path / "hub").mkdir()
+    with HubServer(tmp_path / "hub", token="secret") as server:
+        yield server
+
+
+HUB_SCRIPT = """
+import sys
+from lora_ws import Bundle, load
+bundle = Bundle.load(sys.argv[1])
+commit = bundle.push_to_hub("me/reader")
+again = Bundle.from_pretrained("me/reader", revision=commit)
+assert again.revision == commit, (again.revision, commit)
+rows = load("lora-ws-mini").weights[:3]
+assert (again.predict_proba(rows) == bundle.predict_proba(rows)).all()
+print(commit)
+"""
+
+
+def test_bundles_go_to_the_hub_and_come_back_pinned(server: HubServer, tmp_path: Path) -> None:
+    spec = ExperimentSpec(featurizer=PAPER[2](), fit=FAST)
+    prepared = prepare(replace(spec, subset="shared/class"))
+    fitted = fit_seed(spec, prepared, 0)
+    folder = Bundle.build(prepared, fitted.classifier, fitted.record).save(tmp_path / "bundle")
+    load("lora-ws-mini")
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": "secret",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]
+    done = subprocess.run(args, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip()) == 40
+    missing = "from lora_ws import Bundle; Bundle.from_pretrained('me/nothing')"
+    refused = subprocess.run(
+        [sys.executable, "-c", missing], env=env, capture_output=True, text=True
+    )
+    assert "NotAvailableError: `me/nothing` is no folder here" in refused.stderr

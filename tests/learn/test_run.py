@@ -1,0 +1,280 @@
+"""Experiments: signal is found, noise is not, seeds repeat, runs resume, folders explain."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn import metrics as reference
+from sklearn.preprocessing import StandardScaler
+
+from lora_ws.collection import AdapterSet
+from lora_ws.config import load_spec
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.featurizers import FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer
+from lora_ws.learn.features import prepare
+from lora_ws.learn.run import fit_seed, run, run_many, run_one
+from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.report.records import METRICS, read_records
+
+FAST = FitSpec(hidden=(32,), lr=3e-3, max_epochs=12, patience=4)
+
+
+@pytest.fixture
+def spec(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> ExperimentSpec:
+    store = make_zoo().save(tmp_path / "store")
+    return ExperimentSpec(str(store), featurizer=StatsLayer(), fit=FAST, seeds=2)
+
+
+def store_of(zoo: AdapterSet, path: Path) -> str:
+    return str(zoo.save(path))
+
+
+def test_planted_signal_is_found(spec: ExperimentSpec) -> None:
+    records = run_many(spec, [0, 1])
+    assert all(record.test["accuracy"] > 0.6 for record in records)
+    assert [record.seed for record in records] == [0, 1]
+
+
+def test_shuffled_labels_are_at_chance(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
+    zoo = make_zoo(n=400, signal=1.0)
+    shuffled = np.random.default_rng(1).permutation(zoo.column("category_label"))
+    index = zoo.rows.column_names.index("category_label")
+    rows = zoo.rows.set_column(index, "category_label", [shuffled])
+    store = store_of(replace(zoo, rows=rows), tmp_path / "shuffled")
+    records = run_many(ExperimentSpec(store, featurizer=StatsLayer(), fit=FAST), range(4))
+    # 80 test rows, 4 classes: 0.25 with a standard error of 0.05 for each seed.
+    assert 0.1 < np.mean([record.test["accuracy"] for record in records]) < 0.4
+
+
+def test_no_signal_is_at_chance(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
+    store = store_of(make_zoo(n=400, signal=0.0), tmp_path / "noise")
+    records = run_many(ExperimentSpec(store, featurizer=FlatVec(), fit=FAST), range(3))
+    assert 0.1 < np.mean([record.test["accuracy"] for record in records]) < 0.4
+
+
+def test_equal_seeds_give_equal_records_and_others_differ(spec: ExperimentSpec) -> None:
+    first, again, other = run_one(spec, 3), run_one(spec, 3), run_one(spec, 4)
+    assert first.timeless() == again.timeless()
+    assert first.val_loss != other.val_loss
+
+
+def test_a_seed_does_not_depend_on_its_company(spec: ExperimentSpec) -> None:
+    assert run_many(spec, [0, 1])[1].timeless() == run_one(spec, 1).timeless()
+
+
+def test_metrics_equal_scikit_learn(spec: ExperimentSpec) -> None:
+    prepared = prepare(spec)
+    fitted = fit_seed(spec, prepared, 0)
+    test = prepared.split.test
+    features = np.asarray(prepared.features)
+    scaler = StandardScaler().fit(features[prepared.split.train])
+    scale = np.sqrt(scaler.var_ * len(prepared.split.train) / (len(prepared.split.train) - 1))
+    np.testing.assert_allclose(prepared.mean, scaler.mean_, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prepared.scale[scale > 0], scale[scale > 0], rtol=1e-5)
+    logits = fitted.classifier(prepared.features[test]).detach()
+    scores, truth = logits.softmax(1).numpy().astype(float), prepared.labels[test]
+    scores /= scores.sum(1, keepdims=True)
+    guess = scores.argmax(1)
+    expected = {
+        "accuracy": reference.accuracy_score(truth, guess),
+        "auroc": reference.roc_auc_score(truth, scores, multi_class="ovr", average="macro"),
+        "precision": reference.precision_score(truth, guess, average="macro", zero_division=0),
+        "recall": reference.recall_score(truth, guess, average="macro"),
+        "f1": reference.f1_score(truth, guess, average="macro"),
+    }
+    for name in METRICS:
+        assert fitted.record.test[name] == pytest.approx(expected[name], abs=1e-6), name
+    matrix = reference.confusion_matrix(truth, guess)
+    assert fitted.record.confusion == tuple(map(tuple, matrix.tolist()))
+
+
+def test_best_weights_are_restored(spec: ExperimentSpec) -> None:
+    """The validation loss of the classifier returned is the lowest of its history."""
+    longer = replace(spec, fit=replace(FAST, max_epochs=40, lr=0.05))
+    prepared = prepare(longer)
+    fitted = fit_seed(longer, prepared, 0)
+    rows = prepared.split.val
+    scores = fitted.classifier(prepared.features[rows]).detach().double().softmax(1).numpy()
+    loss = reference.log_loss(prepared.labels[rows], scores, labels=range(4))
+    losses = [entry["val_loss"] for entry in fitted.history]
+    assert loss == pytest.approx(min(losses), rel=1e-4)
+    assert min(losses) < losses[-1]
+    assert fitted.record.best_epoch == 1 + int(np.argmin(losses))
+
+
+def test_patience_stops_early(spec: ExperimentSpec) -> None:
+    record = run_one(replace(spec, fit=replace(FAST, max_epochs=500, patience=3, lr=0.05)), 0)
+    assert record.epochs - record.best_epoch == 3
+
+
+def test_learning_rate_falls_at_plateaus(spec: ExperimentSpec) -> None:
+    base = replace(FAST, max_epochs=30, patience=30, lr=0.05)
+    last = {}
+    for patience in (0, 100):
+        longer = replace(spec, fit=replace(base, lr_patience=patience))
+        last[patience] = fit_seed(longer, prepare(longer), 0).history[-1]["train_loss"]
+    assert last[0] != last[100]
+
+
+def test_run_folder_explains_itself(spec: ExperimentSpec, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    records = run(spec, out)
+    assert records == read_records(out / "records.jsonl")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["featurizer"]["class_path"] == "lora_ws.featurizers.StatsLayer"
+    assert load_spec(ExperimentSpec, out / "config.yaml").fit == FAST
+    assert json.loads((out / "versions.json").read_text())["torch"]
+    for seed in range(2):
+        folder = out / f"seed-{seed}"
+        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+        curve = pd.read_csv(folder / "metrics.csv")
+        assert len(curve) == records[seed].epochs
+        assert {"train_loss", "val_loss", "val_accuracy"} <= set(curve.columns)
+    assert (out / "bundle" / "bundle.json").is_file()
+
+
+def test_a_finished_seed_is_not_run_again(spec: ExperimentSpec, tmp_path: Path) -> None:
+    first = run(replace(spec, seeds=1), tmp_path / "run")
+    both = run(spec, tmp_path / "run")
+    assert both[0] == first[0]  # the times too: it was read, not run
+    assert [record.seed for record in both] == [0, 1]
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_half_a_record_is_run_again(spec: ExperimentSpec, tmp_path: Path) -> None:
+    whole = run(spec, tmp_path / "run")
+    file = tmp_path / "run" / "records.jsonl"
+    file.write_text(file.read_text()[:-40])
+    again = run(spec, tmp_path / "run")
+    assert [r.timeless() for r in again] == [r.timeless() for r in whole]
+
+
+def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
+    run(replace(spec, seeds=1), tmp_path / "run")
+    other = replace(spec, fit=replace(FAST, lr=0.5))
+    with pytest.raises(ConfigError, match=r"another `fit`.*--out"):
+        run(other, tmp_path / "run")
+
+
+def test_killed_run_resumes_to_identical_records(spec: ExperimentSpec, tmp_path: Path) -> None:
+    spec = replace(spec, seeds=4, fit=replace(FAST, max_epochs=40, patience=40))
+    expected = [record.timeless() for record in run(spec, tmp_path / "whole")]
+    out = tmp_path / "killed" / "StatsLayer"
+    args = [sys.executable, "-m", "lora_ws", "train", "--config", "config.yaml"]
+    args += ["--out", str(out.parent)]
+    config = tmp_path / "whole" / "config.yaml"
+    (tmp_path / "config.yaml").write_text(config.read_text())
+    child = subprocess.Popen(args, cwd=tmp_path, env=os.environ.copy())
+    records = out / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not records.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    held = len(read_records(records))
+    assert 1 <= held < 4
+    assert [record.timeless() for record in run(spec, out)] == expected
+
+
+def test_large_features_stay_mapped_and_give_the_same(
+    spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = replace(spec, featurizer=FlatVec())
+    pca = replace(spec, featurizer=FlatVecPCA(n_components=5))
+    small = [run_one(flat, 0).timeless(), run_one(pca, 0).timeless()]
+    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 200_000)
+    mapped = prepare(flat)
+    assert np.shares_memory(mapped.features, mapped.zoo.weights)
+    assert [run_one(flat, 0).timeless(), run_one(pca, 0).timeless()] == small
+
+
+def test_third_party_transformer_by_dotted_path(spec: ExperimentSpec, tmp_path: Path) -> None:
+    (tmp_path / "third_party.py").write_text(
+        "import numpy as np\n"
+        "from lora_ws import Featurizer\n"
+        "class Norms(Featurizer):\n"
+        "    def __init__(self, *, layout=None, power: float = 2.0):\n"
+        "        self.layout, self.power = layout, power\n"
+        "    def _fit(self, rows): pass\n"
+        "    def _transform(self, rows):\n"
+        "        columns = [m.columns for m in self.layout.matrices]\n"
+        "        parts = [np.linalg.norm(rows[:, c], axis=1) for c in columns]\n"
+        "        return np.stack(parts, 1).astype(rows.dtype)\n"
+        "    def _names(self): return [m.name for m in self.layout.matrices]\n"
+    )
+    args = ["train", "--dataset", spec.dataset, "--seeds", "1", "--out", "out"]
+    args += ["--featurizer", "third_party.Norms", "--featurizer.power", "2.0"]
+    args += ["--fit.max_epochs", "5"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_ws", *args], cwd=tmp_path, env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    (record,) = read_records(tmp_path / "out" / "Norms" / "records.jsonl")
+    assert record.dim == 128
+    assert record.test["accuracy"] > 0.5
+
+
+def test_scikit_learn_transformer_is_a_representation(spec: ExperimentSpec) -> None:
+    from sklearn.decomposition import TruncatedSVD
+
+    record = run_one(replace(spec, featurizer=TruncatedSVD(n_components=4, random_state=0)), 0)
+    assert record.dim == 4
+
+
+def test_features_see_training_rows_only(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    """Another test set leaves scaler and components as they are."""
+    zoo = make_zoo()
+    base = ExperimentSpec(store_of(zoo, tmp_path / "a"), featurizer=FlatVecPCA(n_components=3))
+    one = prepare(base)
+    changed = zoo.weights.copy()
+    changed[one.split.test] *= 50
+    other = store_of(replace(zoo, weights=changed), tmp_path / "b")
+    two = prepare(replace(base, dataset=other))
+    np.testing.assert_array_equal(one.featurizer.components_, two.featurizer.components_)
+    np.testing.assert_array_equal(one.mean, two.mean)
+
+
+def test_wandb_offline_writes_to_the_run_folder(spec: ExperimentSpec, tmp_path: Path) -> None:
+    logged = replace(spec, seeds=1, trainer=TrainerSpec(wandb="offline"))
+    run(logged, tmp_path / "run")
+    assert list((tmp_path / "run" / "seed-0" / "wandb").glob("offline-run-*"))
+
+
+def test_unknown_subset_is_refused_by_name() -> None:
+    spec = ExperimentSpec(subset="shard/class", featurizer=StatsFlatVec())
+    with pytest.raises(DataError, match="shared/class"):
+        prepare(spec)
+
+
+def test_subset_of_a_collection_without_subsets_is_refused(spec: ExperimentSpec) -> None:
+    with pytest.raises(DataError, match="has no subsets"):
+        prepare(replace(spec, subset="x"))
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"lr": 0.0}, "fit.lr"),
+        ({"hidden": ()}, "fit.hidden"),
+        ({"batch_size": 0}, "fit.batch_size"),
+        ({"lr_factor": 1.5}, "fit.lr_factor"),
+    ],
+)
+def test_impossible_values_name_their_flag(values: dict[str, object], flag: str) -> None:
+    with pytest.raises(ConfigError, match=flag):
+        FitSpec(**values)  # type: ignore[arg-type]

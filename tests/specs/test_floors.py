@@ -1,0 +1,51 @@
+"""No import runs upward: a module imports from its own folder or from lower floors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "lora_ws"
+FLOORS = {
+    "errors": 0,
+    "config": 1,
+    "hub": 1,
+    "functional": 1,
+    "models": 1,
+    "adapters": 2,
+    "report": 2,
+    "collection": 3,
+    "featurizers": 3,
+    "learn": 4,
+    "commands": 5,
+    "cli": 5,
+}
+MODULES = [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in FLOORS]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: relative import"
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("lora_ws.")}
+
+
+def test_every_room_has_a_floor() -> None:
+    folders = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    files = {p.stem for p in PACKAGE.glob("*.py") if not p.name.startswith("_")}
+    assert folders | files == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downward(module: Path) -> None:
+    here = room(module)
+    for other in imported_rooms(module) - {here}:
+        assert FLOORS[other] < FLOORS[here], f"{here} imports {other}"

@@ -1,0 +1,86 @@
+"""Every file in the spec folders parses and instantiates; the folders hold no Python."""
+
+import importlib.metadata
+from pathlib import Path
+
+import datasets
+import pytest
+
+from lora_ws.adapters import Layout
+from lora_ws.collection import DatasetCard
+from lora_ws.collection.card import card_names, find_card
+from lora_ws.config import load_spec, spec_files, spec_root, to_plain
+from lora_ws.errors import ConfigError, NotAvailableError
+from lora_ws.learn.spec import ExperimentSpec
+
+ROOT = Path(__file__).parents[2]
+CARDS = spec_files("datasets")
+RECIPES = spec_files("training")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card(name: str) -> None:
+    card = load_spec(DatasetCard, CARDS[name])
+    assert card.name == name
+    assert card.title
+    assert card.licence
+    assert card.citation
+    assert card.source
+    assert sum(card.split.fractions) == pytest.approx(1)
+    assert len(set(card.classes)) == len(card.classes)
+    if card.layout:
+        assert Layout.known(card.layout).size > 0
+
+
+def test_cards_the_paper_publishes() -> None:
+    published = {"lora-ws-1k", "lora-ws-10k", "lora-ws-50k", "lora-ws-100k", "lora-ws-nsfw"}
+    assert published | {"weightspace-images", "lora-ws-mini"} <= set(card_names())
+    for name in published:
+        card = find_card(name)
+        assert card.hub_id == f"jacekduszenko/{name}"
+        assert Layout.known(card.layout).size == 99_648
+    assert len(find_card("lora-ws-1k").classes) == 10
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name: str) -> None:
+    spec = load_spec(ExperimentSpec, RECIPES[name])
+    assert spec.dataset in card_names()
+    header = RECIPES[name].read_text().splitlines()[0]
+    assert header.startswith("# "), "a recipe states its expected result and cost first"
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    from lora_ws.config import dump_yaml
+
+    spec = load_spec(ExperimentSpec, RECIPES[name])
+    dump_yaml(spec, tmp_path / "again.yaml")
+    assert to_plain(load_spec(ExperimentSpec, tmp_path / "again.yaml")) == to_plain(spec)
+
+
+@pytest.mark.parametrize("folder", ["datasets", "training", "eval"])
+def test_spec_folders_hold_no_python(folder: str) -> None:
+    assert not list((ROOT / folder).rglob("*.py"))
+    assert spec_root(folder) == ROOT / folder  # type: ignore[arg-type]
+
+
+def test_hugging_face_datasets_is_not_shadowed() -> None:
+    found = Path(str(datasets.__file__))
+    installed = Path(str(importlib.metadata.distribution("datasets").locate_file("datasets")))
+    assert found.parent == installed
+
+
+def test_unknown_key_in_a_card_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x\nlicense: MIT\n")
+    with pytest.raises(ConfigError, match="unknown option `license`, did you mean `licence`"):
+        load_spec(DatasetCard, tmp_path / "c.yaml")
+
+
+def test_unknown_card_names_the_nearest() -> None:
+    with pytest.raises(NotAvailableError, match="did you mean `lora-ws-mini`"):
+        find_card("lora-ws-min")
