@@ -95,7 +95,7 @@ class Layout:
     @classmethod
     def from_layers(cls, layers: Iterable[LayerSpec]) -> "Layout":
         """Put layers into canonical order."""
-        return cls(tuple(sorted(layers, key=lambda layer: natural_key(layer.name))))
+        return cls(tuple(sorted(layers, key=lambda layer: (natural_key(layer.name), layer.name))))
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> "Layout":
@@ -215,7 +215,7 @@ KNOWN_LAYOUTS = {
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts ``blocks.10`` after ``blocks.9``."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
 
 
 def _layer(name: str, pair: Mapping[str, tuple[int, ...]]) -> LayerSpec:

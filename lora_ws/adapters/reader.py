@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from lora_ws.errors import AdapterError, LayoutError
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+# Where diffusers keeps the same facts inside a file, keys prefixed with the model's name.
+HEADER_CONFIG = "lora_adapter_metadata"
 MAX_RANK = 4096
 
 
@@ -81,7 +84,7 @@ def read_adapter(path: str | Path) -> Adapter:
 
 
 def _read(file: Path) -> Adapter:
-    tensors = _load(file)
+    tensors, header = _load(file)
     factors: dict[str, dict[str, np.ndarray]] = {"down": {}, "up": {}, "alpha": {}}
     other = []
     for key, value in tensors.items():
@@ -105,38 +108,62 @@ def _read(file: Path) -> Adapter:
     for layer in layout.layers:
         if layer.rank > MAX_RANK:
             raise AdapterError(f"{file}: rank {layer.rank} of `{layer.name}` is above {MAX_RANK}")
-    scale = _scales(file, layout, factors["alpha"])
+    scale = _scales(file, layout, factors["alpha"], _config(file, header))
     return Adapter(down, up, scale, layout, file, _sha256(file), tuple(other))
 
 
-def _load(file: Path) -> dict[str, np.ndarray]:
+def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             # bfloat16 has no numpy type: torch widens it, exactly.
-            return {key: opened.get_tensor(key).to(torch.float32).numpy() for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            tensors = {k: opened.get_tensor(k).to(torch.float32).numpy() for k in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         hint = "the download may be incomplete" if file.stat().st_size else "the file is empty"
         raise AdapterError(f"{file}: not a readable safetensors file ({error}); {hint}") from error
 
 
-def _scales(file: Path, layout: Layout, alphas: dict[str, np.ndarray]) -> dict[str, float]:
-    """The effective factor per layer: alpha tensors, else adapter_config.json, else 1."""
+def _config(file: Path, header: dict[str, str]) -> dict[str, Any]:
+    """What adapter_config.json, or the same facts in the file's header, say about the scale."""
     config_file = file.with_name(PEFT_CONFIG)
-    config = {}
     if file.name == PEFT_WEIGHTS and config_file.is_file():
-        try:
-            config = json.loads(config_file.read_text())
-        except ValueError as error:
-            raise AdapterError(f"{config_file}: not readable as JSON ({error})") from error
-        if config.get("rank_pattern") or config.get("alpha_pattern"):
-            raise AdapterError(
-                f"{config_file}: rank_pattern and alpha_pattern are not supported yet; "
-                "re-save the adapter with one rank and alpha"
-            )
+        origin, text, prefix = str(config_file), config_file.read_bytes(), ""
+    elif HEADER_CONFIG in header:
+        origin, text, prefix = f"{file}: {HEADER_CONFIG}", header[HEADER_CONFIG], "unet."
+    else:
+        return {}
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise AdapterError(f"{origin}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{origin}: expected a JSON object, got {type(config).__name__}")
+    config = {key.removeprefix(prefix): config[key] for key in config if key.startswith(prefix)}
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise AdapterError(
+            f"{origin}: rank_pattern and alpha_pattern are not supported yet; "
+            "re-save the adapter with one rank and alpha"
+        )
+    alpha = config.get("lora_alpha", 0)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"{origin}: expected `lora_alpha` to be a number, got {alpha!r}")
+    return config
+
+
+def _scales(
+    file: Path, layout: Layout, alphas: dict[str, np.ndarray], config: dict[str, Any]
+) -> dict[str, float]:
+    """The effective factor per layer: alpha tensors, else the configuration, else 1."""
     scales = {}
     for layer in layout.layers:
         if layer.name in alphas:
-            scales[layer.name] = float(alphas[layer.name].ravel()[0]) / layer.rank or 1.0
+            alpha = alphas[layer.name]
+            if alpha.size != 1:
+                raise AdapterError(
+                    f"{file}: expected one number as alpha of `{layer.name}`, got shape "
+                    f"{alpha.shape}"
+                )
+            scales[layer.name] = alpha.item() / layer.rank or 1.0
         elif "lora_alpha" in config:
             divisor = math.sqrt(layer.rank) if config.get("use_rslora") else layer.rank
             scales[layer.name] = float(config["lora_alpha"]) / divisor

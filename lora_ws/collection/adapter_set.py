@@ -89,7 +89,12 @@ class AdapterSet:
             index = np.arange(len(self))[index]
         index = np.asarray(index)
         if index.dtype == bool:
+            if len(index) != len(self):
+                raise DataError(f"expected a mask of {len(self)} rows, got one of {len(index)}")
             index = np.flatnonzero(index)
+        if index.size:
+            # Negative numbers count from the end; numbers beyond it raise.
+            index = np.arange(len(self))[index]
         if index.size and np.array_equal(index, np.arange(index[0], index[0] + index.size)):
             start, stop = int(index[0]), int(index[0]) + index.size
             rows = self.rows.slice(start, stop - start)
@@ -129,7 +134,7 @@ class AdapterSet:
         """
         name = column or self.card.label
         values = self.column(name)
-        if any(value is None for value in values.tolist()):
+        if self.rows[name].null_count:
             raise DataError(f"column `{name}` has rows without a label; filter them first")
         listed = self.card.classes if name == self.card.label else ()
         classes = listed or tuple(map(str, np.unique(values).tolist()))
@@ -176,26 +181,40 @@ class AdapterSet:
             layout = Layout.from_dict(json.loads((path / LAYOUT).read_text()))
             rows = pq.read_table(path / ROWS)
             card = stored_card(yaml.safe_load((path / CARD).read_text()))
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            if len(weights) != manifest["rows"]:
+                raise DataError(f"{manifest['rows']} rows expected, {WEIGHTS} holds {len(weights)}")
+            return cls(weights, layout, rows, card, manifest)
+        except _DAMAGE as error:
             raise DataError(f"{path}: the store is damaged ({error}); import it again") from error
-        if len(weights) != manifest["rows"]:
-            raise DataError(
-                f"{path}: expected {manifest['rows']} rows, {WEIGHTS} holds {len(weights)}; "
-                "import it again"
-            )
-        return cls(weights, layout, rows, card, manifest)
 
     def save(self, path: str | Path) -> Path:
         """Write a store that `open` reads; refuses to overwrite one."""
-        from lora_ws.collection.store import StoreWriter
+        from lora_ws.collection.store import StoreWriter, row_hashes
 
-        with StoreWriter(Path(path), self.layout, self.card, {"origin": "arrays"}) as writer:
+        origin = {"origin": "arrays"}
+        # Nothing tells whose rows an unfinished store of arrays holds, so it is not continued.
+        with StoreWriter(Path(path), self.layout, self.card, origin, resume=False) as writer:
             step = max(1, (64 << 20) // (4 * self.layout.size))
-            for start in range(writer.rows, len(self), step):
-                part = slice(start, start + step)
-                writer.append(np.asarray(self.weights[part]), self.rows.slice(start, step))
+            for start in range(0, len(self), step):
+                weights = np.asarray(self.weights[start : start + step])
+                rows = self.rows.slice(start, step)
+                if "sha256" not in rows.column_names:
+                    rows = rows.append_column("sha256", pa.array(row_hashes(weights), pa.string()))
+                writer.append(weights, rows)
             writer.finish()
         return Path(path)
+
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    yaml.YAMLError,
+    pa.ArrowException,
+)
 
 
 def _partial(path: Path) -> Path:

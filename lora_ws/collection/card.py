@@ -78,9 +78,8 @@ class DatasetCard:
 
 def stored_card(data: Mapping[str, Any]) -> DatasetCard:
     """The card written into a store; keys of other versions of this library are left out."""
-    return DatasetCard(
-        **{**_known(DatasetCard, data), "split": SplitRule(**_known(SplitRule, data["split"]))}
-    )
+    split = SplitRule(**_known(SplitRule, data.get("split", {})))
+    return DatasetCard(**{**_known(DatasetCard, data), "split": split})
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

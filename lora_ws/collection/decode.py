@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# Columns that an import adds; those of the source keep their values under another name.
+OURS = ("source", "sha256")
+
 
 def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> dict[int, str]:
     """Write a list column into ``out [rows, shape[0] * shape[1]]``.
@@ -22,15 +25,14 @@ def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> 
         Row -> what is wrong with it: a missing value, another shape, NaN or infinity.
     """
     problems = _misshapen(column, shape)
-    if problems:
-        good = np.ones(len(column), bool)
-        good[list(problems)] = False
-        kept = np.flatnonzero(good)
-        values = _numbers(column.take(pa.array(kept))).reshape(len(kept), -1)
-        out[kept] = values
-    else:
-        kept = np.arange(len(column))
-        out[:] = _numbers(column).reshape(out.shape)
+    kept = np.setdiff1d(np.arange(len(column)), list(problems))
+    # A float64 beyond float32's range becomes infinite, which is found below.
+    with np.errstate(over="ignore"):
+        if problems:
+            good = _numbers(column.take(pa.array(kept, pa.int64())))
+            out[kept] = good.reshape(len(kept), out.shape[1])
+        else:
+            out[:] = _numbers(column).reshape(out.shape)
     if not np.isfinite(out[kept] if problems else out).all():
         for row in kept[~np.isfinite(out[kept]).all(axis=1)]:
             problems[int(row)] = "holds NaN or infinite values"
@@ -42,7 +44,8 @@ def first_shape(column: pa.Array, role: str, rank: int) -> tuple[int, ...]:
     lengths = []
     while _is_list(column.type):
         first = column.slice(0, 1)
-        lengths.append(int(pc.list_value_length(first)[0].as_py() or 0))
+        length = pc.list_value_length(first)[0].as_py() if len(first) else None
+        lengths.append(int(length or 0))
         column = first.flatten()
     if len(lengths) != 1:
         return tuple(lengths)
@@ -57,17 +60,24 @@ def metadata_columns(batch: pa.RecordBatch, weights: list[str]) -> pa.Table:
         [batch.select([n for n in batch.schema.names if n not in dropped])]
     )
     info = json.loads((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
-    for name, feature in info.get("info", {}).get("features", {}).items():
-        if name in table.column_names and feature.get("_type") == "ClassLabel":
-            names = pa.array(feature["names"])
-            spelt = names.take(table[name].combine_chunks())
+    for name, feature in (info.get("info", {}).get("features") or {}).items():
+        # Older versions of `datasets` describe a list by a list.
+        if name not in table.column_names or not isinstance(feature, dict):
+            continue
+        if feature.get("_type") == "ClassLabel":
+            names, codes = pa.array(feature["names"]), table[name].combine_chunks()
+            # -1 is how `datasets` says that a row has no label.
+            known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+            spelt = names.take(pc.if_else(known, codes, None))
             table = table.set_column(table.column_names.index(name), name, spelt)
+    ours = {name: f"original_{name}" for name in OURS}
+    table = table.rename_columns([ours.get(name, name) for name in table.column_names])
     return table.replace_schema_metadata(None)
 
 
 def _misshapen(column: pa.Array, shape: tuple[int, int]) -> dict[int, str]:
     """Rows whose nested lengths are not those of the matrix."""
-    if not _is_list(column.type):
+    if not _holds_numbers(column.type):
         return dict.fromkeys(range(len(column)), f"holds {column.type}, expected lists of numbers")
     rows, columns = shape
     missing = column.is_null().to_numpy(zero_copy_only=False)
@@ -109,6 +119,14 @@ def _numbers(column: pa.Array) -> np.ndarray:
     while _is_list(column.type):
         column = column.flatten()
     return column.to_numpy(zero_copy_only=False)
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    """Whether a type is lists of numbers, or lists of such lists."""
+    depth = 0
+    while _is_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth in (1, 2) and (pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:

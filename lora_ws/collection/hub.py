@@ -1,13 +1,20 @@
 """Fetch the parquet files of a collection from the Hugging Face Hub, pinned to one commit."""
 
+import errno
+import hashlib
 import os
 import re
+import time
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lora_ws.collection.card import DatasetCard
 from lora_ws.errors import NotAvailableError
+
+T = TypeVar("T")
+LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class Snapshot(NamedTuple):
@@ -31,12 +38,16 @@ def fetch(card: DatasetCard, revision: str) -> Snapshot:
     if constants.is_offline_mode():
         return _cached(card, revision, "HF_HUB_OFFLINE is set")
     try:
-        return _download(card, revision)
+        snapshot = _download(card, revision)
+        _remember(snapshot, revision)
+        return snapshot
     except NotAvailableError:
         raise
     except Exception as error:
         if reason := _refused(card, revision, error):
             raise NotAvailableError(reason) from error
+        if getattr(error, "errno", None) in LOCAL_TROUBLE:
+            raise NotAvailableError(f"the Hub's cache cannot be written: {error}") from error
         if not _unreachable(error):
             raise
         return _cached(card, revision, f"the Hub cannot be reached ({type(error).__name__})")
@@ -47,18 +58,61 @@ def _download(card: DatasetCard, revision: str) -> Snapshot:
 
     # Given explicitly, because the library reads the variable only once, when it is imported.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    info = api.dataset_info(card.hub_id, revision=revision)
+    info = _insist(lambda: api.dataset_info(card.hub_id, revision=revision, files_metadata=True))
     commit = info.sha or revision
-    names = [s.rfilename for s in info.siblings or [] if _wanted(s.rfilename, card)]
-    if not names:
+    wanted = {s.rfilename: s for s in info.siblings or [] if _wanted(s.rfilename, card)}
+    if not wanted:
         raise NotAvailableError(
             f"{card.hub_id} at {commit[:12]} holds no file that matches {', '.join(card.files)}"
         )
-    files = [
-        api.hf_hub_download(card.hub_id, name, repo_type="dataset", revision=commit)
-        for name in sorted(names)
-    ]
-    return Snapshot([Path(file) for file in files], commit)
+    files = []
+    for name in sorted(wanted):
+        file = api.hf_hub_download(card.hub_id, name, repo_type="dataset", revision=commit)
+        files.append(Path(file))
+        _verify(files[-1], wanted[name])
+    return Snapshot(files, commit)
+
+
+def _insist(call: Callable[[], T]) -> T:
+    """Repeat a request that a busy server turned down; the Hub client does so for files only."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for pause in (1, 4):
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (429, 500, 502, 503, 504):
+                raise
+            time.sleep(pause)
+    return call()
+
+
+def _verify(file: Path, listed: Any) -> None:
+    """Compare a file with the hash that the Hub lists; the Hub client compares sizes only."""
+    size = file.stat().st_size
+    if listed.lfs:
+        digest, expected = hashlib.sha256(), listed.lfs.sha256
+    else:
+        digest, expected = hashlib.sha1(b"blob %d\0" % size), listed.blob_id
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, lambda: digest).hexdigest()
+    if expected and found != expected:
+        # Out of the cache, so that the next try fetches it anew.
+        file.resolve().unlink()
+        file.unlink(missing_ok=True)
+        raise NotAvailableError(
+            f"{listed.rfilename} came damaged from the Hub (its hash is {found[:12]}…, the Hub "
+            f"lists {expected[:12]}…) and was removed: try again"
+        )
+
+
+def _remember(snapshot: Snapshot, revision: str) -> None:
+    """Note in the Hub's cache what the revision stood for, as a download by its name would."""
+    root = next((p for p in snapshot.files[0].parents if p.name == snapshot.commit), None)
+    if root is not None and revision != snapshot.commit:
+        ref = root.parent.parent / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(snapshot.commit)
 
 
 def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
@@ -78,7 +132,8 @@ def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
             f"`{card.name}` is not on this machine and {why}: {advice}"
         ) from error
     root = Path(folder)
-    files = sorted(f for f in root.rglob("*") if _wanted(f.relative_to(root).as_posix(), card))
+    names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.is_file())
+    files = [root / name for name in names if _wanted(name, card)]
     if not files or _incomplete(files):
         raise NotAvailableError(
             f"only a part of `{card.name}` is in the Hub's cache and {why}: {advice}"
@@ -111,6 +166,8 @@ def _refused(card: DatasetCard, revision: str, error: Exception) -> str:
         "HFValidationError": "is not a valid repository id: check the card's hub_id",
     }
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "LocalEntryNotFoundError" in kinds:  # no answer at all, though it is named as one
+        return ""
     return next((f"{card.hub_id} {reasons[k]}" for k in reasons if k in kinds), "")
 
 

@@ -1,6 +1,5 @@
 """Import a collection: any source becomes a store, streaming, resumable, nothing lost unsaid."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.sources import Batch, Problem, find_source
-from lora_ws.collection.store import StoreWriter
+from lora_ws.collection.store import StoreWriter, row_hashes
 from lora_ws.errors import DataError
 from lora_ws.report.progress import progress
 
@@ -53,8 +52,13 @@ def import_collection(
     source = find_source([Path(path) for path in listed], card)
     if layout is None:
         layout = Layout.known(card.layout) if card.layout else source.find_layout()
-    facts = {**(origin or {}), "source": source.identity(), "on_error": on_error}
+    facts = {**(origin or {}), "source": source.identity()}
     with StoreWriter(out, layout, card, facts) as writer:
+        if writer.quarantine and on_error == "raise":
+            raise DataError(
+                f"{out} was begun with --on-error skip and has listed "
+                f"{len(writer.quarantine)} entries aside: go on with it, or remove {out}.partial"
+            )
         seen = _seen(writer)
         done = writer.rows + sum(entry["rows_lost"] for entry in writer.quarantine)
         with progress(f"import {card.name}", source.count(), done) as advance:
@@ -63,7 +67,7 @@ def import_collection(
                 batch = _without_repeats(batch, seen)
                 if batch.problems and on_error == "raise":
                     raise DataError(
-                        f"{batch.problems[0]}. Nothing was lost: mend the source, or list such "
+                        f"{batch.problems[0]}. No store was made: mend the source, or list such "
                         "rows aside with --on-error skip"
                     )
                 writer.append(batch.weights, batch.rows, [asdict(p) for p in batch.problems])
@@ -74,22 +78,20 @@ def import_collection(
 
 def _seen(writer: StoreWriter) -> dict[str, str]:
     """Content hash -> source of the rows imported before an interruption."""
-    if not writer.rows:
-        return {}
-    table = writer.table()
-    return dict(zip(table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True))
+    seen: dict[str, str] = {}
+    for part in writer.parts(["sha256", "source"]):
+        seen |= zip(part["sha256"].to_pylist(), part["source"].to_pylist(), strict=True)
+    return seen
 
 
 def _without_repeats(batch: Batch, seen: dict[str, str]) -> Batch:
     """Hash every row; rows whose content was seen before become problems."""
     if not len(batch.weights):
         return batch
-    hashes, keep, problems = [], [], list(batch.problems)
-    for row, source in zip(batch.weights, batch.rows["source"].to_pylist(), strict=True):
-        digest = hashlib.sha256(row.tobytes()).hexdigest()
+    hashes, keep, problems = row_hashes(batch.weights), [], list(batch.problems)
+    for digest, source in zip(hashes, batch.rows["source"].to_pylist(), strict=True):
         twin = seen.setdefault(digest, source)
         keep.append(twin is source)
-        hashes.append(digest)
         if twin is not source:
             problems.append(Problem(source, f"repeats the weights of {twin}"))
     mask = np.array(keep)

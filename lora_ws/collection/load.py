@@ -62,6 +62,13 @@ def import_from_hub(
     card: DatasetCard, revision: str | None = None, on_error: OnError = "raise"
 ) -> AdapterSet:
     """Fetch a collection from the Hub at a revision and import it into the local store."""
+    if card.kind == "images":
+        raise DataError(
+            f"`{card.name}` holds images, not adapters: read it with "
+            f'datasets.load_dataset("{card.hub_id}")'
+        )
+    if not card.hub_id:
+        raise DataError(f"`{card.name}` is not on the Hub, there is nothing to import")
     revision = revision or card.revision
     snapshot = fetch(card, revision)
     folder = cache_dir() / "stores" / card.name
@@ -81,11 +88,6 @@ def import_from_hub(
 
 
 def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:
-    if card.kind == "images":
-        raise DataError(
-            f"`{card.name}` holds images, not adapters: read it with "
-            f'datasets.load_dataset("{card.hub_id}")'
-        )
     path = store_path(card, revision or card.revision)
     if not (path / MANIFEST).is_file() and not card.bundled:
         import_from_hub(card, revision)

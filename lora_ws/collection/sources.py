@@ -18,10 +18,12 @@ from lora_ws.adapters.keys import parse_key
 from lora_ws.adapters.layout import Layout, natural_key
 from lora_ws.adapters.reader import read_adapter
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns
+from lora_ws.collection.decode import OURS, decode_matrix, first_shape, metadata_columns
 from lora_ws.errors import AdapterError, DataError, LayoutError
 
 BATCH_BYTES = 32 << 20
+# Of each file, to find one that tells the layout.
+ROWS_TRIED = 1000
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ParquetSource:
 
     def identity(self) -> Mapping[str, Any]:
         """Names, sizes and schema kind."""
-        files = [[file.name, file.stat().st_size] for file in self.files]
+        files = [[self.label(file), file.stat().st_size] for file in self.files]
         return {"kind": "parquet", "schema": self.card.schema, "files": files}
 
     def count(self) -> int:
@@ -91,7 +93,7 @@ class ParquetSource:
         return sum(_rows_of(file) for file in self.files)
 
     def find_layout(self) -> Layout:
-        """From the shapes of the first row of the first readable file."""
+        """From the shapes of the first row that has them in every column."""
         if self.card.schema == "flat_column":
             raise DataError(
                 f"card `{self.card.name}` has flat vectors, whose matrices no file can tell: "
@@ -100,14 +102,16 @@ class ParquetSource:
         reason = ""
         for file in self.files:
             try:
-                opened = pq.ParquetFile(file, memory_map=True)
-                first = next(opened.iter_batches(batch_size=1), None)
+                read = pq.ParquetFile(file, memory_map=True).iter_batches(batch_size=1)
+                for row in islice(read, ROWS_TRIED):
+                    try:
+                        return _layout_of(row, file)
+                    except DataError as error:
+                        reason = reason or str(error)
             except (OSError, pa.ArrowException) as error:
-                reason = str(error)
-                continue
-            if first is not None:
-                return _layout_of(first, file)
-        raise DataError(f"no readable row in {len(self.files)} parquet files {reason}")
+                reason = reason or f"{file.name}: {error}"
+        reason = reason or "they hold no rows"
+        raise DataError(f"no usable row in {len(self.files)} parquet files; first: {reason}")
 
     def batches(self, layout: Layout, skip: int) -> Iterator[Batch]:
         """Read row groups in order; those before the resume point are not decoded."""
@@ -118,26 +122,33 @@ class ParquetSource:
                 columns = self._columns(opened.schema_arrow, layout)
             except (OSError, pa.ArrowException) as error:
                 if not skip:
-                    yield _lost(file, f"not a readable parquet file ({error})", layout)
+                    yield _lost(self.label(file), f"not a readable parquet file ({error})", layout)
                 skip = max(skip - 1, 0)
                 continue
             except DataError as error:
                 if not skip:
-                    yield _lost(file, str(error), layout, rows=_rows_of(file))
+                    yield _lost(self.label(file), str(error), layout, rows=_rows_of(file))
                 skip = max(skip - 1, 0)
                 continue
             start = 0
             for group in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(group).num_rows
                 here = -(-rows // size)
-                if skip < here:
-                    read = opened.iter_batches(size, row_groups=[group])
-                    offset = start + skip * size
-                    for batch in islice(read, skip, None):
-                        yield self._decode(batch, file, offset, layout, columns)
-                        offset += batch.num_rows
+                for at, batch in _read_group(opened, group, rows, size, skip):
+                    if isinstance(batch, str):
+                        where = f"rows {start + at} to {start + min(at + size, rows) - 1}"
+                        reason = f"{where} cannot be read ({batch})"
+                        yield _lost(self.label(file), reason, layout, min(size, rows - at))
+                    else:
+                        yield self._decode(batch, file, start + at, layout, columns)
                 skip = max(skip - here, 0)
                 start += rows
+
+    def label(self, file: Path) -> str:
+        """Name of a file in messages and in the table: with its folders where names repeat."""
+        if sum(other.name == file.name for other in self.files) == 1:
+            return file.name
+        return file.relative_to(_common_parent(self.files)).as_posix()
 
     def _columns(self, schema: pa.Schema, layout: Layout) -> list[str]:
         """Column names in layout order."""
@@ -148,8 +159,11 @@ class ParquetSource:
         named = {}
         for name in schema.names:
             key = parse_key(name)
-            if key is not None:
-                named[key.path, key.role] = name
+            if key is None:
+                continue
+            if tuple(key) in named:
+                raise DataError(f"columns `{named[tuple(key)]}` and `{name}` are the same matrix")
+            named[key.path, key.role] = name
         wanted = [(matrix.layer.name, matrix.role) for matrix in layout.matrices]
         for path, role in wanted:
             if (path, role) not in named:
@@ -166,17 +180,23 @@ class ParquetSource:
             shapes = [((1, layout.size), slice(0, layout.size))]
         else:
             shapes = [(matrix.shape, matrix.columns) for matrix in layout.matrices]
+        label = self.label(file)
         weights = np.empty((batch.num_rows, layout.size), np.float32)
         problems: dict[int, Problem] = {}
         for name, (shape, where) in zip(columns, shapes, strict=True):
             bad = decode_matrix(batch.column(name), shape, weights[:, where])
             for row, reason in bad.items():
-                problems.setdefault(row, Problem(file.name, reason, offset + row, name))
+                problems.setdefault(row, Problem(label, reason, offset + row, name))
         keep = np.ones(batch.num_rows, bool)
         keep[list(problems)] = False
         rows = metadata_columns(batch, columns)
-        source = pa.array([f"{file.name}:{offset + k}" for k in range(batch.num_rows)])
-        rows = rows.append_column("source", source)
+        source = pa.array([f"{label}:{offset + k}" for k in range(batch.num_rows)], pa.string())
+        # A table without columns has no length, and takes no column.
+        rows = (
+            rows.append_column("source", source)
+            if rows.num_columns
+            else pa.table([source], ["source"])
+        )
         if problems:
             weights, rows = weights[keep], rows.filter(pa.array(keep))
         return Batch(weights, rows, [problems[row] for row in sorted(problems)])
@@ -227,8 +247,11 @@ class FilesSource:
                     continue
                 vectors.append(vector)
                 rows.append(row)
+            table, odd = _table(rows)
+            problems += [Problem(rows[k]["source"], reason) for k, reason in odd.items()]
+            vectors = [vector for k, vector in enumerate(vectors) if k not in odd]
             weights = np.stack(vectors) if vectors else np.empty((0, layout.size), np.float32)
-            yield Batch(weights, pa.Table.from_pylist(rows), problems)
+            yield Batch(weights, table, problems)
 
     def _read(self, file: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
         adapter = read_adapter(file)
@@ -241,14 +264,39 @@ class FilesSource:
             row["category_label"] = relative.parts[0]
         metadata = file.with_name("metadata.json")
         if metadata.is_file():
-            try:
-                row |= json.loads(metadata.read_text())
-            except ValueError as error:
-                raise DataError(f"its metadata.json is not readable ({error})") from error
+            row |= _metadata(metadata)
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256
-        return adapter.flat(), row
+        vector = adapter.flat()
+        if not np.isfinite(vector).all():
+            raise DataError("its scale takes values beyond float32")
+        return vector, row
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"its metadata.json is not readable ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"its metadata.json holds {type(found).__name__}, expected an object")
+    return {f"original_{key}" if key in OURS else key: value for key, value in found.items()}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[int, str]]:
+    """The rows as a table of all their columns, and rows whose values are of an odd kind."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    odd: dict[int, str] = {}
+    schema = pa.schema([])
+    for k, row in enumerate(rows):
+        try:
+            mine = pa.Table.from_pylist([dict(row)]).schema
+            schema = pa.unify_schemas([schema, mine], promote_options="permissive")
+        except pa.ArrowException as error:
+            odd[k] = f"its metadata is of another kind than that of other files ({error})"
+    kept = [{name: row.get(name) for name in columns} for k, row in enumerate(rows) if k not in odd]
+    return pa.Table.from_pylist(kept, schema), odd
 
 
 def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
@@ -260,21 +308,24 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
+        if not _below(path, ".parquet") and not _below(path, ".safetensors"):
+            raise DataError(f"{path}: expected .parquet or .safetensors files, found none")
     parquet = [f for path in paths for f in _below(path, ".parquet")]
+    adapters = [f for path in paths for f in _below(path, ".safetensors")]
+    if parquet and adapters:
+        raise DataError(
+            f"expected files of one kind, got {parquet[0].name} and {adapters[0].name}: "
+            "import them one after the other"
+        )
     if parquet:
         return ParquetSource(parquet, card)
-    adapters = [f for path in paths for f in _below(path, ".safetensors")]
-    if not adapters:
-        raise DataError(
-            f"{', '.join(map(str, paths))}: expected .parquet or .safetensors files, found none"
-        )
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else _common_parent(adapters)
     return FilesSource(root, adapters)
 
 
 def _below(path: Path, suffix: str) -> list[Path]:
     found = [path] if path.is_file() else path.rglob(f"*{suffix}")
-    return sorted((f for f in found if f.suffix == suffix), key=lambda f: natural_key(str(f)))
+    return sorted((f for f in found if f.suffix == suffix), key=lambda f: (natural_key(str(f)), f))
 
 
 def _common_parent(files: Sequence[Path]) -> Path:
@@ -289,19 +340,37 @@ def _rows_of(file: Path) -> int:
         return 1
 
 
-def _lost(file: Path, reason: str, layout: Layout, rows: int = 1) -> Batch:
-    """A batch for a file none of whose rows can be read."""
+def _lost(label: str, reason: str, layout: Layout, rows: int = 1) -> Batch:
+    """A batch for rows, or a whole file, that cannot be read."""
     empty = np.empty((0, layout.size), np.float32)
-    return Batch(empty, pa.table({}), [Problem(file.name, reason, rows_lost=rows)])
+    return Batch(empty, pa.table({}), [Problem(label, reason, rows_lost=rows)])
+
+
+def _read_group(
+    opened: pq.ParquetFile, group: int, rows: int, size: int, skip: int
+) -> Iterator[tuple[int, pa.RecordBatch | str]]:
+    """First row and content of each batch of a row group; for damaged pages the reason.
+
+    There are always as many batches as the footer's number of rows makes, so that a resumed import
+    can count them.
+    """
+    starts = iter(range(skip * size, rows, size))
+    try:
+        for batch in islice(opened.iter_batches(size, row_groups=[group]), skip, None):
+            yield next(starts), batch
+    except (OSError, pa.ArrowException) as error:
+        for start in starts:
+            yield start, str(error)
 
 
 def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
     rank = row.column("rank")[0].as_py() if "rank" in row.schema.names else 1
+    rank = rank if isinstance(rank, int) and rank > 0 else 1
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for name in row.schema.names:
         key = parse_key(name)
         if key is not None and key.role in ("down", "up"):
-            shape = first_shape(row.column(name), key.role, rank or 1)
+            shape = first_shape(row.column(name), key.role, rank)
             shapes.setdefault(key.path, {})[key.role] = shape
     if not shapes:
         raise DataError(

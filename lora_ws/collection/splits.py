@@ -41,6 +41,8 @@ def make_split(
         raise DataError(
             f"split.fractions: expected three shares that sum to 1, got {rule.fractions}"
         )
+    if not len(labels):
+        raise DataError("expected rows to split, got none")
     if groups is None:
         groups = np.arange(len(labels))
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)

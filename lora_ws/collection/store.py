@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,22 +38,29 @@ class StoreWriter:
         layout: columns of the weights.
         card: written beside them.
         origin: what the rows come from; an unfinished store is continued only if it is equal.
+        resume: whether to continue an unfinished store; otherwise it is begun anew.
     """
 
     def __init__(
-        self, path: Path, layout: Layout, card: DatasetCard, origin: Mapping[str, Any]
+        self,
+        path: Path,
+        layout: Layout,
+        card: DatasetCard,
+        origin: Mapping[str, Any],
+        *,
+        resume: bool = True,
     ) -> None:
         self.path = Path(path)
         self.layout = layout
         self.card = card
         self.origin = dict(origin)
+        self.resume = resume
+        self.schema = pa.schema([])
         self.rows = 0
         self.batches = 0
         self.quarantine: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        if self.path.exists():
-            raise DataError(f"{self.path} exists already; choose another place or remove it")
         self._dir = _partial(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(str(self.path) + ".lock")
@@ -62,9 +69,11 @@ class StoreWriter:
         except Timeout as error:
             raise DataError(f"{self.path} is being written by another process") from error
         try:
+            if self.path.exists():
+                raise DataError(f"{self.path} exists already; choose another place or remove it")
             self._resume()
         except BaseException:
-            self._lock.release()
+            self._unlock()
             raise
         return self
 
@@ -75,8 +84,12 @@ class StoreWriter:
         trace: TracebackType | None,
     ) -> None:
         self._weights.close()
-        self._lock.release()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        # While it is held: unlinked afterwards, it might be another process's lock.
         Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def append(
         self,
@@ -90,6 +103,8 @@ class StoreWriter:
                 f"expected [{rows.num_rows}, {self.layout.size}] weights for {rows.num_rows} table "
                 f"rows, got {list(weights.shape)}"
             )
+        if rows.num_rows:
+            self._widen(rows.schema)
         np.ascontiguousarray(weights, "<f4").tofile(self._weights)
         self._weights.flush()
         os.fsync(self._weights.fileno())
@@ -104,12 +119,13 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Close the store: all its files appear under the final name at once."""
-        table = self.table()
+        if not self.rows:
+            self._give_up()
         self._weights.seek(0)
         self._weights.write(_npy_header(self.rows, self.layout.size))
         self._weights.flush()
         os.fsync(self._weights.fileno())
-        pq.write_table(table, self._dir / ROWS)
+        digest = self._write_rows()
         (self._dir / LAYOUT).write_text(json.dumps(self.layout.to_dict()))
         dump_yaml(self.card, self._dir / CARD)
         if self.quarantine:
@@ -119,7 +135,7 @@ class StoreWriter:
             "rows": self.rows,
             "quarantined": len(self.quarantine),
             "fingerprint": self.layout.fingerprint,
-            "sha256": content_hash(table),
+            "sha256": digest,
             **self.origin,
         }
         (self._dir / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -128,12 +144,41 @@ class StoreWriter:
         shutil.rmtree(self.path / "rows")
         (self.path / JOURNAL).unlink()
 
-    def table(self) -> pa.Table:
-        """The table rows committed so far."""
-        parts = [pq.read_table(p) for k in range(self.batches) if (p := self._part(k)).exists()]
-        if not parts:
-            raise DataError(f"{self.path}: no row could be imported; nothing was stored")
-        return pa.concat_tables(parts, promote_options="permissive")
+    def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The table rows committed so far, a batch at a time."""
+        for batch in range(self.batches):
+            if self._part(batch).exists():
+                yield pq.read_table(self._part(batch), columns=columns)
+
+    def _write_rows(self) -> str:
+        """Join the parts, one after the other; returns a hash of their content hashes in order."""
+        digest = hashlib.sha256()
+        with pq.ParquetWriter(self._dir / ROWS, self.schema) as out:
+            for part in self.parts():
+                whole = pa.concat_tables(
+                    [self.schema.empty_table(), part], promote_options="permissive"
+                )
+                out.write_table(whole.cast(self.schema))
+                for value in part["sha256"].to_pylist():
+                    digest.update(str(value).encode())
+        return digest.hexdigest()
+
+    def _widen(self, schema: pa.Schema) -> None:
+        """Make room for the columns of one more batch."""
+        try:
+            self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{self.path}: a column is of another kind than in earlier rows ({error}); "
+                "mend the source"
+            ) from error
+
+    def _give_up(self) -> NoReturn:
+        """No row fits: say why, and leave nothing behind that would hinder another try."""
+        shutil.rmtree(self._dir)
+        first = self.quarantine[0] if self.quarantine else {}
+        why = f"; first: {first['source']}: {first['reason']}" if first else ": the source is empty"
+        raise DataError(f"{self.path}: no row could be imported{why}. Nothing was stored")
 
     def _part(self, batch: int) -> Path:
         return self._dir / "rows" / f"{batch:06d}.parquet"
@@ -147,37 +192,43 @@ class StoreWriter:
         """Start anew, or continue behind the last committed batch."""
         journal = self._dir / JOURNAL
         head = {"origin": self.origin, "fingerprint": self.layout.fingerprint}
-        lines = _complete_lines(journal) if journal.exists() else []
-        if lines and json.loads(lines[0]) != head:
+        lines = _complete_lines(journal) if journal.exists() and self.resume else []
+        # An import that had not committed anything is no loss, whatever it was of.
+        if len(lines) > 1 and json.loads(lines[0]) != head:
             raise DataError(
                 f"{self._dir} holds an unfinished import of something else (other files, options "
                 "or layout); remove it, or choose another place"
             )
-        if not lines:
+        if len(lines) < 2:
             shutil.rmtree(self._dir, ignore_errors=True)
             (self._dir / "rows").mkdir(parents=True)
             (self._dir / WEIGHTS).write_bytes(b"\0" * HEADER_BYTES)
-            lines = [json.dumps(head) + "\n"]
+            lines = [json.dumps(head).encode() + b"\n"]
+            journal.write_bytes(lines[0])
+        # Cut, not written anew, so that a kill at this point loses nothing either.
+        os.truncate(journal, sum(map(len, lines)))
         for line in lines[1:]:
             self._count(json.loads(line))
-        journal.write_text("".join(lines))
+        for batch in range(self.batches):
+            if self._part(batch).exists():
+                self._widen(pq.read_schema(self._part(batch)))
+        expected = HEADER_BYTES + 4 * self.layout.size * self.rows
+        if (self._dir / WEIGHTS).stat().st_size < expected:
+            raise DataError(f"{self._dir}: {WEIGHTS} is shorter than its journal says; remove it")
         self._weights = (self._dir / WEIGHTS).open("r+b")
-        self._weights.truncate(HEADER_BYTES + 4 * self.layout.size * self.rows)
+        self._weights.truncate(expected)
         self._weights.seek(0, os.SEEK_END)
 
 
-def content_hash(table: pa.Table) -> str:
-    """One hash over the content hashes of the rows, in order."""
-    digest = hashlib.sha256()
-    hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else table.to_pylist()
-    for value in hashes:
-        digest.update(str(value).encode())
-    return digest.hexdigest()
+def row_hashes(weights: Float[np.ndarray, "rows params"]) -> list[str]:
+    """Content hash of each row."""
+    rows = np.ascontiguousarray(weights, "<f4")
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows]
 
 
-def _complete_lines(journal: Path) -> list[str]:
-    lines = journal.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+def _complete_lines(journal: Path) -> list[bytes]:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    return [line for line in lines if line.endswith(b"\n")]
 
 
 def _npy_header(rows: int, columns: int) -> bytes:

@@ -1,0 +1,89 @@
+"""Splits: shares, classes, groups, and that nothing but labels, groups and rule counts."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_ws.collection import SplitRule, make_split
+from lora_ws.errors import DataError
+
+FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.0, 0.2), (0.5, 0.25, 0.25), (0.6, 0.2, 0.2)])
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 4), st.integers(10, 40), FRACTIONS, st.integers(0, 9))
+def test_parts_cover_every_row_once_in_the_right_shares(
+    classes: int, each: int, fractions: tuple[float, float, float], seed: int
+):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), each))
+    parts = make_split(labels, None, SplitRule(fractions, seed))
+    together = np.concatenate(parts)
+    np.testing.assert_array_equal(np.sort(together), np.arange(len(labels)))
+    for part, share in zip(parts, fractions, strict=True):
+        assert abs(len(part) - share * len(labels)) <= 1
+        assert (np.diff(part) > 0).all()
+        for label in range(classes):
+            assert abs((labels[part] == label).sum() - share * each) <= 1 + 1e-9
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 5), st.integers(0, 9))
+def test_groups_stay_together(copies: int, seed: int):
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(60), copies))
+    parts = make_split(groups % 3, groups, SplitRule(seed=seed))
+    sets = [set(groups[part]) for part in parts]
+    assert not sets[0] & (sets[1] | sets[2])
+    assert not sets[1] & sets[2]
+    assert [len(s) for s in sets] == [42, 6, 12]
+
+
+def test_same_rule_same_split_and_other_seed_another():
+    labels = np.arange(100) % 4
+    np.random.seed(1)  # noqa: NPY002 - the global state must not count
+    first = make_split(labels, None, SplitRule())
+    np.random.seed(2)  # noqa: NPY002
+    again = make_split(labels.copy(), None, SplitRule())
+    other = make_split(labels, None, SplitRule(seed=43))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first.test, other.test)
+
+
+def test_split_is_pinned():
+    """Published results depend on it: whoever changes it must raise the cards' versions."""
+    parts = make_split(np.arange(20) % 2, None, SplitRule())
+    assert [part.tolist() for part in parts[1:]] == [PINNED_VAL, PINNED_TEST]
+
+
+PINNED_VAL, PINNED_TEST = [8, 13], [5, 6, 12, 19]
+
+
+def test_further_subset_of_the_same_groups_changes_no_part():
+    groups = np.arange(50)
+    once = make_split(groups % 5, groups, SplitRule())
+    twice = np.concatenate([groups, groups[:20]])
+    both = make_split(twice % 5, twice, SplitRule())
+    for part, more in zip(once, both, strict=True):
+        np.testing.assert_array_equal(more[more < 50], part)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "fractions", "message"),
+    [
+        ([0, 1] * 20, None, (0.7, 0.1, 0.1), "sum to 1"),
+        ([0, 1] * 20, None, (0.9, 0.1, 0.0), "sum to 1"),
+        ([0, 1] * 20, None, (0.8, -0.1, 0.3), "sum to 1"),
+        ([0, 1] * 20, [0] * 40, (0.7, 0.1, 0.2), "row 1: its group `0` holds rows of two labels"),
+        ([0] * 39 + [1], None, (0.7, 0.1, 0.2), "smallest class: 1"),
+        ([0, 1, 0], None, (0.7, 0.1, 0.2), "cannot split 3 rows"),
+        ([], None, (0.7, 0.1, 0.2), "got none"),
+    ],
+)
+def test_impossible_splits_are_explained(labels: list, groups, fractions: tuple, message: str):
+    with pytest.raises(DataError, match=message):
+        make_split(
+            np.array(labels, np.int64),
+            None if groups is None else np.array(groups),
+            SplitRule(fractions),
+        )

@@ -1,0 +1,108 @@
+"""Child processes that need no start of seconds: one loads the library and forks for each job.
+
+Jobs are real processes: they have their own environment, can be killed and measured. The Hub client
+reads its settings when it is imported, which happens in the job, not before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple, Self
+
+
+class Job(NamedTuple):
+    """A running piece of code; its ``print`` goes to a file beside ``result``."""
+
+    pid: int
+    result: Path
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status (negative: the signal) and what was printed, errors included."""
+        deadline = time.monotonic() + 120
+        while not self.result.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return int(self.result.read_text()), self.result.with_suffix(".out").read_text()
+
+
+class Warm:
+    """The parent's side; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.jobs = 0
+
+    def __enter__(self) -> Self:
+        self.child = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        self.child.wait()
+
+    def start(self, code: str, *argv: object, **env: str) -> Job:
+        """Run ``code`` with ``sys.argv[1:]`` and additions to the environment."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.jobs += 1
+        result = self.folder / f"{self.jobs}.result"
+        job = {"code": code, "argv": [str(a) for a in argv], "env": env, "result": str(result)}
+        print(json.dumps(job), file=self.child.stdin, flush=True)
+        return Job(int(self.child.stdout.readline()), result)
+
+    def run(self, code: str, *argv: object, **env: str) -> str:
+        """What the code printed; it must end well."""
+        status, printed = self.start(code, *argv, **env).wait()
+        assert status == 0, printed
+        return printed
+
+
+def _work(job: dict) -> None:
+    out = os.open(Path(job["result"]).with_suffix(".out"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(job["env"])
+    sys.argv = ["-", *job["argv"]]
+    status = 0
+    try:
+        exec(job["code"], {"__name__": "__main__"})
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _reap(pid: int, result: Path) -> None:
+    _, status = os.waitpid(pid, 0)
+    draft = result.with_suffix(".draft")
+    draft.write_text(str(os.waitstatus_to_exitcode(status)))
+    draft.rename(result)
+
+
+def _main() -> None:
+    import lora_ws.collection  # loaded once, for all jobs
+
+    assert "huggingface_hub" not in sys.modules, lora_ws.collection
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            _work(job)
+        print(pid, flush=True)
+        threading.Thread(target=_reap, args=(pid, Path(job["result"])), daemon=True).start()
+
+
+if __name__ == "__main__":
+    _main()
