@@ -146,13 +146,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
 class _Parser(ArgumentParser):
     """Lists our own classes as choices, not all of scikit-learn's that happen to be imported."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         def ours(match: re.Match[str]) -> str:
             names = [n for n in re.findall(r"[\w.]+", match[1]) if n.startswith("lora_ws.")]
             short = sorted({name.rpartition(".")[2] for name in names} - {"Featurizer"})
             return f"one of {', '.join(short)}, or any by dotted path)"
 
-        return re.sub(r"known\s+subclasses:([^)]*)\)", ours, super().format_help())
+        return re.sub(r"known\s+subclasses:([^)]*)\)", ours, super().format_help(*args, **kwargs))
 
 
 def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:

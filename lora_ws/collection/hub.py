@@ -1,20 +1,14 @@
 """Fetch the parquet files of a collection from the Hugging Face Hub, pinned to one commit."""
 
-import errno
 import hashlib
-import os
 import re
-import time
-from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from lora_ws.collection.card import DatasetCard
 from lora_ws.errors import NotAvailableError
-
-T = TypeVar("T")
-LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+from lora_ws.hub import client, insist, is_offline, no_answer
 
 
 class Snapshot(NamedTuple):
@@ -33,32 +27,19 @@ def fetch(card: DatasetCard, revision: str) -> Snapshot:
         NotAvailableError: the Hub cannot be reached and the files are not cached, or the
             repository, revision or files do not exist. One sentence, with what to do.
     """
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
+    if is_offline():
         return _cached(card, revision, "HF_HUB_OFFLINE is set")
     try:
         snapshot = _download(card, revision)
-        _remember(snapshot, revision)
-        return snapshot
-    except NotAvailableError:
-        raise
     except Exception as error:
-        if reason := _refused(card, revision, error):
-            raise NotAvailableError(reason) from error
-        if getattr(error, "errno", None) in LOCAL_TROUBLE:
-            raise NotAvailableError(f"the Hub's cache cannot be written: {error}") from error
-        if not _unreachable(error):
-            raise
-        return _cached(card, revision, f"the Hub cannot be reached ({type(error).__name__})")
+        return _cached(card, revision, no_answer(error, card.hub_id, revision))
+    _remember(snapshot, revision)
+    return snapshot
 
 
 def _download(card: DatasetCard, revision: str) -> Snapshot:
-    from huggingface_hub import HfApi
-
-    # Given explicitly, because the library reads the variable only once, when it is imported.
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    info = _insist(lambda: api.dataset_info(card.hub_id, revision=revision, files_metadata=True))
+    api = client()
+    info = insist(lambda: api.dataset_info(card.hub_id, revision=revision, files_metadata=True))
     commit = info.sha or revision
     wanted = {s.rfilename: s for s in info.siblings or [] if _wanted(s.rfilename, card)}
     if not wanted:
@@ -71,20 +52,6 @@ def _download(card: DatasetCard, revision: str) -> Snapshot:
         files.append(Path(file))
         _verify(files[-1], wanted[name])
     return Snapshot(files, commit)
-
-
-def _insist(call: Callable[[], T]) -> T:
-    """Repeat a request that a busy server turned down; the Hub client does so for files only."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for pause in (1, 4):
-        try:
-            return call()
-        except HfHubHTTPError as error:
-            if error.response.status_code not in (429, 500, 502, 503, 504):
-                raise
-            time.sleep(pause)
-    return call()
 
 
 def _verify(file: Path, listed: Any) -> None:
@@ -153,25 +120,3 @@ def _incomplete(files: list[Path]) -> bool:
             found, total = totals.get(match[1], (0, int(match[2])))
             totals[match[1]] = (found + 1, total)
     return any(found < total for found, total in totals.values())
-
-
-def _refused(card: DatasetCard, revision: str, error: Exception) -> str:
-    """What the Hub's definite no means, or an empty text where it gave none."""
-    reasons = {
-        "GatedRepoError": "is gated: accept its terms on its page and log in: `hf auth login`",
-        "RepositoryNotFoundError": "does not exist, or is private: check the card's hub_id, "
-        "or log in: `hf auth login`",
-        "RevisionNotFoundError": f"has no revision `{revision}`: check --revision or the card",
-        "EntryNotFoundError": "lists a file that it does not hold: try again later",
-        "HFValidationError": "is not a valid repository id: check the card's hub_id",
-    }
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if "LocalEntryNotFoundError" in kinds:  # no answer at all, though it is named as one
-        return ""
-    return next((f"{card.hub_id} {reasons[k]}" for k in reasons if k in kinds), "")
-
-
-def _unreachable(error: Exception) -> bool:
-    # The Hub client changed its HTTP library between versions; the names of the base stayed.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError) or bool(kinds & {"TransportError", "HfHubHTTPError"})

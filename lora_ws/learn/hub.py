@@ -1,11 +1,12 @@
 """Bundles on the Hugging Face Hub."""
 
-import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ws.errors import NotAvailableError
+from lora_ws.hub import client, insist, is_offline, no_answer
 
 if TYPE_CHECKING:
     from lora_ws.learn.bundle import Bundle
@@ -19,34 +20,43 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
     Raises:
         NotAvailableError: the repository or revision does not exist, or cannot be reached.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import snapshot_download
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise NotAvailableError(
+            f"`{repo_id}`: no such bundle folder, and not a Hub repository (owner/name)"
+        )
+    api = client()
     try:
-        if constants.is_offline_mode():
+        if is_offline():
             folder = snapshot_download(repo_id, revision=revision, local_files_only=True)
             return Path(folder), Path(folder).name
-        commit = api.model_info(repo_id, revision=revision).sha or str(revision)
+        commit = insist(lambda: api.model_info(repo_id, revision=revision)).sha or str(revision)
         folder = api.snapshot_download(repo_id, revision=commit, allow_patterns=list(FILES))
-    except (OSError, HFValidationError) as error:
+    except Exception as error:
+        why = "HF_HUB_OFFLINE is set" if is_offline() else no_answer(error, repo_id, revision)
         raise NotAvailableError(
-            f"`{repo_id}` is no folder here and no bundle that the Hub gives out at revision "
-            f"`{revision or 'main'}` ({type(error).__name__}); check the name, the revision and "
-            "the connection"
+            f"`{repo_id}` is neither a bundle's folder nor in the Hub's cache, and {why}: connect, "
+            "or give the folder of a bundle"
         ) from error
     return Path(folder), commit
 
 
 def push_bundle(bundle: "Bundle", repo_id: str, private: bool) -> str:
-    """Upload a bundle in one commit, and return that commit."""
-    from huggingface_hub import HfApi
+    """Upload a bundle in one commit, and return that commit.
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    Raises:
+        NotAvailableError: the Hub cannot be reached, or wants a login.
+    """
+    api = client()
     with tempfile.TemporaryDirectory() as folder:
         bundle.save(folder)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message="Upload lora_ws bundle"
-        )
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message="Upload lora_ws bundle"
+            )
+        except Exception as error:
+            why = no_answer(error, repo_id, None)
+            raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
     return str(commit.oid)

@@ -190,4 +190,10 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(server: HubServer, tmp_path:
     refused = subprocess.run(
         [sys.executable, "-c", missing], env=env, capture_output=True, text=True
     )
-    assert "NotAvailableError: `me/nothing` is no folder here" in refused.stderr
+    assert "NotAvailableError: me/nothing does not exist, or is private" in refused.stderr
+    push = f"from lora_ws import Bundle; Bundle.load({str(folder)!r}).push_to_hub('me/other')"
+    anonymous = {key: value for key, value in env.items() if key != "HF_TOKEN"}
+    refused = subprocess.run(
+        [sys.executable, "-c", push], env=anonymous, capture_output=True, text=True
+    )
+    assert "NotAvailableError: me/other wants a login" in refused.stderr

@@ -1,0 +1,80 @@
+"""What is common to everything that talks to the Hugging Face Hub: the client, retries, reasons."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from lora_ws.errors import NotAvailableError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+BUSY = (429, 500, 502, 503, 504)
+PAUSES = (1, 4)
+REASONS = {
+    "GatedRepoError": "is gated: accept its terms on its page and log in: `hf auth login`",
+    "RepositoryNotFoundError": "does not exist, or is private: check its name, or log in: "
+    "`hf auth login`",
+    "RevisionNotFoundError": "has no revision `{revision}`: check it",
+    "EntryNotFoundError": "lists a file that it does not hold: try again later",
+    "HFValidationError": "is not a valid repository id: expected `owner/name`",
+}
+
+
+def client() -> "HfApi":
+    """The Hub's client, for the endpoint that ``HF_ENDPOINT`` names now."""
+    from huggingface_hub import HfApi
+
+    # Given explicitly, because the library reads the variable only once, when it is imported.
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def insist(call: Callable[[], T]) -> T:
+    """Repeat a request that a busy server turned down; the Hub client does so for files only."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for pause in PAUSES:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in BUSY:
+                raise
+            time.sleep(pause)
+    return call()
+
+
+def no_answer(error: Exception, repo_id: str, revision: str | None) -> str:
+    """Why the Hub could not be asked, where that is what the error means.
+
+    Raises:
+        NotAvailableError: the Hub's answer was a definite no, or its cache cannot be written.
+        Exception: the error itself, where it has nothing to do with the Hub.
+    """
+    if isinstance(error, NotAvailableError):
+        raise error
+    # By name: the client changed its HTTP library between versions; the names of the base stayed.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # The client says "no such local entry" when it got no answer at all.
+    refused = [] if "LocalEntryNotFoundError" in kinds else [k for k in REASONS if k in kinds]
+    if refused:
+        reason = REASONS[refused[0]].format(revision=revision or "main")
+        raise NotAvailableError(f"{repo_id} {reason}") from error
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or "LocalTokenNotFoundError" in kinds:
+        raise NotAvailableError(f"{repo_id} wants a login: `hf auth login`, or HF_TOKEN") from error
+    if getattr(error, "errno", None) in LOCAL_TROUBLE:
+        raise NotAvailableError(f"the Hub's cache cannot be written: {error}") from error
+    if not isinstance(error, OSError) and not kinds & {"TransportError", "HfHubHTTPError"}:
+        raise error
+    return f"the Hub cannot be reached ({type(error).__name__})"
