@@ -20,17 +20,17 @@ def train(spec: ExperimentSpec) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     out = spec.out or default_folder(spec)
-    subsets = (spec.subset,) if spec.subset else load(spec.dataset).card.subsets
-    for subset in subsets or (None,):
-        folder = out / subset if subset else out
-        if subset:
-            console.print(f"\n[bold]{spec.dataset}, {subset}[/bold]")
-        _train(replace(spec, subset=subset), folder, console)
+    subsets = () if spec.subset else load(spec.dataset, revision=spec.revision).card.subsets
+    for subset in subsets:
+        console.print(f"\n[bold]{spec.dataset}, {subset}[/bold]")
+        _train(replace(spec, subset=subset), out / subset, console)
+    if not subsets:
+        _train(spec, out, console)
 
 
 def default_folder(spec: ExperimentSpec) -> Path:
-    """`runs/<dataset>`."""
-    return Path("runs") / Path(spec.dataset).name
+    """`runs/<dataset>`, and the subset if one is named."""
+    return Path("runs") / Path(spec.dataset).name / (spec.subset or "")
 
 
 def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = call(*TRAIN, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "StatsFlatVec" in done.stdout
-    return folder / "run" / "shared" / "class"
+    return folder / "run"
 
 
 def adapter_file(path: Path) -> Path:
