@@ -1,0 +1,233 @@
+"""What the benchmarks share: synthetic adapters, timing in alternation, peak memory, tables.
+
+Times are CPU seconds of the process, all its threads together, because they suffer less than wall
+seconds from whatever else the machine does. Contenders take turns, and a ratio is taken between
+neighbours in time. Everything runs on one thread of torch and of the BLAS behind numpy.
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np
+import torch
+
+from lora_ws import Layout
+
+torch.set_num_threads(1)
+
+MIB = 1 << 20
+OURS = "lora_ws"
+
+
+class Cost(NamedTuple):
+    """What one run took: seconds of CPU and on the wall, and anonymous memory on top in MiB."""
+
+    cpu: float
+    wall: float
+    peak_mib: float = math.nan
+
+
+class Goal(NamedTuple):
+    """How many times the cost of ours a contender should at least take."""
+
+    contender: str
+    at_least: float
+
+
+Contender = Callable[[], Cost]
+Costs = Mapping[str, Sequence[Cost]]
+
+
+def arguments(doc: str | None, repeats: int) -> argparse.Namespace:
+    """Read the flags that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=0, help=f"turns to take ({repeats})")
+    parser.add_argument("--seed", type=int, default=0, help="of the synthetic data")
+    args = parser.parse_args()
+    args.repeats = args.repeats or (1 if args.quick else repeats)
+    return args
+
+
+def synthetic(n: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Rank-1 adapters of Stable Diffusion 1.5: class means, a low-rank part and noise.
+
+    Args:
+        n: how many.
+        seed: of labels, noise and all else.
+        classes: how many.
+
+    Returns:
+        Weights ``[n, 99648]`` float32, entries of A near 1 and of B near 1e-3; labels ``[n]``.
+    """
+    random = np.random.default_rng(seed)
+    layout = Layout.sd15_qv()
+    labels = random.permutation(np.arange(n) % classes)
+    means = 0.3 * random.standard_normal((classes, layout.size), dtype=np.float32)
+    directions = random.standard_normal((30, layout.size), dtype=np.float32)
+    strengths = 0.5 * 0.9 ** np.arange(30, dtype=np.float32)
+    weights = random.standard_normal((n, layout.size), dtype=np.float32)
+    weights += (random.standard_normal((n, 30), dtype=np.float32) * strengths) @ directions
+    weights += means[labels]
+    for _, _, up in layout.pairs():
+        weights[:, up] *= np.float32(1e-3)
+    return weights, labels
+
+
+def measure(call: Callable[[], Any], units: int = 1) -> Cost:
+    """Time a call, divided by the units of work it does."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Cost((time.process_time() - cpu) / units, (time.perf_counter() - wall) / units)
+
+
+def timed(call: Callable[[], Any], units: int = 1) -> Contender:
+    """A contender that is timed in this process."""
+    return lambda: measure(call, units)
+
+
+def in_child(build: Callable[..., Callable[[], Any]], *args: Any) -> Cost:
+    """Time a call, and sample its memory, in a fresh process.
+
+    Args:
+        build: a module's function that prepares the call and returns it; not measured.
+        *args: of ``build``.
+
+    Returns:
+        The cost, with the peak of anonymous memory above what was held before the call. Pages of
+        mapped files do not count.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure_memory, build, *args).result()
+
+
+def _measure_memory(build: Callable[..., Callable[[], Any]], *args: Any) -> Cost:
+    call = build(*args)
+    before, peak, done = _anonymous_mib(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, _anonymous_mib())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    cost = measure(call)
+    done.set()
+    watcher.join()
+    return cost._replace(peak_mib=max(peak, _anonymous_mib()) - before)
+
+
+def _anonymous_mib() -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def alternate(
+    contenders: Mapping[str, Contender], repeats: int, seldom: Mapping[str, int] | None = None
+) -> dict[str, list[Cost]]:
+    """Let contenders take turns.
+
+    Args:
+        contenders: by name.
+        repeats: how many turns.
+        seldom: contender -> in how many of the first turns it takes part, for slow ones.
+
+    Returns:
+        The costs by name, turn by turn.
+    """
+    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for turn in range(repeats):
+        for name, contender in contenders.items():
+            if turn < (seldom or {}).get(name, repeats):
+                costs[name].append(contender())
+    return costs
+
+
+def ratios(costs: Costs, name: str, base: str = OURS) -> list[float]:
+    """CPU seconds of a contender over those of ours, turn by turn."""
+    pairs = zip(costs[name], costs[base], strict=False)
+    return [theirs.cpu / ours.cpu for theirs, ours in pairs]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Minimum, median and maximum, such as ``5.1 < 5.4 < 6.0``; one value is printed alone."""
+    found = [_short(f(values)) for f in (min, statistics.median, max)]
+    return " < ".join(found) if len(values) > 1 else found[1]
+
+
+def show(title: str, unit: str, costs: Costs, goals: Sequence[Goal] = (), base: str = OURS) -> None:
+    """Print a Markdown table of costs and ratios, then whether goals are met.
+
+    Args:
+        title: heading.
+        unit: of the times, such as ``ms per adapter``; its first word is ``s``, ``ms`` or ``us``.
+        costs: by contender.
+        goals: ratios to reach, by their medians.
+        base: the contender that ratios refer to.
+    """
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit.split()[0]]
+    memory = any(not math.isnan(c.peak_mib) for found in costs.values() for c in found)
+    print(f"\n### {title}\n")
+    heads = ["", f"CPU {unit}", f"wall {unit}", f"times the CPU of {base}"]
+    print_table([*heads, "peak MiB"] if memory else heads, _rows(costs, scale, base, memory))
+    print()
+    for goal in goals:
+        found = statistics.median(ratios(costs, goal.contender, base))
+        verdict = "reached" if found >= goal.at_least else "MISSED"
+        print(f"Goal {goal.at_least:g}x against {goal.contender}: {verdict}, {_short(found)}x")
+
+
+def _rows(costs: Costs, scale: float, base: str, memory: bool) -> list[list[str]]:
+    rows = []
+    for name, found in costs.items():
+        row = [name]
+        row += [_short(scale * statistics.median(c.cpu for c in found))]
+        row += [_short(scale * statistics.median(c.wall for c in found))]
+        row += ["1" if name == base else spread(ratios(costs, name, base))]
+        if memory:
+            peak = max(c.peak_mib for c in found)
+            row += ["-" if math.isnan(peak) else f"{peak:.0f}"]
+        rows.append(row)
+    return rows
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table, numbers to the right."""
+    print("| " + " | ".join(heads) + " |")
+    print("|---|" + "--:|" * (len(heads) - 1))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def facts(*packages: str, **more: object) -> None:
+    """Print the machine, the versions and the sizes, as every benchmark's last line."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
+    names = ("lora_ws", "numpy", "torch", *packages)
+    said = [f"{model}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}"]
+    said += [f"{name} {version(name)}" for name in names]
+    said += [f"{name} {value}" for name, value in more.items()]
+    print("\n" + "; ".join(said))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
