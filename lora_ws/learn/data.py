@@ -47,6 +47,20 @@ class Batches:
         return torch.from_numpy(self.features[rows.numpy()])
 
 
+@dataclass
+class Epoch:
+    """All batches of an epoch as one item, which a training step takes at once."""
+
+    batches: Batches
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        # An iterator, because Lightning would copy a dataclass to move it to a device.
+        yield iter(self.batches)
+
+
 class FeatureData(L.LightningDataModule):
     """The three parts of a featurized collection.
 
@@ -73,10 +87,11 @@ class FeatureData(L.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Epoch:
         """Training rows in a fresh order every epoch."""
         generator = torch.Generator().manual_seed(self.seed)
-        return Batches(self.features, self.labels, self.split.train, self.batch_size, generator)
+        rows = self.split.train
+        return Epoch(Batches(self.features, self.labels, rows, self.batch_size, generator))
 
     def val_dataloader(self) -> Batches:
         """Validation rows in order."""
