@@ -69,7 +69,7 @@ class LoraClassifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's sums."""
-        self._val_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._val_sums = torch.zeros(3, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Sum the loss and the hits."""
