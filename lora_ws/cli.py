@@ -4,8 +4,10 @@ Exit codes: 0 done, 1 ran and failed, 2 bad input.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lora_ws.errors import ConfigError, LoraWsError
 
@@ -19,6 +21,9 @@ COMMANDS = {
     "evaluate": ("lora_ws.commands.evaluate:evaluate", "measure a saved classifier"),
     "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
 }
+
+
+UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -37,15 +42,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return _call(name, rest)
     except LoraWsError as error:
         print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 1
+    except UNUSABLE as error:
+        print(f"lora-ws: cannot use {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("lora-ws: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
         return 1
-    except SystemExit as stop:  # --help and --print_config of a command
-        return int(stop.code or 0)
     except Exception as error:
-        import os
-
         if os.environ.get("LORA_WS_DEBUG"):
             raise
         print(  # noqa: T201
@@ -89,4 +96,10 @@ def _call(name: str, args: list[str]) -> int:
     target = getattr(importlib.import_module(module), function)
     from lora_ws.config import parse
 
-    return int(parse(target, args, prog=f"lora-ws {name}")() or 0)
+    # Classes of the user's own are named by dotted path and often lie in the working folder.
+    sys.path.append(str(Path.cwd()))
+    try:
+        run = parse(target, args, prog=f"lora-ws {name}")
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    return int(run() or 0)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -93,7 +94,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
         skip: set[str | int] = {parameter.name for parameter in positional}
         parser.add_function_arguments(target, None, as_group=False, skip=skip)
     try:
-        values = vars(parser.instantiate(parser.parse_args(list(args))))
+        values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(error, parser)) from error
     values.pop("config", None)
@@ -120,7 +121,13 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, Path):
         return value.as_posix()
-    return value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
 
 
 def dump_yaml(value: Any, path: Path) -> None:
@@ -138,9 +145,9 @@ def class_path(value: Any) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ``, did you mean `x`?`` for the closest known word, or an empty text."""
+    """Return ``, did you mean `x`?`` for the closest known word, or a full stop."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean `{close[0]}`?" if close else ""
+    return f", did you mean `{close[0]}`?" if close else "."
 
 
 class _Parser(ArgumentParser):
@@ -185,6 +192,12 @@ def _argument_help(target: Callable[..., Any], name: str) -> str:
     return match.group(1) if match else ""
 
 
+def _underscored(arg: str) -> str:
+    """Flags may be typed with dashes: --on-error is --on_error."""
+    flag, equals, value = arg.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
+
+
 def _explain(error: Exception, parser: ArgumentParser) -> str:
     """One line for a parser's error, with the nearest valid name if a name was wrong."""
     text = str(error)
@@ -201,11 +214,23 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
         known = _init_names(owner.group(1)) if owner else keys
         of = f" of {owner.group(1).rpartition('.')[2]}" if owner else ""
         return f"unknown option `{match.group(1)}`{of}{nearest(match.group(1), known)}"
+    if match := re.search(
+        r'key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*)', text
+    ):
+        return f"--{match[1]}: expected {match[2]}, got `{match[3]}`"
+    if match := re.search(r'key "featurizer"', text):
+        given = re.search(r"Given value: (\S+)", text) or re.search(r"Got value: (\S+)", text)
+        if given and "Problem with given class_path" not in text:
+            return f"--featurizer: no class `{given[1]}`{nearest(given[1], _featurizers())}"
     if match := re.search(r"the following arguments are required: (.+)", text):
         names = match.group(1).split(", ")
         missing = [f"--{name}" if f"--{name}" in flags else name for name in names]
         return f"missing: {', '.join(missing)}"
     return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _featurizers() -> list[str]:
+    return list(importlib.import_module("lora_ws.featurizers").__all__)
 
 
 def _init_names(path: str) -> list[str]:

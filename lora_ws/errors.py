@@ -4,6 +4,8 @@
 class LoraWsError(Exception):
     """Base of every error this library raises on purpose; the CLI prints it as one line."""
 
+    exit_code = 2
+
 
 class ConfigError(LoraWsError, ValueError):
     """A flag, YAML key or constructor argument cannot be used."""
@@ -19,6 +21,12 @@ class AdapterError(LoraWsError, ValueError):
 
 class DataError(LoraWsError, ValueError):
     """A collection, or a row of one, is not what its schema says."""
+
+
+class TrainingError(LoraWsError, RuntimeError):
+    """Training ran and failed."""
+
+    exit_code = 1
 
 
 class NotAvailableError(LoraWsError, FileNotFoundError):

@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_ws.errors import NotAvailableError
@@ -52,6 +53,19 @@ def insist(call: Callable[[], T]) -> T:
                 raise
             time.sleep(pause)
     return call()
+
+
+def remember(snapshot: Path, revision: str) -> None:
+    """Note in the Hub's cache what a revision stood for, as a download by its name would.
+
+    Args:
+        snapshot: folder of a commit in the cache.
+        revision: the branch or tag that was asked for.
+    """
+    if revision != snapshot.name:
+        ref = snapshot.parent.parent / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(snapshot.name)
 
 
 def no_answer(error: Exception, repo_id: str, revision: str | None) -> str:

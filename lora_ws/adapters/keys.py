@@ -19,6 +19,8 @@ ROLE_SUFFIXES: dict[str, Role] = {
 }
 ALPHA_SUFFIX = ".alpha"
 UNET_PREFIXES = ("base_model.model.unet.", "base_model.model.", "unet.")
+# The update then depends on the base model's weights, so that B @ A alone would be wrong.
+DORA_MARKS = ("lora_magnitude_vector", "dora_scale")
 # Old diffusers files name the attention processor between the layer and its projection.
 PATH_INFIX = ".processor"
 UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
-from lora_ws.adapters.keys import parse_key
+from lora_ws.adapters.keys import DORA_MARKS, parse_key
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import AdapterError, LayoutError
 
@@ -38,7 +38,7 @@ class Adapter:
         layout: shapes and order of the factors.
         source: the file it came from.
         sha256: hash of the file's bytes.
-        other_keys: tensors that are no factors of U-Net modules; kept out, never hidden.
+        other_keys: tensors that are no factors of U-Net modules: not read, but counted and said.
     """
 
     down: dict[str, np.ndarray]
@@ -88,6 +88,11 @@ def _read(file: Path) -> Adapter:
     factors: dict[str, dict[str, np.ndarray]] = {"down": {}, "up": {}, "alpha": {}}
     other = []
     for key, value in tensors.items():
+        if any(mark in key for mark in DORA_MARKS):
+            raise AdapterError(
+                f"{file}: `{key}` makes this a DoRA adapter, whose update depends on the base "
+                "model's weights; only plain LoRA is read"
+            )
         parsed = parse_key(key)
         if parsed is None:
             other.append(key)

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from jaxtyping import Float
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard, stored_card
@@ -150,6 +149,9 @@ class AdapterSet:
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""
         rule = self.card.split
+        if rule.column:
+            part = self.column(rule.column)
+            return Split(*(np.flatnonzero(part == name) for name in Split._fields))
         groups = self.column(rule.group) if rule.group else None
         return make_split(self.labels(column)[0], groups, rule)
 
@@ -219,6 +221,3 @@ _DAMAGE = (
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
-
-
-Weights = Float[np.ndarray, "adapters params"]

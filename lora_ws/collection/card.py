@@ -16,11 +16,14 @@ class SplitRule:
         fractions: shares of train, validation and test; they sum to 1.
         seed: seed of the split; it belongs to the collection, not to an experiment.
         group: column whose equal values stay in one part, such as the image set of an adapter.
+        column: column that holds the part of each row (train, val or test), where the collection
+            records it: the rule of a collection with subsets, so that all of them agree.
     """
 
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     seed: int = 42
     group: str | None = None
+    column: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Fetch the parquet files of a collection from the Hugging Face Hub, pinned to one commit."""
 
 import hashlib
-import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ws.collection.card import DatasetCard
+from lora_ws.collection.sources import missing_shards
 from lora_ws.errors import NotAvailableError
-from lora_ws.hub import client, insist, is_offline, no_answer
+from lora_ws.hub import client, insist, is_offline, no_answer, remember
 
 
 class Snapshot(NamedTuple):
@@ -33,7 +33,9 @@ def fetch(card: DatasetCard, revision: str) -> Snapshot:
         snapshot = _download(card, revision)
     except Exception as error:
         return _cached(card, revision, no_answer(error, card.hub_id, revision))
-    _remember(snapshot, revision)
+    root = next((p for p in snapshot.files[0].parents if p.name == snapshot.commit), None)
+    if root is not None:
+        remember(root, revision)
     return snapshot
 
 
@@ -73,15 +75,6 @@ def _verify(file: Path, listed: Any) -> None:
         )
 
 
-def _remember(snapshot: Snapshot, revision: str) -> None:
-    """Note in the Hub's cache what the revision stood for, as a download by its name would."""
-    root = next((p for p in snapshot.files[0].parents if p.name == snapshot.commit), None)
-    if root is not None and revision != snapshot.commit:
-        ref = root.parent.parent / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(snapshot.commit)
-
-
 def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -101,7 +94,7 @@ def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
     root = Path(folder)
     names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.is_file())
     files = [root / name for name in names if _wanted(name, card)]
-    if not files or _incomplete(files):
+    if not files or missing_shards(files):
         raise NotAvailableError(
             f"only a part of `{card.name}` is in the Hub's cache and {why}: {advice}"
         )
@@ -110,13 +103,3 @@ def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
 
 def _wanted(name: str, card: DatasetCard) -> bool:
     return any(fnmatch(name, pattern) for pattern in card.files)
-
-
-def _incomplete(files: list[Path]) -> bool:
-    """Whether shards named ``…-00001-of-00005…`` are missing."""
-    totals: dict[str, tuple[int, int]] = {}
-    for file in files:
-        if match := re.match(r"(.*)-\d+-of-(\d+)", file.name):
-            found, total = totals.get(match[1], (0, int(match[2])))
-            totals[match[1]] = (found + 1, total)
-    return any(found < total for found, total in totals.values())

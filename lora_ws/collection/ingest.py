@@ -1,5 +1,6 @@
 """Import a collection: any source becomes a store, streaming, resumable, nothing lost unsaid."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +51,9 @@ def import_collection(
     out = Path(out)
     card = card or DatasetCard(name=out.name)
     source = find_source([Path(path) for path in listed], card)
+    if card.rows and source.count() != card.rows:
+        said = f"card `{card.name}` says {card.rows} rows, the files hold {source.count()}"
+        warnings.warn(said, stacklevel=2)
     if layout is None:
         layout = Layout.known(card.layout) if card.layout else source.find_layout()
     facts = {**(origin or {}), "source": source.identity()}

@@ -35,6 +35,8 @@ def load(
     path = Path(name_or_path)
     if (path / MANIFEST).is_file():
         zoo = AdapterSet.open(path)
+    elif path.with_name(path.name + ".partial").is_dir():
+        raise NotAvailableError(f"{path} is an unfinished import: run the same import again")
     elif str(name_or_path) not in card_names() and path.exists():
         raise NotAvailableError(
             f"{path} is not an adapter store; make one with "
@@ -56,6 +58,19 @@ def store_path(card: DatasetCard, revision: str) -> Path:
     ref = cache_dir() / "stores" / card.name / "refs" / revision.replace("/", "--")
     commit = ref.read_text().strip() if ref.is_file() else revision
     return cache_dir() / "stores" / card.name / commit
+
+
+def local_store(card: DatasetCard, revision: str | None) -> Path:
+    """Where a user's own copy of a collection goes, and from now on is found under its name."""
+    folder = cache_dir() / "stores" / card.name
+    _point(folder, revision or card.revision, "local")
+    return folder / "local"
+
+
+def _point(folder: Path, revision: str, commit: str) -> None:
+    ref = folder / "refs" / revision.replace("/", "--")
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(commit)
 
 
 def import_from_hub(
@@ -81,9 +96,7 @@ def import_from_hub(
             on_error=on_error,
             origin={"hub_id": card.hub_id, "commit": snapshot.commit},
         )
-    ref = folder / "refs" / revision.replace("/", "--")
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(snapshot.commit)
+    _point(folder, revision, snapshot.commit)
     return AdapterSet.open(path)
 
 
@@ -92,10 +105,13 @@ def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:
     if not (path / MANIFEST).is_file() and not card.bundled:
         import_from_hub(card, revision)
         path = store_path(card, revision or card.revision)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may ask for the same bundled collection for the first time.
-    with FileLock(path.with_suffix(".expand")):
-        if not (path / MANIFEST).is_file():
-            unpack(ASSETS / card.name, card).save(path)
+    if card.bundled and revision:
+        raise DataError(f"`{card.name}` is bundled and has no revisions, got `{revision}`")
+    if not (path / MANIFEST).is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may ask for the same bundled collection for the first time.
+        with FileLock(path.with_suffix(".expand")):
+            if not (path / MANIFEST).is_file():
+                unpack(ASSETS / card.name, card).save(path)
     # The card of this version counts, not the one of the version that made the store.
     return replace(AdapterSet.open(path), card=card)

@@ -4,6 +4,7 @@ A source yields batches in a fixed order, checks every value, and names what doe
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -268,6 +269,7 @@ class FilesSource:
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256
+        row["ignored_tensors"] = len(adapter.other_keys)
         vector = adapter.flat()
         if not np.isfinite(vector).all():
             raise DataError("its scale takes values beyond float32")
@@ -317,10 +319,25 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
             f"expected files of one kind, got {parquet[0].name} and {adapters[0].name}: "
             "import them one after the other"
         )
+    if lacking := missing_shards(parquet):
+        raise DataError(f"{parquet[0].parent}: only {lacking} are here; fetch the rest")
     if parquet:
         return ParquetSource(parquet, card)
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else _common_parent(adapters)
     return FilesSource(root, adapters)
+
+
+def missing_shards(files: Sequence[Path]) -> str:
+    """Which shards named ``…-00001-of-00005…`` are not there, in words; empty if none."""
+    found: dict[tuple[str, int], int] = {}
+    for file in files:
+        if match := re.match(r"(.*)-\d+-of-(\d+)", file.name):
+            key = match[1], int(match[2])
+            found[key] = found.get(key, 0) + 1
+    return next(
+        (f"{n} of {total} shards of `{stem}`" for (stem, total), n in found.items() if n < total),
+        "",
+    )
 
 
 def _below(path: Path, suffix: str) -> list[Path]:

@@ -11,7 +11,7 @@ from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
 from lora_ws.collection.adapter_set import MANIFEST
 from lora_ws.collection.card import card_names, find_card
-from lora_ws.collection.load import import_from_hub, store_path
+from lora_ws.collection.load import import_from_hub, local_store, store_path
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
 
@@ -34,8 +34,8 @@ def info(name: str, /) -> None:
         name: name of a card, or the folder of a store.
     """
     zoo = load(name)
-    labels, classes = zoo.labels()
-    counts = Counter(classes[label] for label in labels)
+    named = zoo.card.label in zoo.rows.column_names
+    counts = Counter(map(str, zoo.column(zoo.card.label).tolist())) if named else {}
     shapes = Counter((x.in_features, x.out_features, x.rank) for x in zoo.layout.layers)
     table = Table(show_header=False, box=None)
     facts = {
@@ -85,6 +85,8 @@ def import_(
         on_error: raise stops at the first bad row; skip lists bad rows in quarantine.jsonl
     """
     if len(sources) == 1 and not Path(sources[0]).exists():
+        if out and sources[0] not in card_names():
+            raise ConfigError(f"{sources[0]}: no such file or folder")
         if out:
             raise ConfigError("--out: a collection from the Hub goes into the cache; leave it out")
         zoo = import_from_hub(find_card(sources[0]), revision, on_error)
@@ -92,11 +94,13 @@ def import_(
         if out is None and card is None:
             raise ConfigError("--out: expected a folder for the new store, got none")
         described = _card(card) if card else DatasetCard(name=Path(str(out)).name)
+        if out is None and described.bundled:
+            raise ConfigError(f"--card: `{card}` is bundled and stays as it is; give --out")
         if label:
             described = DatasetCard(**{**vars(described), "label": label})
         zoo = import_collection(
             sources,
-            out or store_path(described, revision or described.revision),
+            out or local_store(described, revision),
             card=described,
             layout=Layout.known(layout) if layout else None,
             on_error=on_error,

@@ -17,26 +17,35 @@ from lora_ws.report.records import METRICS
 def evaluate(
     *,
     model: str,
-    dataset: str = "lora-ws-mini",
+    dataset: str | None = None,
     subset: str | None = None,
     label: str | None = None,
     part: Literal["train", "val", "test", "all"] = "test",
     revision: str | None = None,
+    allow_classes: tuple[str, ...] = (),
 ) -> None:
     """Measure a saved classifier.
 
     Args:
         model: folder of a bundle, or its Hub repository.
-        dataset: a collection's name, or the folder of a store.
-        subset: a subset of it; null takes the card's first.
+        dataset: a collection's name, or the folder of a store; null takes what it was trained on.
+        subset: a subset of it; null takes what it was trained on, else the card's first.
         label: column to predict; null takes the card's.
         part: which rows; test is the honest one for the collection it was trained on.
         revision: Hub revision of the bundle.
+        allow_classes: dotted paths of representations outside this library that it may name.
     """
     from lora_ws.learn.metrics import metrics
 
-    bundle = Bundle.from_pretrained(model, revision=revision)
-    zoo, subset = open_data(ExperimentSpec(dataset, subset))
+    bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
+    made = bundle.training
+    if dataset is None or dataset == made["dataset"]:
+        subset = subset or made["subset"] or None
+    zoo, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset))
+    console = Console(highlight=False, soft_wrap=True)
+    if (zoo.version, subset) != (made["data_version"], made["subset"]):
+        origin = " ".join(filter(None, [made["dataset"], made["subset"]]))
+        console.print(f"Note: the bundle was trained on other adapters ({origin}).")
     labels, classes = zoo.labels(label)
     if set(classes) != set(bundle.classes):
         raise DataError(
@@ -50,7 +59,8 @@ def evaluate(
     measured.update(torch.from_numpy(scores), torch.from_numpy(meant))
     values = measured.compute()
     where = f"{zoo.card.name} {subset}".strip()
-    table = Table("metric", "percent", title=f"{where}, {part} ({len(rows)} adapters)", box=None)
+    console.print(f"{where}, part {part}: {len(rows)} adapters")
+    table = Table("metric", "percent", box=None)
     for name in METRICS:
         table.add_row(name, f"{100 * float(values[name]):.2f}")
-    Console().print(table)
+    console.print(table)

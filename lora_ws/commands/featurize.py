@@ -1,6 +1,7 @@
 """`lora-ws featurize`: a representation as a table."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +9,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from sklearn.base import TransformerMixin
 
+from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import StatsLayerDense
-from lora_ws.learn.features import prepare
+from lora_ws.learn.features import open_data, represent, with_layout
 from lora_ws.learn.spec import ExperimentSpec
+
+GROUP_BYTES = 64 << 20
 
 
 def featurize(
@@ -24,6 +28,8 @@ def featurize(
 ) -> None:
     """Write a representation of a collection, with labels and split, as .parquet or .npz.
 
+    What has to be fitted is fitted on the training rows; where there are no labels, on all.
+
     Args:
         out: file to write, ending in .parquet or .npz.
         dataset: a collection's name, or the folder of a store.
@@ -33,24 +39,48 @@ def featurize(
     """
     if out.suffix not in (".parquet", ".npz"):
         raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out.name}`")
-    chosen = featurizer or StatsLayerDense()
-    prepared = prepare(ExperimentSpec(dataset, subset, label=label, featurizer=chosen))
-    features = np.asarray(prepared.features)
-    part = np.empty(len(features), object)
-    for name, rows in prepared.split._asdict().items():
-        part[rows] = name
-    names = [str(name) for name in prepared.featurizer.get_feature_names_out()]
-    label_names = np.array(prepared.classes)[prepared.labels]
+    zoo, _ = open_data(ExperimentSpec(dataset, subset))
+    columns, train = _labels(zoo, label)
+    fitted = with_layout(featurizer or StatsLayerDense(), zoo)
+    features = represent(fitted, zoo.weights, train)
+    names = [str(name) for name in fitted.get_feature_names_out()]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
-        np.savez(
-            out,
-            features=features,
-            names=np.array(names),
-            label=label_names,
-            part=part.astype(str),
-        )
+        arrays: dict[str, Any] = {"features": features, "names": np.array(names), **columns}
+        np.savez(out, **arrays)
     else:
-        columns = {name: features[:, k] for k, name in enumerate(names)}
-        pq.write_table(pa.table({"label": label_names, "part": part.astype(str), **columns}), out)
+        _write_parquet(out, features, names, columns)
     Console().print(f"{out}: {features.shape[0]} adapters, {features.shape[1]} features")
+
+
+def _labels(zoo: AdapterSet, label: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Label and part of each row, where the collection has labels, and the rows to fit on."""
+    if label is None and zoo.card.label not in zoo.rows.column_names:
+        return {}, np.arange(len(zoo))
+    codes, classes = zoo.labels(label)
+    split = zoo.split(label)
+    part = np.empty(len(zoo), object)
+    for name, rows in split._asdict().items():
+        part[rows] = name
+    return {"label": np.array(classes)[codes], "part": part.astype(str)}, split.train
+
+
+def _write_parquet(
+    out: Path, features: np.ndarray, names: list[str], columns: dict[str, np.ndarray]
+) -> None:
+    """Write row group by row group: a wide representation need not fit in memory twice."""
+    step = max(1, GROUP_BYTES // (4 * features.shape[1]))
+    writer = None
+    for start in range(0, len(features), step):
+        part = slice(start, start + step)
+        block = np.asfortranarray(features[part])
+        table = pa.table(
+            {
+                **{name: values[part] for name, values in columns.items()},
+                **{name: block[:, k] for k, name in enumerate(names)},
+            }
+        )
+        writer = writer or pq.ParquetWriter(out, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()

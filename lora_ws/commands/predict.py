@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ws.adapters import read_adapter
-from lora_ws.errors import LoraWsError
+from lora_ws.errors import ConfigError, LoraWsError
 from lora_ws.learn.bundle import Bundle
 
 
@@ -19,6 +19,7 @@ def predict(
     top: int = 3,
     revision: str | None = None,
     as_json: bool = False,
+    allow_classes: tuple[str, ...] = (),
 ) -> int:
     """Name the likeliest classes of adapter files; probabilities are not calibrated.
 
@@ -29,19 +30,26 @@ def predict(
         model: folder of a bundle, or its Hub repository.
         top: how many classes to show.
         revision: Hub revision of the bundle.
+        allow_classes: dotted paths of representations outside this library that it may name.
         as_json: print one JSON line a file instead of a table.
     """
-    bundle = Bundle.from_pretrained(model, revision=revision)
+    if top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {top}")
+    bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
     table = Table("file", "class", "probability", box=None)
     failed = 0
     for file in files:
         try:
-            classes = bundle.predict(read_adapter(file))
+            adapter = read_adapter(file)
+            classes = bundle.predict(adapter)
         except LoraWsError as error:
             failed += 1
             text = str(error) if str(file) in str(error) else f"{file}: {error}"
             print(f"lora-ws: {text}", file=sys.stderr)  # noqa: T201
             continue
+        if adapter.other_keys:
+            said = f"{len(adapter.other_keys)} tensors are no factors of U-Net modules, not read"
+            print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
         if as_json:
             print(json.dumps({"file": file, "classes": classes}))  # noqa: T201
         for rank, (name, value) in enumerate(list(classes.items())[:top]):

@@ -34,23 +34,27 @@ def default_folder(spec: ExperimentSpec) -> Path:
 
 
 def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
-    """All representations on one collection: runs, table, and the bundle of the best."""
+    """Run the representations; make table and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
-    from lora_ws.learn.run import BUNDLE, best_run, run
-    from lora_ws.report.records import summarise
+    from lora_ws.learn.run import BUNDLE, RECORDS, best_run, run
+    from lora_ws.report.records import read_records, summarise
     from lora_ws.report.tables import caption, results_markdown, results_terminal
 
-    groups = {}
     for row in spec.rows():
-        groups[row.name] = run(row, folder / row.name)
-        accuracy = summarise(groups[row.name], "accuracy")
-        console.print(
-            f"{row.name}: test accuracy {100 * accuracy.mean:.1f} ± {100 * accuracy.std:.1f} % "
-            f"over {len(accuracy.values)} seeds"
-        )
+        accuracy = summarise(run(row, folder / row.slug), "accuracy")
+        console.print(f"{row.name}: test accuracy {accuracy.percent()} %, n = {accuracy.n}")
+    held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
+    ours = read_records(folder / spec.rows()[0].slug / RECORDS)[0]
+    same = [r for r in held.values() if r and r[0].data_version == ours.data_version]
+    groups = {records[0].name: records for records in same}
     (folder / TABLE).write_text(results_markdown(groups) + "\n")
+    table = results_terminal(groups)
+    Console(width=max(console.width, console.measure(table).maximum)).print(table)
+    console.print(caption(groups))
     best = best_run(groups)
-    shutil.copytree(folder / best / BUNDLE, folder / BUNDLE, dirs_exist_ok=True)
-    Console(width=max(console.width, 110)).print(results_terminal(groups))
-    console.print(caption(next(iter(groups.values()))))
-    console.print(f"Best on validation: {best}. Bundle: {folder / BUNDLE}")
+    bundle = next(path for path, records in held.items() if records == groups[best]) / BUNDLE
+    if bundle.is_dir():
+        shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)
+        console.print(f"Best by validation AUROC: {best}. Bundle: {folder / BUNDLE}")
+    else:
+        console.print(f"Best by validation AUROC: {best}; no bundle can hold it")

@@ -27,9 +27,12 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
 
     Attributes:
         learns: whether ``fit`` looks at values; if not, a few rows are enough to fit.
+        reads: whether ``transform`` reads values; if not, those of a memory map are not checked,
+            as the values of a store were when it was imported.
     """
 
     learns: ClassVar[bool] = True
+    reads: ClassVar[bool] = True
 
     def fit(self, X: Array, y: object = None) -> Self:
         """Learn from training rows.
@@ -77,12 +80,13 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
     def _names(self) -> Sequence[str]: ...
 
     def _check(self, X: Array, reset: bool) -> np.ndarray:
+        given: Any = X
         if isinstance(X, torch.Tensor):
-            X = X.detach().cpu().numpy()
-        # A memory map is a store, whose values were checked when it was imported.
-        finite = not isinstance(X, np.memmap)
+            host = X.detach().cpu()
+            given = (host if host.dtype.itemsize > 2 else host.float()).numpy()
+        finite = self.reads or not isinstance(X, np.memmap)
         rows: np.ndarray = validate_data(  # type: ignore[assignment]
-            self, X, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=finite
+            self, given, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=finite
         )
         layout: Layout | None = getattr(self, "layout", None)
         if layout is not None and rows.shape[1] != layout.size:
@@ -96,6 +100,12 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def narrow(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round to the precision of the input; what is too large for it becomes its largest number."""
+    limits = np.finfo(dtype)
+    return np.clip(values, limits.min, limits.max).astype(dtype)
 
 
 def _like(features: np.ndarray, X: Array) -> Array:

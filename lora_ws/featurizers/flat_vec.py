@@ -22,6 +22,7 @@ class FlatVec(Featurizer):
     """
 
     learns = False
+    reads = False
 
     def __init__(self, *, layout: Layout | None = None) -> None:
         self.layout = layout

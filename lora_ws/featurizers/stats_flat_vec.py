@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
 
 
@@ -28,7 +28,7 @@ class StatsFlatVec(Featurizer):
         self.statistics_ = check_statistics(self.statistics)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
-        return summary_statistics(rows, self.statistics_).astype(rows.dtype)
+        return narrow(summary_statistics(rows, self.statistics_), rows.dtype)
 
     def _names(self) -> Sequence[str]:
         return self.statistics_

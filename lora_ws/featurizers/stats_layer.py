@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_ws.adapters.layout import Layout
-from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
 
 
@@ -37,13 +37,13 @@ class StatsLayer(Featurizer):
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
         if self.layout is None:
-            return summary_statistics(rows, self.statistics_).astype(rows.dtype)
+            return narrow(summary_statistics(rows, self.statistics_), rows.dtype)
         width = len(self.statistics_)
         matrices = self.layout.matrices
         out = np.empty((len(rows), len(matrices) * width), rows.dtype)
         for k, matrix in enumerate(matrices):
             values = summary_statistics(rows[:, matrix.columns], self.statistics_)
-            out[:, k * width : (k + 1) * width] = values
+            out[:, k * width : (k + 1) * width] = narrow(values, rows.dtype)
         return out
 
     def _names(self) -> Sequence[str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics
 from lora_ws.functional.outer import outer_statistics
 
@@ -58,7 +58,9 @@ class StatsLayerDense(Featurizer):
                     block[:, up].reshape(-1, *layer.up_shape),
                     self.statistics_,
                 )
-                out[start : start + BLOCK_ROWS, k * width : (k + 1) * width] = values
+                out[start : start + BLOCK_ROWS, k * width : (k + 1) * width] = narrow(
+                    values, rows.dtype
+                )
         return out
 
     def _names(self) -> Sequence[str]:

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 MODEL, INFO, CARD = "model.safetensors", "bundle.json", "README.md"
 FORMAT = 1
 ROWS_AT_ONCE = 256
+DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+)
 CARD_TEXT = """---
 library_name: lora_ws
 tags: [lora, weight-space]
@@ -158,6 +168,7 @@ class Bundle:
             "calibration": None,
             "training": self.training,
         }
+        info["info_sha256"] = _hash(info)
         (folder / INFO).write_text(json.dumps(info, indent=1))
         (folder / CARD).write_text(self.model_card())
         return folder
@@ -187,17 +198,20 @@ class Bundle:
                 )
             if info["sha256"] != _sha256(folder / MODEL):
                 raise DataError(f"{folder}: {MODEL} does not match its hash; fetch it again")
+            if info.pop("info_sha256") != _hash(info):
+                raise DataError(f"{folder}: {INFO} was changed after it was made; fetch it again")
             tensors = load_file(folder / MODEL)
             layout = Layout.from_dict(info["layout"])
             featurizer = _restore(info["featurizer"], tensors, layout, allow_classes)
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            own = {k: v for k, v in tensors.items() if not k.startswith("featurizer.")}
+            classes, hidden = tuple(info["classes"]), tuple(info["hidden"])
+            bundle = cls(featurizer, own, layout, classes, hidden, info["training"])
+            bundle._model()
+        except DAMAGE as error:
             if isinstance(error, DataError | ConfigError):
                 raise
             raise DataError(f"{folder}: damaged bundle ({error!r})") from error
-        own = {k: v for k, v in tensors.items() if not k.startswith("featurizer.")}
-        return cls(
-            featurizer, own, layout, tuple(info["classes"]), tuple(info["hidden"]), info["training"]
-        )
+        return bundle
 
     @classmethod
     def from_pretrained(
@@ -260,7 +274,7 @@ def _fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
             arrays[name] = value
         elif isinstance(value, np.generic):
             values[name] = value.item()
-        elif isinstance(value, str | int | float | tuple | list | None):
+        elif _is_plain(value):
             values[name] = value
         else:
             raise ConfigError(
@@ -268,6 +282,12 @@ def _fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
                 "arrays, numbers and text only"
             )
     return arrays, values
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def _restore(
@@ -293,6 +313,10 @@ def _restore(
         if key.startswith("featurizer."):
             setattr(featurizer, key.removeprefix("featurizer."), value)
     return featurizer
+
+
+def _hash(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

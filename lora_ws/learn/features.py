@@ -80,7 +80,7 @@ def prepare(spec: ExperimentSpec) -> Prepared:
         )
     start = time.perf_counter()
     featurizer = with_layout(spec.featurizer, zoo)
-    features = _featurize(featurizer, zoo.weights, split.train)
+    features = represent(featurizer, zoo.weights, split.train, labels[split.train])
     mean, std = column_moments(features, rows=split.train)
     seconds = time.perf_counter() - start
     # A view of a large store stays where it is: on disk.
@@ -95,7 +95,7 @@ def prepare(spec: ExperimentSpec) -> Prepared:
         classes,
         split,
         mean.astype(np.float32),
-        safe_scale(std).astype(np.float32),
+        safe_scale(std.astype(np.float32)),
         subset,
         seconds,
     )
@@ -109,15 +109,24 @@ def with_layout(featurizer: TransformerMixin, zoo: AdapterSet) -> Any:
     return copy
 
 
-def _featurize(featurizer: Any, weights: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Fit on the training rows and represent all rows, in bounded memory."""
+def represent(
+    featurizer: Any, weights: np.ndarray, train: np.ndarray, y: np.ndarray | None = None
+) -> np.ndarray:
+    """Fit on the training rows and represent all rows, in bounded memory.
+
+    Args:
+        featurizer: unfitted; fitted in place.
+        weights: of all rows.
+        train: which rows to fit on.
+        y: labels of these, for transformers that look at them.
+    """
     if isinstance(featurizer, Featurizer) and not featurizer.learns:
         return _transform(featurizer.fit(weights[:2]), weights)
     with _rows(weights, train) as rows:
         if hasattr(featurizer, "fit_transform"):
-            fitted = np.asarray(featurizer.fit_transform(rows), np.float32)
+            fitted = np.asarray(featurizer.fit_transform(rows, y), np.float32)
         else:
-            fitted = np.asarray(featurizer.fit(rows).transform(rows), np.float32)
+            fitted = np.asarray(featurizer.fit(rows, y).transform(rows), np.float32)
     features = np.empty((len(weights), fitted.shape[1]), np.float32)
     features[train] = fitted
     rest = np.setdiff1d(np.arange(len(weights)), train)

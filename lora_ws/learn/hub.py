@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ws.errors import NotAvailableError
-from lora_ws.hub import client, insist, is_offline, no_answer
+from lora_ws.hub import client, insist, is_offline, no_answer, remember
 
 if TYPE_CHECKING:
     from lora_ws.learn.bundle import Bundle
@@ -21,25 +21,29 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
         NotAvailableError: the repository or revision does not exist, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise NotAvailableError(
             f"`{repo_id}`: no such bundle folder, and not a Hub repository (owner/name)"
         )
-    api = client()
     try:
         if is_offline():
-            folder = snapshot_download(repo_id, revision=revision, local_files_only=True)
-            return Path(folder), Path(folder).name
+            raise NotAvailableError("HF_HUB_OFFLINE is set")
+        api = client()
         commit = insist(lambda: api.model_info(repo_id, revision=revision)).sha or str(revision)
         folder = api.snapshot_download(repo_id, revision=commit, allow_patterns=list(FILES))
+        remember(Path(folder), revision or "main")
     except Exception as error:
-        why = "HF_HUB_OFFLINE is set" if is_offline() else no_answer(error, repo_id, revision)
-        raise NotAvailableError(
-            f"`{repo_id}` is neither a bundle's folder nor in the Hub's cache, and {why}: connect, "
-            "or give the folder of a bundle"
-        ) from error
-    return Path(folder), commit
+        why = str(error) if is_offline() else no_answer(error, repo_id, revision)
+        try:
+            folder = snapshot_download(repo_id, revision=revision, local_files_only=True)
+        except (LocalEntryNotFoundError, OSError):
+            raise NotAvailableError(
+                f"`{repo_id}` is neither a bundle's folder nor in the Hub's cache, and {why}: "
+                "connect, or give the folder of a bundle"
+            ) from error
+    return Path(folder), Path(folder).name
 
 
 def push_bundle(bundle: "Bundle", repo_id: str, private: bool) -> str:

@@ -16,15 +16,17 @@ import lightning as L
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
+from threadpoolctl import threadpool_limits
 
 from lora_ws.config import dump_yaml, to_plain
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
-from lora_ws.learn.features import Prepared, prepare
+from lora_ws.learn.features import Prepared, open_data, prepare
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
@@ -32,6 +34,7 @@ from lora_ws.report.progress import progress
 from lora_ws.report.records import METRICS, RunRecord, append_record, read_records
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
+LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
 PROTOCOL = "clean"
 
 
@@ -58,7 +61,8 @@ def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
 
 def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     """Train and evaluate several seeds on features made once."""
-    prepared = prepare(spec)
+    with _threads(spec.trainer.threads):
+        prepared = prepare(spec)
     return [fit_seed(spec, prepared, seed).record for seed in seeds]
 
 
@@ -76,19 +80,38 @@ def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
     Raises:
         ConfigError: the folder holds another experiment.
     """
-    _open_folder(spec, out)
-    records = read_records(out / RECORDS)
-    todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
-    if not todo:
-        return sorted(records, key=lambda record: record.seed)[: spec.seeds]
-    prepared = prepare(spec)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"{out} is being run by another process; choose another --out") from error
+    with lock:
+        records = read_records(out / RECORDS)
+        _check_same(spec, out, records)
+        todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
+        if todo:
+            with _threads(spec.trainer.threads):
+                prepared = prepare(spec)
+            _describe(spec, out, records)
+            records = _run_seeds(spec, prepared, out, records, todo)
+    return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
+
+
+def _run_seeds(
+    spec: ExperimentSpec, prepared: Prepared, out: Path, held: list[RunRecord], todo: list[int]
+) -> list[RunRecord]:
+    records = list(held)
     with progress(spec.name, spec.seeds, len(records)) as advance:
         for seed in todo:
             fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}")
+            for other in records[:1]:
+                _check_data(fitted.record, other, out)
             _keep(fitted, prepared, out, records)
             records.append(fitted.record)
             advance(title=f"{spec.name} seed {seed}")
-    return sorted(records, key=lambda record: record.seed)
+    return records
 
 
 def fit_seed(
@@ -107,7 +130,18 @@ def fit_seed(
         )
         best = KeepBest()
         trainer = _trainer(spec, best, folder)
-        trainer.fit(classifier, datamodule=data)
+        device = trainer.strategy.root_device.type
+        try:
+            trainer.fit(classifier, datamodule=data)
+        except SystemExit as stop:
+            # Lightning makes an exit of a signal or Ctrl-C, which would look like success.
+            raise KeyboardInterrupt from stop
+        finally:
+            _close(spec)
+        if not best.epoch:
+            raise TrainingError(
+                f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
+            )
         val, _ = measure(classifier, data.val_dataloader(), trainer)
         test, confusion = measure(classifier, data.test_dataloader(), trainer)
     record = RunRecord(
@@ -118,7 +152,7 @@ def fit_seed(
         data_version=prepared.zoo.version,
         layout=prepared.zoo.layout.fingerprint,
         protocol=PROTOCOL,
-        engine=f"lightning-{classifier.device.type}",
+        engine=f"lightning-{device}",
         seed=seed,
         dim=prepared.features.shape[1],
         classes=prepared.classes,
@@ -150,6 +184,8 @@ def measure(
 
 def _trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
     stop = EarlyStopping("val_loss", patience=spec.fit.patience, mode="min")
+    if spec.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator: expected a GPU for `gpu`, found none; use auto")
     return L.Trainer(
         accelerator=spec.trainer.accelerator,
         devices=spec.trainer.devices,
@@ -187,32 +223,73 @@ def _loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
     return loggers
 
 
+def _close(spec: ExperimentSpec) -> None:
+    """End the tracked run, so that the next seed gets one of its own."""
+    if spec.trainer.wandb != "off":
+        import wandb
+
+        wandb.finish()
+
+
 def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord]) -> None:
-    """Plots and, for the best seed so far, the bundle; the record last, as it closes the seed."""
+    """Plots and, for the best seed so far, the bundle; the record last, as it closes the seed.
+
+    A representation that no bundle can hold costs the bundle, not the seed.
+    """
     record, folder = fitted.record, out / f"seed-{fitted.record.seed}"
     plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
     plot_confusion(record.confusion, record.classes, folder / "confusion.png")
     if all(record.val_loss < other.val_loss for other in records):
-        Bundle.build(prepared, fitted.classifier, record).save(out / BUNDLE)
+        try:
+            Bundle.build(prepared, fitted.classifier, record).save(out / BUNDLE)
+        except ConfigError as error:
+            (out / NO_BUNDLE).write_text(f"{error}\n")
     append_record(out / RECORDS, record)
 
 
-def _open_folder(spec: ExperimentSpec, out: Path) -> None:
-    plain = to_plain(spec)
-    # More seeds are the same experiment, continued.
-    identity = {key: value for key, value in plain.items() if key not in ("out", "seeds")}
+def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
+    """Refuse a folder whose records come from another experiment or other data."""
     file = out / CONFIG
-    if file.is_file():
-        held = yaml.safe_load(file.read_text()) or {}
-        other = [key for key in identity if held.get(key) != identity[key]]
-        if other:
+    if not records or not file.is_file():
+        return
+    held, now = yaml.safe_load(file.read_text()) or {}, _identity(spec)
+    for key in now:
+        if held.get(key) != now[key]:
+            old, new, leaf = held.get(key), now[key], key
+            if isinstance(old, dict) and isinstance(new, dict):
+                name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+                old, new, leaf = old.get(name), new.get(name), f"{key}.{name}"
             raise ConfigError(
-                f"{out} holds an experiment with another `{other[0]}` "
-                f"({held.get(other[0])}, now {identity[other[0]]}); choose another --out"
+                f"{out} holds an experiment with another `{leaf}` ({old}, now {new}); "
+                "choose another --out"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    dump_yaml({**plain, "out": None}, file)
-    (out / VERSIONS).write_text(json.dumps(_versions(), indent=1))
+    version = open_data(spec)[0].version
+    if version != records[0].data_version:
+        raise ConfigError(
+            f"{out} was made from other data than `{spec.dataset}` holds now; choose another --out"
+        )
+
+
+def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
+    for name in ("layout", "classes", "n_train", "n_val", "n_test", "dim", "engine"):
+        if getattr(record, name) != getattr(other, name):
+            raise ConfigError(
+                f"{out} holds seeds with another {name} ({getattr(other, name)}, now "
+                f"{getattr(record, name)}); choose another --out"
+            )
+
+
+def _identity(spec: ExperimentSpec) -> dict[str, Any]:
+    """What makes two specs the same experiment; more seeds are the same one, continued."""
+    plain = to_plain(spec)
+    return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
+
+
+def _describe(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
+    seeds = max([spec.seeds, *(record.seed + 1 for record in records)])
+    dump_yaml({**to_plain(spec), "seeds": seeds, "out": None}, out / CONFIG)
+    if not records:
+        (out / VERSIONS).write_text(json.dumps(_versions(), indent=1))
 
 
 def _versions() -> dict[str, str]:
@@ -230,10 +307,12 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    """Bound torch and the BLAS behind numpy: results depend on it in their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with threadpool_limits(count):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -254,5 +333,8 @@ def _quiet() -> Iterator[None]:
 
 
 def best_run(groups: dict[str, list[RunRecord]]) -> str:
-    """The experiment with the highest mean validation accuracy; test rows have no say."""
-    return max(groups, key=lambda name: np.mean([r.val["accuracy"] for r in groups[name]]))
+    """The experiment with the highest mean validation AUROC; test rows have no say.
+
+    AUROC, because accuracy on few validation rows cannot tell experiments apart.
+    """
+    return max(groups, key=lambda name: np.mean([r.val["auroc"] for r in groups[name]]))

@@ -3,6 +3,8 @@
 Its fields are the keys of the YAML files in `training/` and the flags of `lora-ws train`.
 """
 
+import inspect
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -107,6 +109,11 @@ class ExperimentSpec:
         """The representation with the parameters that are not defaults."""
         return describe(self.featurizer) if self.featurizer is not None else "paper"
 
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-")
+
     def rows(self) -> list["ExperimentSpec"]:
         """One spec a representation: itself, or the paper's five."""
         if self.featurizer is not None:
@@ -117,6 +124,7 @@ class ExperimentSpec:
 def describe(featurizer: TransformerMixin) -> str:
     """Class name and changed parameters, such as ``FlatVecPCA(n_components=50)``."""
     given = to_plain(featurizer)["init_args"]
-    default = to_plain(type(featurizer)())["init_args"] if given else {}
+    parameters = inspect.signature(type(featurizer)).parameters
+    default = {name: to_plain(p.default) for name, p in parameters.items()}
     changed = ", ".join(f"{k}={v}" for k, v in given.items() if v != default.get(k))
     return type(featurizer).__name__ + (f"({changed})" if changed else "")

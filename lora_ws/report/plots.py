@@ -46,7 +46,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
 
 def _curve(axes: Axes, history: Sequence[dict[str, float]], key: str, label: str) -> None:
     points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
-    axes.plot(*zip(*points, strict=True), label=label)
+    axes.plot(*zip(*points, strict=True), label=label, marker=".", markersize=4)
 
 
 def _save(figure: Figure, path: Path) -> None:

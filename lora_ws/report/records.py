@@ -18,7 +18,7 @@ class RunRecord:
 
     Attributes:
         name: the experiment.
-        representation: class and parameters of the featurizer, as text.
+        representation: class of the featurizer; its parameters are in the name and the config.
         dataset: name of the collection.
         subset: subset of it, or empty.
         data_version: hash of its content.
@@ -86,6 +86,16 @@ class Summary(NamedTuple):
     std: float
     values: tuple[float, ...]
 
+    @property
+    def n(self) -> int:
+        """How many seeds."""
+        return len(self.values)
+
+    def percent(self) -> str:
+        """Text in percent; without a spread where there is one seed."""
+        spread = f" ± {100 * self.std:.1f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.1f}{spread}"
+
 
 def append_record(path: Path, record: RunRecord) -> None:
     """Add a line that survives a kill right after."""
@@ -101,7 +111,8 @@ def read_records(path: Path) -> list[RunRecord]:
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [RunRecord.from_dict(json.loads(line)) for line in lines if line.endswith("\n")]
+    records = [RunRecord.from_dict(json.loads(line)) for line in lines if line.endswith("\n")]
+    return list({record.seed: record for record in records}.values())
 
 
 def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:

@@ -33,8 +33,7 @@ def results_rows(groups: Mapping[str, Sequence[RunRecord]]) -> list[list[str]]:
     for name, records in groups.items():
         cells = [name, str(records[0].dim)]
         for metric in METRICS:
-            summary = summaries[name][metric]
-            text = f"{100 * summary.mean:.1f} ± {100 * summary.std:.1f}"
+            text = summaries[name][metric].percent()
             cells.append(f"**{text}**" if best[metric] == name else text)
         rows.append([*cells, f"{p_chance(records):.0e}"])
     return rows
@@ -45,7 +44,7 @@ def results_markdown(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     rows = results_rows(groups)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|" + "--:|" * (len(rows[0]) - 1))
-    return "\n".join([*lines, "", caption(next(iter(groups.values())))])
+    return "\n".join([*lines, "", caption(groups)])
 
 
 def results_terminal(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
@@ -59,13 +58,15 @@ def results_terminal(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     return table
 
 
-def caption(records: Sequence[RunRecord]) -> str:
+def caption(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     """What a table rests on: data, sizes, seeds, protocol, engine, chance level."""
-    first = records[0]
+    counts = sorted({len(records) for records in groups.values()})
+    seeds = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
+    first = next(iter(groups.values()))[0]
     subset = f", subset {first.subset}" if first.subset else ""
     return (
         f"{first.dataset}{subset}; {first.n_train}/{first.n_val}/{first.n_test} rows to train, "
-        f"validate and test; {len(records)} seed{'s' * (len(records) > 1)}, mean ± sample standard "
+        f"validate and test; seeds: {seeds}; mean ± sample standard "
         f"deviation in percent; protocol {first.protocol}; engine {first.engine}. Always naming "
         f"the largest class scores {100 * majority(first):.1f} % accuracy; p is the chance of the "
         "mean test accuracy under that guess (one-sided binomial test)."

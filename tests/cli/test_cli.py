@@ -109,14 +109,14 @@ def test_data_list_and_info() -> None:
         (["data"], "`data` needs one of: list, info, import"),
         (["train", "--sedes", "3"], "unknown flag `--sedes`, did you mean `--seeds`?"),
         (["train", "--fit.lrr", "3"], "unknown flag `--fit.lrr`, did you mean `--fit.lr`?"),
-        (["train", "--seeds", "many"], "seeds"),
+        (["train", "--seeds", "many"], "--seeds: expected int, got `many`"),
         (["train", "--seeds", "0"], "seeds: expected at least 1, got 0"),
         (["train", "--fit.lr", "-1"], "fit.lr: expected above 0"),
         (
             ["train", "--featurizer", "FlatVecPCA", "--featurizer.n_componets", "5"],
             "unknown option `n_componets` of FlatVecPCA, did you mean `n_components`?",
         ),
-        (["train", "--featurizer", "NoSuchThing"], "NoSuchThing"),
+        (["train", "--featurizer", "StatsLayr"], "did you mean `StatsLayer`?"),
         (["train", "--dataset", "lora-ws-mni"], "did you mean `lora-ws-mini`?"),
         (["train", "--subset", "shard/class"], "shared/class"),
         (["train", "--label", "colour"], "no column `colour`"),
@@ -147,9 +147,47 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stderr == "lora-ws: unknown flag `--sedes`, did you mean `--seeds`?\n"
 
 
-def test_a_crash_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written_is_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LORA_WS_CACHE", "/proc/nowhere")
-    assert main(["data", "info", "lora-ws-mini"]) == 1
+    assert main(["data", "info", "lora-ws-mini"]) == 2
+    assert "cannot use /proc/nowhere" in capsys.readouterr().err
+
+
+def test_a_crash_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_ws.commands.data.card_names", lambda: 1 / 0)
+    assert main(["data", "list"]) == 1
+    assert "failed: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_single_experiment_keeps_the_others_of_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path), "--fit.max_epochs", "2", "--subset", "shared/class"]
+    assert main(["train", "--featurizer", "StatsFlatVec", "--seeds", "2", *out]) == 0
+    assert main(["train", "--featurizer", "FlatVecPCA", "--seeds", "1", *out]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "| StatsFlatVec |" in table
+    assert "| FlatVecPCA |" in table
+    assert main(["train", "--featurizer", "StatsFlatVec", "--seeds", "1", *out]) == 0
+    assert "seeds: 1 to 2" in (tmp_path / "table.md").read_text()
+    assert yaml.safe_load((tmp_path / "StatsFlatVec" / "config.yaml").read_text())["seeds"] == 2
+
+
+def test_bundled_collections_cannot_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    zoo_folder = str(ROOT / "lora_ws")
+    assert main(["data", "import", zoo_folder, "--card", "lora-ws-mini"]) == 2
+    assert "is bundled and stays as it is" in capsys.readouterr().err
+
+
+def test_flags_may_have_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    args = ["data", "import", str(tmp_path / "in"), "--out", str(tmp_path / "s")]
+    assert main([*args, "--on-error", "skip"]) == 2
+    assert "expected .parquet or .safetensors" in capsys.readouterr().err
 
 
 def test_yaml_typo_names_file_and_nearest_key(tmp_path: Path) -> None:
@@ -180,7 +218,7 @@ def test_train_prints_a_table_and_leaves_a_folder(trained: Path) -> None:
 
 def test_evaluate_repeats_the_test_accuracy_of_the_record(trained: Path) -> None:
     record = json.loads((trained / "StatsFlatVec" / "records.jsonl").read_text())
-    done = call("evaluate", "--model", str(trained / "bundle"), "--subset", "shared/class")
+    done = call("evaluate", "--model", str(trained / "bundle"))
     assert done.returncode == 0, done.stderr
     accuracy = float(re.search(r"accuracy\s+([\d.]+)", done.stdout).group(1))  # type: ignore[union-attr]
     assert accuracy == pytest.approx(100 * record["test"]["accuracy"], abs=0.01)
@@ -237,3 +275,5 @@ def test_import_then_train_on_own_files(tmp_path: Path) -> None:
     assert "40 adapters" in done.stdout
     done = call("data", "info", "store", cwd=tmp_path)
     assert "64 layers" in done.stdout
+    args = ["featurize", "--dataset", "store", "--featurizer", "StatsLayer"]
+    assert main([*args, "--label", "colour", "--out", str(tmp_path / "x.npz")]) == 2

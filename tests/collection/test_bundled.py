@@ -97,3 +97,17 @@ def test_interrupted_expansion_begins_anew(
     partial = store.rename(store.with_name(store.name + ".partial"))
     (partial / "weights.npy").write_bytes(b"half")
     np.testing.assert_array_equal(load("lora-ws-mini").weights, mini.weights)
+
+
+def test_subsets_of_the_shipped_collection_agree_on_the_parts() -> None:
+    zoo = load("lora-ws-mini")
+    whole = zoo.split()
+    folder = zoo.column("folder")
+    train, test = set(folder[whole.train]), set(folder[whole.test])
+    assert not train & test
+    for subset, sizes in (("per_adapter/class", [525, 75, 150]), ("shared/class", [210, 30, 60])):
+        part = load("lora-ws-mini", subset=subset)
+        split = part.split()
+        assert [len(rows) for rows in split] == sizes
+        assert set(part.column("folder")[split.test]) <= test
+        assert set(part.column("folder")[split.train]) <= train

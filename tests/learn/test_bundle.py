@@ -1,5 +1,6 @@
 """Bundles: the same answers after saving, refusal of what does not fit, no code on loading."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def test_folder_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
     assert all(name in card for name in bundle.classes)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "json", "missing", "future"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "json", "missing", "future", "classes"])
 def test_damage_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     folder = bundle.save(tmp_path / "bundle")
     model, info = folder / "model.safetensors", folder / "bundle.json"
@@ -112,6 +113,9 @@ def test_damage_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
         info.write_text(info.read_text()[:-10])
     elif damage == "missing":
         model.unlink()
+    elif damage == "classes":
+        held = json.loads(info.read_text())
+        info.write_text(json.dumps({**held, "classes": held["classes"][::-1]}))
     else:
         info.write_text(json.dumps({**json.loads(info.read_text()), "format": 99}))
     with pytest.raises(DataError, match=str(folder)):
@@ -131,6 +135,9 @@ def test_foreign_featurizer_class_needs_trust(bundle: Bundle, tmp_path: Path) ->
         "init_args": {},
         "fitted": {},
     }
+    del info["info_sha256"]
+    text = json.dumps(info, sort_keys=True).encode()
+    info["info_sha256"] = hashlib.sha256(text).hexdigest()
     (folder / "bundle.json").write_text(json.dumps(info))
     with pytest.raises(ConfigError, match=r"StandardScaler.*allow_classes"):
         Bundle.load(folder)
@@ -186,6 +193,14 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(server: HubServer, tmp_path:
     done = subprocess.run(args, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) == 40
+    offline = "from lora_ws import Bundle; print(Bundle.from_pretrained('me/reader').revision)"
+    code = [sys.executable, "-c", "from lora_ws import Bundle; Bundle.from_pretrained('me/reader')"]
+    assert subprocess.run(code, env=env).returncode == 0  # notes what main stands for
+    for change in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        cached = subprocess.run(
+            [sys.executable, "-c", offline], env={**env, **change}, capture_output=True, text=True
+        )
+        assert cached.stdout.strip() == done.stdout.strip(), cached.stderr
     missing = "from lora_ws import Bundle; Bundle.from_pretrained('me/nothing')"
     refused = subprocess.run(
         [sys.executable, "-c", missing], env=env, capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from sklearn import metrics as reference
 from sklearn.preprocessing import StandardScaler
 
 from lora_ws.collection import AdapterSet
 from lora_ws.config import load_spec
-from lora_ws.errors import ConfigError, DataError
+from lora_ws.errors import ConfigError, DataError, TrainingError
 from lora_ws.featurizers import FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
@@ -163,7 +165,7 @@ def test_half_a_record_is_run_again(spec: ExperimentSpec, tmp_path: Path) -> Non
 def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
     run(replace(spec, seeds=1), tmp_path / "run")
     other = replace(spec, fit=replace(FAST, lr=0.5))
-    with pytest.raises(ConfigError, match=r"another `fit`.*--out"):
+    with pytest.raises(ConfigError, match=r"another `fit\.lr` \(0\.003, now 0\.5\).*--out"):
         run(other, tmp_path / "run")
 
 
@@ -249,10 +251,69 @@ def test_features_see_training_rows_only(
     np.testing.assert_array_equal(one.mean, two.mean)
 
 
-def test_wandb_offline_writes_to_the_run_folder(spec: ExperimentSpec, tmp_path: Path) -> None:
-    logged = replace(spec, seeds=1, trainer=TrainerSpec(wandb="offline"))
-    run(logged, tmp_path / "run")
-    assert list((tmp_path / "run" / "seed-0" / "wandb").glob("offline-run-*"))
+def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path: Path) -> None:
+    run(replace(spec, trainer=TrainerSpec(wandb="offline")), tmp_path / "run")
+    for seed in range(2):
+        assert list((tmp_path / "run" / f"seed-{seed}" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_training_is_no_success(
+    spec: ExperimentSpec, tmp_path: Path, sent: signal.Signals
+) -> None:
+    args = [sys.executable, "-m", "lora_ws", "train", "--dataset", spec.dataset, "--out", "run"]
+    args += ["--featurizer", "FlatVec", "--fit.max_epochs", "100000", "--fit.patience", "100000"]
+    child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    csv = tmp_path / "run" / "FlatVec" / "seed-0" / "metrics.csv"
+    while not csv.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(sent)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1, said
+    assert "run the same command again" in said
+    assert not (tmp_path / "run" / "FlatVec" / "records.jsonl").exists()
+
+
+def test_other_data_under_the_same_folder_is_refused(
+    spec: ExperimentSpec, make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    run(replace(spec, seeds=1), tmp_path / "run")
+    shutil.rmtree(spec.dataset)
+    make_zoo(seed=5).save(Path(spec.dataset))
+    for seeds in (1, 2):
+        with pytest.raises(ConfigError, match=r"other data.*--out"):
+            run(replace(spec, seeds=seeds), tmp_path / "run")
+
+
+def test_two_processes_in_one_folder_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(ConfigError, match="another process"),
+    ):
+        run(spec, tmp_path / "run")
+
+
+def test_a_failed_start_does_not_claim_the_folder(spec: ExperimentSpec, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        run(replace(spec, label="colour"), tmp_path / "run")
+    assert len(run(spec, tmp_path / "run")) == 2
+
+
+def test_a_diverged_run_says_so(spec: ExperimentSpec) -> None:
+    with pytest.raises(TrainingError, match=r"lower fit\.lr"):
+        run_one(replace(spec, featurizer=FlatVec(), fit=replace(FAST, lr=1e30)), 0)
+
+
+def test_transformers_that_look_at_labels_get_those_of_training_rows(
+    spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    from sklearn.feature_selection import SelectKBest
+
+    record = run(replace(spec, featurizer=SelectKBest(k=30), seeds=1), tmp_path / "run")[0]
+    assert record.dim == 30
+    assert record.test["accuracy"] > 0.6
 
 
 def test_unknown_subset_is_refused_by_name() -> None:
