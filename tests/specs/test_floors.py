@@ -15,6 +15,7 @@ FLOORS = {
     "adapters": 2,
     "report": 2,
     "collection": 3,
+    "diffusion": 3,
     "featurizers": 3,
     "learn": 4,
     "commands": 5,
