@@ -84,19 +84,11 @@ def read_adapter(path: str | Path) -> Adapter:
 
 
 def _read(file: Path) -> Adapter:
-    tensors, header = _load(file)
+    tensors, other, header = _load(file)
     factors: dict[str, dict[str, np.ndarray]] = {"down": {}, "up": {}, "alpha": {}}
-    other = []
     for key, value in tensors.items():
-        if any(mark in key for mark in DORA_MARKS):
-            raise AdapterError(
-                f"{file}: `{key}` makes this a DoRA adapter, whose update depends on the base "
-                "model's weights; only plain LoRA is read"
-            )
         parsed = parse_key(key)
-        if parsed is None:
-            other.append(key)
-            continue
+        assert parsed is not None  # others were not loaded
         if parsed.path in factors[parsed.role]:
             raise AdapterError(f"{file}: `{key}` names layer `{parsed.path}` a second time")
         if not np.isfinite(value).all():
@@ -117,12 +109,23 @@ def _read(file: Path) -> Adapter:
     return Adapter(down, up, scale, layout, file, _sha256(file), tuple(other))
 
 
-def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _load(file: Path) -> tuple[dict[str, np.ndarray], list[str], dict[str, str]]:
+    """The tensors that are factors or alphas, the names of the others, and the header's text."""
     try:
         with safe_open(file, framework="pt") as opened:
+            keys = list(opened.keys())
+            if dora := [key for key in keys if any(mark in key for mark in DORA_MARKS)]:
+                raise AdapterError(
+                    f"{file}: `{dora[0]}` makes this a DoRA adapter, whose update depends on the "
+                    "base model's weights; only plain LoRA is read"
+                )
+            ours = [key for key in keys if parse_key(key)]
             # bfloat16 has no numpy type: torch widens it, exactly.
-            tensors = {k: opened.get_tensor(k).to(torch.float32).numpy() for k in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key).to(torch.float32).numpy() for key in ours}
+            other = [key for key in keys if key not in tensors]
+            return tensors, other, opened.metadata() or {}
+    except AdapterError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         hint = "the download may be incomplete" if file.stat().st_size else "the file is empty"
         raise AdapterError(f"{file}: not a readable safetensors file ({error}); {hint}") from error

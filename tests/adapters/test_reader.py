@@ -286,3 +286,15 @@ def test_real_files_of_other_kinds_are_refused(name: str, message: str):
     with pytest.raises(AdapterError, match=message) as error:
         read_adapter(shared_data("real_adapters") / name)
     assert name in str(error.value)
+
+
+def test_dora_is_refused_by_name(tmp_path: Path) -> None:
+    stem = "base_model.model.mid_block.attentions.0.to_q"
+    tensors = {
+        f"{stem}.lora_A.weight": torch.ones(1, 3),
+        f"{stem}.lora_B.weight": torch.ones(4, 1),
+        f"{stem}.lora_magnitude_vector": torch.ones(4),
+    }
+    save_file(tensors, tmp_path / "dora.safetensors")
+    with pytest.raises(AdapterError, match=r"dora\.safetensors.*DoRA"):
+        read_adapter(tmp_path / "dora.safetensors")

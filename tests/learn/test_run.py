@@ -263,13 +263,18 @@ def test_a_signal_during_training_is_no_success(
 ) -> None:
     args = [sys.executable, "-m", "lora_ws", "train", "--dataset", spec.dataset, "--out", "run"]
     args += ["--featurizer", "FlatVec", "--fit.max_epochs", "100000", "--fit.patience", "100000"]
-    child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 90
     csv = tmp_path / "run" / "FlatVec" / "seed-0" / "metrics.csv"
     while not csv.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     child.send_signal(sent)
-    _, said = child.communicate(timeout=60)
+    try:
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 1, said
     assert "run the same command again" in said
     assert not (tmp_path / "run" / "FlatVec" / "records.jsonl").exists()
