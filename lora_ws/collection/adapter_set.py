@@ -18,16 +18,18 @@ import yaml
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard, stored_card
 from lora_ws.collection.splits import Split, make_split
+from lora_ws.collection.store import (
+    CARD,
+    LAYOUT,
+    MANIFEST,
+    ROWS,
+    WEIGHTS,
+    StoreWriter,
+    partial_path,
+    row_hashes,
+)
 from lora_ws.config import nearest
 from lora_ws.errors import DataError, LayoutError, NotAvailableError
-
-WEIGHTS, ROWS, LAYOUT, CARD, MANIFEST = (
-    "weights.npy",
-    "rows.parquet",
-    "layout.json",
-    "card.yaml",
-    "manifest.json",
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,7 +177,7 @@ class AdapterSet:
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            hint = " (an unfinished import is: run it again)" if _partial(path).exists() else ""
+            hint = " (an unfinished import is: run it again)" if partial_path(path).exists() else ""
             raise NotAvailableError(f"{path} is not an adapter store{hint}")
         try:
             weights = np.load(path / WEIGHTS, mmap_mode="r", allow_pickle=False)
@@ -191,8 +193,6 @@ class AdapterSet:
 
     def save(self, path: str | Path) -> Path:
         """Write a store that `open` reads; refuses to overwrite one."""
-        from lora_ws.collection.store import StoreWriter, row_hashes
-
         origin = {"origin": "arrays"}
         # Nothing tells whose rows an unfinished store of arrays holds, so it is not continued.
         with StoreWriter(Path(path), self.layout, self.card, origin, resume=False) as writer:
@@ -217,7 +217,3 @@ _DAMAGE = (
     yaml.YAMLError,
     pa.ArrowException,
 )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

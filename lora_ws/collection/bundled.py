@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters.layout import Layout
-from lora_ws.collection.adapter_set import ROWS, AdapterSet
+from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
+from lora_ws.collection.store import ROWS
 
 PACKED = "weights.safetensors"
 ASSETS = Path(__file__).parent.parent / "_assets"

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lora_ws.collection.adapter_set import MANIFEST, AdapterSet
+from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.hub import fetch
 from lora_ws.collection.ingest import OnError, import_collection
+from lora_ws.collection.store import MANIFEST
 from lora_ws.config import cache_dir
 from lora_ws.errors import DataError, NotAvailableError
 

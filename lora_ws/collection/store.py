@@ -20,11 +20,17 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from lora_ws.adapters.layout import Layout
-from lora_ws.collection.adapter_set import CARD, LAYOUT, MANIFEST, ROWS, WEIGHTS, _partial
 from lora_ws.collection.card import DatasetCard
 from lora_ws.config import dump_yaml
 from lora_ws.errors import DataError
 
+WEIGHTS, ROWS, LAYOUT, CARD, MANIFEST = (
+    "weights.npy",
+    "rows.parquet",
+    "layout.json",
+    "card.yaml",
+    "manifest.json",
+)
 QUARANTINE = "quarantine.jsonl"
 JOURNAL = "journal.jsonl"
 HEADER_BYTES = 128
@@ -61,7 +67,7 @@ class StoreWriter:
         self.quarantine: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        self._dir = _partial(self.path)
+        self._dir = partial_path(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(str(self.path) + ".lock")
         try:
@@ -236,3 +242,8 @@ def _npy_header(rows: int, columns: int) -> bytes:
     length = HEADER_BYTES - 10
     text = header.ljust(length - 1) + "\n"
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.encode("latin1")
+
+
+def partial_path(path: Path) -> Path:
+    """Where a store is while it is being made."""
+    return path.with_name(path.name + ".partial")

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
-from lora_ws.collection.adapter_set import MANIFEST
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.collection.load import import_from_hub, local_store, store_path
+from lora_ws.collection.store import MANIFEST
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
 

@@ -7,6 +7,7 @@ A bundle is a folder with ``model.safetensors`` (network, scaler, fitted featuri
 import hashlib
 import importlib
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from lora_ws.adapters import Adapter, Layout
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
+from lora_ws.learn.hub import fetch_bundle, push_folder
 from lora_ws.models import MLP
 from lora_ws.report.records import METRICS, RunRecord
 
@@ -224,8 +226,6 @@ class Bundle:
         """Load from a folder or a Hub repository; `revision` of the result is the commit read."""
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path, allow_classes=allow_classes)
-        from lora_ws.learn.hub import fetch_bundle
-
         folder, commit = fetch_bundle(str(name_or_path), revision)
         bundle = cls.load(folder, allow_classes=allow_classes)
         object.__setattr__(bundle, "revision", commit)
@@ -233,9 +233,8 @@ class Bundle:
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the bundle with a model card; returns the commit to pin."""
-        from lora_ws.learn.hub import push_bundle
-
-        return push_bundle(self, repo_id, private)
+        with tempfile.TemporaryDirectory() as folder:
+            return push_folder(self.save(folder), repo_id, private)
 
     def model_card(self) -> str:
         """The README of the bundle."""

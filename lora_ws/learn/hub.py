@@ -1,15 +1,10 @@
 """Bundles on the Hugging Face Hub."""
 
 import re
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora_ws.errors import NotAvailableError
 from lora_ws.hub import client, insist, is_offline, no_answer, remember
-
-if TYPE_CHECKING:
-    from lora_ws.learn.bundle import Bundle
 
 FILES = ("bundle.json", "model.safetensors", "README.md")
 
@@ -46,21 +41,19 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def push_bundle(bundle: "Bundle", repo_id: str, private: bool) -> str:
-    """Upload a bundle in one commit, and return that commit.
+def push_folder(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload a bundle's folder in one commit, and return that commit.
 
     Raises:
         NotAvailableError: the Hub cannot be reached, or wants a login.
     """
     api = client()
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.save(folder)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message="Upload lora_ws bundle"
-            )
-        except Exception as error:
-            why = no_answer(error, repo_id, None)
-            raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Upload lora_ws bundle"
+        )
+    except Exception as error:
+        why = no_answer(error, repo_id, None)
+        raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
     return str(commit.oid)

@@ -50,3 +50,18 @@ def test_imports_run_downward(module: Path) -> None:
     here = room(module)
     for other in imported_rooms(module) - {here}:
         assert FLOORS[other] < FLOORS[here], f"{here} imports {other}"
+
+
+def module_of(path: Path) -> str:
+    return "lora_ws." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    names = {module_of(path): path for path in MODULES if path.stem != "__init__"}
+    imports = {}
+    for name, path in names.items():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imports[name] = {n.module for n in nodes if isinstance(n, ast.ImportFrom)} & set(names)
+    while leaves := {name for name, needs in imports.items() if not needs & set(imports)}:
+        imports = {name: needs for name, needs in imports.items() if name not in leaves}
+    assert not imports, f"circle among {sorted(imports)}"
