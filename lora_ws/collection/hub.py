@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.sources import missing_shards
+from lora_ws.collection.parquet_source import missing_shards
 from lora_ws.errors import NotAvailableError
 from lora_ws.hub import client, insist, is_offline, no_answer, remember
 

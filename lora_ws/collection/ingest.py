@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lora_ws.adapters.layout import Layout
+from lora_ws.adapters.layout import Layout, natural_key
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.sources import Batch, Problem, find_source
+from lora_ws.collection.files_source import FilesSource
+from lora_ws.collection.parquet_source import ParquetSource, missing_shards
+from lora_ws.collection.source import Batch, Problem, Source, common_parent
 from lora_ws.collection.store import StoreWriter, row_hashes
 from lora_ws.errors import DataError
 from lora_ws.report.progress import progress
@@ -103,3 +105,34 @@ def _without_repeats(batch: Batch, seen: dict[str, str]) -> Batch:
     if mask.all():
         return Batch(batch.weights, rows, problems)
     return Batch(batch.weights[mask], rows.filter(pa.array(mask)), problems)
+
+
+def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
+    """Choose the importer for what is at ``paths``: parquet files, or folders of adapters.
+
+    Raises:
+        DataError: there is nothing to import.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        if not _below(path, ".parquet") and not _below(path, ".safetensors"):
+            raise DataError(f"{path}: expected .parquet or .safetensors files, found none")
+    parquet = [f for path in paths for f in _below(path, ".parquet")]
+    adapters = [f for path in paths for f in _below(path, ".safetensors")]
+    if parquet and adapters:
+        raise DataError(
+            f"expected files of one kind, got {parquet[0].name} and {adapters[0].name}: "
+            "import them one after the other"
+        )
+    if lacking := missing_shards(parquet):
+        raise DataError(f"{parquet[0].parent}: only {lacking} are here; fetch the rest")
+    if parquet:
+        return ParquetSource(parquet, card)
+    root = paths[0] if len(paths) == 1 and paths[0].is_dir() else common_parent(adapters)
+    return FilesSource(root, adapters)
+
+
+def _below(path: Path, suffix: str) -> list[Path]:
+    found = [path] if path.is_file() else path.rglob(f"*{suffix}")
+    return sorted((f for f in found if f.suffix == suffix), key=lambda f: (natural_key(str(f)), f))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from factories import SMALL_SIZE, make_table, weights, write_adapter, write_parquet
 
-from lora_ws.collection import import_collection, sources
+from lora_ws.collection import import_collection, source
 from lora_ws.errors import DataError
 
 NAME = "pytorch_lora_weights.safetensors"
@@ -22,7 +22,7 @@ def write_tree(root: Path, values: np.ndarray) -> None:
 
 
 def test_tree_of_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "BATCH_BYTES", 3 * 4 * SMALL_SIZE)
+    monkeypatch.setattr(source, "BATCH_BYTES", 3 * 4 * SMALL_SIZE)
     values = weights(10)
     write_tree(tmp_path / "in", values)
     zoo = import_collection(tmp_path / "in", tmp_path / "s")

@@ -13,7 +13,8 @@ from factories import SMALL_SIZE, make_table, set_cell, weights, write_adapter, 
 from warm import Warm
 
 from lora_ws.adapters import Layout
-from lora_ws.collection import AdapterSet, DatasetCard, import_collection, sources
+from lora_ws.collection import AdapterSet, DatasetCard, files_source, import_collection
+from lora_ws.collection import source as importer
 from lora_ws.errors import DataError
 
 ROWS = 200
@@ -21,9 +22,9 @@ ROWS = 200
 
 CHILD = """
 import sys
-from lora_ws.collection import import_collection, sources
+from lora_ws.collection import import_collection, files_source, source
 # One row a batch, so that there are many moments to be killed at.
-sources.BATCH_BYTES = 1
+source.BATCH_BYTES = 1
 import_collection(sys.argv[1], sys.argv[2], on_error="skip")
 """
 
@@ -72,7 +73,7 @@ def test_killed_imports_end_as_if_nothing_had_happened(source: Path, tmp_path: P
     assert reached == sorted(set(reached)), "some work was lost"
     warm.run(CHILD, source, store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BATCH_BYTES", 1)
+        patch.setattr(importer, "BATCH_BYTES", 1)
         import_collection(source, tmp_path / "whole", on_error="skip", card=DatasetCard(name="s"))
     assert content(tmp_path / "s") == content(tmp_path / "whole")
     zoo = AdapterSet.open(tmp_path / "s")
@@ -120,7 +121,7 @@ def begun(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BATCH_BYTES", 2 * 4 * SMALL_SIZE)
+    monkeypatch.setattr(importer, "BATCH_BYTES", 2 * 4 * SMALL_SIZE)
 
 
 def interrupt(source: Path, store: Path) -> None:
@@ -172,8 +173,8 @@ def test_folders_are_resumed_too(tmp_path: Path):
     interrupt(tmp_path / "in", tmp_path / "s")
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        original = sources.read_adapter
-        patch.setattr(sources, "read_adapter", lambda f: read.append(f.name) or original(f))
+        original = files_source.read_adapter
+        patch.setattr(files_source, "read_adapter", lambda f: read.append(f.name) or original(f))
         zoo = import_collection(tmp_path / "in", tmp_path / "s")
     np.testing.assert_array_equal(zoo.weights, weights(20))
     assert "8.safetensors" in read

@@ -16,9 +16,9 @@ SIZE = 6400
 CHILD = """
 import sys, threading
 from pathlib import Path
-from lora_ws.collection import import_collection, sources
+from lora_ws.collection import import_collection, source
 
-sources.BATCH_BYTES = 1 << 20
+source.BATCH_BYTES = 1 << 20
 peak, done = 0, threading.Event()
 
 def watch():

@@ -20,7 +20,7 @@ from factories import (
 )
 
 from lora_ws.adapters import LayerSpec, Layout
-from lora_ws.collection import AdapterSet, DatasetCard, import_collection, sources
+from lora_ws.collection import AdapterSet, DatasetCard, import_collection, source
 
 LAYOUT = Layout(tuple(LayerSpec(*layer) for layer in SMALL))
 METADATA = ["folder", "category_label", "rank", "step_loss"]
@@ -29,7 +29,7 @@ METADATA = ["folder", "category_label", "rank", "step_loss"]
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> int:
     """Batches of seven rows."""
-    monkeypatch.setattr(sources, "BATCH_BYTES", 7 * 4 * SMALL_SIZE)
+    monkeypatch.setattr(source, "BATCH_BYTES", 7 * 4 * SMALL_SIZE)
     return 7
 
 

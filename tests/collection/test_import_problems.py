@@ -20,7 +20,7 @@ from factories import (
 )
 
 from lora_ws.adapters import LayerSpec, Layout
-from lora_ws.collection import AdapterSet, DatasetCard, import_collection, sources
+from lora_ws.collection import AdapterSet, DatasetCard, import_collection, source
 from lora_ws.errors import DataError
 
 LAYOUT = Layout(tuple(LayerSpec(*layer) for layer in SMALL))
@@ -31,7 +31,7 @@ ROWS, SHARD, BAD = 30, 15, 4  # rows; rows of a shard; a bad row of the second s
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BATCH_BYTES", 4 * 4 * SMALL_SIZE)
+    monkeypatch.setattr(source, "BATCH_BYTES", 4 * 4 * SMALL_SIZE)
 
 
 class Case(NamedTuple):
