@@ -49,7 +49,9 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     groups = {records[0].name: records for records in same}
     (folder / TABLE).write_text(results_markdown(groups) + "\n")
     table = results_terminal(groups)
-    Console(width=max(console.width, console.measure(table).maximum)).print(table)
+    # A cut number says nothing: a narrow terminal wraps the lines instead.
+    needed = Console(width=1000).measure(table).maximum
+    Console(width=max(console.width, needed)).print(table)
     console.print(caption(groups))
     best = best_run(groups)
     bundle = next(path for path, records in held.items() if records == groups[best]) / BUNDLE
