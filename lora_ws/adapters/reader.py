@@ -106,7 +106,7 @@ def _read(file: Path) -> Adapter:
         if layer.rank > MAX_RANK:
             raise AdapterError(f"{file}: rank {layer.rank} of `{layer.name}` is above {MAX_RANK}")
     scale = _scales(file, layout, factors["alpha"], _config(file, header))
-    return Adapter(down, up, scale, layout, file, _sha256(file), tuple(other))
+    return Adapter(down, up, scale, layout, file, file_sha256(file), tuple(other))
 
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], list[str], dict[str, str]]:
@@ -191,6 +191,7 @@ def _nothing_found(file: Path, keys: list[str]) -> str:
     )
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Hash of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -114,6 +114,12 @@ class AdapterSet:
             keep &= values == value
         return self.select(np.flatnonzero(keep))
 
+    def subset(self, name: str) -> "AdapterSet":
+        """Keep one of the subsets that the card's column names."""
+        if not self.card.subset:
+            raise DataError(f"subset: `{self.card.name}` has no subsets, got `{name}`")
+        return self.where(**{self.card.subset: name})
+
     def column(self, name: str) -> np.ndarray:
         """Values of a table column."""
         if name not in self.rows.column_names:

@@ -5,6 +5,7 @@ expanded once into a float32 store in the user's cache.
 """
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def unpack(folder: Path, card: DatasetCard) -> AdapterSet:
     return AdapterSet(weights, layout, pq.read_table(folder / ROWS), card)
 
 
+@cache
 def packed_hash(folder: Path) -> str:
     """Hash of the bundled files, which names the expanded copy."""
     digest = hashlib.sha256()

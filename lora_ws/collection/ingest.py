@@ -53,8 +53,9 @@ def import_collection(
     out = Path(out)
     card = card or DatasetCard(name=out.name)
     source = find_source([Path(path) for path in listed], card)
-    if card.rows and source.count() != card.rows:
-        said = f"card `{card.name}` says {card.rows} rows, the files hold {source.count()}"
+    total = source.count()
+    if card.rows and total != card.rows:
+        said = f"card `{card.name}` says {card.rows} rows, the files hold {total}"
         warnings.warn(said, stacklevel=2)
     if layout is None:
         layout = Layout.known(card.layout) if card.layout else source.find_layout()
@@ -67,7 +68,7 @@ def import_collection(
             )
         seen = _seen(writer)
         done = writer.rows + sum(entry["rows_lost"] for entry in writer.quarantine)
-        with progress(f"import {card.name}", source.count(), done) as advance:
+        with progress(f"import {card.name}", total, done) as advance:
             for batch in source.batches(layout, writer.batches):
                 read = len(batch.weights) + sum(p.rows_lost for p in batch.problems)
                 batch = _without_repeats(batch, seen)
@@ -113,13 +114,16 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
     Raises:
         DataError: there is nothing to import.
     """
+    parquet: list[Path] = []
+    adapters: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        if not _below(path, ".parquet") and not _below(path, ".safetensors"):
+        tables, files = _below(path, ".parquet"), _below(path, ".safetensors")
+        if not tables and not files:
             raise DataError(f"{path}: expected .parquet or .safetensors files, found none")
-    parquet = [f for path in paths for f in _below(path, ".parquet")]
-    adapters = [f for path in paths for f in _below(path, ".safetensors")]
+        parquet += tables
+        adapters += files
     if parquet and adapters:
         raise DataError(
             f"expected files of one kind, got {parquet[0].name} and {adapters[0].name}: "

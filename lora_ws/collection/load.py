@@ -10,7 +10,7 @@ from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.hub import fetch
 from lora_ws.collection.ingest import OnError, import_collection
-from lora_ws.collection.store import MANIFEST
+from lora_ws.collection.store import MANIFEST, partial_path
 from lora_ws.config import cache_dir
 from lora_ws.errors import DataError, NotAvailableError
 
@@ -34,10 +34,8 @@ def load(
         (300, 7072)
     """
     path = Path(name_or_path)
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or partial_path(path).is_dir():
         zoo = AdapterSet.open(path)
-    elif path.with_name(path.name + ".partial").is_dir():
-        raise NotAvailableError(f"{path} is an unfinished import: run the same import again")
     elif str(name_or_path) not in card_names() and path.exists():
         raise NotAvailableError(
             f"{path} is not an adapter store; make one with "
@@ -45,11 +43,7 @@ def load(
         )
     else:
         zoo = _by_name(find_card(str(name_or_path)), revision)
-    if subset is None:
-        return zoo
-    if not zoo.card.subset:
-        raise DataError(f"`{zoo.card.name}` has no subsets, got subset `{subset}`")
-    return zoo.where(**{zoo.card.subset: subset})
+    return zoo if subset is None else zoo.subset(subset)
 
 
 def store_path(card: DatasetCard, revision: str) -> Path:

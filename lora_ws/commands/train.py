@@ -44,9 +44,9 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
         accuracy = summarise(run(row, folder / row.slug), "accuracy")
         console.print(f"{row.name}: test accuracy {accuracy.percent()} %, n = {accuracy.n}")
     held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
-    ours = read_records(folder / spec.rows()[0].slug / RECORDS)[0]
-    same = [r for r in held.values() if r and r[0].data_version == ours.data_version]
-    groups = {records[0].name: records for records in same}
+    data = held[folder / spec.rows()[0].slug][0].data_version
+    homes = {r[0].name: path for path, r in held.items() if r and r[0].data_version == data}
+    groups = {name: held[path] for name, path in homes.items()}
     (folder / TABLE).write_text(results_markdown(groups) + "\n")
     table = results_terminal(groups)
     # A cut number says nothing: a narrow terminal wraps the lines instead.
@@ -54,7 +54,7 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     Console(width=max(console.width, needed)).print(table)
     console.print(caption(groups))
     best = best_run(groups)
-    bundle = next(path for path, records in held.items() if records == groups[best]) / BUNDLE
+    bundle = homes[best] / BUNDLE
     if bundle.is_dir():
         shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)
         console.print(f"Best by validation AUROC: {best}. Bundle: {folder / BUNDLE}")

@@ -8,7 +8,8 @@ import hashlib
 import importlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Adapter, Layout
+from lora_ws.adapters.reader import file_sha256
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.learn.hub import fetch_bundle, push_folder
@@ -131,16 +133,13 @@ class Bundle:
                 "this bundle reads another kind of adapter: "
                 + (self.layout.difference(layout) or "the layouts differ")
             )
-        model = self._model()
+        mean, scale = (torch.from_numpy(self.tensors[f"scaler.{k}"]) for k in ("mean", "scale"))
         parts = []
         for start in range(0, len(weights), ROWS_AT_ONCE):
             features = self.featurizer.transform(weights[start : start + ROWS_AT_ONCE])
             rows = torch.from_numpy(np.array(features, np.float32))
-            scaled = (rows - torch.from_numpy(self.tensors["scaler.mean"])) / torch.from_numpy(
-                self.tensors["scaler.scale"]
-            )
             with torch.inference_mode():
-                parts.append(model(scaled).softmax(1).numpy())
+                parts.append(self._model((rows - mean) / scale).softmax(1).numpy())
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
@@ -160,7 +159,7 @@ class Bundle:
         info = {
             "format": FORMAT,
             "lora_ws": version("lora_ws"),
-            "sha256": _sha256(folder / MODEL),
+            "sha256": file_sha256(folder / MODEL),
             "classes": self.classes,
             "hidden": self.hidden,
             "featurizer": {**to_plain(self.featurizer), "fitted": values},
@@ -198,7 +197,7 @@ class Bundle:
                     f"{folder}: bundle format {info['format']}, this version reads up to {FORMAT}; "
                     "upgrade lora_ws"
                 )
-            if info["sha256"] != _sha256(folder / MODEL):
+            if info["sha256"] != file_sha256(folder / MODEL):
                 raise DataError(f"{folder}: {MODEL} does not match its hash; fetch it again")
             if info.pop("info_sha256") != _hash(info):
                 raise DataError(f"{folder}: {INFO} was changed after it was made; fetch it again")
@@ -208,7 +207,7 @@ class Bundle:
             own = {k: v for k, v in tensors.items() if not k.startswith("featurizer.")}
             classes, hidden = tuple(info["classes"]), tuple(info["hidden"])
             bundle = cls(featurizer, own, layout, classes, hidden, info["training"])
-            bundle._model()
+            _ = bundle._model  # a network of other widths does not load
         except DAMAGE as error:
             if isinstance(error, DataError | ConfigError):
                 raise
@@ -228,8 +227,7 @@ class Bundle:
             return cls.load(name_or_path, allow_classes=allow_classes)
         folder, commit = fetch_bundle(str(name_or_path), revision)
         bundle = cls.load(folder, allow_classes=allow_classes)
-        object.__setattr__(bundle, "revision", commit)
-        return bundle
+        return replace(bundle, revision=commit)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the bundle with a model card; returns the commit to pin."""
@@ -255,6 +253,7 @@ class Bundle:
             metrics="".join(f"| {m} | {100 * record['test'][m]:.2f} |\n" for m in METRICS),
         )
 
+    @cached_property
     def _model(self) -> MLP:
         model = MLP(len(self.tensors["scaler.mean"]), len(self.classes), self.hidden)
         names = [name for name in self.tensors if name.startswith("model.")]
@@ -316,8 +315,3 @@ def _restore(
 
 def _hash(info: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -55,11 +55,7 @@ def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
     """The collection of a spec, and the name of the subset taken."""
     zoo = load(spec.dataset, revision=spec.revision)
     subset = spec.subset or next(iter(zoo.card.subsets), "")
-    if not subset:
-        return zoo, ""
-    if not zoo.card.subset:
-        raise DataError(f"subset: `{zoo.card.name}` has no subsets, got `{subset}`")
-    return zoo.where(**{zoo.card.subset: subset}), subset
+    return (zoo.subset(subset) if subset else zoo), subset
 
 
 def prepare(spec: ExperimentSpec) -> Prepared:
@@ -130,21 +126,25 @@ def represent(
     features = np.empty((len(weights), fitted.shape[1]), np.float32)
     features[train] = fitted
     rest = np.setdiff1d(np.arange(len(weights)), train)
-    step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
-    for start in range(0, len(rest), step):
-        part = rest[start : start + step]
-        features[part] = featurizer.transform(weights[part])
+    for block in _blocks(len(rest), weights.shape[1]):
+        features[rest[block]] = featurizer.transform(weights[rest[block]])
     return features
 
 
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    """Consecutive rows whose numbers take a bounded share of memory."""
+    step = max(1, BLOCK_BYTES // (4 * width))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
+
+
 def _transform(featurizer: Any, weights: np.ndarray) -> np.ndarray:
-    step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
     first = featurizer.transform(weights[:1])
     if first.shape[1] == weights.shape[1] and np.shares_memory(first, weights):
         return featurizer.transform(weights)
     out = np.empty((len(weights), first.shape[1]), np.float32)
-    for start in range(0, len(weights), step):
-        out[start : start + step] = featurizer.transform(weights[start : start + step])
+    for block in _blocks(*weights.shape):
+        out[block] = featurizer.transform(weights[block])
     return out
 
 
@@ -157,7 +157,6 @@ def _rows(weights: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
     with tempfile.NamedTemporaryFile(suffix=".rows") as file:
         shape = (len(index), weights.shape[1])
         copy = np.memmap(file.name, np.float32, "w+", shape=shape)
-        step = max(1, BLOCK_BYTES // (4 * weights.shape[1]))
-        for start in range(0, len(index), step):
-            copy[start : start + step] = weights[index[start : start + step]]
+        for block in _blocks(*shape):
+            copy[block] = weights[index[block]]
         yield copy
