@@ -18,8 +18,9 @@ FLOORS = {
     "diffusion": 3,
     "featurizers": 3,
     "learn": 4,
-    "commands": 5,
-    "cli": 5,
+    "zoo": 5,
+    "commands": 6,
+    "cli": 6,
 }
 MODULES = [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in FLOORS]
 

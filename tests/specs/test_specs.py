@@ -12,10 +12,19 @@ from lora_ws.collection.card import card_names, find_card
 from lora_ws.config import load_spec, spec_files, spec_root, to_plain
 from lora_ws.errors import ConfigError, NotAvailableError
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.zoo.base import BaseSpec
+from lora_ws.zoo.build import ZooSpec
 
 ROOT = Path(__file__).parents[2]
 CARDS = spec_files("datasets")
-RECIPES = spec_files("training")
+TRAINING = spec_files("training")
+RECIPES = [name for name in TRAINING if not name.startswith("zoo/")]
+ZOO_RECIPES = {
+    "zoo/digit_sd": BaseSpec,
+    "zoo/tiny_sd": BaseSpec,
+    "zoo/lora_ws_mini": ZooSpec,
+    "zoo/lora_ws_sd15": ZooSpec,
+}
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -44,10 +53,18 @@ def test_cards_the_paper_publishes() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name: str) -> None:
-    spec = load_spec(ExperimentSpec, RECIPES[name])
+    spec = load_spec(ExperimentSpec, TRAINING[name])
     assert spec.dataset in card_names()
-    header = RECIPES[name].read_text().splitlines()[0]
+    header = TRAINING[name].read_text().splitlines()[0]
     assert header.startswith("# "), "a recipe states its expected result and cost first"
+
+
+def test_zoo_recipes() -> None:
+    assert set(ZOO_RECIPES) == set(TRAINING) - set(RECIPES)
+    for name, kind in ZOO_RECIPES.items():
+        spec = load_spec(kind, TRAINING[name])
+        assert load_spec(kind, TRAINING[name]) == spec
+        assert TRAINING[name].read_text().startswith("# ")
 
 
 def test_there_are_recipes() -> None:
@@ -58,7 +75,7 @@ def test_there_are_recipes() -> None:
 def test_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     from lora_ws.config import dump_yaml
 
-    spec = load_spec(ExperimentSpec, RECIPES[name])
+    spec = load_spec(ExperimentSpec, TRAINING[name])
     dump_yaml(spec, tmp_path / "again.yaml")
     assert to_plain(load_spec(ExperimentSpec, tmp_path / "again.yaml")) == to_plain(spec)
 

@@ -1,0 +1,61 @@
+"""`lora-ws zoo`: train a base model, build a collection, hand it on."""
+
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from lora_ws.collection import load
+from lora_ws.zoo.base import BaseSpec, train_base
+from lora_ws.zoo.build import ZooSpec, build_zoo, shard_path
+from lora_ws.zoo.publish import publish_zoo, write_folders, write_parquet
+
+
+def base(spec: BaseSpec) -> None:
+    """Train a small Stable Diffusion, or go on with a training that was cut off."""
+    out = train_base(spec)
+    Console().print(f"{spec.name}: {out}, a diffusers pipeline; its quality stands in base.json")
+
+
+def build(spec: ZooSpec) -> None:
+    """Train a collection of adapters, many at once, or go on with one that was cut off."""
+    zoo = build_zoo(spec)
+    console = Console()
+    console.print(zoo)
+    lost = zoo.manifest["quarantined"]
+    if lost:
+        console.print(f"{lost} adapters became NaN twice: see quarantine.jsonl in the store")
+    console.print(f"look at it: lora-ws data info {shard_path(spec)}")
+
+
+def export(zoo: str, out: str, /, *, format: Literal["folders", "parquet"] = "folders") -> None:
+    """Write a collection as the paper's folders, or as parquet of fixed-size lists.
+
+    Args:
+        zoo: name of a collection, or the folder of a store.
+        out: folder to make.
+        format: folders of pytorch_lora_weights.safetensors and metadata.json, or parquet
+    """
+    write = write_folders if format == "folders" else write_parquet
+    Console().print(str(write(load(zoo), Path(out))))
+
+
+def publish(
+    zoo: str, repo_id: str, /, *, licence: str = "cc-by-4.0", dry_run: bool = False
+) -> None:
+    """Put a collection on the Hub as parquet with a dataset card; without a login only prepare it.
+
+    Args:
+        zoo: name of a collection, or the folder of a store.
+        repo_id: owner/name on the Hub.
+        licence: licence of the published collection, as the Hub spells it
+        dry_run: prepare the files and upload nothing
+    """
+    staging = Path(f"{Path(zoo).name}.publish")
+    commit = publish_zoo(load(zoo), repo_id, staging, licence, dry_run)
+    console = Console()
+    if commit:
+        console.print(f"published {repo_id} at {commit}")
+    else:
+        why = "--dry_run" if dry_run else "no token: log in with `hf auth login`"
+        console.print(f"{staging}: ready for {repo_id}; nothing was uploaded ({why})")

@@ -1,0 +1,301 @@
+"""Stable Diffusion pipelines as this library uses them: build a small one, load any, look inside.
+
+A base model is a diffusers `StableDiffusionPipeline` and nothing more, so whatever works here works
+on Stable Diffusion 1.5. Images are float ``[n, 3, height, width]`` from -1 to 1.
+"""
+
+# The annotations of diffusers and transformers are narrower than what they take.
+# pyright: reportArgumentType=false
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.errors import ConfigError, NotAvailableError
+
+ASSETS = Path(__file__).parent.parent / "_assets"
+BUNDLED = ("digit-sd", "tiny-sd")
+# What the paper's recipe adapts: queries and values of every attention layer.
+QUERY_VALUE = ("to_q", "to_v")
+
+
+@dataclass(frozen=True)
+class PipelineSize:
+    """Sizes of a small Stable Diffusion: the same classes and module names, fewer channels.
+
+    Attributes:
+        image_size: pixels a side.
+        vae_channels: channels of each level of the autoencoder; each but the last halves the image.
+        unet_channels: channels of each level of the U-Net; each but the last halves the latent.
+        unet_layers: residual layers a level; Stable Diffusion 1.5 has 2.
+        attention_levels: how many levels, from the first, attend to the prompt.
+        heads: attention heads, of the U-Net and of the text encoder.
+        text_width: width of the text embedding.
+        text_layers: layers of the text encoder.
+        prompt_length: tokens of a prompt, its two ends counted.
+        norm_groups: groups of the normalisation in the U-Net.
+    """
+
+    image_size: int = 32
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    unet_channels: tuple[int, ...] = (32, 64, 64, 64)
+    unet_layers: int = 2
+    attention_levels: int = 3
+    heads: int = 4
+    text_width: int = 64
+    text_layers: int = 2
+    prompt_length: int = 10
+    norm_groups: int = 16
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent."""
+        return self.image_size >> (len(self.vae_channels) - 1)
+
+
+def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> Any:
+    """Build an untrained pipeline whose tokenizer knows ``words``.
+
+    Example:
+        >>> size = PipelineSize(16, (8, 8), (8, 8), 1, 2, 2, 8, 1, norm_groups=4)
+        >>> pipeline = build_pipeline(size, ["cat"])
+        >>> encode_prompts(pipeline, ["a photo of cat"]).shape
+        torch.Size([1, 10, 8])
+    """
+    torch.manual_seed(seed)
+    levels = len(size.vae_channels)
+    vae = AutoencoderKL(
+        sample_size=size.image_size,
+        block_out_channels=size.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    attends = [k < size.attention_levels for k in range(len(size.unet_channels))]
+    unet = UNet2DConditionModel(
+        sample_size=size.latent_size,
+        block_out_channels=size.unet_channels,
+        down_block_types=tuple("CrossAttn" * a + "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttn" * a + "UpBlock2D" for a in attends[::-1]),
+        layers_per_block=size.unet_layers,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=size.heads,
+        norm_num_groups=size.norm_groups,
+    )
+    tokenizer = word_tokenizer(words, size.prompt_length)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.text_width,
+            intermediate_size=4 * size.text_width,
+            num_hidden_layers=size.text_layers,
+            num_attention_heads=size.heads,
+            max_position_embeddings=size.prompt_length,
+            projection_dim=size.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    # Stable Diffusion's own noise schedule.
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def word_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of whole words, those of the prompts' frame first."""
+    known = ["<bos>", "<eos>", "<unk>", "a", "photo", "of", "sks"]
+    spoken = {part for word in words for part in word.lower().split()}
+    vocabulary = {word: n for n, word in enumerate([*known, *sorted(spoken - set(known))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=length,
+    )
+
+
+def load_pipeline(name: str, device: str = "cpu") -> Any:
+    """Load a base model for inference or for training adapters: frozen, float32.
+
+    Args:
+        name: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
+        device: where to put it.
+
+    Raises:
+        NotAvailableError: it is neither here nor reachable.
+    """
+    folder = bundled_folder(name) if name in BUNDLED else Path(name)
+    if name in BUNDLED and not folder.is_dir():
+        raise NotAvailableError(
+            f"{name} is not bundled yet: train it with `lora-ws zoo base --config "
+            f"training/zoo/{name.replace('-', '_')}.yaml` and name the folder it makes"
+        )
+    try:
+        with _quiet():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                str(folder) if folder.is_dir() else name,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise NotAvailableError(
+            f"{name}: no Stable Diffusion pipeline here or on the Hub ({first}); expected one of "
+            f"{', '.join(BUNDLED)}, a folder with model_index.json, or owner/name"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval().to(device, torch.float32)
+    return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' bars and advice off the screen."""
+    loggers = (diffusers_logging, transformers_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.set_verbosity_error()
+            logger.disable_progress_bar()
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+            logger.enable_progress_bar()
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a bundled base lies in the package."""
+    return ASSETS / name.replace("-", "_")
+
+
+def base_facts(name: str) -> dict[str, Any]:
+    """Recipe, seed and measured quality that stand beside a base made here; empty for others."""
+    folder = bundled_folder(name) if name in BUNDLED else Path(name)
+    file = folder / "base.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def adapter_layout(
+    unet: torch.nn.Module, rank: int = 1, targets: Sequence[str] = QUERY_VALUE
+) -> Layout:
+    """Layout of an adapter of every linear module whose last name is one of ``targets``."""
+    found = [
+        LayerSpec(name, module.in_features, module.out_features, rank)
+        for name, module in unet.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets
+    ]
+    if not found:
+        raise ConfigError(
+            f"{type(unet).__name__} has no linear module named {' or '.join(targets)}"
+        )
+    return Layout.from_layers(found)
+
+
+def image_size(pipeline: Any) -> int:
+    """Pixels a side of the images a pipeline makes."""
+    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+
+@torch.no_grad()
+def encode_images(
+    pipeline: Any, images: Float[Tensor, "n 3 height width"], batch: int = 64
+) -> Float[Tensor, "n channels h w"]:
+    """Latents of images: the mean of the autoencoder's posterior, scaled."""
+    device = pipeline.vae.device
+    parts = [pipeline.vae.encode(x.to(device)).latent_dist.mode() for x in images.split(batch)]
+    return torch.cat(parts) * pipeline.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(
+    pipeline: Any, latents: Float[Tensor, "n channels h w"], batch: int = 64
+) -> Float[Tensor, "n 3 height width"]:
+    """Images of latents, clipped to -1 and 1."""
+    scaled = latents / pipeline.vae.config.scaling_factor
+    parts = [pipeline.vae.decode(z).sample for z in scaled.split(batch)]
+    return torch.cat(parts).clamp(-1, 1)
+
+
+def token_ids(pipeline: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids ``[n, length]`` of prompts, padded."""
+    return pipeline.tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n length width"]:
+    """Text embeddings as the U-Net takes them."""
+    ids = token_ids(pipeline, prompts).to(pipeline.text_encoder.device)
+    return pipeline.text_encoder(input_ids=ids).last_hidden_state
+
+
+@torch.no_grad()
+def generate(
+    pipeline: Any, prompts: Sequence[str], guidance: float = 3.0, steps: int = 30, seed: int = 0
+) -> Float[Tensor, "n 3 height width"]:
+    """Make one image a prompt with DDIM; image k has its own noise whatever stands before it."""
+    side = int(pipeline.unet.config.sample_size)
+    channels = int(pipeline.unet.config.in_channels)
+    noise = [
+        torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed + k))
+        for k in range(len(prompts))
+    ]
+    return (
+        pipeline(
+            list(prompts),
+            latents=torch.stack(noise),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="pt",
+        )
+        .images.mul(2)
+        .sub(1)
+        .cpu()
+    )

@@ -1,0 +1,118 @@
+"""Fine-tune many adapters in one forward pass: DreamBooth without prior preservation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.pipeline import encode_prompts
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """The paper's recipe (section 3).
+
+    Attributes:
+        steps: training steps of each adapter.
+        batch_size: images a step.
+        learning_rate: of AdamW, constant.
+        weight_decay: of AdamW.
+        max_grad_norm: each adapter's own gradient is clipped to it.
+        rank: of every adapter; alpha is the same.
+    """
+
+    steps: int = 200
+    batch_size: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    rank: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Finetuned:
+    """What came out of a batch of N adapters.
+
+    Attributes:
+        rows: weights in layout order.
+        step_loss: mean squared error of the noise, each adapter's own.
+        grad_norm: gradient norms before clipping.
+    """
+
+    rows: Float[Tensor, "adapters params"]
+    step_loss: Float[Tensor, "adapters steps"]
+    grad_norm: Float[Tensor, "adapters steps"]
+
+
+def finetune(
+    pipeline: Any,
+    bank: AdapterBank,
+    latents: Sequence[Float[Tensor, "images channels h w"]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    spec: FinetuneSpec,
+) -> Finetuned:
+    """Train every adapter of a bank on its own images, as if each were alone.
+
+    The loss is the sum of the adapters' own means, so each gets its own gradient; clipping and Adam
+    act on each number or adapter by itself.
+
+    Args:
+        pipeline: the frozen base.
+        bank: fresh adapters; trained in place.
+        latents: images of each adapter.
+        prompts: prompt of each.
+        seeds: seed of each adapter's order of images, noise and noise levels.
+        spec: the recipe.
+    """
+    n, batch = len(bank), spec.batch_size
+    device = latents[0].device
+    params = [p for p in bank.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        params, spec.learning_rate, weight_decay=spec.weight_decay, foreach=True
+    )
+    # Sample k belongs to adapter k modulo n, as the bank repeats its scales.
+    context = encode_prompts(pipeline, prompts).repeat(batch, 1, 1)
+    levels = pipeline.scheduler.config.num_train_timesteps
+    draws = [_Draws(seed, x, batch, levels) for seed, x in zip(seeds, latents, strict=True)]
+    losses, norms = [], []
+    with bank.attach(pipeline.unet, torch.eye(n, device=device)):
+        for _ in range(spec.steps):
+            clean, noise, level = (
+                torch.stack(parts, 1).flatten(0, 1)
+                for parts in zip(*(draw.next() for draw in draws), strict=True)
+            )
+            noisy = pipeline.scheduler.add_noise(clean, noise, level)
+            said = pipeline.unet(noisy, level, context).sample
+            own = (said - noise).square().flatten(1).mean(1).view(batch, n).mean(0)
+            optimizer.zero_grad(set_to_none=True)
+            own.sum().backward()
+            norms.append(bank.clip_grad_norm(spec.max_grad_norm))
+            optimizer.step()
+            losses.append(own.detach())
+    return Finetuned(bank.rows(), torch.stack(losses, 1).cpu(), torch.stack(norms, 1).cpu())
+
+
+class _Draws:
+    """One adapter's stream of images, noise and noise levels, the same in any company."""
+
+    def __init__(self, seed: int, latents: Tensor, batch: int, levels: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.latents = latents
+        self.batch = batch
+        self.levels = levels
+        self.order: list[int] = []
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Every image once in each epoch, in a new order.
+        while len(self.order) < self.batch:
+            self.order += torch.randperm(len(self.latents), generator=self.generator).tolist()
+        index, self.order = self.order[: self.batch], self.order[self.batch :]
+        clean = self.latents[index]
+        noise = torch.randn(clean.shape, generator=self.generator).to(clean.device)
+        level = torch.randint(self.levels, (self.batch,), generator=self.generator)
+        return clean, noise, level.to(clean.device)

@@ -1,0 +1,165 @@
+"""Hand a collection on: parquet of fixed-size lists, the paper's folders, a Hub repository."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard as HubCard
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors.numpy import save_file
+
+from lora_ws.collection.adapter_set import AdapterSet
+from lora_ws.errors import ConfigError, DataError, NotAvailableError
+from lora_ws.hub import client, no_answer
+from lora_ws.report.progress import progress
+
+# Columns that an import adds anew.
+_OURS = ("source", "sha256")
+
+
+def write_folders(zoo: AdapterSet, out: Path) -> Path:
+    """Write the paper's format: a folder an adapter, with weights and ``metadata.json``.
+
+    Adapters stand in ``<subset>/<category>/folder_00000``.
+
+    Raises:
+        DataError: ``out`` exists.
+    """
+    _make(out)
+    with progress("write folders", len(zoo)) as advance:
+        for k, row in enumerate(zoo.rows.to_pylist()):
+            folder = out / str(row.get("source") or f"adapter_{k:05d}")
+            folder.mkdir(parents=True)
+            vector = np.asarray(zoo.weights[k])
+            tensors = {
+                f"unet.{m.layer.name}.lora.{m.role}.weight": np.ascontiguousarray(
+                    vector[m.columns].reshape(m.shape)
+                )
+                for m in zoo.layout.matrices
+            }
+            save_file(tensors, folder / "pytorch_lora_weights.safetensors")
+            kept = {name: value for name, value in row.items() if name not in _OURS}
+            (folder / "metadata.json").write_text(json.dumps(kept, indent=1))
+            advance()
+    return out
+
+
+def write_parquet(zoo: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Path:
+    """Write ``out/data/train-*.parquet``: metadata and one fixed-size list column a matrix.
+
+    Raises:
+        DataError: ``out`` exists.
+    """
+    _make(out)
+    (out / "data").mkdir()
+    count = -(-len(zoo) // rows_per_file)
+    with progress("write parquet", len(zoo)) as advance:
+        for k in range(count):
+            part = zoo.select(slice(k * rows_per_file, (k + 1) * rows_per_file))
+            table = part.rows.drop_columns([n for n in _OURS if n in part.rows.column_names])
+            for matrix in zoo.layout.matrices:
+                block = np.ascontiguousarray(part.weights[:, matrix.columns])
+                values = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1])
+                table = table.append_column(
+                    f"unet.{matrix.layer.name}.lora.{matrix.role}.weight", values
+                )
+            pq.write_table(
+                table,
+                out / "data" / f"train-{k:05d}-of-{count:05d}.parquet",
+                row_group_size=500,
+                use_dictionary=False,
+                compression="zstd",
+            )
+            advance(len(part))
+    return out
+
+
+def write_card(zoo: AdapterSet, out: Path, licence: str) -> Path:
+    """Write ``README.md`` with the metadata that the Hub reads; returns the file."""
+    recipe = dict(zoo.manifest.get("recipe", {}))
+    header = {
+        "license": licence,
+        "pretty_name": zoo.card.title,
+        "tags": ["lora", "weight-space-learning", "lora_ws"],
+        "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
+    }
+    counts = np.unique(zoo.column(zoo.card.label).astype(str), return_counts=True)
+    lines = [
+        "---",
+        json.dumps(header, indent=1),
+        "---",
+        "",
+        f"# {zoo.card.name}",
+        "",
+        f"{zoo.card.title}: {len(zoo)} adapters of {zoo.layout.size} numbers in "
+        f"{len(zoo.layout.layers)} layers, base `{zoo.card.base_model}`.",
+        "",
+        "| class | adapters |",
+        "|---|--:|",
+        *(f"| {name} | {n} |" for name, n in zip(*counts, strict=True)),
+        "",
+        "Columns `part` and `leaf_part` record the split: the first shares no image between parts,",
+        "the second no leaf class.",
+        "",
+        "```python",
+        "from lora_ws import import_collection",
+        "",
+        'zoo = import_collection("data", "zoo")',
+        "```",
+        "",
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(recipe, indent=1),
+        "```",
+        "",
+    ]
+    file = out / "README.md"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def publish_zoo(
+    zoo: AdapterSet, repo_id: str, staging: Path, licence: str, dry_run: bool
+) -> str | None:
+    """Write parquet and card to ``staging``, and upload them where a token allows it.
+
+    Returns:
+        The commit, or None where nothing was uploaded.
+
+    Raises:
+        ConfigError: ``repo_id`` is no name of a repository.
+        NotAvailableError: the Hub cannot be reached, or refuses.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"repo_id: expected owner/name, got `{repo_id}` ({error})") from error
+    write_parquet(zoo, staging)
+    card = write_card(zoo, staging, licence)
+    HubCard.load(card)  # its own parser: metadata that the Hub could not read fails here
+    if dry_run or get_token() is None:
+        return None
+    try:
+        api = client()
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=staging,
+            commit_message=f"Add {zoo.card.name}",
+        )
+    except Exception as error:
+        why = no_answer(error, repo_id, None)
+        raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
+    return str(done.oid)
+
+
+def _make(out: Path) -> None:
+    if out.exists():
+        raise DataError(f"{out} exists already; choose another place or remove it")
+    out.mkdir(parents=True)

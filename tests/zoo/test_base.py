@@ -1,0 +1,153 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_ws.adapters import Layout
+from lora_ws.config import load_spec, spec_files
+from lora_ws.diffusion.pipeline import (
+    adapter_layout,
+    base_facts,
+    build_pipeline,
+    decode_latents,
+    encode_images,
+    load_pipeline,
+)
+from lora_ws.errors import ConfigError, DataError, NotAvailableError, TrainingError
+from lora_ws.zoo.base import BaseSpec, train_base
+from lora_ws.zoo.photos import PhotoSpec, load_photos
+from lora_ws.zoo.quality import psnr
+
+RECIPE = """\
+size: {image_size: 16, vae_channels: [8, 8], unet_channels: [8, 8], unet_layers: 1,
+       attention_levels: 2, heads: 2, text_width: 8, text_layers: 1, norm_groups: 4}
+vae: {steps: 6, batch_size: 4, warmup: 2}
+denoiser: {steps: 60, batch_size: 4, warmup: 2}
+checkpoint_every: 5
+grid_every: 1000
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def test_a_killed_training_comes_to_the_same_weights(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lora_ws", "zoo", "base", "--config", str(recipe), "--out"]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    while not (tmp_path / "killed.work" / "denoiser.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True)
+    for part in ("unet", "vae"):
+        one, other = (
+            load_file(tmp_path / name / part / "diffusion_pytorch_model.safetensors")
+            for name in ("killed", "whole")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    facts = base_facts(str(tmp_path / "killed"))
+    assert facts["quality"]["chance"] == 0.5
+    assert (tmp_path / "killed.work" / "samples.png").exists()
+    with pytest.raises(ConfigError, match="exists already"):
+        train_base(load_spec(BaseSpec, recipe).__class__(out=tmp_path / "killed"))
+
+
+def test_another_recipe_does_not_go_on(recipe: Path, tmp_path: Path) -> None:
+    spec = load_spec(BaseSpec, recipe)
+    (tmp_path / "x.work").mkdir()
+    (tmp_path / "x.work" / "recipe.json").write_text("{}")
+    with pytest.raises(ConfigError, match="another recipe"):
+        train_base(BaseSpec(**{**vars(spec), "out": tmp_path / "x"}))
+
+
+def test_a_diverging_training_says_so(recipe: Path, tmp_path: Path) -> None:
+    spec = load_spec(BaseSpec, recipe)
+    wild = type(spec.vae)(**{**vars(spec.vae), "learning_rate": 1e30})
+    with pytest.raises(TrainingError, match=r"vae\.learning_rate"):
+        train_base(BaseSpec(**{**vars(spec), "out": tmp_path / "x", "vae": wild}))
+
+
+@pytest.mark.parametrize("name", ["digit-sd", "tiny-sd"])
+def test_bundled_bases(name: str) -> None:
+    pipeline = load_pipeline(name)
+    recipe = load_spec(BaseSpec, spec_files("training")[f"zoo/{name.replace('-', '_')}"])
+    facts = base_facts(name)
+    assert facts["recipe"]["denoiser"]["steps"] == recipe.denoiser.steps
+    assert facts["recipe"]["vae"]["steps"] == recipe.vae.steps
+    assert pipeline.unet.dtype == torch.float32
+    image = pipeline("a photo of even", num_inference_steps=2, output_type="pt").images
+    assert image.shape[-1] == recipe.size.image_size
+
+
+def test_tiny_sd_has_the_modules_of_stable_diffusion() -> None:
+    layout = adapter_layout(load_pipeline("tiny-sd").unet)
+    assert layout == Layout.known("tiny_sd_qv")
+    assert [x.name for x in layout.layers] == [x.name for x in Layout.sd15_qv().layers]
+
+
+def test_digit_sd_reconstructs_digits_it_never_saw() -> None:
+    photos = load_photos(PhotoSpec(split="test"), 16)
+    assert set(photos.hashes()).isdisjoint(base_facts("digit-sd")["photos"])
+    real = photos.tensor()[::20]
+    pipeline = load_pipeline("digit-sd")
+    assert psnr(real, decode_latents(pipeline, encode_images(pipeline, real))) > 35
+
+
+def test_an_unknown_base() -> None:
+    with pytest.raises(NotAvailableError, match="digit-sd"):
+        load_pipeline("/nowhere/at/all")
+
+
+def test_photos_of_a_parquet(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 30), (255, 0, 0)).save(buffer, "PNG")
+    image = {"bytes": buffer.getvalue(), "path": None}
+    file = tmp_path / "photos.parquet"
+    table = {"image": [image] * 2, "category_label": ["cat", "dog"], "category_name": ["x", "y"]}
+    pq.write_table(pa.table(table), file)
+    words = {"cats": "cat", "dogs": "dog"}
+    photos = load_photos(PhotoSpec(source=str(file), image="img", words=words), 8)
+    assert photos.categories == ("cat", "dog")
+    assert (photos.pixels == [255, 0, 0]).all()
+    only = load_photos(PhotoSpec(source=str(file), words={"cat": "feline"}), 8)
+    assert only.categories == ("feline",)
+    with pytest.raises(DataError, match="has no class `cow`"):
+        load_photos(PhotoSpec(source=str(file), words={"cow": "cow"}), 8)
+    pq.write_table(pa.table({"image": [image]}), file)
+    with pytest.raises(DataError, match="expected columns"):
+        load_photos(PhotoSpec(source=str(file)), 8)
+    with pytest.raises(NotAvailableError, match="no file"):
+        load_photos(PhotoSpec(source=str(tmp_path / "none.parquet")), 8)
+
+
+def test_latents_are_normalised_without_changing_the_images() -> None:
+    from lora_ws.zoo.base import _normalise_latents
+
+    spec = load_spec(BaseSpec, spec_files("training")["zoo/digit_sd"])
+    pipeline = build_pipeline(spec.size, ["even"])
+    data = load_photos(PhotoSpec(), 16).tensor()[:200]
+    before = decode_latents(pipeline, encode_images(pipeline, data))
+    _normalise_latents(pipeline, data)
+    latents = encode_images(pipeline, data)
+    torch.testing.assert_close(decode_latents(pipeline, latents), before, atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)

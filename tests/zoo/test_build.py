@@ -1,0 +1,203 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from torch.nn import functional as F
+
+from lora_ws.cli import main
+from lora_ws.collection import AdapterSet, import_collection, load
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.pipeline import adapter_layout, base_facts, encode_prompts, load_pipeline
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.zoo.build import ZooSpec, build_zoo
+from lora_ws.zoo.finetune import FinetuneSpec, finetune
+from lora_ws.zoo.publish import write_folders, write_parquet
+from lora_ws.zoo.sampling import SamplingSpec
+
+SMALL = ZooSpec(
+    sampling=SamplingSpec(adapters_per_leaf=3, a_init=("per_adapter", "shared")),
+    finetune=FinetuneSpec(steps=3),
+    adapters_at_once=8,
+)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+    return build_zoo(replace(SMALL, out=tmp_path_factory.mktemp("zoo") / "zoo"))
+
+
+def timeless(zoo: AdapterSet) -> list[dict]:
+    return zoo.rows.drop_columns(["duration_s"]).to_pylist()
+
+
+def test_batched_training_equals_peft_one_by_one() -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    spec, seeds = FinetuneSpec(steps=30, learning_rate=1e-3, max_grad_norm=0.05), [7, 8, 9]
+    prompts = ["a photo of sks even", "a photo of sks odd", "a photo of sks"]
+    torch.manual_seed(0)
+    latents = [torch.randn(count, 4, 8, 8) for count in (4, 2, 3)]
+    pipeline = load_pipeline("digit-sd")
+    layout = adapter_layout(pipeline.unet)
+    bank = AdapterBank.fresh(layout, 3, seed=5)
+    start = bank.rows().clone()
+    result = finetune(pipeline, bank, latents, prompts, seeds, spec)
+    for n in range(3):
+        alone = load_pipeline("digit-sd")
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=["to_q", "to_v"])
+        unet = inject_adapter_in_model(config, alone.unet)
+        factors = [
+            (unet.get_submodule(f"{layer.name}.lora_A.default").weight, down)
+            for layer, down, _ in layout.pairs()
+        ] + [
+            (unet.get_submodule(f"{layer.name}.lora_B.default").weight, up)
+            for layer, _, up in layout.pairs()
+        ]
+        with torch.no_grad():
+            for weight, columns in factors:
+                weight.copy_(start[n, columns].view_as(weight))
+        params = [p for p in unet.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(params, 1e-3, weight_decay=1e-2)
+        generator = torch.Generator().manual_seed(seeds[n])
+        order: list[int] = []
+        for step in range(spec.steps):
+            order = order or torch.randperm(len(latents[n]), generator=generator).tolist()
+            clean = latents[n][[order.pop(0)]]
+            noise = torch.randn(clean.shape, generator=generator)
+            level = torch.randint(1000, (1,), generator=generator)
+            noisy = alone.scheduler.add_noise(clean, noise, level)
+            said = unet(noisy, level, encode_prompts(alone, [prompts[n]])).sample
+            loss = F.mse_loss(said, noise)
+            assert loss.item() == pytest.approx(result.step_loss[n, step].item(), abs=1e-5)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(params, spec.max_grad_norm)
+            assert norm.item() == pytest.approx(result.grad_norm[n, step].item(), rel=1e-3)
+            optimizer.step()
+        for weight, columns in factors:
+            torch.testing.assert_close(
+                result.rows[n, columns].view_as(weight), weight.detach(), atol=1e-5, rtol=0
+            )
+    assert (result.rows - start).abs().max() > 1e-3
+
+
+def test_metadata_is_complete(zoo: AdapterSet) -> None:
+    assert len(zoo) == 60
+    seen = set(base_facts("digit-sd")["photos"])
+    for row in zoo.rows.to_pylist():
+        assert all(value is not None for value in row.values())
+        assert len(row["step_loss"]) == len(row["grad_norm"]) == 3
+        assert row["num_images"] == len(set(row["images"]))
+        assert seen.isdisjoint(row["images"])
+        assert row["prompt"] == f"a photo of sks {row['category_label']}"
+        assert np.mean(row["step_loss"]) == pytest.approx(np.mean(row["epoch_loss"]))
+    split = zoo.split()
+    assert [len(part) for part in split] == [20, 20, 20]
+
+
+def test_shared_and_own_starts(zoo: AdapterSet) -> None:
+    for name, same in (("shared/class", True), ("per_adapter/class", False)):
+        down, up = zoo.subset(name).layer(zoo.layout.layers[0].name)
+        assert (np.abs(down - down[0]).max() < 1e-2) == same
+        assert np.abs(up).max() > 0
+
+
+def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
+    shards = [build_zoo(replace(SMALL, out=tmp_path / "part", shard=f"{k}/2")) for k in range(2)]
+    merged = {row["source"]: row for shard in shards for row in timeless(shard)}
+    assert merged == {row["source"]: row for row in timeless(zoo)}
+    assert sum(map(len, shards)) == len(zoo)
+
+
+def test_a_killed_build_goes_on(zoo: AdapterSet, tmp_path: Path) -> None:
+    out = tmp_path / "zoo"
+    code = (
+        "from dataclasses import replace; from pathlib import Path; import sys\n"
+        "from lora_ws.zoo.build import *\n"
+        "build_zoo(ZooSpec(out=Path(sys.argv[1]), sampling=SamplingSpec(adapters_per_leaf=3,"
+        "a_init=('per_adapter', 'shared')), finetune=FinetuneSpec(steps=3), adapters_at_once=8))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(out)])
+    journal = tmp_path / "zoo.partial" / "journal.jsonl"
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    again = build_zoo(replace(SMALL, out=out))
+    assert np.array_equal(again.weights, zoo.weights)
+    assert timeless(again) == timeless(zoo)
+
+
+def test_an_unfinished_zoo_of_another_recipe_is_kept(zoo: AdapterSet) -> None:
+    with pytest.raises(DataError, match="exists already"):
+        build_zoo(replace(SMALL, out=Path(zoo.weights.filename).parent))
+
+
+def test_nan_twice_is_quarantined(tmp_path: Path) -> None:
+    wild = replace(SMALL.finetune, learning_rate=1e30)
+    with pytest.raises(DataError, match="NaN or infinite with seeds of both tries"):
+        build_zoo(replace(SMALL, out=tmp_path / "zoo", finetune=wild))
+
+
+@pytest.mark.parametrize("shard", ["2/2", "x/2", "1", "-1/2"])
+def test_bad_shard(shard: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shard"):
+        build_zoo(replace(SMALL, out=tmp_path / "zoo", shard=shard))
+
+
+def test_photos_of_the_base_are_refused(tmp_path: Path) -> None:
+    seen = replace(SMALL.photos, split="train")
+    with pytest.raises(DataError, match="trained on every one"):
+        build_zoo(replace(SMALL, out=tmp_path / "zoo", photos=seen))
+
+
+@pytest.mark.parametrize("write", [write_folders, write_parquet])
+def test_importers_read_it_back(write, zoo: AdapterSet, tmp_path: Path) -> None:
+    first = zoo.subset("shared/class")
+    back = import_collection(write(first, tmp_path / "files"), tmp_path / "store")
+    assert back.layout.fingerprint == zoo.layout.fingerprint
+    names = [n for n in zoo.rows.column_names if n not in ("source", "sha256", "folder")]
+    key = back.rows["image_set"].to_pylist()
+    order = np.argsort(key)
+    assert np.array_equal(back.weights[order], first.weights)
+    assert back.select(order).rows.select(names).to_pylist() == first.rows.select(names).to_pylist()
+
+
+def test_publish_without_a_token(
+    zoo: AdapterSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from huggingface_hub import DatasetCard
+
+    monkeypatch.chdir(tmp_path)
+    store = Path(zoo.weights.filename).parent
+    assert main(["zoo", "publish", str(store), "me/my-zoo", "--dry-run", "true"]) == 0
+    staging = tmp_path / "zoo.publish"
+    card = DatasetCard.load(staging / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    again = load_dataset(str(staging), split="train", cache_dir=str(tmp_path / "hf"))
+    assert len(again) == len(zoo)
+    assert "zoo.publish" in capsys.readouterr().out
+    assert main(["zoo", "publish", str(store), "no name"]) == 2
+
+
+def test_default_names_the_digits(tmp_path: Path) -> None:
+    assert ZooSpec().base == "digit-sd"
+    assert (
+        json.loads(
+            (
+                Path(load.__code__.co_filename).parents[1] / "_assets" / "digit_sd" / "base.json"
+            ).read_text()
+        )["quality"]["recognised"]
+        > 0.9
+    )
