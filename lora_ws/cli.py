@@ -27,6 +27,8 @@ COMMANDS = {
 }
 
 
+# Packages of the `diffusion` extra.
+EXTRA = ("diffusers", "peft", "transformers", "tokenizers", "accelerate")
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
@@ -97,7 +99,14 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
 
 def _call(name: str, args: list[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
-    target = getattr(importlib.import_module(module), function)
+    try:
+        target = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        needs = f"`{name}` needs {package}: pip install 'lora_ws[diffusion]'"
+        raise ConfigError(needs) from error
     from lora_ws.config import parse
 
     # Classes of the user's own are named by dotted path and often lie in the working folder.

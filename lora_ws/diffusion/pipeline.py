@@ -185,7 +185,7 @@ def load_pipeline(name: str, device: str = "cpu") -> Any:
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval().to(device, torch.float32)
+        part.requires_grad_(False).eval().to(device).float()
     return pipeline
 
 

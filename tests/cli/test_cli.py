@@ -277,3 +277,13 @@ def test_import_then_train_on_own_files(tmp_path: Path) -> None:
     assert "64 layers" in done.stdout
     args = ["featurize", "--dataset", "store", "--featurizer", "StatsLayer"]
     assert main([*args, "--label", "colour", "--out", str(tmp_path / "x.npz")]) == 2
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from lora_ws.cli import main; sys.exit(main(['zoo', 'build']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "pip install 'lora_ws[diffusion]'" in run.stderr
