@@ -79,28 +79,7 @@ def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> A
         torch.Size([1, 10, 8])
     """
     torch.manual_seed(seed)
-    levels = len(size.vae_channels)
-    vae = AutoencoderKL(
-        sample_size=size.image_size,
-        block_out_channels=size.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    attends = [k < size.attention_levels for k in range(len(size.unet_channels))]
-    unet = UNet2DConditionModel(
-        sample_size=size.latent_size,
-        block_out_channels=size.unet_channels,
-        down_block_types=tuple("CrossAttn" * a + "DownBlock2D" for a in attends),
-        up_block_types=tuple("CrossAttn" * a + "UpBlock2D" for a in attends[::-1]),
-        layers_per_block=size.unet_layers,
-        cross_attention_dim=size.text_width,
-        attention_head_dim=size.heads,
-        norm_num_groups=size.norm_groups,
-    )
+    vae, unet = _autoencoder(size), _unet(size)
     tokenizer = word_tokenizer(words, size.prompt_length)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -130,6 +109,34 @@ def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> A
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _autoencoder(size: PipelineSize) -> AutoencoderKL:
+    levels = len(size.vae_channels)
+    return AutoencoderKL(
+        sample_size=size.image_size,
+        block_out_channels=size.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def _unet(size: PipelineSize) -> UNet2DConditionModel:
+    attends = [k < size.attention_levels for k in range(len(size.unet_channels))]
+    return UNet2DConditionModel(
+        sample_size=size.latent_size,
+        block_out_channels=size.unet_channels,
+        down_block_types=tuple("CrossAttn" * a + "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttn" * a + "UpBlock2D" for a in attends[::-1]),
+        layers_per_block=size.unet_layers,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=size.heads,
+        norm_num_groups=size.norm_groups,
+    )
 
 
 def word_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:

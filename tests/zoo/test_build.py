@@ -13,10 +13,18 @@ import torch
 from datasets import load_dataset
 from torch.nn import functional as F
 
+from lora_ws.adapters import Layout
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet, import_collection, load
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import adapter_layout, base_facts, encode_prompts, load_pipeline
+from lora_ws.diffusion.pipeline import (
+    PipelineSize,
+    adapter_layout,
+    base_facts,
+    build_pipeline,
+    encode_prompts,
+    load_pipeline,
+)
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.zoo.build import ZooSpec, build_zoo
 from lora_ws.zoo.finetune import FinetuneSpec, finetune
@@ -88,6 +96,32 @@ def test_batched_training_equals_peft_one_by_one() -> None:
                 result.rows[n, columns].view_as(weight), weight.detach(), atol=1e-5, rtol=0
             )
     assert (result.rows - start).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_unet_of_stable_diffusion() -> None:
+    size = PipelineSize(
+        image_size=64,
+        vae_channels=(8, 8, 8, 8),
+        unet_channels=(320, 640, 1280, 1280),
+        heads=8,
+        text_width=768,
+        text_layers=1,
+        norm_groups=32,
+    )
+    pipeline = build_pipeline(size, ["cat", "dog"])
+    pipeline.unet.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    layout = adapter_layout(pipeline.unet)
+    assert layout == Layout.sd15_qv()
+    latents = [torch.randn(2, 4, 8, 8) for _ in range(2)]
+    prompts = ["a photo of sks cat", "a photo of sks dog"]
+    bank = AdapterBank.fresh(layout, 2)
+    result = finetune(pipeline, bank, latents, prompts, [0, 1], FinetuneSpec(steps=2))
+    assert result.rows.shape == (2, 99_648)
+    assert result.rows.isfinite().all()
+    ups = torch.cat([result.rows[:, up] for _, _, up in layout.pairs()], dim=1)
+    assert (ups.abs().amax(1) > 0).all()
 
 
 def test_metadata_is_complete(zoo: AdapterSet) -> None:
