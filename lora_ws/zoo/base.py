@@ -7,7 +7,7 @@ last checkpoint to the same weights.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,10 @@ def train_base(spec: BaseSpec) -> Path:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.half()
     pipeline.save_pretrained(partial)
+    public = replace(spec, photos=spec.photos.public, held_out=spec.held_out.public)
     facts = {
         "name": spec.name,
-        "recipe": to_plain(spec) | {"out": spec.name},
+        "recipe": to_plain(public) | {"out": spec.name},
         "quality": quality,
         "photos": sorted(set(photos.hashes())),
     }

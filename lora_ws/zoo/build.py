@@ -6,7 +6,7 @@ last finished batch, and what it makes is what an undisturbed run makes (times a
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def build_zoo(spec: ZooSpec) -> AdapterSet:
     layout = adapter_layout(pipeline.unet, spec.finetune.rank)
     latents = encode_images(pipeline, photos.tensor())
     hashes = photos.hashes()
-    origin = {"recipe": to_plain(spec) | {"out": "", "device": ""}, "base": _identity(spec.base)}
+    public = replace(spec, photos=spec.photos.public)
+    origin = {"recipe": to_plain(public) | {"out": "", "device": ""}, "base": _identity(spec.base)}
     with StoreWriter(shard_path(spec), layout, _card(spec, jobs), origin) as writer:
         total = sum(map(len, batches))
         with progress("train adapters", total, writer.rows + len(writer.quarantine)) as advance:
@@ -242,7 +243,7 @@ def _card(spec: ZooSpec, jobs: Sequence[Job]) -> DatasetCard:
     subsets = tuple(dict.fromkeys(job.subset for job in jobs))
     return DatasetCard(
         name=Path(spec.out).name,
-        title=f"Adapters trained on {spec.photos.source} photos",
+        title=f"Adapters trained on photos of {spec.photos.public.source}",
         classes=tuple(sorted({job.category for job in jobs})),
         base_model=spec.base,
         split=SplitRule(column="part"),

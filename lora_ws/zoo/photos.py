@@ -1,7 +1,7 @@
 """Photos with a general class and a leaf class each, from scikit-learn, parquet or the Hub."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class PhotoSpec:
     category: str = "category_label"
     leaf: str = "category_name"
     words: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def public(self) -> "PhotoSpec":
+        """The same with a file's name alone, as records that are handed on show it."""
+        is_file = self.source.endswith(".parquet")
+        return replace(self, source=Path(self.source).name) if is_file else self
 
 
 @dataclass(frozen=True, eq=False)

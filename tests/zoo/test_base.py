@@ -139,6 +139,11 @@ def test_photos_of_a_parquet(tmp_path: Path) -> None:
         load_photos(PhotoSpec(source=str(tmp_path / "none.parquet")), 8)
 
 
+def test_records_show_no_folder_of_this_machine() -> None:
+    assert PhotoSpec(source="/home/me/a.parquet").public.source == "a.parquet"
+    assert PhotoSpec(source="owner/name").public.source == "owner/name"
+
+
 def test_latents_are_normalised_without_changing_the_images() -> None:
     from lora_ws.zoo.base import _normalise_latents
 
