@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lora_ws.errors import NotAvailableError
 
@@ -92,3 +92,28 @@ def no_answer(error: Exception, repo_id: str, revision: str | None) -> str:
     if not isinstance(error, OSError) and not kinds & {"TransportError", "HfHubHTTPError"}:
         raise error
     return f"the Hub cannot be reached ({type(error).__name__})"
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    message: str,
+    *,
+    private: bool | None = None,
+    repo_type: Literal["model", "dataset"] = "model",
+) -> str:
+    """Upload a folder in one commit, and return that commit.
+
+    Raises:
+        NotAvailableError: the Hub cannot be reached, or wants a login.
+    """
+    api = client()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=message, repo_type=repo_type
+        )
+    except Exception as error:
+        why = no_answer(error, repo_id, None)
+        raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
+    return str(commit.oid)

@@ -2,11 +2,13 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hub_server import HubServer
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard
@@ -31,6 +33,32 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on loopback that wants a token for whatever writes."""
+    (tmp_path / "hub").mkdir()
+    with HubServer(tmp_path / "hub", token="secret") as server:
+        yield server
+
+
+@pytest.fixture
+def hub_env(server: HubServer, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The environment of a process that knows this Hub alone, with changes."""
+
+    def make(**changes: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": "secret",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **changes,
+        }
+
+    return make
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from lora_ws.collection import load
+from lora_ws.collection import AdapterSet, load
 from lora_ws.zoo.base import BaseSpec, train_base
-from lora_ws.zoo.build import ZooSpec, build_zoo, shard_path
+from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.publish import publish_zoo, write_folders, write_parquet
+from lora_ws.zoo.spec import ZooSpec
 
 
 def base(spec: BaseSpec) -> None:
@@ -19,13 +20,26 @@ def base(spec: BaseSpec) -> None:
 
 def build(spec: ZooSpec) -> None:
     """Train a collection of adapters, many at once, or go on with one that was cut off."""
-    zoo = build_zoo(spec)
+    _show(build_zoo(spec), spec.path)
+
+
+def merge(shares: list[str], /, *, out: Path) -> None:
+    """Join the stores that `zoo build --shard i/n` made into one.
+
+    Args:
+        shares: folders of all n stores
+        out: folder of the new store
+    """
+    _show(merge_shares([Path(share) for share in shares], out), out)
+
+
+def _show(zoo: AdapterSet, path: Path) -> None:
     console = Console()
     console.print(zoo)
     lost = zoo.manifest["quarantined"]
     if lost:
         console.print(f"{lost} adapters became NaN twice: see quarantine.jsonl in the store")
-    console.print(f"look at it: lora-ws data info {shard_path(spec)}")
+    console.print(f"look at it: lora-ws data info {path}")
 
 
 def export(zoo: str, out: str, /, *, format: Literal["folders", "parquet"] = "folders") -> None:
@@ -52,10 +66,12 @@ def publish(
         dry_run: prepare the files and upload nothing
     """
     staging = Path(f"{Path(zoo).name}.publish")
-    commit = publish_zoo(load(zoo), repo_id, staging, licence, dry_run)
+    done = publish_zoo(load(zoo), repo_id, staging, licence, dry_run)
     console = Console()
-    if commit:
-        console.print(f"published {repo_id} at {commit}")
+    if not done.validated:
+        console.print("the Hub could not be reached: its own check of the card is still to come")
+    if done.commit:
+        console.print(f"published {repo_id} at {done.commit}")
     else:
         why = "--dry_run" if dry_run else "no token: log in with `hf auth login`"
         console.print(f"{staging}: ready for {repo_id}; nothing was uploaded ({why})")

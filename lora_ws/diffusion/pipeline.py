@@ -50,6 +50,7 @@ class PipelineSize:
         text_layers: layers of the text encoder.
         prompt_length: tokens of a prompt, its two ends counted.
         norm_groups: groups of the normalisation in the U-Net.
+        latent_channels: channels of the latent; Stable Diffusion 1.5 has 4.
     """
 
     image_size: int = 32
@@ -62,6 +63,7 @@ class PipelineSize:
     text_layers: int = 2
     prompt_length: int = 10
     norm_groups: int = 16
+    latent_channels: int = 4
 
     @property
     def latent_size(self) -> int:
@@ -115,6 +117,7 @@ def _autoencoder(size: PipelineSize) -> AutoencoderKL:
     levels = len(size.vae_channels)
     return AutoencoderKL(
         sample_size=size.image_size,
+        latent_channels=size.latent_channels,
         block_out_channels=size.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -129,6 +132,8 @@ def _unet(size: PipelineSize) -> UNet2DConditionModel:
     attends = [k < size.attention_levels for k in range(len(size.unet_channels))]
     return UNet2DConditionModel(
         sample_size=size.latent_size,
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
         block_out_channels=size.unet_channels,
         down_block_types=tuple("CrossAttn" * a + "DownBlock2D" for a in attends),
         up_block_types=tuple("CrossAttn" * a + "UpBlock2D" for a in attends[::-1]),
@@ -171,11 +176,6 @@ def load_pipeline(name: str, device: str = "cpu") -> Any:
         NotAvailableError: it is neither here nor reachable.
     """
     folder = bundled_folder(name) if name in BUNDLED else Path(name)
-    if name in BUNDLED and not folder.is_dir():
-        raise NotAvailableError(
-            f"{name} is not bundled yet: train it with `lora-ws zoo base --config "
-            f"training/zoo/{name.replace('-', '_')}.yaml` and name the folder it makes"
-        )
     try:
         with _quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(

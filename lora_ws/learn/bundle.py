@@ -24,7 +24,8 @@ from lora_ws.adapters import Adapter, Layout
 from lora_ws.adapters.reader import file_sha256
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
-from lora_ws.learn.hub import fetch_bundle, push_folder
+from lora_ws.hub import push_folder
+from lora_ws.learn.hub import fetch_bundle
 from lora_ws.models import MLP
 from lora_ws.report.records import METRICS, RunRecord
 
@@ -232,7 +233,8 @@ class Bundle:
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the bundle with a model card; returns the commit to pin."""
         with tempfile.TemporaryDirectory() as folder:
-            return push_folder(self.save(folder), repo_id, private)
+            saved = self.save(folder)
+            return push_folder(saved, repo_id, "Upload lora_ws bundle", private=private)
 
     def model_card(self) -> str:
         """The README of the bundle."""

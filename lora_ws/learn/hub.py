@@ -39,21 +39,3 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
                 "connect, or give the folder of a bundle"
             ) from error
     return Path(folder), Path(folder).name
-
-
-def push_folder(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a bundle's folder in one commit, and return that commit.
-
-    Raises:
-        NotAvailableError: the Hub cannot be reached, or wants a login.
-    """
-    api = client()
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message="Upload lora_ws bundle"
-        )
-    except Exception as error:
-        why = no_answer(error, repo_id, None)
-        raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
-    return str(commit.oid)

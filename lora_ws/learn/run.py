@@ -19,7 +19,6 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
-from threadpoolctl import threadpool_limits
 
 from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError, TrainingError
@@ -32,6 +31,7 @@ from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
 from lora_ws.report.progress import progress
 from lora_ws.report.records import METRICS, RunRecord, append_record, read_records
+from lora_ws.threads import threads
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
 LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
@@ -61,7 +61,7 @@ def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
 
 def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     """Train and evaluate several seeds on features made once."""
-    with _threads(spec.trainer.threads):
+    with threads(spec.trainer.threads):
         prepared = prepare(spec)
     return [fit_seed(spec, prepared, seed).record for seed in seeds]
 
@@ -92,7 +92,7 @@ def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
         _check_same(spec, out, records)
         todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
         if todo:
-            with _threads(spec.trainer.threads):
+            with threads(spec.trainer.threads):
                 prepared = prepare(spec)
             _describe(spec, out, records)
             records = _run_seeds(spec, prepared, out, records, todo)
@@ -122,7 +122,7 @@ def fit_seed(
     data = FeatureData(
         prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed
     )
-    with _quiet(), _threads(spec.trainer.threads), torch.random.fork_rng():
+    with _quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MLP(prepared.features.shape[1], len(prepared.classes), spec.fit.hidden)
         classifier = LoraClassifier(
@@ -303,18 +303,6 @@ def _versions() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         facts["commit"] = "unknown (not a git checkout)"
     return facts
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Bound torch and the BLAS behind numpy: results depend on it in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -64,6 +64,9 @@ class BaseSpec:
         vae: training of the autoencoder.
         denoiser: training of U-Net and text encoder.
         empty_prompts: share of samples trained without a prompt, for guidance.
+        min_snr: cap of the signal-to-noise ratio that weights the loss of the image (Hang et al.,
+            2023, Min-SNR-gamma), so that steps go to shapes rather than grain; none weights the
+            loss of the noise equally.
         seed: of everything.
         checkpoint_every: steps between checkpoints.
         grid_every: steps between sample grids.
@@ -77,6 +80,7 @@ class BaseSpec:
     vae: StageSpec = field(default_factory=StageSpec)
     denoiser: StageSpec = field(default_factory=StageSpec)
     empty_prompts: float = 0.1
+    min_snr: float | None = None
     seed: int = 0
     checkpoint_every: int = 250
     grid_every: int = 1000
@@ -171,7 +175,8 @@ def _train_denoiser(pipeline: Any, photos: Photos, spec: BaseSpec, work: Path) -
         )
     ]
     empty = token_ids(pipeline, [""])
-    noise_levels = pipeline.scheduler.config.num_train_timesteps
+    weights = _loss_weights(pipeline.scheduler.alphas_cumprod, spec.min_snr)
+    noise_levels = len(weights)
 
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (spec.denoiser.batch_size,), generator=generator)
@@ -186,7 +191,8 @@ def _train_denoiser(pipeline: Any, photos: Photos, spec: BaseSpec, work: Path) -
         step = torch.randint(noise_levels, (len(index),), generator=generator)
         noisy = pipeline.scheduler.add_noise(clean, noise, step)
         context = pipeline.text_encoder(input_ids=ids).last_hidden_state
-        return F.mse_loss(pipeline.unet(noisy, step, context).sample, noise)
+        error = (pipeline.unet(noisy, step, context).sample - noise).square().mean((1, 2, 3))
+        return (weights[step] * error).mean()
 
     def grid(file: Path) -> None:
         words = sorted(set(photos.categories))
@@ -195,6 +201,12 @@ def _train_denoiser(pipeline: Any, photos: Photos, spec: BaseSpec, work: Path) -
 
     stage = _Stage("denoiser", [pipeline.unet, pipeline.text_encoder], spec.denoiser, spec, work)
     stage.run(loss, grid)
+
+
+def _loss_weights(alphas_cumprod: Tensor, min_snr: float | None) -> Tensor:
+    """Weight of the noise's squared error at each noise level."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return torch.ones_like(snr) if min_snr is None else snr.clamp(max=min_snr) / snr
 
 
 @torch.no_grad()
@@ -227,7 +239,9 @@ class _Stage:
         self.work = work
         self.params = [p for module in modules for p in module.parameters()]
         self.average = [p.detach().clone() for p in self.params]
-        self.optimizer = torch.optim.AdamW(self.params, stage.learning_rate, weight_decay=1e-3)
+        self.optimizer = torch.optim.AdamW(
+            self.params, stage.learning_rate, weight_decay=1e-3, fused=True
+        )
         self.step = 0
         self.losses: list[float] = []
 

@@ -1,260 +1,168 @@
-"""Build a collection: plan, train in batches, commit each batch to a store.
+"""Build a whole collection: one share in this process, or several in processes of their own."""
 
-A batch counts once the store's journal has its line, so a run that was killed goes on behind the
-last finished batch, and what it makes is what an undisturbed run makes (times aside).
-"""
-
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
-from lora_ws.collection.card import DatasetCard, SplitRule
-from lora_ws.collection.store import StoreWriter, row_hashes
-from lora_ws.config import to_plain
-from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import (
-    adapter_layout,
-    base_facts,
-    encode_images,
-    image_size,
-    load_pipeline,
-)
-from lora_ws.errors import ConfigError, DataError
+from lora_ws.collection.store import JOURNAL, QUARANTINE, StoreWriter, partial_path
+from lora_ws.errors import DataError, LoraWsError, TrainingError
 from lora_ws.report.progress import progress
-from lora_ws.zoo.finetune import FinetuneSpec, finetune
-from lora_ws.zoo.photos import Photos, PhotoSpec, load_photos
-from lora_ws.zoo.sampling import Job, SamplingSpec, plan_jobs
+from lora_ws.zoo.share import build_share
+from lora_ws.zoo.spec import ZooSpec, parse_shard
 
-# Far from any adapter's seed, so that a second try draws nothing that another adapter drew.
-RETRY = 10**9
-
-
-@dataclass(frozen=True)
-class ZooSpec:
-    """A collection to build.
-
-    Attributes:
-        out: folder of the new store.
-        base: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
-        photos: images of the adapters; those that the base was trained on are left out.
-        sampling: which images make which adapter.
-        finetune: how an adapter is trained.
-        adapters_at_once: adapters trained in one forward pass; more need more memory.
-        shard: "i/n" builds the i-th of n shares, from 0, into a store of its own.
-        device: where to train.
-        seed: of image sets, starts, noise and order.
-    """
-
-    out: Path = Path("zoo")
-    base: str = "digit-sd"
-    photos: PhotoSpec = field(default_factory=lambda: PhotoSpec(split="test"))
-    sampling: SamplingSpec = field(default_factory=SamplingSpec)
-    finetune: FinetuneSpec = field(default_factory=FinetuneSpec)
-    adapters_at_once: int = 50
-    shard: str = "0/1"
-    device: str = "cpu"
-    seed: int = 0
+# Rows copied at once when shares are joined.
+BLOCK = 1000
 
 
 def build_zoo(spec: ZooSpec) -> AdapterSet:
     """Train a collection of adapters, or go on with one that was cut off.
 
     Raises:
-        ConfigError: photos and recipe do not fit, or ``shard`` is not "i/n".
+        ConfigError: photos and recipe do not fit.
         DataError: ``out`` exists, or an unfinished store of another recipe is in its place.
+        TrainingError: a process ended early; what was finished is kept.
     """
-    shard, shards = _shard(spec.shard)
-    pipeline = load_pipeline(spec.base, spec.device)
-    photos = _unseen(load_photos(spec.photos, image_size(pipeline)), spec.base)
-    jobs = plan_jobs(photos, spec.sampling, spec.seed)
-    batches = make_batches(jobs, spec.adapters_at_once)[shard::shards]
-    if not batches:
-        raise ConfigError(f"shard: nothing is left for share {spec.shard} of {len(jobs)} adapters")
-    layout = adapter_layout(pipeline.unet, spec.finetune.rank)
-    latents = encode_images(pipeline, photos.tensor())
-    hashes = photos.hashes()
-    public = replace(spec, photos=spec.photos.public)
-    origin = {"recipe": to_plain(public) | {"out": "", "device": ""}, "base": _identity(spec.base)}
-    with StoreWriter(shard_path(spec), layout, _card(spec, jobs), origin) as writer:
-        total = sum(map(len, batches))
-        with progress("train adapters", total, writer.rows + len(writer.quarantine)) as advance:
-            for batch in batches[writer.batches :]:
-                weights, rows, lost = _train_batch(pipeline, layout, latents, batch, spec)
-                for row in rows:
-                    row["images"] = [hashes[k] for k in row["images"]]
-                digests = row_hashes(weights)
-                rows = [row | {"sha256": d} for row, d in zip(rows, digests, strict=True)]
-                table = pa.Table.from_pylist(rows) if rows else pa.table({})
-                writer.append(weights, table, lost)
-                advance(len(batch))
+    if spec.processes == 1:
+        return build_share(spec)
+    if spec.path.exists():
+        raise DataError(f"{spec.path} exists already; choose another place or remove it")
+    parts = spec.parts()
+    _run([part for part in parts if not part.path.exists()])
+    zoo = merge_shares([part.path for part in parts], spec.path, spec.shard)
+    for part in parts:
+        shutil.rmtree(part.path)
+    return zoo
+
+
+def merge_shares(shares: Sequence[Path], out: Path, shard: str = "0/1") -> AdapterSet:
+    """Join stores of shares, in the order of an undivided build.
+
+    Args:
+        shares: stores that together are the whole of ``shard``.
+        out: store to make.
+        shard: what they make: by default the collection.
+
+    Raises:
+        DataError: they are not all shares of one collection, or ``out`` exists.
+    """
+    stores = [AdapterSet.open(share) for share in shares]
+    origin = _common_origin(stores, shares, shard)
+    numbers = np.concatenate([store.column("number") for store in stores])
+    member = np.repeat(np.arange(len(stores)), [len(store) for store in stores])
+    row = np.concatenate([np.arange(len(store)) for store in stores])
+    table = pa.concat_tables([store.rows for store in stores], promote_options="permissive")
+    lost = [entry for share in shares for entry in _quarantine(share)]
+    order = np.argsort(numbers)
+    with StoreWriter(Path(out), stores[0].layout, stores[0].card, origin) as writer:
+        for start in range(writer.rows, len(order), BLOCK):
+            block = order[start : start + BLOCK]
+            weights = np.stack([stores[member[k]].weights[row[k]] for k in block])
+            writer.append(weights, table.take(block), lost if start == 0 else ())
         writer.finish()
-    return AdapterSet.open(shard_path(spec))
+    return AdapterSet.open(out)
 
 
-def shard_path(spec: ZooSpec) -> Path:
-    """Where a share goes: ``out`` itself if there is one only."""
-    shard, shards = _shard(spec.shard)
-    out = Path(spec.out)
-    return out if shards == 1 else out.with_name(f"{out.name}-{shard:05d}-of-{shards:05d}")
-
-
-def make_batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Cut jobs into batches that hold one subset each."""
-    if size < 1:
-        raise ConfigError(f"adapters_at_once: expected at least 1, got {size}")
-    subsets: dict[str, list[Job]] = {}
-    for job in jobs:
-        subsets.setdefault(job.subset, []).append(job)
-    return [own[k : k + size] for own in subsets.values() for k in range(0, len(own), size)]
-
-
-def _train_batch(
-    pipeline: Any, layout: Layout, latents: torch.Tensor, jobs: Sequence[Job], spec: ZooSpec
-) -> tuple[np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Weights and table rows of a batch, and what was lost to NaN twice."""
-    weights, rows, lost = [], [], []
-    first = _attempt(pipeline, layout, latents, jobs, spec, 0)
-    for job, (vector, row) in zip(jobs, first, strict=True):
-        if not np.isfinite(vector).all():
-            ((vector, row),) = _attempt(pipeline, layout, latents, [job], spec, 1)
-        if np.isfinite(vector).all():
-            weights.append(vector)
-            rows.append(row)
-        else:
-            reason = f"weights became NaN or infinite with seeds of both tries ({row['seed']})"
-            lost.append({"source": row["source"], "reason": reason, "rows_lost": 1})
-    return np.stack(weights) if weights else np.empty((0, layout.size), np.float32), rows, lost
-
-
-def _attempt(
-    pipeline: Any,
-    layout: Layout,
-    latents: torch.Tensor,
-    jobs: Sequence[Job],
-    spec: ZooSpec,
-    attempt: int,
-) -> list[tuple[np.ndarray, dict[str, Any]]]:
-    start = spec.seed * 10**6 + attempt * RETRY
-    seeds = [start + job.image_set for job in jobs]
-    shared = jobs[0].a_init == "shared"
-    bank = AdapterBank.fresh(layout, len(jobs), jobs[0].a_init, start if shared else seeds[0])
-    bank.to(spec.device)
-    began = time.perf_counter()
-    images = [latents[list(job.images)] for job in jobs]
-    result = finetune(pipeline, bank, images, [job.text for job in jobs], seeds, spec.finetune)
-    took = (time.perf_counter() - began) / len(jobs)
-    vectors = result.rows.cpu().numpy()
-    return [
-        (
-            vectors[k],
-            _row(
-                job,
-                seeds[k],
-                start if shared else seeds[k],
-                vectors[k],
-                layout,
-                result.step_loss[k],
-                result.grad_norm[k],
-                took,
-                spec,
-            ),
-        )
-        for k, job in enumerate(jobs)
-    ]
-
-
-def _row(
-    job: Job,
-    seed: int,
-    a_seed: int,
-    vector: np.ndarray,
-    layout: Layout,
-    loss: torch.Tensor,
-    norm: torch.Tensor,
-    took: float,
-    spec: ZooSpec,
+def _common_origin(
+    stores: Sequence[AdapterSet], shares: Sequence[Path], shard: str
 ) -> dict[str, Any]:
-    """Metadata of one adapter; the paper's names where it has them."""
-    tune, name = spec.finetune, f"{job.category}/folder_{job.number:05d}"
-    per_epoch = max(1, len(job.images) // tune.batch_size)
-    downs = np.concatenate([vector[a] for _, a, _ in layout.pairs()])
-    ups = np.concatenate([vector[b] for _, _, b in layout.pairs()])
-    return {
-        "folder": name,
-        "source": f"{job.subset}/{name}",
-        "category_label": job.category,
-        "category_name": job.leaf,
-        "leaf_id": job.leaf_id,
-        "num_images": len(job.images),
-        "images": list(job.images),
-        "image_set": job.image_set,
-        "subset": job.subset,
-        "a_init": job.a_init,
-        "prompt_kind": job.prompt,
-        "prompt": job.text,
-        "part": job.part,
-        "leaf_part": job.leaf_part,
-        "seed": seed,
-        "a_seed": a_seed,
-        "base": spec.base,
-        "rank": tune.rank,
-        "alpha": tune.rank,
-        "learning_rate": tune.learning_rate,
-        "batch_size": tune.batch_size,
-        "gradient_accumulation_steps": 1,
-        "max_train_steps": tune.steps,
-        "num_batches": per_epoch,
-        "num_epochs": -(-tune.steps // per_epoch),
-        "step_loss": loss.tolist(),
-        "epoch_loss": [float(part.mean()) for part in loss.split(per_epoch)],
-        "grad_norm": norm.tolist(),
-        "weight_norm_a": float(np.linalg.norm(downs)),
-        "weight_norm_b": float(np.linalg.norm(ups)),
-        "duration_s": took,
-    }
+    """What an undivided build would record; refuses what does not belong together."""
+    origins = []
+    for store, share in zip(stores, shares, strict=True):
+        recipe = dict(store.manifest.get("recipe", {}))
+        if "shard" not in recipe:
+            raise DataError(f"{share} was not made by `lora-ws zoo build`; expected its shares")
+        origins.append((recipe.pop("shard"), recipe, store.manifest["base"]))
+    (first, step), count = parse_shard(shard), parse_shard(origins[0][0])[1]
+    wanted = {f"{k}/{count}" for k in range(first, count, step)}
+    for share, (_, recipe, base) in zip(shares, origins, strict=True):
+        if (recipe, base) != origins[0][1:]:
+            raise DataError(f"{share} is a share of another collection than {shares[0]}")
+    if missing := sorted(wanted - {shard for shard, _, _ in origins}):
+        raise DataError(f"expected all {len(wanted)} shares; missing: {', '.join(missing)}")
+    if len(origins) != len(wanted):
+        raise DataError(f"expected {len(wanted)} shares, got {len(origins)}: one is named twice")
+    recipe = origins[0][1] | {"shard": shard}
+    return {"origin": "lora-ws zoo build", "recipe": recipe, "base": origins[0][2]}
 
 
-def _unseen(photos: Photos, base: str) -> Photos:
-    """Leave out the photos that the base was trained on."""
-    seen = set(base_facts(base).get("photos", []))
-    keep = np.array([k for k, digest in enumerate(photos.hashes()) if digest not in seen], int)
-    if not len(keep):
-        raise DataError(
-            f"photos: {base} was trained on every one of these; name others, such as "
-            "`--photos.split test`"
-        )
-    return photos.select(keep)
+def _quarantine(share: Path) -> list[dict[str, Any]]:
+    file = share / QUARANTINE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _identity(base: str) -> Any:
-    facts = base_facts(base)
-    return {"name": facts.get("name", base), "recipe": facts.get("recipe", {})}
+def _run(parts: Sequence[ZooSpec]) -> None:
+    """Build shares in processes of their own, until all are done or one fails."""
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    workers = [context.Process(target=_work, args=(part, errors)) for part in parts]
+    for worker in workers:
+        worker.start()
+    try:
+        with progress("train adapters", None) as advance:
+            shown = 0
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.2)
+                done = sum(_finished(part) for part in parts)
+                advance(max(0, done - shown))
+                shown = max(shown, done)
+                if any(worker.exitcode for worker in workers):
+                    break
+    finally:
+        _stop(workers)
+    for part, worker in zip(parts, workers, strict=True):
+        # One that was stopped because another failed is not the reason.
+        if worker.exitcode and worker.exitcode != -15:
+            why = errors.get() if not errors.empty() else f"ended with code {worker.exitcode}"
+            raise TrainingError(
+                f"process of share {part.shard}: {why}. What was finished is kept; run the same "
+                "command again to go on"
+            )
 
 
-def _card(spec: ZooSpec, jobs: Sequence[Job]) -> DatasetCard:
-    subsets = tuple(dict.fromkeys(job.subset for job in jobs))
-    return DatasetCard(
-        name=Path(spec.out).name,
-        title=f"Adapters trained on photos of {spec.photos.public.source}",
-        classes=tuple(sorted({job.category for job in jobs})),
-        base_model=spec.base,
-        split=SplitRule(column="part"),
-        subset="subset",
-        subsets=subsets,
-        source="made by lora-ws zoo build; recipe in manifest.json",
-    )
+def _work(spec: ZooSpec, errors: Any) -> None:
+    """What a process does; it ends with the one that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (one bar, of the parent)
+    try:
+        build_share(spec)
+    except Exception as error:
+        kind = "" if isinstance(error, LoraWsError) else f"{type(error).__name__}: "
+        errors.put(f"{kind}{error}")
+        sys.exit(1)
 
 
-def _shard(text: str) -> tuple[int, int]:
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ConfigError(f"shard: expected i/n with 0 <= i < n, such as 0/4, got `{text}`")
-    return int(first), int(second)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _stop(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
+def _finished(part: ZooSpec) -> int:
+    """Adapters of a share that are safe so far."""
+    journal = partial_path(part.path) / JOURNAL
+    try:
+        lines = journal.read_bytes().splitlines()[1:]
+    except OSError:
+        return 0
+    return sum(json.loads(line)["rows"] for line in lines if line.endswith(b"}"))

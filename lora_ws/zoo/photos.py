@@ -117,9 +117,10 @@ def load_photos(spec: PhotoSpec, size: int) -> Photos:
     table = table.cast_column(image, ImageFeature())
     named = {name: _names(table, name) for name in (category, leaf)}
     categories = named[category]
-    # A file that has the prompt words already has nothing to rename.
-    renamed = set(categories) <= set(spec.words.values())
-    words = {name: name for name in categories} if renamed or not spec.words else spec.words
+    words = spec.words or {name: name for name in categories}
+    if not set(words) <= set(categories) and set(words.values()) <= set(categories):
+        # The file has the prompt words already.
+        words = {word: word for word in words.values()}
     if unknown := sorted(set(words) - set(categories)):
         raise DataError(
             f"words: {spec.source} has no class `{unknown[0]}` in column `{category}`; it has "

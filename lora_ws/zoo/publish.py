@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.numpy import save_file
 
 from lora_ws.collection.adapter_set import AdapterSet
-from lora_ws.errors import ConfigError, DataError, NotAvailableError
-from lora_ws.hub import client, no_answer
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.hub import is_offline, no_answer, push_folder
 from lora_ws.report.progress import progress
 
 # Columns that an import adds anew.
@@ -123,40 +124,48 @@ def write_card(zoo: AdapterSet, out: Path, licence: str) -> Path:
     return file
 
 
+class Published(NamedTuple):
+    """What came of publishing: the commit, if any, and whether the Hub itself read the card."""
+
+    commit: str | None
+    validated: bool
+
+
 def publish_zoo(
     zoo: AdapterSet, repo_id: str, staging: Path, licence: str, dry_run: bool
-) -> str | None:
+) -> Published:
     """Write parquet and card to ``staging``, and upload them where a token allows it.
 
-    Returns:
-        The commit, or None where nothing was uploaded.
+    The card is parsed here, and judged by the Hub's own validator where the Hub can be reached.
 
     Raises:
-        ConfigError: ``repo_id`` is no name of a repository.
-        NotAvailableError: the Hub cannot be reached, or refuses.
+        ConfigError: ``repo_id`` is no name of a repository, or the Hub refuses the card.
+        NotAvailableError: the Hub cannot be reached, or refuses the upload.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ConfigError(f"repo_id: expected owner/name, got `{repo_id}` ({error})") from error
     write_parquet(zoo, staging)
-    card = write_card(zoo, staging, licence)
-    HubCard.load(card)  # its own parser: metadata that the Hub could not read fails here
+    validated = _validate(HubCard.load(write_card(zoo, staging, licence)), repo_id)
     if dry_run or get_token() is None:
-        return None
+        return Published(None, validated)
+    title = f"Add {zoo.card.name}"
+    return Published(push_folder(staging, repo_id, title, repo_type="dataset"), validated)
+
+
+def _validate(card: HubCard, repo_id: str) -> bool:
+    """Ask the Hub whether it can read a card; False if it was not there to be asked."""
+    if is_offline():
+        return False
     try:
-        api = client()
-        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=staging,
-            commit_message=f"Add {zoo.card.name}",
-        )
+        card.validate(repo_type="dataset")
+    except ValueError as error:
+        raise ConfigError(f"the Hub refuses the dataset card ({error}); check --licence") from error
     except Exception as error:
-        why = no_answer(error, repo_id, None)
-        raise NotAvailableError(f"nothing was uploaded to {repo_id}: {why}") from error
-    return str(done.oid)
+        no_answer(error, repo_id, None)
+        return False
+    return True
 
 
 def _make(out: Path) -> None:

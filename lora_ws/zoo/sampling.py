@@ -18,6 +18,7 @@ from lora_ws.zoo.photos import Photos
 
 Prompt = Literal["class", "constant"]
 PARTS = ("train", "val", "test")
+LABELS = ("neutral", "flagged")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class SamplingSpec:
             no image is used twice.
         a_init: how A starts: each adapter its own draw, or all the same; several make subsets.
         prompt: "class" names the general class, "constant" does not; several make subsets.
+        flagged: general class that stands for flagged content, if there is one: a column `label`
+            says flagged or neutral, and its leaves get as many adapters as all others together.
     """
 
     adapters_per_leaf: int = 5
@@ -40,6 +43,7 @@ class SamplingSpec:
     passes: int = 1
     a_init: tuple[Init, ...] = ("per_adapter",)
     prompt: tuple[Prompt, ...] = ("class",)
+    flagged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Job:
         prompt: kind of prompt.
         part: train, val or test, such that no image is behind two parts.
         leaf_part: train, val or test, such that no leaf class is in two parts.
+        label: flagged or neutral, or the general class where none is flagged.
     """
 
     number: int
@@ -71,6 +76,7 @@ class Job:
     prompt: Prompt
     part: str
     leaf_part: str
+    label: str
 
     @property
     def subset(self) -> str:
@@ -97,17 +103,15 @@ def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
     sets = []
     rng = np.random.default_rng(seed)
     leaf_id = 0
+    counts = _adapters_per_class(photos.tree, spec)
     for category, leaves in photos.tree.items():
         leaf_parts = _leaf_parts(category, leaves, rng)
-        for leaf in leaves:
-            own = np.array(
-                [
-                    k
-                    for k, name in enumerate(photos.leaves)
-                    if name == leaf and photos.categories[k] == category
-                ]
+        parts = np.array_split(_parts(category, counts[category]), len(leaves))
+        for leaf, wanted in zip(leaves, parts, strict=True):
+            own = np.flatnonzero(
+                (np.array(photos.leaves) == leaf) & (np.array(photos.categories) == category)
             )
-            for part, images in _image_sets(leaf, own, spec, rng):
+            for part, images in _image_sets(leaf, own, wanted, spec, rng):
                 sets.append((category, leaf, leaf_id, images, part, leaf_parts[leaf]))
             leaf_id += 1
     jobs = []
@@ -127,6 +131,7 @@ def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
                     prompt,
                     part,
                     leaf_part,
+                    category if spec.flagged is None else LABELS[category == spec.flagged],
                 )
             )
     return jobs
@@ -144,16 +149,44 @@ def _leaf_parts(category: str, leaves: tuple[str, ...], rng: np.random.Generator
     return dict(zip(order, parts, strict=True))
 
 
+def _adapters_per_class(tree: dict[str, tuple[str, ...]], spec: SamplingSpec) -> dict[str, int]:
+    counts = {name: spec.adapters_per_leaf * len(leaves) for name, leaves in tree.items()}
+    if spec.flagged is not None:
+        if spec.flagged not in tree or len(tree) < 2:
+            raise ConfigError(
+                f"sampling.flagged: expected one of several classes ({', '.join(tree)}), got "
+                f"`{spec.flagged}`"
+            )
+        counts[spec.flagged] = sum(counts.values()) - counts[spec.flagged]
+    return counts
+
+
+def _parts(category: str, count: int) -> np.ndarray:
+    """Part of each image set of a class, 70, 10 and 20 % of them, spread evenly over its leaves."""
+    val, test = max(1, round(0.1 * count)), max(1, round(0.2 * count))
+    if count < val + test + 1:
+        raise ConfigError(
+            f"class `{category}`: expected at least 3 adapters for three parts, got {count}; "
+            "raise adapters_per_leaf"
+        )
+    parts = np.full(count, "train", dtype="<U5")
+    parts[_spread(test, count)] = "test"
+    left = np.flatnonzero(parts == "train")
+    parts[left[_spread(val, len(left))]] = "val"
+    return parts
+
+
+def _spread(count: int, length: int) -> np.ndarray:
+    """``count`` positions at equal distances."""
+    return ((np.arange(count) + 0.5) * length / count).astype(int)
+
+
 def _image_sets(
-    leaf: str, own: np.ndarray, spec: SamplingSpec, rng: np.random.Generator
+    leaf: str, own: np.ndarray, parts: np.ndarray, spec: SamplingSpec, rng: np.random.Generator
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Image sets of one leaf: 70, 10 and 20 % of them, and of the images, to each part."""
-    n = spec.adapters_per_leaf
-    val, test = max(1, round(0.1 * n)), max(1, round(0.2 * n))
-    wanted = dict(zip(PARTS, (n - val - test, val, test), strict=True))
-    if wanted["train"] < 1:
-        raise ConfigError(f"adapters_per_leaf: expected at least 3 for three parts, got {n}")
-    ends = np.round(np.cumsum([wanted[p] for p in PARTS]) / n * len(own)).astype(int)
+    """Image sets of one leaf; each part has images of its own, in proportion to its sets."""
+    wanted = {part: int((parts == part).sum()) for part in PARTS}
+    ends = np.round(np.cumsum(list(wanted.values())) / len(parts) * len(own)).astype(int)
     pools = np.split(rng.permutation(own), ends[:-1])
     for part, pool in zip(PARTS, pools, strict=True):
         found = list(_deal(pool, spec, wanted[part], rng))

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,13 +154,6 @@ def test_run_keeps_the_bundle_of_the_lowest_validation_loss(
     assert Bundle.load(tmp_path / "run" / "bundle").training["seed"] == best.seed
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[HubServer]:
-    (tmp_path / "hub").mkdir()
-    with HubServer(tmp_path / "hub", token="secret") as server:
-        yield server
-
-
 HUB_SCRIPT = """
 import sys
 from lora_ws import Bundle, load
@@ -175,20 +167,15 @@ print(commit)
 """
 
 
-def test_bundles_go_to_the_hub_and_come_back_pinned(server: HubServer, tmp_path: Path) -> None:
+def test_bundles_go_to_the_hub_and_come_back_pinned(
+    server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
     spec = ExperimentSpec(featurizer=PAPER[2](), fit=FAST)
     prepared = prepare(replace(spec, subset="shared/class"))
     fitted = fit_seed(spec, prepared, 0)
     folder = Bundle.build(prepared, fitted.classifier, fitted.record).save(tmp_path / "bundle")
     load("lora-ws-mini")
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": server.url,
-        "HF_TOKEN": "secret",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    env = hub_env()
     args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]
     done = subprocess.run(args, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

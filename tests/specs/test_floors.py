@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 0,
     "config": 1,
     "hub": 1,
+    "threads": 1,
     "functional": 1,
     "models": 1,
     "adapters": 2,

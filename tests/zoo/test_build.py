@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from hub_server import HubServer
 from torch.nn import functional as F
 
 from lora_ws.adapters import Layout
-from lora_ws.cli import main
 from lora_ws.collection import AdapterSet, import_collection, load
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import (
@@ -25,11 +26,12 @@ from lora_ws.diffusion.pipeline import (
     encode_prompts,
     load_pipeline,
 )
-from lora_ws.errors import ConfigError, DataError
-from lora_ws.zoo.build import ZooSpec, build_zoo
+from lora_ws.errors import ConfigError, DataError, TrainingError
+from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.finetune import FinetuneSpec, finetune
 from lora_ws.zoo.publish import write_folders, write_parquet
 from lora_ws.zoo.sampling import SamplingSpec
+from lora_ws.zoo.spec import ZooSpec
 
 SMALL = ZooSpec(
     sampling=SamplingSpec(adapters_per_leaf=3, a_init=("per_adapter", "shared")),
@@ -45,6 +47,13 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
 
 def timeless(zoo: AdapterSet) -> list[dict]:
     return zoo.rows.drop_columns(["duration_s"]).to_pylist()
+
+
+def assert_same(one: AdapterSet, other: AdapterSet) -> None:
+    assert np.array_equal(one.weights, other.weights)
+    assert timeless(one) == timeless(other)
+    assert one.version == other.version
+    assert one.manifest["recipe"] == other.manifest["recipe"]
 
 
 def test_batched_training_equals_peft_one_by_one() -> None:
@@ -135,7 +144,7 @@ def test_metadata_is_complete(zoo: AdapterSet) -> None:
         assert row["prompt"] == f"a photo of sks {row['category_label']}"
         assert np.mean(row["step_loss"]) == pytest.approx(np.mean(row["epoch_loss"]))
     split = zoo.split()
-    assert [len(part) for part in split] == [20, 20, 20]
+    assert [len(part) for part in split] == [40, 8, 12]
 
 
 def test_shared_and_own_starts(zoo: AdapterSet) -> None:
@@ -147,16 +156,37 @@ def test_shared_and_own_starts(zoo: AdapterSet) -> None:
 
 def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
     shards = [build_zoo(replace(SMALL, out=tmp_path / "part", shard=f"{k}/2")) for k in range(2)]
-    merged = {row["source"]: row for shard in shards for row in timeless(shard)}
-    assert merged == {row["source"]: row for row in timeless(zoo)}
     assert sum(map(len, shards)) == len(zoo)
+    paths = [Path(shard.weights.filename).parent for shard in shards]
+    merged = merge_shares(paths[::-1], tmp_path / "merged")
+    assert_same(merged, zoo)
+    assert merged.card.name == "part"
+    with pytest.raises(DataError, match="missing: 1/2"):
+        merge_shares(paths[:1], tmp_path / "half")
+    with pytest.raises(DataError, match="named twice"):
+        merge_shares([*paths, paths[0]], tmp_path / "twice")
+    other = build_zoo(replace(SMALL, out=tmp_path / "other", shard="1/2", seed=1))
+    with pytest.raises(DataError, match="another collection"):
+        merge_shares([paths[0], Path(other.weights.filename).parent], tmp_path / "mixed")
+
+
+def test_processes_make_the_same(zoo: AdapterSet, tmp_path: Path) -> None:
+    assert_same(build_zoo(replace(SMALL, out=tmp_path / "zoo", processes=2)), zoo)
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    wild = replace(SMALL.finetune, learning_rate=1e30)
+    with pytest.raises(TrainingError, match="NaN or infinite with seeds of both tries"):
+        build_zoo(replace(SMALL, out=tmp_path / "zoo", finetune=wild, processes=2))
 
 
 def test_a_killed_build_goes_on(zoo: AdapterSet, tmp_path: Path) -> None:
     out = tmp_path / "zoo"
     code = (
         "from dataclasses import replace; from pathlib import Path; import sys\n"
-        "from lora_ws.zoo.build import *\n"
+        "from lora_ws.zoo.build import *; from lora_ws.zoo.share import *\n"
+        "from lora_ws.zoo.spec import *\n"
         "build_zoo(ZooSpec(out=Path(sys.argv[1]), sampling=SamplingSpec(adapters_per_leaf=3,"
         "a_init=('per_adapter', 'shared')), finetune=FinetuneSpec(steps=3), adapters_at_once=8))"
     )
@@ -169,8 +199,7 @@ def test_a_killed_build_goes_on(zoo: AdapterSet, tmp_path: Path) -> None:
     process.wait()
     assert not out.exists()
     again = build_zoo(replace(SMALL, out=out))
-    assert np.array_equal(again.weights, zoo.weights)
-    assert timeless(again) == timeless(zoo)
+    assert_same(again, zoo)
 
 
 def test_an_unfinished_zoo_of_another_recipe_is_kept(zoo: AdapterSet) -> None:
@@ -208,21 +237,56 @@ def test_importers_read_it_back(write, zoo: AdapterSet, tmp_path: Path) -> None:
     assert back.select(order).rows.select(names).to_pylist() == first.rows.select(names).to_pylist()
 
 
-def test_publish_without_a_token(
-    zoo: AdapterSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def publish(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lora_ws", "zoo", "publish", *args]
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+
+
+def test_publish(
+    zoo: AdapterSet, server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    store = str(Path(zoo.weights.filename).parent)
+    done = publish(hub_env(), tmp_path, store, "me/my-zoo")
+    assert done.returncode == 0, done.stderr
+    commit = done.stdout.split()[-1]
+    assert len(commit) == 40
+    assert {request.status for request in server.requests("/api/validate-yaml")} == {200}
+    script = (
+        "from datasets import load_dataset; rows = load_dataset('me/my-zoo', split='train');"
+        "print(len(rows), len(rows.features))"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", script], env=hub_env(), capture_output=True, text=True
+    )
+    columns = len(zoo.rows.column_names) - 2 + len(zoo.layout.matrices)
+    assert read.stdout.split() == [str(len(zoo)), str(columns)], read.stderr
+    again = publish(hub_env(), tmp_path, store, "me/my-zoo")
+    assert again.returncode == 2
+    assert "zoo.publish exists already" in again.stderr
+
+
+def test_publish_dry_run(
+    zoo: AdapterSet, server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     from huggingface_hub import DatasetCard
 
-    monkeypatch.chdir(tmp_path)
-    store = Path(zoo.weights.filename).parent
-    assert main(["zoo", "publish", str(store), "me/my-zoo", "--dry-run", "true"]) == 0
+    store = str(Path(zoo.weights.filename).parent)
+    args = [store, "me/my-zoo", "--dry-run", "true"]
+    done = publish(hub_env(), tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was uploaded (--dry_run)" in done.stdout
+    assert [request.path for request in server.requests()] == ["/api/validate-yaml"]
     staging = tmp_path / "zoo.publish"
-    card = DatasetCard.load(staging / "README.md")
-    assert card.data.license == "cc-by-4.0"
-    again = load_dataset(str(staging), split="train", cache_dir=str(tmp_path / "hf"))
-    assert len(again) == len(zoo)
-    assert "zoo.publish" in capsys.readouterr().out
-    assert main(["zoo", "publish", str(store), "no name"]) == 2
+    assert DatasetCard.load(staging / "README.md").data.license == "cc-by-4.0"
+    rows = load_dataset(str(staging), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == len(zoo)
+    (tmp_path / "away").mkdir()
+    away = publish(hub_env(HF_ENDPOINT="http://127.0.0.1:9"), tmp_path / "away", *args)
+    assert away.returncode == 0, away.stderr
+    assert "could not be reached" in away.stdout
+    named = publish(hub_env(), tmp_path, store, "no name")
+    assert named.returncode == 2
+    assert "expected owner/name" in named.stderr
 
 
 def test_default_names_the_digits(tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_subsets_share_image_sets(photos: Photos) -> None:
     assert all(sets == by_subset["shared/class"] for sets in by_subset.values())
 
 
+def test_parts_of_a_class_are_spread_over_its_leaves(photos: Photos) -> None:
+    jobs = [j for j in plan_jobs(photos, SamplingSpec(), 0) if j.category == "odd"]
+    parts = [j.part for j in jobs]
+    assert [parts.count(p) for p in PARTS] == [18, 2, 5]
+    assert len({j.leaf for j in jobs if j.part == "test"}) == 5
+
+
+def test_flagged_adapters_are_as_many_as_the_others(photos: Photos) -> None:
+    few = photos.select(np.flatnonzero(np.array(photos.leaves) != "one"))
+    jobs = plan_jobs(few, SamplingSpec(5, flagged="odd"), 0)
+    labels = [j.label for j in jobs]
+    assert labels.count("flagged") == labels.count("neutral") == 25
+    assert {j.label for j in jobs if j.category == "odd"} == {"flagged"}
+
+
 def test_seed_decides(photos: Photos) -> None:
     assert plan_jobs(photos, SPEC, 0) == plan_jobs(photos, SPEC, 0)
     assert plan_jobs(photos, SPEC, 0) != plan_jobs(photos, SPEC, 1)
@@ -61,7 +76,8 @@ def test_seed_decides(photos: Photos) -> None:
     ("spec", "said"),
     [
         (SamplingSpec(adapters_per_leaf=30), "raise passes"),
-        (SamplingSpec(adapters_per_leaf=2), "at least 3"),
+        (SamplingSpec(adapters_per_leaf=0), "at least 3"),
+        (SamplingSpec(flagged="cat"), "sampling.flagged: expected one of"),
         (SamplingSpec(min_images=9, max_images=8), "min_images"),
     ],
 )

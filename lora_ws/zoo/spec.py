@@ -1,0 +1,83 @@
+"""`ZooSpec`: everything that decides a collection, as plain data."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lora_ws.errors import ConfigError
+from lora_ws.zoo.finetune import FinetuneSpec
+from lora_ws.zoo.photos import PhotoSpec
+from lora_ws.zoo.sampling import SamplingSpec
+
+
+@dataclass(frozen=True)
+class ZooSpec:
+    """A collection to build.
+
+    Attributes:
+        out: folder of the new store.
+        base: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
+        photos: images of the adapters; those that the base was trained on are left out.
+        sampling: which images make which adapter.
+        finetune: how an adapter is trained.
+        adapters_at_once: adapters trained in one forward pass; null takes as many as fit in
+            ``memory_gb``, up to 100.
+        memory_gb: GiB that a batch may take in each process, beside the model.
+        shard: "i/n" builds the i-th of n shares, from 0, into a store of its own; `lora-ws zoo
+            merge` joins them.
+        processes: how many train side by side, each its own adapters in one thread; with device
+            cuda each takes a GPU.
+        device: where to train.
+        seed: of image sets, starts, noise and order.
+    """
+
+    out: Path = Path("zoo")
+    base: str = "digit-sd"
+    photos: PhotoSpec = field(default_factory=lambda: PhotoSpec(split="test"))
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    finetune: FinetuneSpec = field(default_factory=FinetuneSpec)
+    adapters_at_once: int | None = None
+    memory_gb: float = 2.0
+    shard: str = "0/1"
+    processes: int = 1
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        parse_shard(self.shard)
+        for name in ("adapters_at_once", "processes", "memory_gb"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: expected above 0, got {value}")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of how many this is."""
+        return parse_shard(self.shard)
+
+    @property
+    def path(self) -> Path:
+        """Where the share goes: ``out`` itself if there is one only."""
+        share, shares = self.share
+        out = Path(self.out)
+        return out if shares == 1 else out.with_name(f"{out.name}-{share:05d}-of-{shares:05d}")
+
+    def parts(self) -> list["ZooSpec"]:
+        """The share cut once more, one spec a process."""
+        share, shares = self.share
+        return [
+            replace(
+                self,
+                shard=f"{share + shares * k}/{shares * self.processes}",
+                processes=1,
+                device=f"cuda:{k}" if self.device == "cuda" else self.device,
+            )
+            for k in range(self.processes)
+        ]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read "i/n" as i and n."""
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ConfigError(f"shard: expected i/n with 0 <= i < n, such as 0/4, got `{text}`")
+    return int(first), int(second)
