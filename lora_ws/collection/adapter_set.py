@@ -20,6 +20,7 @@ from lora_ws.collection.card import DatasetCard, stored_card
 from lora_ws.collection.splits import Split, make_split
 from lora_ws.collection.store import (
     CARD,
+    COUNTED,
     LAYOUT,
     MANIFEST,
     ROWS,
@@ -199,7 +200,10 @@ class AdapterSet:
 
     def save(self, path: str | Path) -> Path:
         """Write a store that `open` reads; refuses to overwrite one."""
-        origin = {"origin": "arrays"}
+        # What it was made from, where that is known; the writer counts and hashes anew.
+        origin = {k: v for k, v in self.manifest.items() if k not in COUNTED} or {
+            "origin": "arrays"
+        }
         # Nothing tells whose rows an unfinished store of arrays holds, so it is not continued.
         with StoreWriter(Path(path), self.layout, self.card, origin, resume=False) as writer:
             step = max(1, (64 << 20) // (4 * self.layout.size))

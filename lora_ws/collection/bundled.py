@@ -5,6 +5,7 @@ expanded once into a float32 store in the user's cache.
 """
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from safetensors.numpy import load_file, save_file
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.store import ROWS
+from lora_ws.collection.store import COUNTED, ROWS
 
-PACKED = "weights.safetensors"
+PACKED, ORIGIN = "weights.safetensors", "origin.json"
+# One number a training step each: more bytes than the weights, and no use without the full store.
+LEFT_OUT = ("step_loss", "grad_norm")
 ASSETS = Path(__file__).parent.parent / "_assets"
 # Far below float16's largest value (65504), so that rounding cannot overflow.
 TOP = 32768.0
 
 
 def pack(zoo: AdapterSet, folder: Path) -> Path:
-    """Write a collection in the bundled form."""
+    """Write a collection in the bundled form, without what it notes of each training step."""
     half = np.empty(zoo.weights.shape, np.float16)
     scales = []
     for matrix in zoo.layout.matrices:
@@ -34,7 +37,10 @@ def pack(zoo: AdapterSet, folder: Path) -> Path:
         scales.append(scale)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"half": half, "scales": np.array(scales, np.float32)}, folder / PACKED)
-    pq.write_table(zoo.rows, folder / ROWS, compression="zstd")
+    rows = zoo.rows.drop_columns([name for name in LEFT_OUT if name in zoo.rows.column_names])
+    pq.write_table(rows, folder / ROWS, compression="zstd", compression_level=19)
+    origin = {key: value for key, value in zoo.manifest.items() if key not in COUNTED}
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
     return folder
 
 
@@ -45,13 +51,14 @@ def unpack(folder: Path, card: DatasetCard) -> AdapterSet:
     widths = [matrix.columns.stop - matrix.columns.start for matrix in layout.matrices]
     weights = tensors["half"].astype(np.float32)
     weights *= np.repeat(tensors["scales"], widths)
-    return AdapterSet(weights, layout, pq.read_table(folder / ROWS), card)
+    origin = json.loads((folder / ORIGIN).read_text())
+    return AdapterSet(weights, layout, pq.read_table(folder / ROWS), card, origin)
 
 
 @cache
 def packed_hash(folder: Path) -> str:
     """Hash of the bundled files, which names the expanded copy."""
     digest = hashlib.sha256()
-    for name in (PACKED, ROWS):
+    for name in (PACKED, ROWS, ORIGIN):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:12]

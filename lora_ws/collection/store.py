@@ -33,6 +33,8 @@ WEIGHTS, ROWS, LAYOUT, CARD, MANIFEST = (
 )
 QUARANTINE = "quarantine.jsonl"
 JOURNAL = "journal.jsonl"
+# Of the manifest: what the writer says of the content. The rest is where it came from.
+COUNTED = ("rows", "quarantined", "fingerprint", "sha256")
 HEADER_BYTES = 128
 
 

@@ -6,7 +6,14 @@ from typing import Literal
 from rich.console import Console
 
 from lora_ws.collection import AdapterSet, load
+from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.zoo.base import BaseSpec, train_base
+from lora_ws.zoo.baselines import (
+    MEAN_LATENT,
+    baselines_markdown,
+    image_latents,
+    measure_baselines,
+)
 from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.publish import publish_zoo, write_folders, write_parquet
 from lora_ws.zoo.spec import ZooSpec
@@ -40,6 +47,24 @@ def _show(zoo: AdapterSet, path: Path) -> None:
     if lost:
         console.print(f"{lost} adapters became NaN twice: see quarantine.jsonl in the store")
     console.print(f"look at it: lora-ws data info {path}")
+
+
+def baselines(zoo: str, /, *, photos: str | None = None) -> None:
+    """Measure what plain inputs tell: A only, B only, norms, the mean latent of the images.
+
+    Args:
+        zoo: name of a collection that `zoo build` made, or the folder of its store
+        photos: where its photos are, instead of the recipe's source
+    """
+    opened, console = load(zoo), Console(highlight=False, markup=False, soft_wrap=True)
+    latents = None
+    try:
+        latents = image_latents(opened, photos)
+    except (DataError, NotAvailableError) as error:
+        if photos is not None:
+            raise
+        console.print(f"{MEAN_LATENT}: not measured ({error}); name the photos with --photos\n")
+    console.print(baselines_markdown(measure_baselines(opened, latents)))
 
 
 def export(zoo: str, out: str, /, *, format: Literal["folders", "parquet"] = "folders") -> None:

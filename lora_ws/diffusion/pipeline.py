@@ -15,19 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import ConfigError, NotAvailableError
+
+# Importing a pipeline prints advice to install torchvision, which nothing here uses.
+_verbosity = transformers_logging.get_verbosity()
+transformers_logging.set_verbosity_error()
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # noqa: E402
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (  # noqa: E402
+    StableDiffusionPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast  # noqa: E402
+
+transformers_logging.set_verbosity(_verbosity)
 
 ASSETS = Path(__file__).parent.parent / "_assets"
 BUNDLED = ("digit-sd", "tiny-sd")

@@ -4,6 +4,7 @@ A batch counts once the store's journal has its line, so a run that was killed g
 last finished batch, and what it makes is what an undisturbed run makes (times aside).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,12 @@ def build_share(spec: ZooSpec) -> AdapterSet:
         photos = _unseen(load_photos(spec.photos, image_size(pipeline)), spec.base)
         jobs = plan_jobs(photos, spec.sampling, spec.seed)
         layout = adapter_layout(pipeline.unet, spec.finetune.rank)
+        share, shares = spec.share
         if spec.adapters_at_once is None:
             fit = adapters_that_fit(pipeline, layout, spec.finetune, spec.memory_gb)
-            spec = replace(spec, adapters_at_once=fit)
-        share, shares = spec.share
+            largest = max(Counter(job.subset for job in jobs).values())
+            # Every share gets something to do.
+            spec = replace(spec, adapters_at_once=min(fit, -(-largest // shares)))
         batches = make_batches(jobs, spec.adapters_at_once or 1)[share::shares]
         if not batches:
             raise ConfigError(

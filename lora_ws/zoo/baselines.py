@@ -1,0 +1,165 @@
+"""What a collection tells without a method: the numbers every result on it must be compared with.
+
+Logistic regression on plain inputs, by the parts that share no image and by those that share no
+leaf class. Inputs of an adapter: its A alone, its B alone, both, only the norm of each matrix, and,
+without any weight, the mean latent of the images it was trained on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lora_ws.collection.adapter_set import AdapterSet
+from lora_ws.collection.splits import Split
+from lora_ws.diffusion.pipeline import encode_images, image_size, load_pipeline
+from lora_ws.errors import DataError
+from lora_ws.report.progress import progress
+from lora_ws.threads import threads
+from lora_ws.zoo.photos import PhotoSpec, load_photos
+
+MEAN_LATENT = "mean latent of the images"
+# Parts that share no image, and parts that share no leaf class.
+SPLITS = ("part", "leaf_part")
+# Inverse strengths of the regularisation, chosen by the validation rows.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+class Baseline(NamedTuple):
+    """One measurement: test accuracy of a plain input of one subset, by one kind of parts."""
+
+    subset: str
+    inputs: str
+    numbers: int
+    split: str
+    accuracy: float
+    n_test: int
+
+
+def measure_baselines(
+    zoo: AdapterSet, latents: Mapping[str, np.ndarray] | None = None
+) -> list[Baseline]:
+    """Measure every baseline of a collection that `build_zoo` made.
+
+    Args:
+        zoo: with columns ``part``, ``leaf_part`` and, for latents, ``images``.
+        latents: latent of each image by its content hash; without them their baseline is left out.
+
+    Returns:
+        One entry a subset, input and kind of parts; "chance" is the largest class of the test rows.
+
+    Raises:
+        DataError: the collection does not record its parts.
+    """
+    missing = [name for name in SPLITS if name not in zoo.rows.column_names]
+    if missing:
+        raise DataError(
+            f"`{zoo.card.name}` has no column `{missing[0]}`; expected a collection made by "
+            "`lora-ws zoo build`"
+        )
+    subsets = zoo.card.subsets or ("",)
+    found = []
+    with threads(1), progress("baselines", len(subsets)) as advance:
+        for subset in subsets:
+            own = zoo.subset(subset) if subset else zoo
+            labels, _ = own.labels()
+            for name, features in _inputs(own, latents).items():
+                for split in SPLITS:
+                    rule = replace(own.card.split, column=split)
+                    parts = replace(own, card=replace(own.card, split=rule)).split()
+                    accuracy = _accuracy(features, labels, parts)
+                    found.append(
+                        Baseline(subset, name, features.shape[1], split, accuracy, len(parts.test))
+                    )
+            advance()
+    return found
+
+
+def image_latents(zoo: AdapterSet, source: str | None = None) -> dict[str, np.ndarray]:
+    """Latents of the photos that a collection's recipe names, by content hash.
+
+    Args:
+        zoo: with its recipe in the manifest.
+        source: where the photos are here, instead of the recipe's source.
+
+    Raises:
+        NotAvailableError: photos or base are not here.
+        DataError: the collection has no recipe, or these are other photos.
+    """
+    recipe = zoo.manifest.get("recipe")
+    if not recipe:
+        raise DataError(f"`{zoo.card.name}` does not record which photos it was made from")
+    spec = PhotoSpec(**recipe["photos"])
+    pipeline = load_pipeline(recipe["base"])
+    photos = load_photos(replace(spec, source=source or spec.source), image_size(pipeline))
+    latents = encode_images(pipeline, photos.tensor()).flatten(1).numpy()
+    known = dict(zip(photos.hashes(), latents, strict=True))
+    used = {digest for images in zoo.rows["images"].to_pylist() for digest in images}
+    if lost := used - set(known):
+        raise DataError(
+            f"{source or spec.source} lacks {len(lost)} of the {len(used)} images behind "
+            f"`{zoo.card.name}`; name the photos it was made from"
+        )
+    return known
+
+
+def baselines_markdown(found: list[Baseline]) -> str:
+    """A table: a row an input, a column a subset; image-disjoint / leaf-disjoint in percent."""
+    subsets = list(dict.fromkeys(entry.subset for entry in found))
+    values = {(e.inputs, e.subset, e.split): e for e in found}
+    lines = [
+        "| Input | Numbers | " + " | ".join(name or "accuracy" for name in subsets) + " |",
+        "|---|--:|" + "--:|" * len(subsets),
+    ]
+    for name in dict.fromkeys(entry.inputs for entry in found):
+        cells = []
+        for subset in subsets:
+            pair = [values[name, subset, split].accuracy for split in SPLITS]
+            cells.append(" / ".join(f"{100 * value:.1f}" for value in pair))
+        numbers = values[name, subsets[0], SPLITS[0]].numbers
+        lines.append(f"| {name} | {numbers or ''} | {' | '.join(cells)} |")
+    tests = {split: values[found[0].inputs, subsets[0], split].n_test for split in SPLITS}
+    lines += [
+        "",
+        f"Test accuracy in percent: parts that share no image (n = {tests['part']}) / parts that "
+        f"share no leaf class (n = {tests['leaf_part']}). Logistic regression, strength of the "
+        "penalty chosen by the validation rows, fitted once.",
+    ]
+    return "\n".join(lines)
+
+
+def _inputs(
+    zoo: AdapterSet, latents: Mapping[str, np.ndarray] | None
+) -> dict[str, Float[np.ndarray, "adapters features"]]:
+    weights, pairs = np.asarray(zoo.weights), list(zoo.layout.pairs())
+    downs = np.concatenate([weights[:, down] for _, down, _ in pairs], axis=1)
+    ups = np.concatenate([weights[:, up] for _, _, up in pairs], axis=1)
+    norms = [np.linalg.norm(weights[:, m.columns], axis=1) for m in zoo.layout.matrices]
+    inputs = {"chance": np.empty((len(zoo), 0), np.float32)}
+    if latents is not None:
+        means = [np.mean([latents[k] for k in row], 0) for row in zoo.rows["images"].to_pylist()]
+        inputs[MEAN_LATENT] = np.stack(means)
+    # Logarithms, because B starts at zero: its norms span decades. A dead layer has none.
+    floor = np.finfo(np.float32).tiny
+    return inputs | {
+        "norms only": np.log(np.maximum(np.stack(norms, 1), floor)),
+        "A only": downs,
+        "B only": ups,
+        "A and B": weights,
+    }
+
+
+def _accuracy(features: np.ndarray, labels: np.ndarray, parts: Split) -> float:
+    if not features.shape[1]:
+        return float(np.bincount(labels[parts.test]).max() / len(parts.test))
+    models: list[Any] = []
+    for strength in STRENGTHS:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+        models.append(model.fit(features[parts.train], labels[parts.train]))
+    best = max(models, key=lambda m: m.score(features[parts.val], labels[parts.val]))
+    return float(best.score(features[parts.test], labels[parts.test]))
