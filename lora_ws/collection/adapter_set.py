@@ -164,6 +164,16 @@ class AdapterSet:
         groups = self.column(rule.group) if rule.group else None
         return make_split(self.labels(column)[0], groups, rule)
 
+    def split_by(self, column: str) -> "AdapterSet":
+        """The same rows, split by the parts (train, val, test) that a column records."""
+        unknown = sorted(set(map(str, self.column(column))) - set(Split._fields))
+        if unknown:
+            raise DataError(
+                f"split: column `{column}` holds `{unknown[0]}`, expected train, val and test"
+            )
+        rule = replace(self.card.split, column=column)
+        return replace(self, card=replace(self.card, split=rule))
+
     def layer(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The factors of one layer: A ``[n, rank, in]`` and B ``[n, out, rank]``."""
         for layer, down, up in self.layout.pairs():

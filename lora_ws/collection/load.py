@@ -31,7 +31,7 @@ def load(
     Example:
         >>> zoo = load("lora-ws-mini", subset="shared/class")
         >>> zoo.weights.shape
-        (300, 7072)
+        (500, 7072)
     """
     path = Path(name_or_path)
     if (path / MANIFEST).is_file() or partial_path(path).is_dir():

@@ -39,9 +39,10 @@ def evaluate(
 
     bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
     made = bundle.training
-    if dataset is None or dataset == made["dataset"]:
-        subset = subset or made["subset"] or None
-    zoo, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset))
+    same = dataset is None or dataset == made["dataset"]
+    subset = subset or (made["subset"] or None if same else None)
+    split = made.get("split") or None if same else None
+    zoo, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
     console = Console(highlight=False, soft_wrap=True)
     if (zoo.version, subset) != (made["data_version"], made["subset"]):
         origin = " ".join(filter(None, [made["dataset"], made["subset"]]))

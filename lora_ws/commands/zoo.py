@@ -6,6 +6,7 @@ from typing import Literal
 from rich.console import Console
 
 from lora_ws.collection import AdapterSet, load
+from lora_ws.collection.bundled import pack
 from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.zoo.base import BaseSpec, train_base
 from lora_ws.zoo.baselines import (
@@ -67,15 +68,18 @@ def baselines(zoo: str, /, *, photos: str | None = None) -> None:
     console.print(baselines_markdown(measure_baselines(opened, latents)))
 
 
-def export(zoo: str, out: str, /, *, format: Literal["folders", "parquet"] = "folders") -> None:
-    """Write a collection as the paper's folders, or as parquet of fixed-size lists.
+def export(
+    zoo: str, out: str, /, *, format: Literal["folders", "parquet", "packed"] = "folders"
+) -> None:
+    """Write a collection as the paper's folders, as parquet, or packed as bundled ones are.
 
     Args:
         zoo: name of a collection, or the folder of a store.
         out: folder to make.
-        format: folders of pytorch_lora_weights.safetensors and metadata.json, or parquet
+        format: folders of pytorch_lora_weights.safetensors and metadata.json; parquet of
+            fixed-size lists; or float16 with a scale a matrix, as collections ship in the package
     """
-    write = write_folders if format == "folders" else write_parquet
+    write = {"folders": write_folders, "parquet": write_parquet, "packed": pack}[format]
     Console().print(str(write(load(zoo), Path(out))))
 
 

@@ -52,8 +52,10 @@ class Prepared:
 
 
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
-    """The collection of a spec, and the name of the subset taken."""
+    """The collection of a spec with its split, and the name of the subset taken."""
     zoo = load(spec.dataset, revision=spec.revision)
+    if spec.split is not None:
+        zoo = zoo.split_by(spec.split)
     subset = spec.subset or next(iter(zoo.card.subsets), "")
     return (zoo.subset(subset) if subset else zoo), subset
 

@@ -167,6 +167,7 @@ def fit_seed(
         confusion=confusion,
         seconds=time.perf_counter() - start,
         feature_seconds=prepared.seconds,
+        split=spec.split or "",
     )
     return Fitted(record, classifier, best.history)
 
@@ -271,7 +272,7 @@ def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> No
 
 
 def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
-    for name in ("layout", "classes", "n_train", "n_val", "n_test", "dim", "engine"):
+    for name in ("layout", "classes", "n_train", "n_val", "n_test", "dim", "engine", "split"):
         if getattr(record, name) != getattr(other, name):
             raise ConfigError(
                 f"{out} holds seeds with another {name} ({getattr(other, name)}, now "

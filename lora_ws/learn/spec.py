@@ -81,6 +81,8 @@ class ExperimentSpec:
     Attributes:
         dataset: a collection's name, or the folder of a store.
         subset: a subset of it; null takes the card's first, and `lora-ws train` each.
+        split: column that records each row's part (train, val or test), such as ``leaf_part`` of
+            lora-ws-mini, whose parts share no leaf class; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
         featurizer: the representation, by class name or dotted path; null takes the paper's five.
@@ -92,6 +94,7 @@ class ExperimentSpec:
 
     dataset: str = "lora-ws-mini"
     subset: str | None = None
+    split: str | None = None
     revision: str | None = None
     label: str | None = None
     featurizer: TransformerMixin | None = None

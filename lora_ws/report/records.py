@@ -39,6 +39,7 @@ class RunRecord:
         confusion: test rows by true class (row) and predicted class (column).
         seconds: time to fit and evaluate; differs between equal runs.
         feature_seconds: time to make the features, once for all seeds.
+        split: column that gave the parts, where it was not the collection's own rule.
     """
 
     name: str
@@ -63,6 +64,7 @@ class RunRecord:
     confusion: tuple[tuple[int, ...], ...]
     seconds: float = 0.0
     feature_seconds: float = field(default=0.0)
+    split: str = ""
 
     def timeless(self) -> dict[str, Any]:
         """All fields that equal runs share."""

@@ -64,9 +64,10 @@ def caption(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     seeds = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
     first = next(iter(groups.values()))[0]
     subset = f", subset {first.subset}" if first.subset else ""
+    split = f", split by {first.split}" if first.split else ""
     return (
         f"{first.dataset}{subset}; {first.n_train}/{first.n_val}/{first.n_test} rows to train, "
-        f"validate and test; seeds: {seeds}; mean ± sample standard "
+        f"validate and test{split}; seeds: {seeds}; mean ± sample standard "
         f"deviation in percent; protocol {first.protocol}; engine {first.engine}. Always naming "
         f"the largest class scores {100 * majority(first):.1f} % accuracy; p is the chance of the "
         "mean test accuracy under that guess (one-sided binomial test)."

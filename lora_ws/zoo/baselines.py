@@ -70,8 +70,7 @@ def measure_baselines(
             labels, _ = own.labels()
             for name, features in _inputs(own, latents).items():
                 for split in SPLITS:
-                    rule = replace(own.card.split, column=split)
-                    parts = replace(own, card=replace(own.card, split=rule)).split()
+                    parts = own.split_by(split).split()
                     accuracy = _accuracy(features, labels, parts)
                     found.append(
                         Baseline(subset, name, features.shape[1], split, accuracy, len(parts.test))

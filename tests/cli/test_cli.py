@@ -98,7 +98,7 @@ def test_data_list_and_info() -> None:
     done = call("data", "list")
     assert "lora-ws-mini" in done.stdout
     done = call("data", "info", "lora-ws-mini")
-    assert "per_adapter/class 750" in done.stdout
+    assert "per_adapter/class 500" in done.stdout
     assert "7072 in 64 layers" in done.stdout
 
 
@@ -211,7 +211,7 @@ def test_default_below_yaml_below_flag(tmp_path: Path) -> None:
 def test_train_prints_a_table_and_leaves_a_folder(trained: Path) -> None:
     table = (trained / "table.md").read_text()
     assert table.startswith("| Representation | Numbers | Accuracy |")
-    assert "209/30/61" in table or "210/30/60" in table
+    assert "350/50/100" in table
     assert (trained / "bundle" / "model.safetensors").is_file()
     assert len((trained / "StatsFlatVec" / "records.jsonl").read_text().splitlines()) == 1
 
@@ -248,11 +248,11 @@ def test_featurize_writes_features_labels_and_parts(tmp_path: Path, name: str) -
     assert done.returncode == 0, done.stderr
     if name.endswith(".npz"):
         with np.load(out) as data:
-            assert data["features"].shape == (300, 896)
-            assert len(data["label"]) == len(data["part"]) == 300
+            assert data["features"].shape == (500, 896)
+            assert len(data["label"]) == len(data["part"]) == 500
     else:
         table = pq.read_table(out)
-        assert table.num_rows == 300
+        assert table.num_rows == 500
         assert table.num_columns == 898
         assert set(table["part"].to_pylist()) == {"train", "val", "test"}
 

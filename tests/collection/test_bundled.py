@@ -46,43 +46,98 @@ def test_zero_matrices_stay_zero(tmp_path: Path):
     assert not unpack(pack(zoo, tmp_path), CARD).weights.any()
 
 
+CORNERS = ("per_adapter/class", "per_adapter/constant", "shared/class", "shared/constant")
+
+
 def test_mini_has_its_rows_and_subsets(mini: AdapterSet):
-    assert len(mini) == find_card("lora-ws-mini").rows == 1050
-    subsets = Counter(mini.column("subset").tolist())
-    assert subsets == {"per_adapter/class": 750, "shared/class": 300}
-    assert len(load("lora-ws-mini", subset="shared/class")) == 300
+    assert len(mini) == find_card("lora-ws-mini").rows == 2000
+    assert Counter(mini.column("subset").tolist()) == dict.fromkeys(CORNERS, 500)
+    assert find_card("lora-ws-mini").subsets == CORNERS
+    assert len(load("lora-ws-mini", subset="shared/class")) == 500
+    assert set(Counter(mini.column("category_name").tolist()).values()) == {40}
 
 
-def test_mini_subsets_share_their_image_sets(mini: AdapterSet):
-    per_adapter = mini.where(subset="per_adapter/class").column("folder").tolist()
-    shared = mini.where(subset="shared/class").column("folder").tolist()
-    assert len(set(per_adapter)) == 750
-    assert sorted(shared) == sorted(per_adapter[:300])
+def test_mini_corners_share_their_image_sets(mini: AdapterSet):
+    images = [mini.subset(name).rows["images"].to_pylist() for name in CORNERS]
+    assert all(other == images[0] for other in images[1:])
 
 
-def test_mini_split_keeps_an_image_set_in_one_part(mini: AdapterSet):
-    folders = mini.column("folder")
-    sets = [set(folders[part]) for part in mini.split()]
-    assert sum(map(len, sets)) == len(set(folders))
-    labels, classes = mini.labels()
-    assert sorted(np.bincount(labels).tolist()) == [105] * 10
-    assert classes == find_card("lora-ws-mini").classes
+@pytest.mark.parametrize("name", ["lora-ws-mini", "lora-ws-mini-flagged"])
+def test_corners_differ_in_what_they_say(name: str):
+    zoo = load(name)
+    down = [layer.down_shape for layer in zoo.layout.layers]
+    assert len(down) == 64
+    for subset in zoo.card.subsets:
+        own = zoo.subset(subset)
+        start, prompt = subset.split("/")
+        first, _ = own.layer(zoo.layout.layers[0].name)
+        assert (np.abs(first - first[0]).max() < 0.1) == (start == "shared")
+        named = [row["category_label"] in row["prompt"].split() for row in own.rows.to_pylist()]
+        assert all(named) if prompt == "class" else not any(named)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("lora-ws-mini", [350, 50, 100]), ("lora-ws-mini-flagged", [112, 16, 32])]
+)
+def test_parts_share_no_image_and_leaf_parts_no_leaf(name: str, sizes: list[int]):
+    zoo = load(name)
+    for subset in zoo.card.subsets:
+        part = load(name, subset=subset)
+        assert [len(rows) for rows in part.split()] == sizes
+    for column, things in (("part", "images"), ("leaf_part", "category_name")):
+        values = zoo.rows[things].to_pylist()
+        listed = [set(v) if isinstance(v, list) else {v} for v in values]
+        seen = [set().union(*(listed[k] for k in rows)) for rows in zoo.split_by(column).split()]
+        assert sum(map(len, seen)) == len(set().union(*seen))
+
+
+def test_no_image_behind_an_adapter_was_seen_by_the_base(mini: AdapterSet):
+    from lora_ws.diffusion.pipeline import base_facts
+
+    seen = set(base_facts("tiny-sd")["photos"])
+    assert len(seen) > 19_000
+    assert seen.isdisjoint(image for row in mini.rows["images"].to_pylist() for image in row)
+
+
+def test_flagged_is_half_and_has_five_images_each():
+    zoo = load("lora-ws-mini-flagged")
+    for subset in zoo.card.subsets:
+        own = zoo.subset(subset)
+        assert np.bincount(own.labels()[0]).tolist() == [80, 80]
+        assert set(own.column("num_images").tolist()) == {5}
+    assert set(zoo.where(label="flagged").column("category_label")) == {"flower"}
+
+
+@pytest.mark.parametrize("name", ["lora-ws-mini", "lora-ws-mini-flagged"])
+def test_recipe_of_a_bundled_collection_is_the_one_in_training(name: str):
+    import yaml
+
+    from lora_ws.config import spec_files
+
+    recipe = load(name).manifest["recipe"]
+    written = yaml.safe_load(spec_files("training")[f"zoo/{name.replace('-', '_')}"].read_text())
+    assert recipe["base"] == "tiny-sd"
+    assert recipe["photos"]["words"] == written["photos"]["words"]
+    assert recipe["seed"] == written["seed"]
+    assert written["sampling"].items() <= recipe["sampling"].items()
+    assert recipe["finetune"]["steps"] == 200
+    assert recipe["shard"] == "0/1"
 
 
 def test_mini_is_finite_and_no_row_is_doubled(mini: AdapterSet):
     assert np.isfinite(mini.weights).all()
-    assert len({row.tobytes() for row in mini.weights}) == 1050
+    assert len({row.tobytes() for row in mini.weights}) == 2000
 
 
 def test_mini_fits_into_the_package():
     files = [p for p in (ASSETS / "lora-ws-mini").rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 15_000_000
+    assert sum(p.stat().st_size for p in files) <= 30_000_000
 
 
 def test_first_use_by_several_processes_at_once(tmp_path: Path, mini: AdapterSet, warm: Warm):
     code = "import lora_ws; print(len(lora_ws.load('lora-ws-mini')))"
     jobs = [warm.start(code, LORA_WS_CACHE=str(tmp_path)) for _ in range(4)]
-    assert [job.wait() for job in jobs] == [(0, "1050\n")] * 4
+    assert [job.wait() for job in jobs] == [(0, "2000\n")] * 4
     (store,) = tmp_path.glob("stores/lora-ws-mini/*/manifest.json")
     assert np.array_equal(AdapterSet.open(store.parent).weights, mini.weights)
     assert not list(tmp_path.rglob("*.partial"))
@@ -97,17 +152,3 @@ def test_interrupted_expansion_begins_anew(
     partial = store.rename(store.with_name(store.name + ".partial"))
     (partial / "weights.npy").write_bytes(b"half")
     np.testing.assert_array_equal(load("lora-ws-mini").weights, mini.weights)
-
-
-def test_subsets_of_the_shipped_collection_agree_on_the_parts() -> None:
-    zoo = load("lora-ws-mini")
-    whole = zoo.split()
-    folder = zoo.column("folder")
-    train, test = set(folder[whole.train]), set(folder[whole.test])
-    assert not train & test
-    for subset, sizes in (("per_adapter/class", [525, 75, 150]), ("shared/class", [210, 30, 60])):
-        part = load("lora-ws-mini", subset=subset)
-        split = part.split()
-        assert [len(rows) for rows in split] == sizes
-        assert set(part.column("folder")[split.test]) <= test
-        assert set(part.column("folder")[split.train]) <= train

@@ -55,7 +55,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     save_file(tensors, "file.safetensors")
     names: dict[str, object] = {}
     exec(code, names)
-    assert names["X"].shape == (1050, 448)  # type: ignore[attr-defined]
+    assert names["X"].shape == (2000, 448)  # type: ignore[attr-defined]
     assert len(names["records"]) == 2  # type: ignore[arg-type]
 
 

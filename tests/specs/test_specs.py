@@ -23,6 +23,7 @@ ZOO_RECIPES = {
     "zoo/digit_sd": BaseSpec,
     "zoo/tiny_sd": BaseSpec,
     "zoo/lora_ws_mini": ZooSpec,
+    "zoo/lora_ws_mini_flagged": ZooSpec,
     "zoo/lora_ws_sd15": ZooSpec,
 }
 
@@ -43,7 +44,9 @@ def test_card(name: str) -> None:
 
 def test_cards_the_paper_publishes() -> None:
     published = {"lora-ws-1k", "lora-ws-10k", "lora-ws-50k", "lora-ws-100k", "lora-ws-nsfw"}
-    assert published | {"weightspace-images", "lora-ws-mini"} <= set(card_names())
+    assert published | {"weightspace-images", "lora-ws-mini", "lora-ws-mini-flagged"} <= set(
+        card_names()
+    )
     for name in published:
         card = find_card(name)
         assert card.hub_id == f"jacekduszenko/{name}"
