@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from filelock import FileLock
@@ -27,6 +28,7 @@ from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.report.records import METRICS, read_records
+from lora_ws.report.tables import caption
 
 FAST = FitSpec(hidden=(32,), lr=3e-3, max_epochs=12, patience=4)
 
@@ -344,3 +346,17 @@ def test_subset_of_a_collection_without_subsets_is_refused(spec: ExperimentSpec)
 def test_impossible_values_name_their_flag(values: dict[str, object], flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         FitSpec(**values)  # type: ignore[arg-type]
+
+
+def test_split_by_a_recorded_column(make_zoo, tmp_path: Path) -> None:
+    zoo = make_zoo(n=120)
+    own = np.repeat(["test", "val", "train"], [30, 10, 80])
+    rows = zoo.rows.append_column("leaf_part", pa.array(own))
+    store = replace(zoo, rows=rows).save(tmp_path / "store")
+    spec = ExperimentSpec(str(store), split="leaf_part", featurizer=StatsFlatVec(), fit=FAST)
+    record = run_one(spec, 0)
+    assert (record.n_train, record.n_val, record.n_test) == (80, 10, 30)
+    assert record.split == "leaf_part"
+    assert "split by leaf_part" in caption({"x": [record]})
+    with pytest.raises(DataError, match="expected train, val and test"):
+        run_one(replace(spec, split="category_label"), 0)

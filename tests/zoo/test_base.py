@@ -156,3 +156,12 @@ def test_latents_are_normalised_without_changing_the_images() -> None:
     torch.testing.assert_close(decode_latents(pipeline, latents), before, atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_min_snr_caps_the_loss_of_the_image() -> None:
+    from lora_ws.zoo.base import _loss_weights
+
+    alphas = torch.tensor([0.999, 0.9, 0.5, 0.01])
+    assert _loss_weights(alphas, None).tolist() == [1, 1, 1, 1]
+    # The image's error is the noise's over the signal-to-noise ratio: 999, 9, 1 and 1 / 99.
+    torch.testing.assert_close(_loss_weights(alphas, 5.0), torch.tensor([5 / 999, 5 / 9, 1.0, 1.0]))
