@@ -70,7 +70,7 @@ class BaseSpec:
         seed: of everything.
         checkpoint_every: steps between checkpoints.
         grid_every: steps between sample grids.
-        held_out: source and split of photos that quality is measured on.
+        held_out: split of the photos that quality is measured on.
     """
 
     name: str = "digit-sd"
@@ -84,7 +84,14 @@ class BaseSpec:
     seed: int = 0
     checkpoint_every: int = 250
     grid_every: int = 1000
-    held_out: PhotoSpec = field(default_factory=lambda: PhotoSpec(split="test"))
+    held_out: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.held_out == self.photos.split or self.photos.source.endswith(".parquet"):
+            raise ConfigError(
+                "held_out: expected photos that are not trained on; name another split, and as "
+                "photos.source a folder with a parquet file for each split, or a repository"
+            )
 
 
 def train_base(spec: BaseSpec) -> Path:
@@ -103,7 +110,7 @@ def train_base(spec: BaseSpec) -> Path:
     work = out.with_name(out.name + ".work")
     _claim(work, spec)
     photos = load_photos(spec.photos, spec.size.image_size)
-    held_out = load_photos(spec.held_out, spec.size.image_size)
+    held_out = load_photos(replace(spec.photos, split=spec.held_out), spec.size.image_size)
     pipeline = build_pipeline(spec.size, photos.words, spec.seed)
     _train_vae(pipeline, photos, spec, work)
     _train_denoiser(pipeline, photos, spec, work)
@@ -112,7 +119,7 @@ def train_base(spec: BaseSpec) -> Path:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.half()
     pipeline.save_pretrained(partial)
-    public = replace(spec, photos=spec.photos.public, held_out=spec.held_out.public)
+    public = replace(spec, photos=spec.photos.public)
     facts = {
         "name": spec.name,
         "recipe": to_plain(public) | {"out": spec.name},

@@ -23,10 +23,10 @@ class PhotoSpec:
     """Where photos come from.
 
     Attributes:
-        source: "digits" (scikit-learn's, nothing to fetch), a parquet file, or a repository of
-            images on the Hub.
-        split: which split of a repository; for digits "train" is the first half of each digit's
-            images and "test" the second.
+        source: "digits" (scikit-learn's, nothing to fetch), a repository of images on the Hub, a
+            folder with a file ``<split>.parquet``, or one parquet file.
+        split: which split of it; for digits "train" is the first half of each digit's images and
+            "test" the second.
         image: column of the image; a file with the published columns (image, category_label,
             category_name) is read by those, whatever is said here.
         category: column of the general class.
@@ -44,9 +44,16 @@ class PhotoSpec:
 
     @property
     def public(self) -> "PhotoSpec":
-        """The same with a file's name alone, as records that are handed on show it."""
-        is_file = self.source.endswith(".parquet")
-        return replace(self, source=Path(self.source).name) if is_file else self
+        """The same with the last part of a path alone, as records that are handed on show it."""
+        is_local = self.source.endswith(".parquet") or Path(self.source).is_dir()
+        return replace(self, source=Path(self.source).name) if is_local else self
+
+    @property
+    def file(self) -> Path | None:
+        """The parquet file, where the source is local."""
+        if Path(self.source).is_dir():
+            return Path(self.source) / f"{self.split}.parquet"
+        return Path(self.source) if self.source.endswith(".parquet") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,15 +166,16 @@ def _digits(split: str, size: int) -> Photos:
 def _open(spec: PhotoSpec) -> Any:
     from datasets import load_dataset
 
-    if spec.source.endswith(".parquet"):
-        if not Path(spec.source).is_file():
-            raise NotAvailableError(f"source: no file {spec.source}")
-        return load_dataset("parquet", data_files=spec.source, split="train")
+    if spec.file is not None:
+        if not spec.file.is_file():
+            raise NotAvailableError(f"source: no file {spec.file}")
+        return load_dataset("parquet", data_files=str(spec.file), split="train")
     try:
         return load_dataset(spec.source, split=spec.split)
     except Exception as error:  # the many kinds of failure of a download
         raise NotAvailableError(
-            f"source: cannot read {spec.source} from the Hub ({error}); name a local parquet file"
+            f"source: cannot read {spec.source} from the Hub ({error}); name a local folder with "
+            f"{spec.split}.parquet"
         ) from error
 
 

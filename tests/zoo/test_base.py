@@ -67,6 +67,12 @@ def test_a_killed_training_comes_to_the_same_weights(recipe: Path, tmp_path: Pat
         train_base(load_spec(BaseSpec, recipe).__class__(out=tmp_path / "killed"))
 
 
+def test_quality_is_not_measured_on_what_was_trained_on() -> None:
+    for photos, held_out in ((PhotoSpec(source="a.parquet"), "test"), (PhotoSpec(), "train")):
+        with pytest.raises(ConfigError, match="held_out"):
+            BaseSpec(photos=photos, held_out=held_out)
+
+
 def test_another_recipe_does_not_go_on(recipe: Path, tmp_path: Path) -> None:
     spec = load_spec(BaseSpec, recipe)
     (tmp_path / "x.work").mkdir()
@@ -135,6 +141,10 @@ def test_photos_of_a_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [image]}), file)
     with pytest.raises(DataError, match="expected columns"):
         load_photos(PhotoSpec(source=str(file)), 8)
+    pq.write_table(pa.table(table), tmp_path / "test.parquet")
+    assert len(load_photos(PhotoSpec(source=str(tmp_path), split="test"), 8)) == 2
+    with pytest.raises(NotAvailableError, match=r"no file .*train\.parquet"):
+        load_photos(PhotoSpec(source=str(tmp_path)), 8)
     with pytest.raises(NotAvailableError, match="no file"):
         load_photos(PhotoSpec(source=str(tmp_path / "none.parquet")), 8)
 
