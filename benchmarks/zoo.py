@@ -26,12 +26,13 @@ def one_by_one(steps: int) -> float:
     params = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, 1e-4)
     context = encode_prompts(pipeline, ["a photo of sks fish"])
-    latents = torch.randn(8, 4, 8, 8)
+    shape = (int(unet.config.in_channels), 8, 8)
+    latents = torch.randn(8, *shape)
     began = 0.0
     for step in range(steps + 2):
         if step == 2:  # the first steps allocate
             began = process_time()
-        clean, noise = latents[[step % 8]], torch.randn(1, 4, 8, 8)
+        clean, noise = latents[[step % 8]], torch.randn(1, *shape)
         level = torch.randint(1000, (1,))
         said = unet(pipeline.scheduler.add_noise(clean, noise, level), level, context).sample
         optimizer.zero_grad(set_to_none=True)
@@ -45,7 +46,8 @@ def together(adapters: int, steps: int) -> float:
     """CPU seconds of a step of one adapter of a batch."""
     pipeline = load_pipeline("tiny-sd")
     layout = adapter_layout(pipeline.unet)
-    latents = [torch.randn(8, 4, 8, 8) for _ in range(adapters)]
+    channels = int(pipeline.unet.config.in_channels)
+    latents = [torch.randn(8, channels, 8, 8) for _ in range(adapters)]
 
     def run(n: int) -> float:
         bank, began = AdapterBank.fresh(layout, adapters), process_time()

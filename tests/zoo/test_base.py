@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ws.adapters import Layout
-from lora_ws.config import load_spec, spec_files
+from lora_ws.config import load_spec, spec_files, to_plain
 from lora_ws.diffusion.pipeline import (
     adapter_layout,
     base_facts,
@@ -95,6 +95,9 @@ def test_bundled_bases(name: str) -> None:
     facts = base_facts(name)
     assert facts["recipe"]["denoiser"]["steps"] == recipe.denoiser.steps
     assert facts["recipe"]["vae"]["steps"] == recipe.vae.steps
+    assert facts["recipe"]["size"].items() <= to_plain(recipe.size).items()
+    assert facts["quality"]["recognised"] > 0.5 + 0.4 * (name == "digit-sd")
+    assert facts["quality"]["psnr_db"] > 25
     assert pipeline.unet.dtype == torch.float32
     image = pipeline("a photo of even", num_inference_steps=2, output_type="pt").images
     assert image.shape[-1] == recipe.size.image_size
