@@ -15,6 +15,8 @@ from lora_ws.zoo.spec import ZooSpec
 
 # Far from any adapter's seed, so that a second try draws nothing that another adapter drew.
 RETRY = 10**9
+# And so that no adapter with a start of its own has the one that others share.
+SHARED = 5 * 10**8
 
 
 def train_batch(
@@ -50,7 +52,8 @@ def _attempt(
     start = spec.seed * 10**6 + attempt * RETRY
     seeds = [start + job.image_set for job in jobs]
     shared = jobs[0].a_init == "shared"
-    bank = AdapterBank.fresh(layout, len(jobs), jobs[0].a_init, start if shared else seeds[0])
+    a_seeds = [start + SHARED] * len(jobs) if shared else seeds
+    bank = AdapterBank.fresh(layout, len(jobs), jobs[0].a_init, a_seeds[0])
     bank.to(spec.device)
     began = time.perf_counter()
     images = [latents[list(job.images)] for job in jobs]
@@ -63,7 +66,7 @@ def _attempt(
             _row(
                 job,
                 seeds[k],
-                start if shared else seeds[k],
+                a_seeds[k],
                 vectors[k],
                 layout,
                 result.step_loss[k],

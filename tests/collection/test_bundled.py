@@ -124,10 +124,11 @@ def test_recipe_of_a_bundled_collection_is_the_one_in_training(name: str):
     assert recipe["shard"] == "0/1"
 
 
-def test_mini_is_finite_and_no_row_is_doubled(mini: AdapterSet):
-    assert np.isfinite(mini.weights).all()
-    for name in CORNERS:
-        assert len({row.tobytes() for row in mini.subset(name).weights}) == 500
+@pytest.mark.parametrize("name", ["lora-ws-mini", "lora-ws-mini-flagged"])
+def test_bundled_rows_are_finite_and_none_is_doubled(name: str):
+    zoo = load(name)
+    assert np.isfinite(zoo.weights).all()
+    assert len({row.tobytes() for row in zoo.weights}) == find_card(name).rows
 
 
 def test_mini_fits_into_the_package():

@@ -153,6 +153,7 @@ def test_shared_and_own_starts(zoo: AdapterSet) -> None:
         down, up = zoo.subset(name).layer(zoo.layout.layers[0].name)
         assert (np.abs(down - down[0]).max() < 1e-2) == same
         assert np.abs(up).max() > 0
+    assert len({row.tobytes() for row in zoo.weights}) == len(zoo)
 
 
 def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
