@@ -48,7 +48,8 @@ def assert_matches(fit, x, k, scaled, rtol):
 
 @pytest.mark.parametrize("solver", ["gram", "krylov"])
 @pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-9), (np.float32, 1e-6)])
+# How far float32 sums come out differs between processors: 2e-6 was seen.
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-9), (np.float32, 5e-6)])
 @pytest.mark.parametrize("shape", [(60, 5000), (400, 90)])
 def test_agrees_with_full_decomposition(rng, solver, scaled, dtype, rtol, shape):
     x = low_rank(rng, *shape).astype(dtype)

@@ -201,7 +201,11 @@ def test_large_features_stay_mapped_and_give_the_same(
     monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 200_000)
     mapped = prepare(flat)
     assert np.shares_memory(mapped.features, mapped.zoo.weights)
-    assert [run_one(flat, 0).timeless(), run_one(pca, 0).timeless()] == small
+    assert run_one(flat, 0).timeless() == small[0]
+    # Sums over blocks of other sizes may differ in the last bit.
+    blocks = run_one(pca, 0).timeless()
+    assert blocks.pop("val_loss") == pytest.approx(small[1].pop("val_loss"), rel=1e-5)
+    assert blocks == small[1]
 
 
 def test_third_party_transformer_by_dotted_path(spec: ExperimentSpec, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from lora_ws.zoo.memory import adapters_that_fit
 from lora_ws.zoo.spec import ZooSpec
 
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import torch
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
@@ -20,7 +21,7 @@ from lora_ws.zoo.finetune import FinetuneSpec, finetune
 def run(n):
     bank, latents = AdapterBank.fresh(layout, n), [torch.randn(4, 4, 8, 8)] * n
     finetune(pipeline, bank, latents, ["a photo of sks odd"] * n, list(range(n)), spec)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 
 torch.set_num_threads(1)
 pipeline, spec = load_pipeline("digit-sd"), FinetuneSpec(steps=3)
