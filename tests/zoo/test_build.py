@@ -30,6 +30,7 @@ from lora_ws.diffusion.pipeline import (
 from lora_ws.errors import ConfigError, DataError, TrainingError
 from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.finetune import FinetuneSpec, finetune
+from lora_ws.zoo.memory import adapters_that_fit
 from lora_ws.zoo.publish import write_folders, write_parquet
 from lora_ws.zoo.sampling import SamplingSpec
 from lora_ws.zoo.spec import ZooSpec
@@ -124,6 +125,8 @@ def test_the_unet_of_stable_diffusion() -> None:
     pipeline.text_encoder.requires_grad_(False)
     layout = adapter_layout(pipeline.unet)
     assert layout == Layout.sd15_qv()
+    most = adapters_that_fit(pipeline, layout, FinetuneSpec(), 4.0)
+    assert 1 < adapters_that_fit(pipeline, layout, FinetuneSpec(), 0.5) < most <= 100
     latents = [torch.randn(2, 4, 8, 8) for _ in range(2)]
     prompts = ["a photo of sks cat", "a photo of sks dog"]
     bank = AdapterBank.fresh(layout, 2)
