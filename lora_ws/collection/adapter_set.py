@@ -85,6 +85,11 @@ class AdapterSet:
         """Hash of the content, recorded by whatever was trained on it; empty for arrays."""
         return str(self.manifest.get("sha256", ""))
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the rows came from: the manifest without what a writer counts and hashes anew."""
+        return {key: value for key, value in self.manifest.items() if key not in COUNTED}
+
     def select(self, index: Sequence[int] | np.ndarray | slice) -> "AdapterSet":
         """Keep the rows at ``index``; a contiguous range stays a view of the memory map."""
         if isinstance(index, slice):
@@ -210,10 +215,7 @@ class AdapterSet:
 
     def save(self, path: str | Path) -> Path:
         """Write a store that `open` reads; refuses to overwrite one."""
-        # What it was made from, where that is known; the writer counts and hashes anew.
-        origin = {k: v for k, v in self.manifest.items() if k not in COUNTED} or {
-            "origin": "arrays"
-        }
+        origin = self.origin or {"origin": "arrays"}
         # Nothing tells whose rows an unfinished store of arrays holds, so it is not continued.
         with StoreWriter(Path(path), self.layout, self.card, origin, resume=False) as writer:
             step = max(1, (64 << 20) // (4 * self.layout.size))

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.store import COUNTED, ROWS
+from lora_ws.collection.store import ROWS
 
 PACKED, ORIGIN = "weights.safetensors", "origin.json"
-# One number a training step each: more bytes than the weights, and no use without the full store.
+# One number a training step each, which a package has no room for.
 LEFT_OUT = ("step_loss", "grad_norm")
 ASSETS = Path(__file__).parent.parent / "_assets"
 # Far below float16's largest value (65504), so that rounding cannot overflow.
@@ -39,8 +39,7 @@ def pack(zoo: AdapterSet, folder: Path) -> Path:
     save_file({"half": half, "scales": np.array(scales, np.float32)}, folder / PACKED)
     rows = zoo.rows.drop_columns([name for name in LEFT_OUT if name in zoo.rows.column_names])
     pq.write_table(rows, folder / ROWS, compression="zstd", compression_level=19)
-    origin = {key: value for key, value in zoo.manifest.items() if key not in COUNTED}
-    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+    (folder / ORIGIN).write_text(json.dumps(zoo.origin, indent=1) + "\n")
     return folder
 
 

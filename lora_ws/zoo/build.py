@@ -94,7 +94,7 @@ def _common_origin(
     if len(origins) != len(wanted):
         raise DataError(f"expected {len(wanted)} shares, got {len(origins)}: one is named twice")
     recipe = origins[0][1] | {"shard": shard}
-    return {"origin": "lora-ws zoo build", "recipe": recipe, "base": origins[0][2]}
+    return stores[0].origin | {"recipe": recipe}
 
 
 def _quarantine(share: Path) -> list[dict[str, Any]]:

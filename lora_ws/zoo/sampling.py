@@ -103,14 +103,14 @@ def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
     sets = []
     rng = np.random.default_rng(seed)
     leaf_id = 0
-    counts = _adapters_per_class(photos.tree, spec)
-    for category, leaves in photos.tree.items():
+    tree = photos.tree
+    counts = _adapters_per_class(tree, spec)
+    leaf_of, category_of = np.array(photos.leaves), np.array(photos.categories)
+    for category, leaves in tree.items():
         leaf_parts = _leaf_parts(category, leaves, rng)
         parts = np.array_split(_parts(category, counts[category]), len(leaves))
         for leaf, wanted in zip(leaves, parts, strict=True):
-            own = np.flatnonzero(
-                (np.array(photos.leaves) == leaf) & (np.array(photos.categories) == category)
-            )
+            own = np.flatnonzero((leaf_of == leaf) & (category_of == category))
             for part, images in _image_sets(leaf, own, wanted, spec, rng):
                 sets.append((category, leaf, leaf_id, images, part, leaf_parts[leaf]))
             leaf_id += 1
