@@ -9,10 +9,13 @@ before ``up``, each matrix row-major.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from lora_ws.errors import LayoutError
 
@@ -67,6 +70,35 @@ class Matrix(NamedTuple):
     def name(self) -> str:
         """``<module path>.<role>``."""
         return f"{self.layer.name}.{self.role}"
+
+
+class Selection(NamedTuple):
+    """Some matrices of a layout, and the columns of the flat vector that hold them.
+
+    Attributes:
+        matrices: the chosen ones in column order; their columns count within the selection.
+        columns: which columns to take; a slice where they follow each other, so that it is a view.
+    """
+
+    matrices: tuple[Matrix, ...]
+    columns: slice | np.ndarray
+
+    def pairs(self) -> Iterator[tuple[LayerSpec, slice, slice]]:
+        """Yield each layer with the columns of its A and of its B.
+
+        Raises:
+            LayoutError: only one of a layer's two matrices was chosen.
+        """
+        found: dict[str, dict[Role, Matrix]] = {}
+        for matrix in self.matrices:
+            found.setdefault(matrix.layer.name, {})[matrix.role] = matrix
+        for name, factors in found.items():
+            if len(factors) < 2:
+                raise LayoutError(
+                    f"expected A and B of every layer, got only `{name}.{next(iter(factors))}`; "
+                    "choose whole layers for what needs their product"
+                )
+            yield factors["down"].layer, factors["down"].columns, factors["up"].columns
 
 
 @dataclass(frozen=True)
@@ -173,6 +205,43 @@ class Layout:
         """Yield each layer with the columns of its A and of its B."""
         for down, up in zip(self.matrices[::2], self.matrices[1::2], strict=True):
             yield down.layer, down.columns, up.columns
+
+    def choose(self, patterns: Sequence[str] | None = None) -> Selection:
+        """Choose matrices by name.
+
+        Args:
+            patterns: names of layers or matrices, ``*`` standing for anything: ``*.attn2.to_v``
+                is A and B of these layers, ``*.up`` every B. None chooses all.
+
+        Raises:
+            LayoutError: a pattern fits nothing.
+
+        Example:
+            >>> Layout.sd15_qv().choose(["mid_block*.attn2.to_v"]).columns
+            slice(43648, 45696, None)
+        """
+        if patterns is None:
+            return Selection(self.matrices, slice(0, self.size))
+        names = [(m.name, m.layer.name) for m in self.matrices]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for pair in names for name in pair):
+                raise LayoutError(
+                    f"matrices: `{pattern}` fits none of this layout's layers and matrices; they "
+                    f"are named like `{names[0][0]}`"
+                )
+        chosen, columns, start = [], [], 0
+        for matrix, pair in zip(self.matrices, names, strict=True):
+            if any(fnmatchcase(name, pattern) for pattern in patterns for name in pair):
+                width = matrix.columns.stop - matrix.columns.start
+                chosen.append(Matrix(matrix.layer, matrix.role, slice(start, start + width)))
+                columns.append(matrix.columns)
+                start += width
+        if not chosen:
+            raise LayoutError("matrices: expected at least one pattern, got none")
+        first, last = columns[0].start, columns[-1].stop
+        if last - first == start:
+            return Selection(tuple(chosen), slice(first, last))
+        return Selection(tuple(chosen), np.r_[tuple(columns)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

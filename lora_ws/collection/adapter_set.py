@@ -17,7 +17,7 @@ import yaml
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard, stored_card
-from lora_ws.collection.splits import Split, make_split
+from lora_ws.collection.splits import Split, is_rule, make_split, split_by_name
 from lora_ws.collection.store import (
     CARD,
     COUNTED,
@@ -163,15 +163,18 @@ class AdapterSet:
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""
         rule = self.card.split
+        groups = self.column(rule.group) if rule.group else None
+        if rule.column and is_rule(rule.column):
+            return split_by_name(rule.column, self.labels(column)[0], groups)
         if rule.column:
             part = self.column(rule.column)
             return Split(*(np.flatnonzero(part == name) for name in Split._fields))
-        groups = self.column(rule.group) if rule.group else None
         return make_split(self.labels(column)[0], groups, rule)
 
     def split_by(self, column: str) -> "AdapterSet":
-        """The same rows, split by the parts (train, val, test) that a column records."""
-        unknown = sorted(set(map(str, self.column(column))) - set(Split._fields))
+        """The same rows, split by the parts that a column records, or by a rule's name."""
+        recorded = () if is_rule(column) else map(str, self.column(column))
+        unknown = sorted(set(recorded) - set(Split._fields))
         if unknown:
             raise DataError(
                 f"split: column `{column}` holds `{unknown[0]}`, expected train, val and test"

@@ -1,10 +1,11 @@
 """Train, validation and test rows: a pure function of labels, groups and the card's rule."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from lora_ws.collection.card import SplitRule
 from lora_ws.errors import DataError
@@ -54,6 +55,52 @@ def make_split(
         raise DataError(f"row {row}: its group `{groups[row]}` holds rows of two labels")
     parts = _split_groups(labels[first], (train, val, test), rule.seed)
     return Split(*(np.flatnonzero(np.isin(member, part)) for part in parts))
+
+
+RULES = "fold-0-of-5, published-70-10-20, published-80-20"
+_FOLD = re.compile(r"fold-(\d+)-of-(\d+)")
+# Of the published scripts.
+_SEED = 42
+
+
+def is_rule(name: str) -> bool:
+    """Whether a split is named by a rule, not by a column."""
+    return re.match(r"(fold|published)-", name) is not None
+
+
+def split_by_name(name: str, labels: Int[np.ndarray, " rows"], groups: np.ndarray | None) -> Split:
+    """Split rows by a rule that has a name.
+
+    ``fold-k-of-n`` tests on the k-th of n stratified folds, validates on the fold after it and
+    trains on the others, groups kept together. ``published-…`` are the splits of the authors'
+    scripts, by rows alone: ``70-10-20`` takes 30 % off and 67 % of these to test; ``80-20`` tests
+    on 20 % and *validates on the same rows*.
+
+    Raises:
+        DataError: there is no such rule, or the classes are too small for it.
+
+    Example:
+        >>> [len(part) for part in split_by_name("published-80-20", np.arange(10) % 2, None)]
+        [8, 2, 2]
+    """
+    rows = np.arange(len(labels))
+    if name == "published-80-20":
+        train, test = train_test_split(rows, test_size=0.2, random_state=_SEED)
+        return Split(np.sort(train), np.sort(test), np.sort(test))
+    if name == "published-70-10-20":
+        train, rest = train_test_split(rows, test_size=0.3, random_state=_SEED)
+        val, test = train_test_split(rest, test_size=0.67, random_state=_SEED)
+        return Split(np.sort(train), np.sort(val), np.sort(test))
+    match = _FOLD.fullmatch(name)
+    if not match or not int(match[1]) < int(match[2]) or int(match[2]) < 3:
+        raise DataError(f"split: no rule `{name}`; expected a column or a rule like {RULES}")
+    k, n = int(match[1]), int(match[2])
+    if np.bincount(labels).max() < n:
+        raise DataError(f"split: `{name}` needs at least {n} rows of a class")
+    folds = StratifiedGroupKFold(n, shuffle=True, random_state=_SEED)
+    parts = [part for _, part in folds.split(rows, labels, rows if groups is None else groups)]
+    test, val = parts[k], parts[(k + 1) % n]
+    return Split(np.setdiff1d(rows, np.r_[test, val]), np.sort(val), np.sort(test))
 
 
 def _split_groups(

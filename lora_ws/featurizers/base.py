@@ -13,8 +13,8 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lora_ws.adapters.layout import Layout
-from lora_ws.errors import LayoutError
+from lora_ws.adapters.layout import LayerSpec, Layout, Selection
+from lora_ws.errors import ConfigError, LayoutError
 
 Array = Any  # np.ndarray, np.memmap or torch.Tensor; the result is of the same kind
 
@@ -45,8 +45,7 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
             LayoutError: ``X`` has not the columns of ``layout``.
             ConfigError: a parameter cannot be used with this ``X``.
         """
-        rows = self._check(X, reset=True)
-        self._fit(rows)
+        self._fit(self._read(X, reset=True))
         return self
 
     def transform(self, X: Array) -> Array:
@@ -59,7 +58,7 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
             ``[adapters, features]``, of the kind, device and precision of ``X``.
         """
         check_is_fitted(self)
-        return _like(self._transform(self._check(X, reset=False)), X)
+        return _like(self._transform(self._read(X, reset=False)), X)
 
     def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
         """Name of each output column.
@@ -78,6 +77,35 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _names(self) -> Sequence[str]: ...
+
+    @property
+    def _selection(self) -> Selection | None:
+        """The matrices that the rows hold; None where nothing says which columns are which."""
+        layout: Layout | None = getattr(self, "layout", None)
+        patterns: Sequence[str] | None = getattr(self, "matrices", None)
+        if layout is not None:
+            return layout.choose(patterns)
+        if patterns is not None:
+            raise LayoutError(
+                f"{type(self).__name__}(matrices=..., layout=None): expected a layout, because "
+                "only a layout has names; pass layout=adapters.layout"
+            )
+        return None
+
+    def _pairs(self) -> list[tuple[LayerSpec, slice, slice]]:
+        """The chosen layers with the columns of their A and of their B."""
+        selection = self._selection
+        if selection is None:
+            raise ConfigError(
+                f"{type(self).__name__}(layout=None): expected a layout, because only a layout "
+                "tells which columns are B and A; pass layout=adapters.layout"
+            )
+        return list(selection.pairs())
+
+    def _read(self, X: Array, reset: bool) -> np.ndarray:
+        """Checked rows of the chosen matrices."""
+        rows, selection = self._check(X, reset), self._selection
+        return rows if selection is None else rows[:, selection.columns]
 
     def _check(self, X: Array, reset: bool) -> np.ndarray:
         given: Any = X

@@ -15,6 +15,8 @@ class FlatVec(Featurizer):
 
     Args:
         layout: names the columns; without one they are numbered.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); None reads all.
 
     Example:
         >>> FlatVec().fit_transform(np.eye(2)).shape
@@ -24,8 +26,11 @@ class FlatVec(Featurizer):
     learns = False
     reads = False
 
-    def __init__(self, *, layout: Layout | None = None) -> None:
+    def __init__(
+        self, *, layout: Layout | None = None, matrices: Sequence[str] | None = None
+    ) -> None:
         self.layout = layout
+        self.matrices = matrices
 
     def _fit(self, rows: np.ndarray) -> None:
         self.n_features_out_ = rows.shape[1]
@@ -34,10 +39,11 @@ class FlatVec(Featurizer):
         return rows
 
     def _names(self) -> Sequence[str]:
-        if self.layout is None:
+        selection = self._selection
+        if selection is None:
             return [f"param{k}" for k in range(self.n_features_out_)]
         return [
             f"{matrix.name}[{row},{column}]"
-            for matrix in self.layout.matrices
+            for matrix in selection.matrices
             for row, column in np.ndindex(matrix.shape)
         ]

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Array, Featurizer, _like
 from lora_ws.functional.gram_pca import PcaResult, pca, project
@@ -26,6 +27,9 @@ class FlatVecPCA(Featurizer):
             in memory; "auto" takes gram where it fits.
         max_memory_mb: bound on the memory taken for fitting, in MiB.
         seed: start of the Krylov solver.
+        layout: which columns are which matrix; needed to choose some.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); None reads all.
 
     Example:
         >>> FlatVecPCA(n_components=2).fit_transform(np.random.rand(5, 40)).shape
@@ -42,19 +46,23 @@ class FlatVecPCA(Featurizer):
         solver: Solver = "auto",
         max_memory_mb: int = 4096,
         seed: int = 0,
+        layout: Layout | None = None,
+        matrices: Sequence[str] | None = None,
     ) -> None:
         self.n_components = n_components
         self.standardize = standardize
         self.solver = solver
         self.max_memory_mb = max_memory_mb
         self.seed = seed
+        self.layout = layout
+        self.matrices = matrices
 
     def _fit(self, rows: np.ndarray) -> None:
         self._solve(rows)
 
     def fit_transform(self, X: Array, y: object = None, **fit_params: object) -> Array:
         """Fit, and return the scores of the training rows, which the fit gives for free."""
-        return _like(self._solve(self._check(X, reset=True)).scores, X)
+        return _like(self._solve(self._read(X, reset=True)).scores, X)
 
     def _solve(self, rows: np.ndarray) -> PcaResult:
         limit = min(len(rows) - 1, rows.shape[1])

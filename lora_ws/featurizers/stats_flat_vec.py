@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_ws.adapters.layout import Layout
 from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
 
@@ -13,6 +14,9 @@ class StatsFlatVec(Featurizer):
 
     Args:
         statistics: which, and in which order; the paper's five at 50k are the first five.
+        layout: which columns are which matrix; needed to choose some.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); None reads all.
 
     Example:
         >>> StatsFlatVec().fit_transform(np.arange(12.0).reshape(2, 6)).shape
@@ -21,8 +25,16 @@ class StatsFlatVec(Featurizer):
 
     learns = False
 
-    def __init__(self, *, statistics: Sequence[str] = STATISTICS) -> None:
+    def __init__(
+        self,
+        *,
+        statistics: Sequence[str] = STATISTICS,
+        layout: Layout | None = None,
+        matrices: Sequence[str] | None = None,
+    ) -> None:
         self.statistics = statistics
+        self.layout = layout
+        self.matrices = matrices
 
     def _fit(self, rows: np.ndarray) -> None:
         self.statistics_ = check_statistics(self.statistics)

@@ -17,6 +17,8 @@ class StatsLayer(Featurizer):
     Args:
         layout: which columns are which matrix.
         statistics: which, and in which order.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); None reads all.
 
     Example:
         >>> layout = Layout.known("tiny_sd_qv")
@@ -27,19 +29,24 @@ class StatsLayer(Featurizer):
     learns = False
 
     def __init__(
-        self, *, layout: Layout | None = None, statistics: Sequence[str] = STATISTICS
+        self,
+        *,
+        layout: Layout | None = None,
+        statistics: Sequence[str] = STATISTICS,
+        matrices: Sequence[str] | None = None,
     ) -> None:
         self.layout = layout
         self.statistics = statistics
+        self.matrices = matrices
 
     def _fit(self, rows: np.ndarray) -> None:
         self.statistics_ = check_statistics(self.statistics)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
-        if self.layout is None:
+        selection = self._selection
+        if selection is None:
             return narrow(summary_statistics(rows, self.statistics_), rows.dtype)
-        width = len(self.statistics_)
-        matrices = self.layout.matrices
+        width, matrices = len(self.statistics_), selection.matrices
         out = np.empty((len(rows), len(matrices) * width), rows.dtype)
         for k, matrix in enumerate(matrices):
             values = summary_statistics(rows[:, matrix.columns], self.statistics_)
@@ -47,6 +54,7 @@ class StatsLayer(Featurizer):
         return out
 
     def _names(self) -> Sequence[str]:
-        if self.layout is None:
+        selection = self._selection
+        if selection is None:
             return self.statistics_
-        return [f"{m.name}.{s}" for m in self.layout.matrices for s in self.statistics_]
+        return [f"{m.name}.{s}" for m in selection.matrices for s in self.statistics_]

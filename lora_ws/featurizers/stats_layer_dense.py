@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_ws.adapters.layout import Layout
-from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics
 from lora_ws.functional.outer import outer_statistics
@@ -23,6 +22,8 @@ class StatsLayerDense(Featurizer):
     Args:
         layout: which columns are which matrix; needed, because a vector alone has no B and A.
         statistics: which, and in which order.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); None reads all.
 
     Example:
         >>> layout = Layout.known("tiny_sd_qv")
@@ -33,26 +34,26 @@ class StatsLayerDense(Featurizer):
     learns = False
 
     def __init__(
-        self, *, layout: Layout | None = None, statistics: Sequence[str] = STATISTICS
+        self,
+        *,
+        layout: Layout | None = None,
+        statistics: Sequence[str] = STATISTICS,
+        matrices: Sequence[str] | None = None,
     ) -> None:
         self.layout = layout
         self.statistics = statistics
+        self.matrices = matrices
 
     def _fit(self, rows: np.ndarray) -> None:
-        if self.layout is None:
-            raise ConfigError(
-                "StatsLayerDense(layout=None): expected a layout, because only a layout tells "
-                "which columns are B and A; pass layout=adapters.layout"
-            )
+        self._pairs()
         self.statistics_ = check_statistics(self.statistics)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
-        assert self.layout is not None  # checked in fit
-        width = len(self.statistics_)
-        out = np.empty((len(rows), len(self.layout.layers) * width), rows.dtype)
+        pairs, width = self._pairs(), len(self.statistics_)
+        out = np.empty((len(rows), len(pairs) * width), rows.dtype)
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
-            for k, (layer, down, up) in enumerate(self.layout.pairs()):
+            for k, (layer, down, up) in enumerate(pairs):
                 values = outer_statistics(
                     block[:, down].reshape(-1, *layer.down_shape),
                     block[:, up].reshape(-1, *layer.up_shape),
@@ -64,5 +65,4 @@ class StatsLayerDense(Featurizer):
         return out
 
     def _names(self) -> Sequence[str]:
-        assert self.layout is not None
-        return [f"{layer.name}.{s}" for layer in self.layout.layers for s in self.statistics_]
+        return [f"{layer.name}.{s}" for layer, _, _ in self._pairs() for s in self.statistics_]

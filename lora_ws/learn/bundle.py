@@ -102,7 +102,13 @@ class Bundle:
     def build(
         cls, prepared: "Prepared", classifier: "LoraClassifier", record: RunRecord
     ) -> "Bundle":
-        """Take what a finished seed needs to be used again."""
+        """Take what a finished seed needs to be used again.
+
+        Raises:
+            ConfigError: it does not read weights.
+        """
+        if prepared.featurizer is None:
+            raise ConfigError("a classifier of metadata reads no weights; nothing to bundle")
         model = {k: v.detach().cpu().numpy() for k, v in classifier.model.state_dict().items()}
         return cls(
             featurizer=prepared.featurizer,

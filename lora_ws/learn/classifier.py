@@ -102,9 +102,14 @@ class LoraClassifier(L.LightningModule):
 
 
 class KeepBest(Callback):
-    """Keeps the weights of the epoch with the lowest validation loss, and puts them back."""
+    """Keeps the weights of the epoch with the lowest validation loss, and puts them back.
 
-    def __init__(self) -> None:
+    Args:
+        restore: put them back at the end; the published scripts measure the last weights.
+    """
+
+    def __init__(self, *, restore: bool = True) -> None:
+        self.restore = restore
         self.loss = float("inf")
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -124,7 +129,7 @@ class KeepBest(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the best weights."""
-        if self._weights:
+        if self._weights and self.restore:
             _network(pl_module).load_state_dict(self._weights)
 
 

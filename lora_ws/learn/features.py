@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from lora_ws.learn.spec import ExperimentSpec
 # Features up to this size are held in memory as one tensor; larger ones stay mapped.
 IN_MEMORY_BYTES = 1 << 30
 BLOCK_BYTES = 256 << 20
+# Of the shuffled-labels control; one order for all its seeds.
+SHUFFLE_SEED = 0
+WHY = {"train": "train", "val": "validate", "test": "test"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +69,19 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     Raises:
         ConfigError: the spec has no single featurizer, or it does not fit the data.
     """
-    if spec.featurizer is None:
+    if spec.featurizer is None and not spec.metadata:
         raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
     zoo, subset = open_data(spec)
     labels, classes = zoo.labels(spec.label)
-    split = zoo.split(spec.label)
-    if not len(split.val):
-        raise DataError(
-            f"`{zoo.card.name}`: expected validation rows, its split gives none; set "
-            "split.fractions in the card"
-        )
+    split = split_rows(zoo, spec)
+    if spec.shuffle_labels:
+        labels = np.random.default_rng(SHUFFLE_SEED).permutation(labels)
     start = time.perf_counter()
-    featurizer = with_layout(spec.featurizer, zoo)
-    features = represent(featurizer, zoo.weights, split.train, labels[split.train])
+    if spec.metadata:
+        featurizer, features = None, table_features(zoo, spec.metadata)
+    else:
+        featurizer = with_layout(spec.featurizer, zoo)
+        features = represent(featurizer, zoo.weights, split.train, labels[split.train])
     mean, std = column_moments(features, rows=split.train)
     seconds = time.perf_counter() - start
     # A view of a large store stays where it is: on disk.
@@ -99,7 +102,38 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     )
 
 
-def with_layout(featurizer: TransformerMixin, zoo: AdapterSet) -> Any:
+def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
+    """The rows of each part that an experiment uses.
+
+    Raises:
+        DataError: a part is empty.
+    """
+    split = Split(*(part[: spec.first_rows] for part in zoo.split(spec.label)))
+    for name, part in split._asdict().items():
+        if not len(part):
+            raise DataError(
+                f"`{zoo.card.name}`: expected rows to {WHY[name]}, its split gives none; set "
+                "split.fractions in the card, or choose another --split"
+            )
+    return split
+
+
+def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
+    """Columns of the table as features: numbers as they are, other values as codes.
+
+    Returns:
+        float32 ``[rows, columns]``.
+    """
+    found = []
+    for name in columns:
+        values = zoo.column(name)
+        if not np.issubdtype(values.dtype, np.number):
+            values = np.unique(values.astype(str), return_inverse=True)[1]
+        found.append(values.astype(np.float32))
+    return np.stack(found, axis=1)
+
+
+def with_layout(featurizer: TransformerMixin | None, zoo: AdapterSet) -> Any:
     """An unfitted copy that knows the collection's layout, if it takes one."""
     copy: Any = clone(featurizer)
     if "layout" in copy.get_params() and copy.layout is None:

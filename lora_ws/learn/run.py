@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,12 @@ from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
 from lora_ws.report.progress import progress
-from lora_ws.report.records import METRICS, RunRecord, append_record, read_records
+from lora_ws.report.records import METRICS, RunRecord, append_line, read_records
 from lora_ws.threads import threads
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
+CURVES = "curves.jsonl"
 LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
-PROTOCOL = "clean"
 
 
 class Fitted(NamedTuple):
@@ -66,16 +67,18 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     return [fit_seed(spec, prepared, seed).record for seed in seeds]
 
 
-def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
+def run(spec: ExperimentSpec, out: Path, *, full: bool = True) -> list[RunRecord]:
     """Run the seeds of a spec that its folder does not hold yet.
 
-    The folder explains itself: ``config.yaml``, ``versions.json``, ``records.jsonl`` (one line a
-    seed), ``seed-<k>/`` with curves and plots, and ``bundle/``, the classifier of the seed with the
-    lowest validation loss.
+    The folder explains itself: ``config.yaml``, ``versions.json``, ``records.jsonl`` and
+    ``curves.jsonl`` (one line a seed), ``seed-<k>/`` with logs and plots, and ``bundle/``, the
+    classifier of the seed with the lowest validation loss.
 
     Args:
         spec: an experiment with one representation.
         out: its folder; made if missing, continued if it holds the same experiment.
+        full: also make logs, plots and the bundle; a sweep of thousands of seeds has no use for
+            them.
 
     Raises:
         ConfigError: the folder holds another experiment.
@@ -95,20 +98,28 @@ def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
             with threads(spec.trainer.threads):
                 prepared = prepare(spec)
             _describe(spec, out, records)
-            records = _run_seeds(spec, prepared, out, records, todo)
+            records = _run_seeds(spec, prepared, out, records, todo, full)
     return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
 
 
 def _run_seeds(
-    spec: ExperimentSpec, prepared: Prepared, out: Path, held: list[RunRecord], todo: list[int]
+    spec: ExperimentSpec,
+    prepared: Prepared,
+    out: Path,
+    held: list[RunRecord],
+    todo: list[int],
+    full: bool,
 ) -> list[RunRecord]:
     records = list(held)
     with progress(spec.name, spec.seeds, len(records)) as advance:
         for seed in todo:
-            fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}")
+            fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}" if full else None)
             for other in records[:1]:
                 _check_data(fitted.record, other, out)
-            _keep(fitted, prepared, out, records)
+            if full:
+                _keep(fitted, prepared, out, records)
+            append_line(out / CURVES, {"seed": seed, "curves": fitted.history})
+            append_line(out / RECORDS, asdict(fitted.record))
             records.append(fitted.record)
             advance(title=f"{spec.name} seed {seed}")
     return records
@@ -128,7 +139,7 @@ def fit_seed(
         classifier = LoraClassifier(
             model, prepared.mean, prepared.scale, len(prepared.classes), spec.fit
         )
-        best = KeepBest()
+        best = KeepBest(restore=spec.fit.weights == "best")
         trainer = _trainer(spec, best, folder)
         device = trainer.strategy.root_device.type
         try:
@@ -146,12 +157,12 @@ def fit_seed(
         test, confusion = measure(classifier, data.test_dataloader(), trainer)
     record = RunRecord(
         name=spec.name,
-        representation=type(spec.featurizer).__name__,
+        representation="metadata" if spec.metadata else type(spec.featurizer).__name__,
         dataset=prepared.zoo.card.name,
         subset=prepared.subset,
         data_version=prepared.zoo.version,
         layout=prepared.zoo.layout.fingerprint,
-        protocol=PROTOCOL,
+        protocol=spec.protocol,
         engine=f"lightning-{device}",
         seed=seed,
         dim=prepared.features.shape[1],
@@ -233,7 +244,7 @@ def _close(spec: ExperimentSpec) -> None:
 
 
 def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord]) -> None:
-    """Plots and, for the best seed so far, the bundle; the record last, as it closes the seed.
+    """Plots and, for the best seed so far, the bundle.
 
     A representation that no bundle can hold costs the bundle, not the seed.
     """
@@ -245,7 +256,6 @@ def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord
             Bundle.build(prepared, fitted.classifier, record).save(out / BUNDLE)
         except ConfigError as error:
             (out / NO_BUNDLE).write_text(f"{error}\n")
-    append_record(out / RECORDS, record)
 
 
 def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:

@@ -28,6 +28,8 @@ class FitSpec:
         patience: epochs without a lower validation loss after which training stops.
         lr_factor: factor on the learning rate at a plateau of the validation loss.
         lr_patience: epochs that make a plateau.
+        weights: which epoch's weights are measured: those of the lowest validation loss, or the
+            last ones, as the published scripts do.
     """
 
     hidden: tuple[int, ...] = (512, 512, 512)
@@ -37,6 +39,7 @@ class FitSpec:
     patience: int = 20
     lr_factor: float = 0.5
     lr_patience: int = 5
+    weights: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -82,10 +85,15 @@ class ExperimentSpec:
         dataset: a collection's name, or the folder of a store.
         subset: a subset of it; null takes the card's first, and `lora-ws train` each.
         split: column that records each row's part (train, val or test), such as ``leaf_part`` of
-            lora-ws-mini, whose parts share no leaf class; null takes the card's rule.
+            lora-ws-mini, whose parts share no leaf class; or a rule by name: ``fold-0-of-5``,
+            ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
         featurizer: the representation, by class name or dotted path; null takes the paper's five.
+        metadata: a control: represent adapters by these columns of the table, not by weights.
+        shuffle_labels: a control: give every row the label of a random other one.
+        first_rows: use only so many rows of each part, the first ones.
+        protocol: how the experiment was set up; a label that records and tables repeat.
         fit: the classifier.
         trainer: where it runs.
         seeds: how many, from 0 up; the paper reports 10.
@@ -98,6 +106,10 @@ class ExperimentSpec:
     revision: str | None = None
     label: str | None = None
     featurizer: TransformerMixin | None = None
+    metadata: tuple[str, ...] = ()
+    shuffle_labels: bool = False
+    first_rows: int | None = None
+    protocol: Literal["clean", "paper", "as-run"] = "clean"
     fit: FitSpec = field(default_factory=FitSpec)
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
     seeds: int = 3
@@ -106,22 +118,35 @@ class ExperimentSpec:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
+        if self.first_rows is not None and self.first_rows < 1:
+            raise ConfigError(f"first_rows: expected at least 1, got {self.first_rows}")
+        if self.metadata and self.featurizer is not None:
+            raise ConfigError(
+                f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
+            )
 
     @property
     def name(self) -> str:
         """The representation with the parameters that are not defaults."""
+        if self.metadata:
+            return f"metadata({', '.join(self.metadata)})"
         return describe(self.featurizer) if self.featurizer is not None else "paper"
 
     @property
     def slug(self) -> str:
         """The name as a folder."""
-        return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-")
+        return slug(self.name)
 
     def rows(self) -> list["ExperimentSpec"]:
         """One spec a representation: itself, or the paper's five."""
-        if self.featurizer is not None:
+        if self.featurizer is not None or self.metadata:
             return [self]
         return [replace(self, featurizer=featurizer()) for featurizer in PAPER]
+
+
+def slug(name: str) -> str:
+    """A name as a folder or file."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
 
 
 def describe(featurizer: TransformerMixin) -> str:

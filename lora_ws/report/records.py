@@ -99,22 +99,27 @@ class Summary(NamedTuple):
         return f"{100 * self.mean:.1f}{spread}"
 
 
-def append_record(path: Path, record: RunRecord) -> None:
-    """Add a line that survives a kill right after."""
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON that survives a kill right after."""
     _drop_half_line(path)
     with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> list[RunRecord]:
     """All complete lines; a line cut off by a kill does not count."""
+    records = [RunRecord.from_dict(line) for line in read_lines(path)]
+    return list({record.seed: record for record in records}.values())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a JSON-lines file; none where there is no file."""
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    records = [RunRecord.from_dict(json.loads(line)) for line in lines if line.endswith("\n")]
-    return list({record.seed: record for record in records}.values())
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from lora_ws.collection import SplitRule, make_split
+from lora_ws.collection.splits import split_by_name
 from lora_ws.errors import DataError
 
 FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.0, 0.2), (0.5, 0.25, 0.25), (0.6, 0.2, 0.2)])
@@ -87,3 +89,34 @@ def test_impossible_splits_are_explained(labels: list, groups, fractions: tuple,
             None if groups is None else np.array(groups),
             SplitRule(fractions),
         )
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_folds_test_every_row_once_and_keep_groups_together(n: int):
+    groups = np.repeat(np.arange(40), 2)
+    labels = groups % 2
+    splits = [split_by_name(f"fold-{k}-of-{n}", labels, groups) for k in range(n)]
+    tested = np.concatenate([split.test for split in splits])
+    np.testing.assert_array_equal(np.sort(tested), np.arange(80))
+    for split in splits:
+        np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(80))
+        sets = [set(groups[part]) for part in split]
+        assert not sets[0] & (sets[1] | sets[2])
+        assert not sets[1] & sets[2]
+
+
+def test_published_splits_are_those_of_scikit_learn_at_seed_42():
+    rows = np.arange(100)
+    train, rest = train_test_split(rows, test_size=0.3, random_state=42)
+    val, test = train_test_split(rest, test_size=0.67, random_state=42)
+    split = split_by_name("published-70-10-20", rows % 10, None)
+    assert [set(part) for part in split] == [set(train), set(val), set(test)]
+    train, test = train_test_split(rows, test_size=0.2, random_state=42)
+    split = split_by_name("published-80-20", rows % 10, None)
+    assert [set(part) for part in split] == [set(train), set(test), set(test)]
+
+
+@pytest.mark.parametrize("name", ["fold-5-of-5", "fold-0-of-2", "fold-x", "published-60-40"])
+def test_unknown_rules_are_refused(name: str):
+    with pytest.raises(DataError, match="no rule"):
+        split_by_name(name, np.arange(40) % 2, None)

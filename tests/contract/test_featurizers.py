@@ -45,6 +45,11 @@ FEATURIZERS = {
     "StatsFlatVec five": StatsFlatVec(statistics=("mean", "std", "median", "min", "max")),
     "StatsLayer": StatsLayer(layout=LAYOUT),
     "StatsLayerDense": StatsLayerDense(layout=LAYOUT),
+    "FlatVec of all B": FlatVec(layout=LAYOUT, matrices=("*.up",)),
+    "FlatVecPCA of a layer": FlatVecPCA(n_components=4, layout=LAYOUT, matrices=("mid_block.*",)),
+    "StatsFlatVec of a layer": StatsFlatVec(layout=LAYOUT, matrices=("mid_block.to_v",)),
+    "StatsLayer of a matrix": StatsLayer(layout=LAYOUT, matrices=("*to_v.down",)),
+    "StatsLayerDense of two": StatsLayerDense(layout=LAYOUT, matrices=("*to_q",)),
 }
 every = pytest.mark.parametrize("featurizer", FEATURIZERS.values(), ids=FEATURIZERS)
 
@@ -296,3 +301,36 @@ def test_constant_adapters_give_finite_features() -> None:
     X = np.zeros((4, LAYOUT.size), np.float32)
     for featurizer in (StatsFlatVec(), StatsLayer(layout=LAYOUT), StatsLayerDense(layout=LAYOUT)):
         assert np.isfinite(featurizer.fit_transform(X)).all()
+
+
+def test_chosen_matrices_are_the_columns_of_their_names() -> None:
+    X = rows()
+    (matrix,) = [m for m in LAYOUT.matrices if m.name == "mid_block.to_v.up"]
+    alone = FlatVec(layout=LAYOUT, matrices=("mid_block.to_v.up",)).fit(X)
+    np.testing.assert_array_equal(alone.transform(X), X[:, matrix.columns])
+    assert alone.get_feature_names_out()[0] == "mid_block.to_v.up[0,0]"
+    both = FlatVec(layout=LAYOUT, matrices=("down_blocks*", "up_blocks*")).fit_transform(X)
+    outside = np.r_[0:9, 18:32]
+    np.testing.assert_array_equal(both, X[:, outside])
+
+
+def test_statistics_of_a_chosen_layer_equal_those_within_the_whole() -> None:
+    X = rows()
+    whole = StatsLayerDense(layout=LAYOUT).fit(X)
+    part = StatsLayerDense(layout=LAYOUT, matrices=("up_blocks.1.to_q",)).fit(X)
+    wanted = [k for k, n in enumerate(whole.get_feature_names_out()) if "up_blocks" in n]
+    np.testing.assert_array_equal(part.transform(X), whole.transform(X)[:, wanted])
+
+
+@pytest.mark.parametrize(
+    ("featurizer", "text"),
+    [
+        (FlatVec(layout=LAYOUT, matrices=("attn9.*",)), "attn9"),
+        (FlatVec(layout=LAYOUT, matrices=()), "at least one"),
+        (FlatVec(matrices=("*.up",)), "pass layout"),
+        (StatsLayerDense(layout=LAYOUT, matrices=("*.up",)), "whole layers"),
+    ],
+)
+def test_wrong_choices_of_matrices_are_refused(featurizer: Any, text: str) -> None:
+    with pytest.raises(LayoutError, match=text):
+        featurizer.fit(rows())

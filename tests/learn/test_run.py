@@ -364,3 +364,46 @@ def test_split_by_a_recorded_column(make_zoo, tmp_path: Path) -> None:
     assert "split by leaf_part" in caption({"x": [record]})
     with pytest.raises(DataError, match="expected train, val and test"):
         run_one(replace(spec, split="category_label"), 0)
+
+
+def test_metadata_alone_is_a_control(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
+    zoo = make_zoo()
+    column = pa.array(np.arange(len(zoo)) % 4, pa.int64())
+    told = replace(zoo, rows=zoo.rows.append_column("num_images", column))
+    spec = ExperimentSpec(
+        store_of(told, tmp_path / "told"), metadata=("num_images",), fit=FAST, seeds=1
+    )
+    (record,) = run(spec, tmp_path / "run")
+    assert (record.representation, record.dim) == ("metadata", 1)
+    assert record.test["accuracy"] > 0.6
+    assert (tmp_path / "run" / "no_bundle.txt").is_file()
+
+
+def test_shuffled_labels_keep_the_classes_and_lose_the_signal(spec: ExperimentSpec) -> None:
+    true, shuffled = prepare(spec), prepare(replace(spec, shuffle_labels=True))
+    np.testing.assert_array_equal(np.bincount(true.labels), np.bincount(shuffled.labels))
+    assert (true.labels != shuffled.labels).mean() > 0.5
+
+
+def test_first_rows_cut_each_part(spec: ExperimentSpec) -> None:
+    split, cut = prepare(spec).split, prepare(replace(spec, first_rows=5)).split
+    for whole, part in zip(split, cut, strict=True):
+        np.testing.assert_array_equal(part, whole[:5])
+
+
+def test_last_weights_are_measured_where_asked(spec: ExperimentSpec) -> None:
+    fit = replace(FAST, lr=0.05, max_epochs=30, patience=30)
+    best = run_one(replace(spec, fit=fit), 0)
+    last = run_one(replace(spec, fit=replace(fit, weights="last")), 0)
+    assert (best.epochs, best.best_epoch) == (last.epochs, last.best_epoch)
+    assert best.best_epoch < best.epochs
+    assert (best.test, best.val) != (last.test, last.val)
+
+
+def test_a_sweep_keeps_records_and_curves_only(spec: ExperimentSpec, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    records = run(spec, out, full=False)
+    names = {path.name for path in out.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "versions.json", "records.jsonl", "curves.jsonl"}
+    lines = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+    assert [len(line["curves"]) for line in lines] == [record.epochs for record in records]
