@@ -18,6 +18,8 @@ COMMANDS = {
     "data import": ("lora_ws.commands.data:import_", "make a store from files or the Hub"),
     "featurize": ("lora_ws.commands.featurize:featurize", "write a representation to a file"),
     "train": ("lora_ws.commands.train:train", "train and evaluate classifiers"),
+    "sweep": ("lora_ws.commands.reproduce:sweep", "what each layer tells"),
+    "reproduce": ("lora_ws.commands.reproduce:reproduce", "tables and figures of the paper"),
     "evaluate": ("lora_ws.commands.evaluate:evaluate", "measure a saved classifier"),
     "zoo base": ("lora_ws.commands.zoo:base", "train a small diffusion model"),
     "zoo build": ("lora_ws.commands.zoo:build", "train many adapters at once"),

@@ -150,6 +150,14 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f", did you mean `{close[0]}`?" if close else "."
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read "i/n" as i and n."""
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ConfigError(f"shard: expected i/n with 0 <= i < n, such as 0/4, got `{text}`")
+    return int(first), int(second)
+
+
 class _Parser(ArgumentParser):
     """Lists our own classes as choices, not all of scikit-learn's that happen to be imported."""
 

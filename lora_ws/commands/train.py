@@ -37,8 +37,9 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     """Run the representations; make table and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
     from lora_ws.learn.run import BUNDLE, RECORDS, best_run, run
+    from lora_ws.report.grid import markdown, terminal
     from lora_ws.report.records import read_records, summarise
-    from lora_ws.report.tables import caption, results_markdown, results_terminal
+    from lora_ws.report.tables import results_grid
 
     for row in spec.rows():
         accuracy = summarise(run(row, folder / row.slug), "accuracy")
@@ -47,12 +48,13 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     data = held[folder / spec.rows()[0].slug][0].data_version
     homes = {r[0].name: path for path, r in held.items() if r and r[0].data_version == data}
     groups = {name: held[path] for name, path in homes.items()}
-    (folder / TABLE).write_text(results_markdown(groups) + "\n")
-    table = results_terminal(groups)
+    grid = results_grid(groups)
+    (folder / TABLE).write_text(markdown(grid) + "\n")
+    table = terminal(grid)
     # A cut number says nothing: a narrow terminal wraps the lines instead.
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, needed)).print(table)
-    console.print(caption(groups))
+    console.print(grid.caption)
     best = best_run(groups)
     bundle = homes[best] / BUNDLE
     if bundle.is_dir():

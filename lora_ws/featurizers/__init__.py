@@ -2,6 +2,7 @@
 
 from lora_ws.featurizers.base import Featurizer
 from lora_ws.featurizers.flat_vec import FlatVec
+from lora_ws.featurizers.norms import Norms
 from lora_ws.featurizers.pca import FlatVecPCA
 from lora_ws.featurizers.stats_flat_vec import StatsFlatVec
 from lora_ws.featurizers.stats_layer import StatsLayer
@@ -14,6 +15,7 @@ __all__ = [
     "Featurizer",
     "FlatVec",
     "FlatVecPCA",
+    "Norms",
     "StatsFlatVec",
     "StatsLayer",
     "StatsLayerDense",

@@ -39,6 +39,7 @@ class LoraClassifier(L.LightningModule):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
         self.fit_spec = fit
         self.metrics = metrics(num_classes)
+        self.scores: list[Tensor] = []
         self._train_loss: Tensor | None = None
         self._val_sums = torch.zeros(3)  # loss, hits, rows
 
@@ -89,7 +90,9 @@ class LoraClassifier(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Gather predictions for the metrics."""
         features, labels = batch
-        self.metrics.update(self(features).softmax(1), labels)
+        scores = self(features).softmax(1)
+        self.metrics.update(scores, labels)
+        self.scores.append(scores)
 
     def configure_optimizers(self) -> Any:
         """Adam, and a lower learning rate at plateaus of the validation loss."""

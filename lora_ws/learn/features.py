@@ -20,8 +20,6 @@ from lora_ws.learn.spec import ExperimentSpec
 # Features up to this size are held in memory as one tensor; larger ones stay mapped.
 IN_MEMORY_BYTES = 1 << 30
 BLOCK_BYTES = 256 << 20
-# Of the shuffled-labels control; one order for all its seeds.
-SHUFFLE_SEED = 0
 WHY = {"train": "train", "val": "validate", "test": "test"}
 
 
@@ -74,8 +72,6 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     zoo, subset = open_data(spec)
     labels, classes = zoo.labels(spec.label)
     split = split_rows(zoo, spec)
-    if spec.shuffle_labels:
-        labels = np.random.default_rng(SHUFFLE_SEED).permutation(labels)
     start = time.perf_counter()
     if spec.metadata:
         featurizer, features = None, table_features(zoo, spec.metadata)

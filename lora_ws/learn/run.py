@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,11 +40,12 @@ LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
 
 
 class Fitted(NamedTuple):
-    """A finished seed: its record, its classifier, and its curves by epoch."""
+    """A finished seed: record, classifier, curves by epoch, probabilities of the test rows."""
 
     record: RunRecord
     classifier: LoraClassifier
     history: list[dict[str, float]]
+    scores: torch.Tensor
 
 
 def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
@@ -67,7 +68,9 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     return [fit_seed(spec, prepared, seed).record for seed in seeds]
 
 
-def run(spec: ExperimentSpec, out: Path, *, full: bool = True) -> list[RunRecord]:
+def run(
+    spec: ExperimentSpec, out: Path, *, full: bool = True, prepared: Prepared | None = None
+) -> list[RunRecord]:
     """Run the seeds of a spec that its folder does not hold yet.
 
     The folder explains itself: ``config.yaml``, ``versions.json``, ``records.jsonl`` and
@@ -79,6 +82,7 @@ def run(spec: ExperimentSpec, out: Path, *, full: bool = True) -> list[RunRecord
         out: its folder; made if missing, continued if it holds the same experiment.
         full: also make logs, plots and the bundle; a sweep of thousands of seeds has no use for
             them.
+        prepared: features made already, of this spec.
 
     Raises:
         ConfigError: the folder holds another experiment.
@@ -95,8 +99,9 @@ def run(spec: ExperimentSpec, out: Path, *, full: bool = True) -> list[RunRecord
         _check_same(spec, out, records)
         todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
         if todo:
-            with threads(spec.trainer.threads):
-                prepared = prepare(spec)
+            if prepared is None:
+                with threads(spec.trainer.threads):
+                    prepared = prepare(spec)
             _describe(spec, out, records)
             records = _run_seeds(spec, prepared, out, records, todo, full)
     return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
@@ -118,7 +123,7 @@ def _run_seeds(
                 _check_data(fitted.record, other, out)
             if full:
                 _keep(fitted, prepared, out, records)
-            append_line(out / CURVES, {"seed": seed, "curves": fitted.history})
+            append_line(out / CURVES, _curves(fitted, prepared))
             append_line(out / RECORDS, asdict(fitted.record))
             records.append(fitted.record)
             advance(title=f"{spec.name} seed {seed}")
@@ -130,6 +135,8 @@ def fit_seed(
 ) -> Fitted:
     """Train one classifier, restore its best epoch, and measure it on the test rows once."""
     start = time.perf_counter()
+    if spec.shuffle_labels:
+        prepared = replace(prepared, labels=_shuffled(prepared, seed))
     data = FeatureData(
         prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed
     )
@@ -180,7 +187,17 @@ def fit_seed(
         feature_seconds=prepared.seconds,
         split=spec.split or "",
     )
-    return Fitted(record, classifier, best.history)
+    return Fitted(record, classifier, best.history, torch.cat(classifier.scores))
+
+
+def _shuffled(prepared: Prepared, seed: int) -> np.ndarray:
+    """Labels in another order within each part: a class rarer in training would be more frequent
+    in the test, and guessing by frequency would score below chance.
+    """
+    rng, labels = np.random.default_rng(seed), prepared.labels.copy()
+    for part in prepared.split:
+        labels[part] = rng.permutation(prepared.labels[part])
+    return labels
 
 
 def measure(
@@ -188,6 +205,7 @@ def measure(
 ) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
     """The metrics and the confusion matrix of a classifier on some rows."""
     classifier.metrics.reset()
+    classifier.scores.clear()
     trainer.test(classifier, batches, verbose=False)
     values = classifier.metrics.compute()
     confusion = values["confusion"].long().tolist()
@@ -241,6 +259,15 @@ def _close(spec: ExperimentSpec) -> None:
         import wandb
 
         wandb.finish()
+
+
+def _curves(fitted: Fitted, prepared: Prepared) -> dict[str, Any]:
+    """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
+    line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
+    if len(prepared.classes) == 2:
+        line["truth"] = prepared.labels[prepared.split.test].tolist()
+        line["scores"] = fitted.scores[:, 1].tolist()
+    return line
 
 
 def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord]) -> None:

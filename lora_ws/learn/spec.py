@@ -7,9 +7,9 @@ import inspect
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from sklearn.base import TransformerMixin
+from sklearn.base import TransformerMixin, clone
 
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError
@@ -91,7 +91,7 @@ class ExperimentSpec:
         label: column to predict; null takes the card's.
         featurizer: the representation, by class name or dotted path; null takes the paper's five.
         metadata: a control: represent adapters by these columns of the table, not by weights.
-        shuffle_labels: a control: give every row the label of a random other one.
+        shuffle_labels: a control: give the rows each other's labels, anew for every seed.
         first_rows: use only so many rows of each part, the first ones.
         protocol: how the experiment was set up; a label that records and tables repeat.
         fit: the classifier.
@@ -136,6 +136,17 @@ class ExperimentSpec:
     def slug(self) -> str:
         """The name as a folder."""
         return slug(self.name)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the representation; none where there is no single one."""
+        featurizer: Any = self.featurizer
+        return {} if featurizer is None else featurizer.get_params(deep=False)
+
+    def vary(self, **parameters: object) -> "ExperimentSpec":
+        """The same experiment with other parameters of its representation."""
+        copy: Any = clone(self.featurizer)
+        return replace(self, featurizer=copy.set_params(**parameters))
 
     def rows(self) -> list["ExperimentSpec"]:
         """One spec a representation: itself, or the paper's five."""

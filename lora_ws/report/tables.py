@@ -1,12 +1,10 @@
 """Tables of results: pure functions of records."""
 
-import re
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table
 from scipy.stats import binomtest
 
+from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.records import METRICS, RunRecord, summarise
 
 TITLES = {
@@ -18,44 +16,20 @@ TITLES = {
 }
 
 
-def results_rows(groups: Mapping[str, Sequence[RunRecord]]) -> list[list[str]]:
-    """Heading and one row an experiment: mean ± std over seeds in percent, best in bold.
+def results_grid(groups: Mapping[str, Sequence[RunRecord]]) -> Grid:
+    """One row an experiment: mean ± std over seeds in percent, best in bold, second underlined.
 
     Args:
         groups: experiment -> records of its seeds.
     """
-    summaries = {
-        name: {metric: summarise(records, metric) for metric in METRICS}
-        for name, records in groups.items()
-    }
-    best = {m: max(summaries, key=lambda name: summaries[name][m].mean) for m in METRICS}
-    rows = [["Representation", "Numbers", *TITLES.values(), "p (chance)"]]
-    for name, records in groups.items():
-        cells = [name, str(records[0].dim)]
-        for metric in METRICS:
-            text = summaries[name][metric].percent()
-            cells.append(f"**{text}**" if best[metric] == name else text)
-        rows.append([*cells, f"{p_chance(records):.0e}"])
-    return rows
-
-
-def results_markdown(groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    """The table of results and what it rests on, as Markdown."""
-    rows = results_rows(groups)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---|" + "--:|" * (len(rows[0]) - 1))
-    return "\n".join([*lines, "", caption(groups)])
-
-
-def results_terminal(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """The same table for a terminal."""
-    head, *rows = results_rows(groups)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for k, title in enumerate(head):
-        table.add_column(title, no_wrap=True, justify="right" if k else "left")
-    for row in rows:
-        table.add_row(*[re.sub(r"^\*\*(.*)\*\*$", r"[bold]\1[/bold]", cell) for cell in row])
-    return table
+    columns = [[Cell(name) for name in groups]]
+    columns += [[Cell(str(records[0].dim)) for records in groups.values()]]
+    for metric in METRICS:
+        summaries = [summarise(records, metric) for records in groups.values()]
+        columns.append(ranked([s.mean for s in summaries], [s.percent() for s in summaries]))
+    columns += [[Cell(f"{p_chance(records):.0e}") for records in groups.values()]]
+    head = ("Representation", "Numbers", *TITLES.values(), "p (chance)")
+    return Grid(head, tuple(zip(*columns, strict=True)), caption(groups))
 
 
 def caption(groups: Mapping[str, Sequence[RunRecord]]) -> str:

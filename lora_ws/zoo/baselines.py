@@ -19,6 +19,7 @@ from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.splits import Split
 from lora_ws.diffusion.pipeline import encode_images, image_size, load_pipeline
 from lora_ws.errors import DataError
+from lora_ws.featurizers import Norms
 from lora_ws.report.progress import progress
 from lora_ws.threads import threads
 from lora_ws.zoo.photos import PhotoSpec, load_photos
@@ -135,20 +136,15 @@ def baselines_markdown(found: list[Baseline]) -> str:
 def _inputs(
     zoo: AdapterSet, latents: Mapping[str, np.ndarray] | None
 ) -> dict[str, Float[np.ndarray, "adapters features"]]:
-    weights, pairs = np.asarray(zoo.weights), list(zoo.layout.pairs())
-    downs = np.concatenate([weights[:, down] for _, down, _ in pairs], axis=1)
-    ups = np.concatenate([weights[:, up] for _, _, up in pairs], axis=1)
-    norms = [np.linalg.norm(weights[:, m.columns], axis=1) for m in zoo.layout.matrices]
+    weights, layout = np.asarray(zoo.weights), zoo.layout
     inputs = {"chance": np.empty((len(zoo), 0), np.float32)}
     if latents is not None:
         means = [np.mean([latents[k] for k in row], 0) for row in zoo.rows["images"].to_pylist()]
         inputs[MEAN_LATENT] = np.stack(means)
-    # Logarithms, because B starts at zero: its norms span decades. A dead layer has none.
-    floor = np.finfo(np.float32).tiny
     return inputs | {
-        "norms only": np.log(np.maximum(np.stack(norms, 1), floor)),
-        "A only": downs,
-        "B only": ups,
+        "norms only": Norms(layout=layout).fit_transform(weights),
+        "A only": weights[:, layout.choose(["*.down"]).columns],
+        "B only": weights[:, layout.choose(["*.up"]).columns],
         "A and B": weights,
     }
 

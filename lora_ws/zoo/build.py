@@ -1,14 +1,8 @@
 """Build a whole collection: one share in this process, or several in processes of their own."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +11,12 @@ import pyarrow as pa
 
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.store import JOURNAL, QUARANTINE, StoreWriter, partial_path
+from lora_ws.config import parse_shard
 from lora_ws.errors import DataError, LoraWsError, TrainingError
 from lora_ws.report.progress import progress
+from lora_ws.workers import work_through
 from lora_ws.zoo.share import build_share
-from lora_ws.zoo.spec import ZooSpec, parse_shard
+from lora_ws.zoo.spec import ZooSpec
 
 # Rows copied at once when shares are joined.
 BLOCK = 1000
@@ -104,58 +100,27 @@ def _quarantine(share: Path) -> list[dict[str, Any]]:
 
 def _run(parts: Sequence[ZooSpec]) -> None:
     """Build shares in processes of their own, until all are done or one fails."""
-    context = multiprocessing.get_context("spawn")
-    errors = context.SimpleQueue()
-    workers = [context.Process(target=_work, args=(part, errors)) for part in parts]
-    for worker in workers:
-        worker.start()
+    with progress("train adapters", None) as advance:
+        shown = 0
+
+        def tick() -> None:
+            nonlocal shown
+            done = sum(_finished(part) for part in parts)
+            advance(max(0, done - shown))
+            shown = max(shown, done)
+
+        try:
+            work_through(_build_share, parts, len(parts), tick)
+        except TrainingError as error:
+            kept = ". What was finished is kept; run the same command again to go on"
+            raise TrainingError(f"{error}{kept}") from error
+
+
+def _build_share(part: ZooSpec) -> None:
     try:
-        with progress("train adapters", None) as advance:
-            shown = 0
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(0.2)
-                done = sum(_finished(part) for part in parts)
-                advance(max(0, done - shown))
-                shown = max(shown, done)
-                if any(worker.exitcode for worker in workers):
-                    break
-    finally:
-        _stop(workers)
-    for part, worker in zip(parts, workers, strict=True):
-        # One that was stopped because another failed is not the reason.
-        if worker.exitcode and worker.exitcode != -15:
-            why = errors.get() if not errors.empty() else f"ended with code {worker.exitcode}"
-            raise TrainingError(
-                f"process of share {part.shard}: {why}. What was finished is kept; run the same "
-                "command again to go on"
-            )
-
-
-def _work(spec: ZooSpec, errors: Any) -> None:
-    """What a process does; it ends with the one that started it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (one bar, of the parent)
-    try:
-        build_share(spec)
-    except Exception as error:
-        kind = "" if isinstance(error, LoraWsError) else f"{type(error).__name__}: "
-        errors.put(f"{kind}{error}")
-        sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
-def _stop(workers: Sequence[BaseProcess]) -> None:
-    for worker in workers:
-        if worker.is_alive():
-            worker.terminate()
-    for worker in workers:
-        worker.join()
+        build_share(part)
+    except LoraWsError as error:
+        raise TrainingError(f"share {part.shard}: {error}") from error
 
 
 def _finished(part: ZooSpec) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lora_ws.config import parse_shard
 from lora_ws.errors import ConfigError
 from lora_ws.zoo.finetune import FinetuneSpec
 from lora_ws.zoo.photos import PhotoSpec
@@ -73,11 +74,3 @@ class ZooSpec:
             )
             for k in range(self.processes)
         ]
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read "i/n" as i and n."""
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ConfigError(f"shard: expected i/n with 0 <= i < n, such as 0/4, got `{text}`")
-    return int(first), int(second)

@@ -24,6 +24,7 @@ from lora_ws.featurizers import (
     PAPER,
     FlatVec,
     FlatVecPCA,
+    Norms,
     StatsFlatVec,
     StatsLayer,
     StatsLayerDense,
@@ -45,6 +46,7 @@ FEATURIZERS = {
     "StatsFlatVec five": StatsFlatVec(statistics=("mean", "std", "median", "min", "max")),
     "StatsLayer": StatsLayer(layout=LAYOUT),
     "StatsLayerDense": StatsLayerDense(layout=LAYOUT),
+    "Norms": Norms(layout=LAYOUT),
     "FlatVec of all B": FlatVec(layout=LAYOUT, matrices=("*.up",)),
     "FlatVecPCA of a layer": FlatVecPCA(n_components=4, layout=LAYOUT, matrices=("mid_block.*",)),
     "StatsFlatVec of a layer": StatsFlatVec(layout=LAYOUT, matrices=("mid_block.to_v",)),
@@ -58,7 +60,7 @@ def rows(n: int = 24, dtype: type = np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, LAYOUT.size)).astype(dtype)
 
 
-@parametrize_with_checks([FlatVec(), FlatVecPCA(), StatsFlatVec(), StatsLayer()])
+@parametrize_with_checks([FlatVec(), FlatVecPCA(), StatsFlatVec(), StatsLayer(), Norms()])
 def test_scikit_learn_checks(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
     assert estimator is not None

@@ -380,9 +380,11 @@ def test_metadata_alone_is_a_control(make_zoo: Callable[..., AdapterSet], tmp_pa
 
 
 def test_shuffled_labels_keep_the_classes_and_lose_the_signal(spec: ExperimentSpec) -> None:
-    true, shuffled = prepare(spec), prepare(replace(spec, shuffle_labels=True))
-    np.testing.assert_array_equal(np.bincount(true.labels), np.bincount(shuffled.labels))
-    assert (true.labels != shuffled.labels).mean() > 0.5
+    records = run_many(replace(spec, shuffle_labels=True), range(4))
+    # 24 test rows, 4 classes: 0.25 with a standard error of 0.09 for each seed.
+    assert np.mean([record.test["accuracy"] for record in records]) < 0.45
+    assert run_one(spec, 0).test["accuracy"] > 0.6
+    assert len({record.confusion for record in records}) > 1
 
 
 def test_first_rows_cut_each_part(spec: ExperimentSpec) -> None:

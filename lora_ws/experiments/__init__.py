@@ -1,0 +1,1 @@
+"""Tables, figures and sweeps: which experiments they need, and what their records say."""

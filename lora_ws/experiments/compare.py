@@ -1,0 +1,71 @@
+"""Differences between experiments: from the published number, and from each other by seed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from lora_ws.report.records import RunRecord, Summary
+
+OTHER_DATA = "other data"
+
+
+class Difference(NamedTuple):
+    """Mean difference of a metric over paired seeds, in percent, and the p of a paired test."""
+
+    mean: float
+    p: float
+    n: int
+
+    def text(self) -> str:
+        """Text for a table."""
+        sign = "+" if self.mean >= 0 else "−"
+        chance = f" (p {self.p:.0e})" if np.isfinite(self.p) else ""
+        return f"{sign}{abs(self.mean):.1f}{chance}"
+
+
+def paired(
+    ours: Sequence[RunRecord], theirs: Sequence[RunRecord], metric: str = "accuracy"
+) -> Difference:
+    """Compare two experiments seed by seed (paired t-test, two-sided).
+
+    The seeds share their test rows: p says whether training anew would repeat the difference on
+    these rows, not whether other adapters would.
+
+    Example:
+        >>> paired([], []).n
+        0
+    """
+    one = {record.seed: record.test[metric] for record in ours}
+    two = {record.seed: record.test[metric] for record in theirs}
+    seeds = sorted(set(one) & set(two))
+    gaps = 100 * np.array([one[seed] - two[seed] for seed in seeds])
+    if not len(gaps):
+        return Difference(float("nan"), float("nan"), 0)
+    if len(gaps) < 2 or np.ptp(gaps) < 1e-12:
+        # Equal gaps have no spread to test against: none at all, or a certain one.
+        p = float("nan") if len(gaps) < 2 else float(abs(gaps[0]) < 1e-12)
+        return Difference(float(gaps.mean()), p, len(gaps))
+    p = float(ttest_rel(gaps, np.zeros_like(gaps)).pvalue)
+    return Difference(float(gaps.mean()), p, len(gaps))
+
+
+def against_published(
+    measured: Summary, published: tuple[float, float], tolerance: float
+) -> tuple[bool, str]:
+    """Whether a mean differs from a published one beyond the spread over seeds.
+
+    Args:
+        measured: over seeds, from 0 to 1.
+        published: mean and standard deviation in percent.
+        tolerance: how many standard deviations of the difference of two seeds are within it.
+
+    Example:
+        >>> against_published(Summary(0.42, 0.01, (0.42,)), (42.2, 1.2), 2.0)
+        (False, 'within')
+    """
+    gap = 100 * measured.mean - published[0]
+    spread = float(np.hypot(100 * measured.std, published[1]))
+    differs = abs(gap) > tolerance * spread
+    return differs, f"differs by {gap:+.1f}" if differs else "within"

@@ -1,0 +1,221 @@
+"""Tables from records: rows beside published numbers, protocols side by side, controls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ws.experiments.compare import against_published, paired
+from lora_ws.experiments.spec import Protocol, TableSpec
+from lora_ws.report.grid import Cell, Grid, ranked
+from lora_ws.report.records import METRICS, RunRecord, summarise
+from lora_ws.report.tables import TITLES, majority, results_grid
+
+Records = Sequence[RunRecord]
+NOT_REPEATABLE = "cannot be repeated"
+
+
+class Condition(NamedTuple):
+    """A column of the controls: what is changed of every row's experiment.
+
+    Attributes:
+        name: title of the column.
+        slug: folder.
+        changes: fields of the experiment that differ.
+    """
+
+    name: str
+    slug: str
+    changes: Mapping[str, object]
+
+
+def conditions(columns: Sequence[str], subsets: Sequence[str], subset: str) -> list[Condition]:
+    """The controls that a collection's columns and subsets allow.
+
+    Args:
+        columns: of its table.
+        subsets: the corners it has.
+        subset: the corner of the table itself.
+    """
+    found = [
+        Condition(name, name.replace("/", "-"), {"subset": name})
+        for name in subsets
+        if name != subset
+    ]
+    if "leaf_part" in columns:
+        found.append(Condition("unseen leaves", "unseen-leaves", {"split": "leaf_part"}))
+    found.append(Condition("shuffled labels", "shuffled-labels", {"shuffle_labels": True}))
+    return found
+
+
+def protocol_grid(spec: TableSpec, rows: Mapping[str, Records], protocol: Protocol) -> Grid:
+    """All metrics of a protocol; a last column where the collection has published numbers."""
+    grid = results_grid(rows)
+    first = next(iter(rows.values()))[0]
+    head, table = grid.head, grid.rows
+    published = {row.name: row.published.get(first.dataset, {}) for row in spec.rows}
+    if any(published.values()):
+        head = (*head, f"Published for {first.dataset}")
+        verdicts = [_published(spec, rows[name], published[name]) for name in rows]
+        table = tuple((*cells, verdict) for cells, verdict in zip(table, verdicts, strict=True))
+    cost = sum(r.seconds for records in rows.values() for r in records)
+    cost += sum(records[0].feature_seconds for records in rows.values())
+    caption = f"{grid.caption} Cost: {cost:.0f} s of one core."
+    if lost := [row.name for row in spec.rows if row.name not in rows and not row.ours]:
+        caption += f" As run, {', '.join(lost)} {NOT_REPEATABLE}."
+    shared = sorted({r[0].protocol for r in rows.values()} - {protocol})
+    if shared:
+        names = [name for name, r in rows.items() if r[0].protocol != protocol]
+        caption += (
+            f" Where the paper's text and the clean protocol agree the row is the same run: "
+            f"{', '.join(names)}."
+        )
+    return Grid(head, table, caption)
+
+
+def _published(
+    spec: TableSpec, records: Records, published: Mapping[str, tuple[float, float]]
+) -> Cell:
+    if "accuracy" not in published:
+        return Cell("none")
+    mean, std = published["accuracy"]
+    measured = summarise(records, "accuracy")
+    _, verdict = against_published(measured, (mean, std), spec.tolerance)
+    return Cell(f"{mean:.2f} ± {std:.2f}: {verdict}")
+
+
+def published_grid(spec: TableSpec, measured: Mapping[str, Records]) -> Grid:
+    """Published accuracies and AUROC beside the measured ones, collection by collection."""
+    first = next(iter(measured.values()))[0]
+    datasets = list(dict.fromkeys(name for row in spec.rows for name in row.published))
+    head = ["Representation", f"measured on {first.dataset}"]
+    columns = [[Cell(row.name) for row in spec.rows]]
+    here = [measured.get(row.name) for row in spec.rows]
+    summaries = [summarise(records, "accuracy") if records else None for records in here]
+    columns.append(
+        ranked(
+            [s.mean if s else None for s in summaries],
+            [s.percent() if s else "not measured" for s in summaries],
+        )
+    )
+    for dataset in datasets:
+        means = [row.published.get(dataset, {}).get("accuracy") for row in spec.rows]
+        texts = [f"{m[0]:.2f} ± {m[1]:.2f}" if m else "none" for m in means]
+        columns.append(ranked([m[0] if m else None for m in means], texts))
+        head.append(f"{dataset}, published")
+        if dataset != first.dataset:
+            head.append(f"{dataset}, measured")
+            columns.append([Cell("needs the Hub" if m else "none") for m in means])
+    caption = (
+        f"Test accuracy in percent. Published: {spec.source}. Only numbers of one collection can "
+        "be compared; a column that needs the Hub is filled by `lora-ws reproduce --dataset`."
+    )
+    return Grid(tuple(head), tuple(zip(*columns, strict=True)), caption)
+
+
+def versus_grid(
+    spec: TableSpec, by_protocol: Mapping[Protocol, Mapping[str, Records]], metric: str
+) -> Grid:
+    """Protocols side by side, and what each changes against clean, paired by seed."""
+    head = ["Representation", *by_protocol]
+    names = [row.name for row in spec.rows]
+    columns = [[Cell(name) for name in names]]
+    clean = by_protocol.get("clean", {})
+    for rows in by_protocol.values():
+        summaries = [summarise(rows[n], metric) if n in rows else None for n in names]
+        texts = [s.percent() if s else NOT_REPEATABLE for s in summaries]
+        columns.append(ranked([s.mean if s else None for s in summaries], texts))
+    for protocol, rows in by_protocol.items():
+        if protocol == "clean" or not clean:
+            continue
+        head.append(f"{protocol} − clean")
+        both = [n in rows and n in clean for n in names]
+        gaps = [
+            _gap(rows[n], clean[n], metric) if ok else "" for n, ok in zip(names, both, strict=True)
+        ]
+        columns.append([Cell(text) for text in gaps])
+    caption = (
+        f"Test {TITLES[metric]} in percent, mean ± sample standard deviation over seeds; "
+        "differences by seed with a paired t-test. Protocols differ in their test rows too where "
+        "their splits differ (docs/protocols.md)."
+    )
+    return Grid(tuple(head), tuple(zip(*columns, strict=True)), caption)
+
+
+def _gap(ours: Records, clean: Records, metric: str) -> str:
+    same = [record.timeless() for record in ours] == [record.timeless() for record in clean]
+    return "the same run" if same else paired(ours, clean, metric).text()
+
+
+def paired_grid(rows: Mapping[str, Records]) -> Grid:
+    """Every row against the best by validation accuracy, paired by seed."""
+    best = max(rows, key=lambda name: summarise(rows[name], "accuracy", "val").mean)
+    cells = []
+    for name, records in rows.items():
+        gaps = [paired(records, rows[best], metric) for metric in METRICS]
+        texts = ["the best" if name == best else gap.text() for gap in gaps]
+        cells.append((Cell(name), *map(Cell, texts)))
+    caption = (
+        f"Difference from {best}, the best by validation accuracy, in percent, with p of a paired "
+        "t-test over seeds. Seeds share their test rows, so p is about training anew, not about "
+        "other adapters."
+    )
+    return Grid(("Representation", *TITLES.values()), tuple(cells), caption)
+
+
+def controls_grid(
+    table: Mapping[str, Records],
+    columns: Mapping[str, Mapping[str, Records]],
+    inputs: Mapping[str, Mapping[str, Records]],
+    subset: str,
+) -> Grid:
+    """Rows and plain inputs (the controls) by condition: prompt corners, unseen leaves, shuffled.
+
+    Args:
+        table: row -> records under the table's own condition.
+        columns: condition -> row -> records.
+        inputs: condition ("" is the table's own) -> plain input -> records.
+        subset: name of the table's own corner.
+    """
+    own = subset or "as above"
+    by_condition = {own: {**table, **inputs.get("", {})}}
+    for name, rows in columns.items():
+        by_condition[name] = {**rows, **inputs.get(name, {})}
+    names = list(by_condition[own])
+    cells = [[Cell(name if name in table else f"control: {name}") for name in names]]
+    for rows in by_condition.values():
+        sums = [summarise(rows[n], "accuracy") if n in rows else None for n in names]
+        texts = [s.percent() if s else "not measured" for s in sums]
+        cells.append(ranked([s.mean if s else None for s in sums], texts))
+    chance = 100 * majority(next(iter(table.values()))[0])
+    caption = (
+        f"Test accuracy in percent, mean ± sample standard deviation over seeds; guessing the "
+        f"largest class scores {chance:.1f} %. {warning(table, inputs.get('', {}))}"
+    )
+    return Grid(("Input", *by_condition), tuple(zip(*cells, strict=True)), caption)
+
+
+def warning(table: Mapping[str, Records], inputs: Mapping[str, Records]) -> str:
+    """A sentence on controls that come near, or exceed, the best row of a table."""
+    if not inputs:
+        return ""
+    best = max(table, key=lambda name: summarise(table[name], "accuracy").mean)
+    top = summarise(table[best], "accuracy")
+    near = [
+        f"{name} ({measured.percent()})"
+        for name, records in inputs.items()
+        if (measured := summarise(records, "accuracy")).mean >= top.mean - 2 * top.std
+    ]
+    if not near:
+        return f"No plain input comes within two standard deviations of the best row, {best}."
+    return (
+        f"Caution: plain inputs come within two standard deviations of the best row, {best} "
+        f"({top.percent()}), or exceed it: {', '.join(near)}."
+    )
+
+
+def stamp(records: Records, experiment: Path) -> list[dict[str, object]]:
+    """Records as lines of one file, each naming its experiment."""
+    from dataclasses import asdict
+
+    return [{"experiment": experiment.as_posix(), **asdict(replace(r))} for r in records]

@@ -1,0 +1,103 @@
+"""A table as data, and its forms: Markdown, LaTeX, HTML, terminal."""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from rich import box
+from rich.table import Table
+
+Mark = Literal["", "best", "second"]
+MARKDOWN = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
+LATEX = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+HTML = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
+TERMINAL = {"": "{}", "best": "[bold]{}[/bold]", "second": "[underline]{}[/underline]"}
+_LATEX_SPECIAL = {"±": r"$\pm$", "≤": r"$\leq$", "–": "--", "Δ": r"$\Delta$"}
+
+
+class Cell(NamedTuple):
+    """Text and how it is set."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: titles, rows of as many cells, and what it rests on.
+
+    Example:
+        >>> print(markdown(Grid(("row", "value"), ((Cell("a"), Cell("1", "best")),), "n = 1")))
+        | row | value |
+        |---|--:|
+        | a | **1** |
+        <BLANKLINE>
+        n = 1
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+
+
+def ranked(values: Sequence[float | None], texts: Sequence[str]) -> list[Cell]:
+    """A column of cells, its highest value marked best and the next marked second.
+
+    Args:
+        values: what is compared; None stands aside.
+        texts: what is shown.
+    """
+    order = sorted({v for v in values if v is not None}, reverse=True)
+    marks: dict[float | None, Mark] = {}
+    for value, mark in zip(order, ("best", "second"), strict=False):
+        marks[value] = mark  # type: ignore[assignment]
+    return [Cell(text, marks.get(value, "")) for value, text in zip(values, texts, strict=True)]
+
+
+def markdown(grid: Grid) -> str:
+    """Pipes, first column to the left, others to the right."""
+    lines = ["| " + " | ".join(grid.head) + " |", "|---|" + "--:|" * (len(grid.head) - 1)]
+    for row in grid.rows:
+        cells = [MARKDOWN[c.mark].format(c.text.replace("|", "\\|")) for c in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", grid.caption] if grid.caption else lines)
+
+
+def latex(grid: Grid) -> str:
+    """A table that needs the package booktabs."""
+    columns = "l" + "r" * (len(grid.head) - 1)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [" & ".join(map(_tex, grid.head)) + r" \\", r"\midrule"]
+    for row in grid.rows:
+        lines.append(" & ".join(LATEX[c.mark].format(_tex(c.text)) for c in row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def to_html(grid: Grid) -> str:
+    """A table element; all text is escaped."""
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in grid.head)
+    cells = [[HTML[c.mark].format(html.escape(c.text)) for c in row] for row in grid.rows]
+    body = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells]
+    caption = f"<caption>{html.escape(grid.caption)}</caption>" if grid.caption else ""
+    rows = "\n".join(body)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+
+
+def terminal(grid: Grid) -> Table:
+    """The same for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for k, title in enumerate(grid.head):
+        table.add_column(title, no_wrap=True, justify="right" if k else "left")
+    for row in grid.rows:
+        table.add_row(*[TERMINAL[c.mark].format(c.text.replace("[", "\\[")) for c in row])
+    return table
+
+
+def _tex(text: str) -> str:
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    for sign, code in _LATEX_SPECIAL.items():
+        text = text.replace(sign, code)
+    return text
