@@ -11,6 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from lora_ws.adapters import LayerSpec, Layout
+from lora_ws.collection import AdapterSet, DatasetCard
+from lora_ws.report.records import METRICS, RunRecord
+
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 # Two layers, 20 numbers: module path, inputs, outputs.
@@ -124,3 +128,50 @@ def set_cell(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
     values[row] = value
     at = table.column_names.index(column)
     return table.set_column(at, column, pa.array(values, table.schema.field(column).type))
+
+
+def record(seed: int = 0, **changes: Any) -> RunRecord:
+    """A record as a run of two classes leaves it."""
+    values: dict[str, Any] = {
+        "name": "FlatVec",
+        "representation": "FlatVec",
+        "dataset": "synthetic",
+        "subset": "",
+        "data_version": "v",
+        "layout": "l",
+        "protocol": "clean",
+        "engine": "lightning-cpu",
+        "seed": seed,
+        "dim": 3,
+        "classes": ("a", "b"),
+        "n_train": 8,
+        "n_val": 2,
+        "n_test": 4,
+        "epochs": 5,
+        "best_epoch": 3,
+        "val_loss": 0.5,
+        "val": dict.fromkeys(METRICS, 0.5),
+        "test": dict.fromkeys(METRICS, 0.5),
+        "confusion": ((1, 1), (1, 1)),
+    }
+    return RunRecord(**values | changes)
+
+
+def small_zoo(n: int = 90, seed: int = 0) -> AdapterSet:
+    """Adapters of four layers; only B of ``mid.attn2.to_v`` tells the class."""
+    layout = Layout.from_layers(
+        [
+            LayerSpec("down.attn1.to_q", 6, 6),
+            LayerSpec("down.attn2.to_v", 5, 6),
+            LayerSpec("mid.attn2.to_v", 5, 8),
+            LayerSpec("up.attn1.to_v", 6, 6),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    values = rng.standard_normal((n, layout.size), dtype=np.float32)
+    (telling,) = [m.columns for m in layout.matrices if m.name == "mid.attn2.to_v.up"]
+    values[:, telling] += 3 * rng.standard_normal((3, 8), dtype=np.float32)[labels]
+    names = np.array(["cat", "dog", "owl"])[labels]
+    rows = pa.table({"category_label": names, "num_images": 4 + np.arange(n) % 5})
+    return AdapterSet(values, layout, rows, DatasetCard(name="small"))

@@ -377,9 +377,9 @@ def _write(
 
 def _intro(source: str) -> str:
     return (
-        f"Published numbers: {source.rstrip('.')}. Measured numbers are of the collection and protocol that "
-        "each caption names; docs/protocols.md says what the protocols are. Every record behind "
-        f"this page stands in {RECORDS} beside it."
+        f"Published numbers: {source.rstrip('.')}. Measured numbers are of the collection and "
+        "protocol that each caption names; docs/protocols.md says what the protocols are. Every "
+        f"record behind this page stands in {RECORDS} beside it."
     )
 
 

@@ -191,8 +191,10 @@ def fit_seed(
 
 
 def _shuffled(prepared: Prepared, seed: int) -> np.ndarray:
-    """Labels in another order within each part: a class rarer in training would be more frequent
-    in the test, and guessing by frequency would score below chance.
+    """Labels in another order within each part.
+
+    Across parts, a class rarer in training would be more frequent in the test, and guessing by
+    frequency would score below chance.
     """
     rng, labels = np.random.default_rng(seed), prepared.labels.copy()
     for part in prepared.split:

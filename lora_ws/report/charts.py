@@ -81,7 +81,7 @@ def chart_layers(
         file: PNG to write; the SVG stands beside it.
         chance: where a dotted line marks guessing, in percent.
     """
-    figure = Figure(figsize=(min(17, 0.16 * len(names) + 3), 4.6), layout="constrained")
+    figure = Figure(figsize=(min(17, max(9, 0.16 * len(names) + 3)), 4.6), layout="constrained")
     axes = figure.subplots()
     kinds = [layer_kind(name) for name in names]
     means, stds = np.array(values["test"]).T

@@ -1,0 +1,114 @@
+"""Sweeps: the telling layer is found, shares join, kills are survived, wrong input is refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from factories import small_zoo
+
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.spec import SweepSpec
+from lora_ws.experiments.sweep import run_sweep, sweep_chart, sweep_grid, top_points, write_csv
+from lora_ws.featurizers import FlatVec, StatsLayer
+from lora_ws.learn.run import run_one
+from lora_ws.learn.spec import ExperimentSpec, FitSpec
+
+FAST = FitSpec(hidden=(16,), lr=1e-2, max_epochs=8, patience=8)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> SweepSpec:
+    store = small_zoo().save(tmp_path / "store")
+    return SweepSpec(str(store), featurizer=FlatVec(), fit=FAST, seeds=2, processes=1)
+
+
+def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, tmp_path: Path):
+    layers = run_sweep(spec, tmp_path / "sweep")
+    matrices = run_sweep(replace(spec, over="matrices"), tmp_path / "sweep")
+    assert (len(layers), len(matrices)) == (4, 8)
+    assert top_points(layers, 1)[0].name == "mid.attn2.to_v"
+    assert top_points(matrices, 1)[0].name == "mid.attn2.to_v.up"
+    assert [point.records[0].dim for point in layers] == [12, 11, 13, 12]
+    left_out = run_sweep(replace(spec, over="all_but_top"), tmp_path / "sweep")
+    assert [point.name for point in left_out] == ["without-1", "without-2"]
+    assert left_out[0].records[0].dim == 12 + 11 + 12
+    assert left_out[0].summary("test").mean < layers[2].summary("test").mean - 0.2
+
+
+def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, tmp_path: Path):
+    point = run_sweep(spec, tmp_path / "sweep")[2]
+    alone = ExperimentSpec(spec.dataset, featurizer=FlatVec(matrices=("mid.attn2.to_v",)), fit=FAST)
+    assert point.records[1].timeless() == run_one(alone, 1).timeless()
+
+
+def test_csv_and_table_say_what_the_records_say(spec: SweepSpec, tmp_path: Path):
+    points = run_sweep(spec, tmp_path / "sweep")
+    with write_csv(points, tmp_path / "layers.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for row, point in zip(rows, points, strict=True):
+        values = [record.test["accuracy"] for record in point.records]
+        assert float(row["test_mean"]) == pytest.approx(sum(values) / 2, rel=1e-5)
+        assert row["seeds"] == "2"
+    assert rows[0]["kind"] == "self-attention q"
+    grid = sweep_grid(points, 2)
+    assert grid.rows[0][0].text == "mid.attn2.to_v"
+    assert len(grid.rows) == 2
+    assert sweep_chart(points, "layers", tmp_path / "layers.png").stat().st_size > 5000
+
+
+def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, tmp_path: Path):
+    whole = run_sweep(spec, tmp_path / "whole")
+    parts = [run_sweep(replace(spec, shard=f"{k}/2"), tmp_path / "parts") for k in range(2)]
+    assert [len(part) for part in parts] == [2, 4]
+    for one, other in zip(whole, parts[1], strict=True):
+        assert [r.timeless() for r in one.records] == [r.timeless() for r in other.records]
+
+
+def test_leaving_out_needs_a_sweep_first(spec: SweepSpec, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--over layers first"):
+        run_sweep(replace(spec, over="all_but_top"), tmp_path / "sweep")
+
+
+def test_a_representation_without_matrices_is_refused(spec: SweepSpec, tmp_path: Path):
+    with pytest.raises(ConfigError, match="takes `matrices`, got none"):
+        run_sweep(replace(spec, featurizer=None), tmp_path / "sweep")
+
+
+def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, tmp_path: Path):
+    run_sweep(spec, tmp_path / "sweep")
+    other = replace(spec, featurizer=StatsLayer(), seeds=3)
+    with pytest.raises(ConfigError, match="choose another --out"):
+        run_sweep(other, tmp_path / "sweep")
+
+
+def test_a_killed_sweep_goes_on_and_doubles_nothing(spec: SweepSpec, tmp_path: Path):
+    out = tmp_path / "sweep"
+    command = [sys.executable, "-m", "lora_ws", "sweep", "--dataset", spec.dataset]
+    command += ["--featurizer", "FlatVec", "--seeds", "3", "--processes", "2", "--out", str(out)]
+    command += ["--fit.max_epochs", "3", "--fit.hidden", "[16]"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not any(out.rglob("records.jsonl")):
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, "processes end with the one that started them"
+    files = {file: file.read_text() for file in out.rglob("records.jsonl")}
+    subprocess.run([*command, "--processes", "1"], env=env, check=True, capture_output=True)
+    assert len(list(out.rglob("records.jsonl"))) == 4
+    for file in out.rglob("records.jsonl"):
+        seeds = [json.loads(line)["seed"] for line in file.read_text().splitlines()]
+        assert seeds == [0, 1, 2]
+        whole = files.get(file, "").rpartition("\n")[0]
+        assert file.read_text().startswith(whole), "finished seeds are kept, not run again"

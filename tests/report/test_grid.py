@@ -1,0 +1,53 @@
+"""One table in four forms: marks, escapes, and nothing lost."""
+
+import io
+import xml.etree.ElementTree as ET
+
+from rich.console import Console
+
+from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, terminal, to_html
+
+GRID = Grid(
+    ("Row", "A & B", "100 %"),
+    (
+        (Cell("a|b"), *ranked([0.5], ["50.0 ± 1.0"]), Cell("<script>")),
+        (Cell("x_y"), Cell("3", "second"), Cell("[red]")),
+    ),
+    "n = 2 & more_of it",
+)
+
+
+def test_the_highest_is_best_and_the_next_second_ties_alike():
+    cells = ranked([1.0, 3.0, None, 2.0, 3.0], list("abcde"))
+    assert [cell.mark for cell in cells] == ["", "best", "", "second", "best"]
+    assert [cell.text for cell in cells] == list("abcde")
+
+
+def test_markdown_has_a_line_a_row_and_escaped_pipes():
+    lines = markdown(GRID).splitlines()
+    assert lines[2] == "| a\\|b | **50.0 ± 1.0** | <script> |"
+    assert "<u>3</u>" in lines[3]
+    assert lines[-1] == GRID.caption
+
+
+def test_html_is_well_formed_and_text_is_escaped():
+    table = ET.fromstring(to_html(GRID))
+    assert [cell.text for cell in table.findall("thead/tr/th")] == list(GRID.head)
+    rows = table.findall("tbody/tr")
+    assert ["".join(cell.itertext()) for cell in rows[0]] == ["a|b", "50.0 ± 1.0", "<script>"]
+    assert rows[0][1].find("b") is not None
+    assert rows[1][1].find("u") is not None
+
+
+def test_latex_escapes_and_marks():
+    text = latex(GRID)
+    assert r"A \& B & 100 \% \\" in text
+    assert r"\textbf{50.0 $\pm$ 1.0}" in text
+    assert r"x\_y & \underline{3}" in text
+    assert text.count(r"\\") == 3
+
+
+def test_terminal_shows_brackets_as_text():
+    out = io.StringIO()
+    Console(file=out, width=200).print(terminal(GRID))
+    assert "[red]" in out.getvalue()
