@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lora_ws.learn.data import Batch
 from lora_ws.learn.metrics import metrics
@@ -42,6 +43,7 @@ class LoraClassifier(L.LightningModule):
         self.fit_spec = fit
         self.metrics = metrics(num_classes)
         self.measured: dict[str, Tensor] = {}
+        self._tested: list[tuple[Tensor, Tensor]] = []
         self._train_sum, self._train_rows = torch.zeros(()), 0
         self._val_sums = torch.zeros(3)  # loss, hits, rows
 
@@ -93,17 +95,19 @@ class LoraClassifier(L.LightningModule):
             self.log("train_loss", strategy.reduce(self._train_sum) / self._train_rows)
         self._train_sum, self._train_rows = torch.zeros(()), 0
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the last rows' predictions."""
-        self.metrics.reset()
-
     def test_step(self, batch: Batch, index: int) -> None:
         """Gather predictions for the metrics."""
         features, labels, _ = batch
-        self.metrics.update(self(features).softmax(1), labels)
+        self._tested.append((self(features).softmax(1), labels))
 
     def on_test_epoch_end(self) -> None:
-        """Measure the predictions of all ranks, while they are on the device."""
+        """Measure the predictions of all ranks, which have different numbers of them, or none."""
+        parts = [torch.cat(part) for part in zip(*self._tested, strict=True)]
+        self._tested.clear()
+        if self.trainer.world_size > 1:
+            parts = [torch.cat(gather_all_tensors(part)) for part in parts]
+        self.metrics.reset()
+        self.metrics.update(*parts)
         self.measured = self.metrics.compute()
 
     def configure_optimizers(self) -> Any:
@@ -171,7 +175,9 @@ class KeepLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; not the epoch that ends training, as a checkpoint does not hold that it ended."""
-        if (trainer.current_epoch + 1) % self.every == 0 and not trainer.should_stop:
+        done = trainer.current_epoch + 1
+        ended = trainer.should_stop or done == trainer.max_epochs
+        if done % self.every == 0 and not ended:
             trainer.save_checkpoint(self.file)
 
 

@@ -149,27 +149,16 @@ def fit_seed(
         classifier = LoraClassifier(
             model, prepared.mean, prepared.scale, len(prepared.classes), spec.fit
         )
-        trainer, held = make_trainer(spec, best, folder), None
+        trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
             identity = [_identity(spec), prepared.zoo.version]
             every = spec.trainer.epochs_to_checkpoint
-            held = checkpoint(trainer, every, folder, identity, ranks)
+            start_from = checkpoint(trainer, every, folder, identity, ranks)
         name = engine(trainer)
-        try:
-            trainer.fit(classifier, datamodule=data, ckpt_path=held)
-        except SystemExit as stop:
-            if ranks.rank:
-                raise
-            # Lightning makes an exit of a signal or Ctrl-C, which would look like success.
-            raise KeyboardInterrupt from stop
-        finally:
-            close(spec)
+        _fit(spec, trainer, classifier, data, start_from)
         if not best.epoch:
-            raise ranks.same(
-                TrainingError(
-                    f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
-                )
-            )
+            told = f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
+            raise ranks.same(TrainingError(told))
         val, _ = measure(classifier, data.val_dataloader(), trainer)
         test, confusion = measure(classifier, data.test_dataloader(), trainer)
     record = RunRecord(
@@ -185,6 +174,24 @@ def fit_seed(
         seconds=time.perf_counter() - start,
     )
     return Fitted(record, classifier, best.history)
+
+
+def _fit(
+    spec: ExperimentSpec,
+    trainer: L.Trainer,
+    classifier: LoraClassifier,
+    data: FeatureData,
+    start_from: Path | None,
+) -> None:
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=start_from)
+    except SystemExit as stop:
+        if data.ranks.rank:
+            raise
+        # Lightning makes an exit of a signal or Ctrl-C, which would look like success.
+        raise KeyboardInterrupt from stop
+    finally:
+        close(spec)
 
 
 def _facts(spec: ExperimentSpec, prepared: Prepared) -> dict[str, Any]:

@@ -12,31 +12,36 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import FlatVec, StatsLayer
+from lora_ws.learn.classifier import KeepBest
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.features import prepare, prepare_once
 from lora_ws.learn.ranks import Ranks
-from lora_ws.learn.run import run, run_many
+from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.report.records import RunRecord, read_records, summarise
 
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
-# 86 rows train: the last batch has one row, which leaves the second rank without any.
+# Of 86 rows to train on the last batch has one, and one row validates: the second rank has none.
 FIT = FitSpec(hidden=(32,), lr=3e-3, batch_size=17, max_epochs=4)
-LONG = replace(FIT, max_epochs=150, patience=150, batch_size=43)
+LONG = replace(FIT, max_epochs=200, patience=200, batch_size=43)
 
 
 @pytest.fixture
 def store(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> str:
-    return str(make_zoo(n=123).save(tmp_path / "store"))
+    zoo = make_zoo(n=124)
+    part = pa.array(np.repeat(["train", "val", "test"], [86, 1, 37]))
+    return str(replace(zoo, rows=zoo.rows.append_column("part", part)).save(tmp_path / "store"))
 
 
 def flags(store: str, fit: FitSpec, *more: str) -> list[str]:
@@ -65,7 +70,7 @@ def started(args: list[str], cwd: Path, **env: str) -> Iterator[subprocess.Popen
 
 
 def finish(child: subprocess.Popen[str]) -> str:
-    said, errors = child.communicate(timeout=120)
+    said, errors = child.communicate(timeout=180)
     assert child.returncode == 0, errors
     return said
 
@@ -80,27 +85,26 @@ def same_but_for_rounding(one: RunRecord, two: RunRecord) -> None:
     assert first == second
 
 
+@pytest.mark.filterwarnings("ignore:No (positive|negative) samples")
 def test_two_processes_find_what_one_finds(store: str, tmp_path: Path) -> None:
     """Five representations and two seeds in one command, which says everything once."""
-    with started(flags(store, FIT, "--seeds", "2", *TWO), tmp_path) as child:
+    with started(flags(store, FIT, "--split", "part", "--seeds", "2", *TWO), tmp_path) as child:
         said = finish(child)
-    for spec in ExperimentSpec(store, fit=FIT, seeds=2).rows():
-        alone = run(spec, tmp_path / "alone" / spec.slug)
+    for spec in ExperimentSpec(store, split="part", fit=FIT).rows():
         folder = tmp_path / "run" / spec.slug
         both = read_records(folder / "records.jsonl")
         assert len((folder / "records.jsonl").read_text().splitlines()) == 2
-        assert np.sum(both[0].confusion) == both[0].n_test
-        assert both[0].n_test % 2 == 1
-        assert both[0].n_train % FIT.batch_size == 1
-        for one, two in zip(alone, both, strict=True):
-            same_but_for_rounding(one, two)
-        summary = f"{summarise(both, 'accuracy').percent()} %"
-        curves = [
-            pd.read_csv(d / "seed-0" / "metrics.csv")
-            for d in (tmp_path / "alone" / spec.slug, folder)
-        ]
-        np.testing.assert_allclose(curves[0].train_loss, curves[1].train_loss, rtol=1e-4)
-        assert said.splitlines().count(f"{spec.name}: test accuracy {summary}, n = 2") == 1
+        line = f"{spec.name}: test accuracy {summarise(both, 'accuracy').percent()} %, n = 2"
+        assert said.splitlines().count(line) == 1
+        prepared = prepare(spec)
+        for record in both:
+            alone = fit_seed(spec, prepared, record.seed)
+            same_but_for_rounding(alone.record, record)
+            curve = pd.read_csv(folder / f"seed-{record.seed}" / "metrics.csv")
+            losses = [epoch["train_loss"] for epoch in alone.history]
+            np.testing.assert_allclose(curve.train_loss, losses, rtol=1e-4)
+            assert record.n_train % FIT.batch_size == record.n_val == 1
+            assert np.sum(record.confusion) == record.n_test == 37
         assert not list(folder.rglob("*.npy")) + list(folder.rglob("*.ckpt"))
     assert said.count("Best by validation AUROC") == 1
     assert (tmp_path / "run" / "bundle" / "bundle.json").is_file()
@@ -140,6 +144,61 @@ def test_a_killed_rank_ends_all_and_the_same_command_resumes(store: str, tmp_pat
     assert not list(seed.glob("*.ckpt"))
 
 
+@pytest.mark.parametrize("cut", [4, 5, "measure"])
+@pytest.mark.parametrize("fit", [replace(FIT, max_epochs=12), replace(FIT, max_epochs=99, lr=0.1)])
+def test_one_process_resumes_wherever_it_was_cut(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Any, fit: FitSpec
+) -> None:
+    """Between checkpoints, after the epoch that ends training, and while it is measured."""
+    fit = replace(fit, patience=4)
+    trainer = TrainerSpec(accelerator="cpu", checkpoint_every=3)
+    spec = ExperimentSpec(store, featurizer=StatsLayer(), fit=fit, seeds=1, trainer=trainer)
+    whole = run(replace(spec, trainer=TrainerSpec(accelerator="cpu")), tmp_path / "whole")
+    stopped_early = whole[0].epochs < fit.max_epochs
+    assert stopped_early == (fit.max_epochs == 99)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def stop_at(self: KeepBest, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch == cut:
+            raise KeyboardInterrupt
+        note(self, trainer, module)
+
+    note = KeepBest.on_validation_end
+    with monkeypatch.context() as patch:
+        if cut == "measure":
+            patch.setattr("lora_ws.learn.run.measure", stop)
+        else:
+            patch.setattr(KeepBest, "on_validation_end", stop_at)
+        if cut == "measure" or cut < whole[0].epochs:
+            with pytest.raises(KeyboardInterrupt):
+                run(spec, tmp_path / "cut")
+            assert len(list((tmp_path / "cut" / "seed-0").glob("*.ckpt"))) == 1
+    again = run(spec, tmp_path / "cut")
+    assert [r.timeless() for r in again] == [r.timeless() for r in whole]
+    curves = [tmp_path / name / "seed-0" / "metrics.csv" for name in ("whole", "cut")]
+    assert curves[0].read_text() == curves[1].read_text()
+
+
+def test_a_checkpoint_of_another_experiment_does_not_count(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = TrainerSpec(accelerator="cpu", checkpoint_every=1)
+    spec = ExperimentSpec(store, featurizer=StatsLayer(), fit=FIT, seeds=1, trainer=trainer)
+    other = replace(spec, fit=replace(FIT, lr=0.1))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_ws.learn.run.measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(other, tmp_path / "run")
+    assert list((tmp_path / "run" / "seed-0").glob("*.ckpt"))
+    assert run(spec, tmp_path / "run")[0].timeless() == run_many(spec, [0])[0].timeless()
+
+
 def on_two_nodes(args: list[str], folder: Path) -> list[tuple[int, str, str]]:
     """Two tasks as srun starts them, one on each of two nodes: status, output and errors."""
     with socket.socket() as free:
@@ -158,12 +217,12 @@ def on_two_nodes(args: list[str], folder: Path) -> list[tuple[int, str, str]]:
     args = [*args, "--trainer.num_nodes", "2", "--trainer.accelerator", "cpu"]
     places = [{**slurm, "SLURM_PROCID": k, "SLURM_NODEID": k} for k in "01"]
     with started(args, folder, **places[0]) as one, started(args, folder, **places[1]) as two:
-        return [(c.returncode, *said) for c in (one, two) if (said := c.communicate(timeout=90))]
+        return [(c.returncode, *said) for c in (one, two) if (said := c.communicate(timeout=180))]
 
 
 def wait_for_checkpoint(child: subprocess.Popen[str], seed: Path) -> psutil.Process:
     """The other rank, once there is a new checkpoint."""
-    start, deadline = time.time(), time.monotonic() + 60
+    start, deadline = time.time(), time.monotonic() + 180
     while not any(file.stat().st_mtime > start for file in seed.glob("*.ckpt")):
         assert child.poll() is None, child.stderr and child.stderr.read()
         assert time.monotonic() < deadline
