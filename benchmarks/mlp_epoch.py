@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lora_ws.collection import Split
 from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
-from lora_ws.learn.run import _quiet, _trainer
+from lora_ws.learn.quiet import quiet
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.learn.trainer import make_trainer
 from lora_ws.models import MLP
 
 CLASSES, BATCH, LR = 10, 32, 1e-3
@@ -89,13 +90,13 @@ def lightning(problem: Problem, epochs: int, clock: Clock) -> None:
     fit = FitSpec(max_epochs=epochs, patience=10**6, batch_size=BATCH, lr=LR)
     spec = ExperimentSpec(fit=fit, trainer=TrainerSpec(accelerator="cpu"))
     mean, scale = np.zeros(problem.width, np.float32), np.ones(problem.width, np.float32)
-    with _quiet():
+    with quiet():
         model = MLP(problem.width, CLASSES, fit.hidden)
         classifier = LoraClassifier(model, mean, scale, CLASSES, fit)
         split = Split(problem.train, problem.val, problem.val)
         features = torch.from_numpy(problem.features)
         data = FeatureData(features, problem.labels, split, BATCH, seed=0)
-        trainer = _trainer(spec, KeepBest(), None)
+        trainer = make_trainer(spec, KeepBest(), None)
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.fit(classifier, datamodule=data)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_ws.collection import load
+from lora_ws.learn.ranks import Ranks, join
 from lora_ws.learn.spec import ExperimentSpec
 
 TABLE = "table.md"
@@ -18,14 +19,15 @@ def train(spec: ExperimentSpec) -> None:
     Without flags: the paper's five representations on each subset of the bundled adapters, three
     seeds each. A run that was cut off continues when the same command is given again.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    ranks = join(spec.trainer)
+    console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
     out = spec.out or default_folder(spec)
-    subsets = () if spec.subset else load(spec.dataset, revision=spec.revision).card.subsets
+    subsets = () if spec.subset else ranks.first(lambda: _subsets(spec))
     for subset in subsets:
         console.print(f"\n[bold]{spec.dataset}, {subset}[/bold]")
-        _train(replace(spec, subset=subset), out / subset, console)
+        _train(replace(spec, subset=subset), out / subset, console, ranks)
     if not subsets:
-        _train(spec, out, console)
+        _train(spec, out, console, ranks)
 
 
 def default_folder(spec: ExperimentSpec) -> Path:
@@ -33,17 +35,28 @@ def default_folder(spec: ExperimentSpec) -> Path:
     return Path("runs") / Path(spec.dataset).name / (spec.subset or "")
 
 
-def _train(spec: ExperimentSpec, folder: Path, console: Console) -> None:
+def _subsets(spec: ExperimentSpec) -> tuple[str, ...]:
+    return tuple(load(spec.dataset, revision=spec.revision).card.subsets)
+
+
+def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -> None:
     """Run the representations; make table and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
-    from lora_ws.learn.run import BUNDLE, RECORDS, best_run, run
-    from lora_ws.report.grid import markdown, terminal
-    from lora_ws.report.records import read_records, summarise
-    from lora_ws.report.tables import results_grid
+    from lora_ws.learn.run import run
+    from lora_ws.report.records import summarise
 
     for row in spec.rows():
         accuracy = summarise(run(row, folder / row.slug), "accuracy")
         console.print(f"{row.name}: test accuracy {accuracy.percent()} %, n = {accuracy.n}")
+    ranks.first(lambda: _report(spec, folder, console))
+
+
+def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
+    from lora_ws.learn.run import BUNDLE, RECORDS, best_run
+    from lora_ws.report.grid import markdown, terminal
+    from lora_ws.report.records import read_records
+    from lora_ws.report.tables import results_grid
+
     held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
     data = held[folder / spec.rows()[0].slug][0].data_version
     homes = {r[0].name: path for path, r in held.items() if r and r[0].data_version == data}

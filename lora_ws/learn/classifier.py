@@ -1,15 +1,18 @@
 """`LoraClassifier`: wires a network, its loss, optimizer and metrics into Lightning."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lora_ws.learn.data import Batch
 from lora_ws.learn.metrics import metrics
 from lora_ws.learn.spec import FitSpec
 
@@ -32,35 +35,39 @@ class LoraClassifier(L.LightningModule):
         self, model: nn.Module, mean: np.ndarray, scale: np.ndarray, num_classes: int, fit: FitSpec
     ) -> None:
         super().__init__()
-        # The training step runs an epoch, so it steps the optimizer itself.
+        # A training step may run an epoch, so it steps the optimizer itself.
         self.automatic_optimization = False
         self.model = model
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
         self.fit_spec = fit
         self.metrics = metrics(num_classes)
-        self.scores: list[Tensor] = []
-        self._train_loss: Tensor | None = None
+        self.measured: dict[str, Tensor] = {}
+        self.tested: tuple[Tensor, Tensor] = (torch.empty(0, 0), torch.empty(0))
+        self._tested: list[tuple[Tensor, Tensor]] = []
+        self._train_sum, self._train_rows = torch.zeros(()), 0
         self._val_sums = torch.zeros(3)  # loss, hits, rows
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits of raw features."""
         return self.model((features - self.mean) / self.scale)
 
-    def training_step(self, batches: Iterable[tuple[Tensor, Tensor]], index: int) -> None:
+    def training_step(self, batches: Iterable[Batch], index: int) -> None:
         """All steps of an epoch: Lightning's own bookkeeping for each would cost a third more."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        total, rows = torch.zeros((), device=self.device), 0
-        for features, labels in batches:
+        total = self._train_sum.to(self.device)
+        for features, labels, size in batches:
             features, labels = features.to(self.device), labels.to(self.device)
             optimizer.zero_grad()
-            loss = F.cross_entropy(self(features), labels)
+            # Ranks average their gradients: the average of these is that of the whole batch's mean.
+            loss = F.cross_entropy(self(features), labels, reduction="sum")
+            loss = loss / (size / self.trainer.world_size)
             self.manual_backward(loss)
             optimizer.step()
-            total += loss.detach() * len(labels)
-            rows += len(labels)
-        self._train_loss = total / rows
+            total += loss.detach() * size
+            self._train_rows += size
+        self._train_sum = total
 
     def on_train_epoch_end(self) -> None:
         """Lower the learning rate at plateaus of the validation loss."""
@@ -72,27 +79,38 @@ class LoraClassifier(L.LightningModule):
         """Forget the last epoch's sums."""
         self._val_sums = torch.zeros(3, device=self.device)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         """Sum the loss and the hits."""
-        features, labels = batch
+        features, labels, _ = batch
         logits = self(features)
         self._val_sums[0] += F.cross_entropy(logits, labels, reduction="sum")
         self._val_sums[1] += (logits.argmax(1) == labels).sum()
         self._val_sums[2] += len(labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch: exact means over rows, not means of batch means."""
-        total, hits, rows = self._val_sums
+        """Log the epoch: exact means over the rows of all ranks, not means of batch means."""
+        strategy = self.trainer.strategy
+        total, hits, rows = strategy.reduce(self._val_sums, reduce_op="sum")
         self.log_dict({"val_loss": total / rows, "val_accuracy": hits / rows})
-        if self._train_loss is not None:
-            self.log("train_loss", self._train_loss)
+        if self._train_rows:
+            self.log("train_loss", strategy.reduce(self._train_sum) / self._train_rows)
+        self._train_sum, self._train_rows = torch.zeros(()), 0
 
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def test_step(self, batch: Batch, index: int) -> None:
         """Gather predictions for the metrics."""
-        features, labels = batch
-        scores = self(features).softmax(1)
-        self.metrics.update(scores, labels)
-        self.scores.append(scores)
+        features, labels, _ = batch
+        self._tested.append((self(features).softmax(1), labels))
+
+    def on_test_epoch_end(self) -> None:
+        """Measure the predictions of all ranks, which have different numbers of them, or none."""
+        parts = [torch.cat(part) for part in zip(*self._tested, strict=True)]
+        self._tested.clear()
+        if self.trainer.world_size > 1:
+            parts = [torch.cat(gather_all_tensors(part)) for part in parts]
+        self.tested = (parts[0], parts[1])
+        self.metrics.reset()
+        self.metrics.update(*parts)
+        self.measured = self.metrics.compute()
 
     def configure_optimizers(self) -> Any:
         """Adam, and a lower learning rate at plateaus of the validation loss."""
@@ -130,10 +148,44 @@ class KeepBest(Callback):
                 else:
                     self._weights[name] = value.clone()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {name: getattr(self, name) for name in ("loss", "epoch", "history", "_weights")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        vars(self).update(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epochs before a checkpoint again: loggers start with empty files."""
+        for entry in self.history:
+            step = entry["epoch"] * trainer.num_training_batches - 1
+            for logger in trainer.loggers:
+                logger.log_metrics({**entry, "epoch": entry["epoch"] - 1}, int(step))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the best weights."""
         if self._weights and self.restore:
             _network(pl_module).load_state_dict(self._weights)
+
+
+class KeepLast(Checkpoint):
+    """Writes a checkpoint every few epochs, over the last one; a kill leaves the last one whole.
+
+    Args:
+        file: of the checkpoint.
+        every: epochs.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save; not the epoch that ends training, as a checkpoint does not hold that it ended."""
+        done = trainer.current_epoch + 1
+        ended = trainer.should_stop or done == trainer.max_epochs
+        if done % self.every == 0 and not ended:
+            trainer.save_checkpoint(self.file)
 
 
 def _network(module: L.LightningModule) -> nn.Module:

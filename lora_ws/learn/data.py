@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from lora_ws.collection.splits import Split
+from lora_ws.learn.ranks import ALONE, Ranks
 
 EVAL_BYTES = 64 << 20
+# Features and labels of this rank's rows, and how many rows the batch has over all ranks.
+Batch = tuple[Tensor, Tensor, int]
 
 
 @dataclass
@@ -21,8 +24,9 @@ class Batches:
         features: ``[rows, features]``: a tensor in memory, or a memory map read row by row.
         labels: ``[rows]``.
         rows: which rows.
-        size: rows to a batch.
+        size: rows to a batch of all ranks.
         generator: source of the order, or None to keep the order.
+        ranks: who takes part; each reads its own rows of every batch.
     """
 
     features: Tensor | np.ndarray
@@ -30,16 +34,18 @@ class Batches:
     rows: np.ndarray
     size: int
     generator: torch.Generator | None = None
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         rows = torch.from_numpy(self.rows)
         if self.generator is not None:
             rows = rows[torch.randperm(len(rows), generator=self.generator)]
         for part in rows.split(self.size):
-            yield self._take(part), self.labels[part]
+            own = part[self.ranks.rank :: self.ranks.world]
+            yield self._take(own), self.labels[own], len(part)
 
     def _take(self, rows: Tensor) -> Tensor:
         if isinstance(self.features, Tensor):
@@ -49,16 +55,23 @@ class Batches:
 
 @dataclass
 class Epoch:
-    """All batches of an epoch as one item, which a training step takes at once."""
+    """The batches of an epoch, in items that a training step takes at once.
+
+    One rank takes all batches as one item. Several take one a step, because DistributedDataParallel
+    is made ready for a single backward pass whenever a step begins.
+    """
 
     batches: Batches
 
     def __len__(self) -> int:
-        return 1
+        return len(self.batches) if self.batches.ranks.world > 1 else 1
 
-    def __iter__(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-        # An iterator, because Lightning would copy a dataclass to move it to a device.
-        yield iter(self.batches)
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        # Iterators, because Lightning would copy a dataclass to move it to a device.
+        if self.batches.ranks.world > 1:
+            yield from (iter([batch]) for batch in self.batches)
+        else:
+            yield iter(self.batches)
 
 
 class FeatureData(L.LightningDataModule):
@@ -70,6 +83,7 @@ class FeatureData(L.LightningDataModule):
         split: which rows are which part.
         batch_size: rows of a training step.
         seed: of the order of training rows.
+        ranks: who takes part.
     """
 
     def __init__(
@@ -79,19 +93,20 @@ class FeatureData(L.LightningDataModule):
         split: Split,
         batch_size: int,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.features = features
         self.labels = torch.from_numpy(labels)
         self.split = split
         self.batch_size = batch_size
-        self.seed = seed
+        self.ranks = ranks
+        # All ranks draw the same order.
+        self.order = torch.Generator().manual_seed(seed)
 
     def train_dataloader(self) -> Epoch:
         """Training rows in a fresh order every epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = self.split.train
-        return Epoch(Batches(self.features, self.labels, rows, self.batch_size, generator))
+        return Epoch(self._batches(self.split.train, self.batch_size, self.order))
 
     def val_dataloader(self) -> Batches:
         """Validation rows in order."""
@@ -104,4 +119,17 @@ class FeatureData(L.LightningDataModule):
     def part(self, rows: np.ndarray) -> Batches:
         """Any rows in order, in batches of bounded size."""
         size = max(1, EVAL_BYTES // (4 * self.features.shape[1]))
-        return Batches(self.features, self.labels, rows, size)
+        return self._batches(rows, size * self.ranks.world)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the order of the next epoch starts from, for a checkpoint."""
+        return {"order": self.order.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Go on with the order of a checkpoint."""
+        self.order.set_state(state_dict["order"])
+
+    def _batches(
+        self, rows: np.ndarray, size: int, order: torch.Generator | None = None
+    ) -> Batches:
+        return Batches(self.features, self.labels, rows, size, order, self.ranks)

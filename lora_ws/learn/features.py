@@ -4,7 +4,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lora_ws.collection import AdapterSet, Split, load
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.featurizers import Featurizer
 from lora_ws.functional.standardize import column_moments, safe_scale
+from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
 
 # Features up to this size are held in memory as one tensor; larger ones stay mapped.
@@ -73,7 +75,7 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     labels, classes = zoo.labels(spec.label)
     split = split_rows(zoo, spec)
     start = time.perf_counter()
-    if spec.metadata:
+    if spec.featurizer is None:
         featurizer, features = None, table_features(zoo, spec.metadata)
     else:
         featurizer = with_layout(spec.featurizer, zoo)
@@ -129,7 +131,44 @@ def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
-def with_layout(featurizer: TransformerMixin | None, zoo: AdapterSet) -> Any:
+def prepare_once(spec: ExperimentSpec, ranks: Ranks, file: Path) -> Prepared:
+    """`prepare` on the first rank alone: the others map what it wrote, so features are equal.
+
+    Args:
+        spec: an experiment with one representation.
+        ranks: who takes part.
+        file: where the features go, unless they are the store's own numbers.
+    """
+    if ranks.world == 1:
+        return prepare(spec)
+    own: list[Prepared] = []
+
+    def make() -> dict[str, Any]:
+        prepared = prepare(spec)
+        written = isinstance(prepared.features, torch.Tensor)
+        if written:
+            np.save(file, np.asarray(prepared.features))
+            prepared = replace(prepared, features=np.load(file, mmap_mode="r"))
+        own.append(prepared)
+        names = {f.name for f in fields(prepared)} - {"zoo", "featurizer", "features"}
+        return {"written": written, **{name: getattr(prepared, name) for name in names}}
+
+    told = ranks.first(make)
+    return own[0] if own else _receive(spec, file, **told)
+
+
+def _receive(spec: ExperimentSpec, file: Path, written: bool, **told: Any) -> Prepared:
+    """What the first rank prepared, with features from its file or, as there, from the store."""
+    zoo, _ = open_data(spec)
+    featurizer = with_layout(spec.featurizer, zoo) if spec.featurizer is not None else None
+    if written:
+        features = np.load(file, mmap_mode="r")
+    else:
+        features = represent(featurizer, zoo.weights, told["split"].train)
+    return Prepared(zoo=zoo, featurizer=featurizer, features=features, **told)
+
+
+def with_layout(featurizer: TransformerMixin, zoo: AdapterSet) -> Any:
     """An unfitted copy that knows the collection's layout, if it takes one."""
     copy: Any = clone(featurizer)
     if "layout" in copy.get_params() and copy.layout is None:

@@ -1,14 +1,13 @@
 """Run an experiment: `run_one` seed, `run_many` seeds, or `run` a spec in a folder that resumes."""
 
 import json
-import logging
 import platform
 import subprocess
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +17,17 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
-from lora_ws.learn.features import Prepared, open_data, prepare
+from lora_ws.learn.features import Prepared, open_data, prepare, prepare_once
+from lora_ws.learn.quiet import quiet
+from lora_ws.learn.ranks import Ranks, join
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.trainer import checkpoint, close, engine, make_trainer
 from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
 from lora_ws.report.progress import progress
@@ -36,16 +36,59 @@ from lora_ws.threads import threads
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
 CURVES = "curves.jsonl"
-LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
+LOCK, NO_BUNDLE, FEATURES = ".lock", "no_bundle.txt", ".features.npy"
 
 
 class Fitted(NamedTuple):
-    """A finished seed: record, classifier, curves by epoch, probabilities of the test rows."""
+    """A finished seed: record, classifier, curves by epoch, and what it said of the test rows."""
 
     record: RunRecord
     classifier: LoraClassifier
     history: list[dict[str, float]]
     scores: torch.Tensor
+    truth: torch.Tensor
+
+
+class Keeper(NamedTuple):
+    """Puts finished seeds into the folder of a run."""
+
+    spec: ExperimentSpec
+    prepared: Prepared
+    out: Path
+    full: bool
+
+    def seed(self, fitted: Fitted, records: list[RunRecord]) -> RunRecord:
+        """Plots, the bundle, curves; the record last, as it closes the seed."""
+        record, folder = fitted.record, self.out / f"seed-{fitted.record.seed}"
+        for other in records[:1]:
+            _check_data(record, other, self.out)
+        if self.full:
+            plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
+            plot_confusion(record.confusion, record.classes, folder / "confusion.png")
+            if all(record.val_loss < other.val_loss for other in records):
+                self._bundle(fitted)
+        append_line(self.out / CURVES, _curves(fitted))
+        append_line(self.out / RECORDS, asdict(record))
+        for used in folder.glob("*.ckpt"):
+            used.unlink()
+        return record
+
+    def _bundle(self, fitted: Fitted) -> None:
+        """A representation that no bundle can hold costs the bundle, not the seed."""
+        try:
+            made = Bundle.build(self.prepared, fitted.classifier, fitted.record)
+            made.save(self.out / BUNDLE)
+        except ConfigError as error:
+            (self.out / NO_BUNDLE).write_text(f"{error}\n")
+
+
+def _curves(fitted: Fitted) -> dict[str, Any]:
+    """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
+    line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
+    if len(fitted.record.classes) == 2:
+        line["scores"] = fitted.scores[:, 1].tolist()
+        line["truth"] = fitted.truth.tolist()
+    return line
 
 
 def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
@@ -62,7 +105,16 @@ def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
 
 
 def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
-    """Train and evaluate several seeds on features made once."""
+    """Train and evaluate several seeds on features made once, in this process.
+
+    Raises:
+        ConfigError: the spec asks for several devices, whose ranks need a folder to share.
+    """
+    if spec.trainer.world > 1:
+        raise ConfigError(
+            f"trainer.devices x trainer.num_nodes: expected 1 without a folder, got "
+            f"{spec.trainer.world}; use run(spec, out)"
+        )
     with threads(spec.trainer.threads):
         prepared = prepare(spec)
     return [fit_seed(spec, prepared, seed).record for seed in seeds]
@@ -87,45 +139,43 @@ def run(
     Raises:
         ConfigError: the folder holds another experiment.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(f"{out} is being run by another process; choose another --out") from error
-    with lock:
-        records = read_records(out / RECORDS)
-        _check_same(spec, out, records)
+    out, ranks = Path(out), join(spec.trainer)
+    with ExitStack() as held:
+        records = ranks.first(lambda: _enter(spec, out, held))
         todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
         if todo:
             if prepared is None:
                 with threads(spec.trainer.threads):
-                    prepared = prepare(spec)
-            _describe(spec, out, records)
-            records = _run_seeds(spec, prepared, out, records, todo, full)
+                    prepared = prepare_once(spec, ranks, out / FEATURES)
+            ranks.first(lambda: _describe(spec, out, records))
+            keep = Keeper(spec, prepared, out, full)
+            records = _run_seeds(keep, records, todo, ranks)
     return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
 
 
+def _enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
+    """Claim the folder until ``held`` closes, and read what it has."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        held.enter_context(lock)
+    except Timeout as error:
+        raise ConfigError(f"{out} is being run by another process; choose another --out") from error
+    held.callback((out / FEATURES).unlink, missing_ok=True)
+    records = read_records(out / RECORDS)
+    _check_same(spec, out, records)
+    return records
+
+
 def _run_seeds(
-    spec: ExperimentSpec,
-    prepared: Prepared,
-    out: Path,
-    held: list[RunRecord],
-    todo: list[int],
-    full: bool,
+    keep: Keeper, held: list[RunRecord], todo: list[int], ranks: Ranks
 ) -> list[RunRecord]:
-    records = list(held)
-    with progress(spec.name, spec.seeds, len(records)) as advance:
+    spec, records = keep.spec, list(held)
+    with progress(spec.name, spec.seeds, len(records), shown=ranks.rank == 0) as advance:
         for seed in todo:
-            fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}" if full else None)
-            for other in records[:1]:
-                _check_data(fitted.record, other, out)
-            if full:
-                _keep(fitted, prepared, out, records)
-            append_line(out / CURVES, _curves(fitted, prepared))
-            append_line(out / RECORDS, asdict(fitted.record))
-            records.append(fitted.record)
+            folder = keep.out / f"seed-{seed}" if keep.full else None
+            fitted = fit_seed(spec, keep.prepared, seed, folder)
+            records.append(ranks.first(partial(keep.seed, fitted, records)))
             advance(title=f"{spec.name} seed {seed}")
     return records
 
@@ -134,49 +184,35 @@ def fit_seed(
     spec: ExperimentSpec, prepared: Prepared, seed: int, folder: Path | None = None
 ) -> Fitted:
     """Train one classifier, restore its best epoch, and measure it on the test rows once."""
-    start = time.perf_counter()
+    start, ranks = time.perf_counter(), join(spec.trainer)
+    best = KeepBest(restore=spec.fit.weights == "best")
     if spec.shuffle_labels:
         prepared = replace(prepared, labels=_shuffled(prepared, seed))
     data = FeatureData(
-        prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed
+        prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed, ranks
     )
-    with _quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
+    with quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MLP(prepared.features.shape[1], len(prepared.classes), spec.fit.hidden)
         classifier = LoraClassifier(
             model, prepared.mean, prepared.scale, len(prepared.classes), spec.fit
         )
-        best = KeepBest(restore=spec.fit.weights == "best")
-        trainer = _trainer(spec, best, folder)
-        device = trainer.strategy.root_device.type
-        try:
-            trainer.fit(classifier, datamodule=data)
-        except SystemExit as stop:
-            # Lightning makes an exit of a signal or Ctrl-C, which would look like success.
-            raise KeyboardInterrupt from stop
-        finally:
-            _close(spec)
+        trainer, start_from = make_trainer(spec, best, folder), None
+        if folder:
+            identity = [_identity(spec), prepared.zoo.version]
+            every = spec.trainer.epochs_to_checkpoint
+            start_from = checkpoint(trainer, every, folder, identity, ranks)
+        name = engine(trainer)
+        _fit(spec, trainer, classifier, data, start_from)
         if not best.epoch:
-            raise TrainingError(
-                f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
-            )
+            told = f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
+            raise ranks.same(TrainingError(told))
         val, _ = measure(classifier, data.val_dataloader(), trainer)
         test, confusion = measure(classifier, data.test_dataloader(), trainer)
     record = RunRecord(
-        name=spec.name,
-        representation="metadata" if spec.metadata else type(spec.featurizer).__name__,
-        dataset=prepared.zoo.card.name,
-        subset=prepared.subset,
-        data_version=prepared.zoo.version,
-        layout=prepared.zoo.layout.fingerprint,
-        protocol=spec.protocol,
-        engine=f"lightning-{device}",
+        **_facts(spec, prepared),
+        engine=name,
         seed=seed,
-        dim=prepared.features.shape[1],
-        classes=prepared.classes,
-        n_train=len(prepared.split.train),
-        n_val=len(prepared.split.val),
-        n_test=len(prepared.split.test),
         epochs=trainer.current_epoch,
         best_epoch=best.epoch,
         val_loss=best.loss,
@@ -184,10 +220,8 @@ def fit_seed(
         test=test,
         confusion=confusion,
         seconds=time.perf_counter() - start,
-        feature_seconds=prepared.seconds,
-        split=spec.split or "",
     )
-    return Fitted(record, classifier, best.history, torch.cat(classifier.scores))
+    return Fitted(record, classifier, best.history, *classifier.tested)
 
 
 def _shuffled(prepared: Prepared, seed: int) -> np.ndarray:
@@ -202,89 +236,52 @@ def _shuffled(prepared: Prepared, seed: int) -> np.ndarray:
     return labels
 
 
+def _fit(
+    spec: ExperimentSpec,
+    trainer: L.Trainer,
+    classifier: LoraClassifier,
+    data: FeatureData,
+    start_from: Path | None,
+) -> None:
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=start_from)
+    except SystemExit as stop:
+        if data.ranks.rank:
+            raise
+        # Lightning makes an exit of a signal or Ctrl-C, which would look like success.
+        raise KeyboardInterrupt from stop
+    finally:
+        close(spec)
+
+
+def _facts(spec: ExperimentSpec, prepared: Prepared) -> dict[str, Any]:
+    """What the records of all seeds share."""
+    return {
+        "name": spec.name,
+        "representation": "metadata" if spec.metadata else type(spec.featurizer).__name__,
+        "dataset": prepared.zoo.card.name,
+        "subset": prepared.subset,
+        "data_version": prepared.zoo.version,
+        "layout": prepared.zoo.layout.fingerprint,
+        "protocol": spec.protocol,
+        "dim": prepared.features.shape[1],
+        "classes": prepared.classes,
+        "n_train": len(prepared.split.train),
+        "n_val": len(prepared.split.val),
+        "n_test": len(prepared.split.test),
+        "feature_seconds": prepared.seconds,
+        "split": spec.split or "",
+    }
+
+
 def measure(
     classifier: LoraClassifier, batches: Any, trainer: L.Trainer
 ) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
     """The metrics and the confusion matrix of a classifier on some rows."""
-    classifier.metrics.reset()
-    classifier.scores.clear()
     trainer.test(classifier, batches, verbose=False)
-    values = classifier.metrics.compute()
+    values = classifier.measured
     confusion = values["confusion"].long().tolist()
     return {name: float(values[name]) for name in METRICS}, tuple(tuple(r) for r in confusion)
-
-
-def _trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
-    stop = EarlyStopping("val_loss", patience=spec.fit.patience, mode="min")
-    if spec.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator: expected a GPU for `gpu`, found none; use auto")
-    return L.Trainer(
-        accelerator=spec.trainer.accelerator,
-        devices=spec.trainer.devices,
-        max_epochs=spec.fit.max_epochs,
-        callbacks=[best, stop],
-        logger=_loggers(spec, folder) if folder else False,
-        default_root_dir=folder,
-        # The features are in memory and the model is small: checks and bars cost more than steps.
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1_000_000,
-    )
-
-
-def _loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*"):
-        if stale.is_file():
-            stale.unlink()
-    loggers: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
-    if spec.trainer.wandb != "off":
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(
-            WandbLogger(
-                project="lora_ws",
-                group=f"{spec.dataset} {spec.name}",
-                name=folder.name,
-                save_dir=folder,
-                offline=spec.trainer.wandb == "offline",
-            )
-        )
-    return loggers
-
-
-def _close(spec: ExperimentSpec) -> None:
-    """End the tracked run, so that the next seed gets one of its own."""
-    if spec.trainer.wandb != "off":
-        import wandb
-
-        wandb.finish()
-
-
-def _curves(fitted: Fitted, prepared: Prepared) -> dict[str, Any]:
-    """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
-    line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
-    if len(prepared.classes) == 2:
-        line["truth"] = prepared.labels[prepared.split.test].tolist()
-        line["scores"] = fitted.scores[:, 1].tolist()
-    return line
-
-
-def _keep(fitted: Fitted, prepared: Prepared, out: Path, records: list[RunRecord]) -> None:
-    """Plots and, for the best seed so far, the bundle.
-
-    A representation that no bundle can hold costs the bundle, not the seed.
-    """
-    record, folder = fitted.record, out / f"seed-{fitted.record.seed}"
-    plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
-    plot_confusion(record.confusion, record.classes, folder / "confusion.png")
-    if all(record.val_loss < other.val_loss for other in records):
-        try:
-            Bundle.build(prepared, fitted.classifier, record).save(out / BUNDLE)
-        except ConfigError as error:
-            (out / NO_BUNDLE).write_text(f"{error}\n")
 
 
 def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
@@ -343,21 +340,6 @@ def _versions() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         facts["commit"] = "unknown (not a git checkout)"
     return facts
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's notes on hardware and logging intervals say nothing about an experiment."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def best_run(groups: dict[str, list[RunRecord]]) -> str:

@@ -57,24 +57,49 @@ class TrainerSpec:
 
     Attributes:
         accelerator: Lightning's accelerator; auto takes a GPU where there is one.
-        devices: how many of them.
+        devices: how many of them on each node, a process each.
+        num_nodes: how many machines.
+        strategy: ddp shares every batch among the devices; auto does so where there are several.
+        checkpoint_every: epochs between checkpoints, from which a seed that was cut off goes on;
+            0 for none, null for 10 on several devices and none on one.
         threads: CPU threads of one process; small networks lose by more than one.
         wandb: log to Weights & Biases too; "offline" writes to the run folder only.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    checkpoint_every: int | None = None
     threads: int = 1
     wandb: Literal["off", "offline", "online"] = "off"
 
     def __post_init__(self) -> None:
-        if self.devices != 1:
+        for name in ("devices", "num_nodes", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.strategy == "ddp" and self.world == 1:
             raise ConfigError(
-                f"trainer.devices: expected 1, got {self.devices}; training on several devices is "
-                "not in this version"
+                "trainer.strategy: expected several devices for `ddp`, got 1; set trainer.devices "
+                "or trainer.num_nodes, or use auto"
             )
-        if self.threads < 1:
-            raise ConfigError(f"trainer.threads: expected at least 1, got {self.threads}")
+        if self.checkpoint_every is not None and self.checkpoint_every < 0:
+            raise ConfigError(
+                f"trainer.checkpoint_every: expected 0 or more, got {self.checkpoint_every}; "
+                "0 writes no checkpoints"
+            )
+
+    @property
+    def world(self) -> int:
+        """Processes of a run: one a device."""
+        return self.devices * self.num_nodes
+
+    @property
+    def epochs_to_checkpoint(self) -> int:
+        """Epochs between checkpoints, 0 for none."""
+        if self.checkpoint_every is not None:
+            return self.checkpoint_every
+        return 10 if self.world > 1 else 0
 
 
 @dataclass(frozen=True)

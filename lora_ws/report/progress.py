@@ -9,8 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show how far a long piece of work is.
+def progress(
+    title: str, total: int | None, done: int = 0, *, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Show how far a long piece of work is, unless another process does.
 
     Yields:
         ``advance(steps=1, title=None)``: count steps, and say what is being done.
@@ -22,7 +24,7 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Callable[
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
     )
     with bar:
         task = bar.add_task(title, total=total, completed=done)

@@ -1,25 +1,34 @@
-"""Launch scripts: what they run is run here, with a program that notes how it was called."""
+"""Launch scripts: what they run is run here, with programs that note how they were called."""
 
+import importlib
+import inspect
 import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lora_ws.cli import find_command
+from lora_ws.cli import COMMANDS, find_command
 from lora_ws.config import parse, spec_root
-from lora_ws.zoo.spec import ZooSpec
 
-SCRIPTS = sorted((spec_root("training") / "slurm").glob("*.sh"))
+FOLDER = spec_root("training") / "slurm"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+PROGRAMS = {
+    "lora-ws": 'printf "%s\\n" "$@"',
+    "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
+}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_what_it_runs_is_a_valid_command(script: Path, tmp_path: Path) -> None:
-    fake = tmp_path / "lora-ws"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
+def called(script: Path, folder: Path) -> tuple[str, Any]:
+    """The command a script runs, and the spec that its flags make."""
+    for name, body in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
     env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "1",
         "SLURM_ARRAY_TASK_ID": "3",
         "SLURM_ARRAY_TASK_COUNT": "8",
     }
@@ -27,12 +36,34 @@ def test_what_it_runs_is_a_valid_command(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(["bash", script], env=env, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     name, args = find_command(done.stdout.splitlines())
-    assert name == "zoo build"
     args = [str(root / a) if a.endswith(".yaml") else a for a in args]
+    module, _, function = COMMANDS[name][0].partition(":")
+    target = getattr(importlib.import_module(module), function)
+    (parameter,) = inspect.signature(target).parameters.values()
 
-    def take(spec: ZooSpec) -> ZooSpec:
+    def take(spec: Any) -> Any:
         return spec
 
-    spec = parse(take, args, prog=name)()
+    take.__annotations__["spec"] = parameter.annotation
+    return name, parse(take, args, prog=name)()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_it_runs_is_a_valid_command(script: Path, tmp_path: Path) -> None:
+    name, _ = called(script, tmp_path)
+    assert name in ("zoo build", "train")
+
+
+def test_a_task_of_an_array_builds_its_share_on_its_gpu(tmp_path: Path) -> None:
+    _, spec = called(FOLDER / "zoo.sh", tmp_path)
     assert spec.share == (3, 8)
     assert [part.device for part in spec.parts()] == ["cuda:0"]
+
+
+def test_there_is_a_task_for_every_device(tmp_path: Path) -> None:
+    _, spec = called(FOLDER / "ddp.sh", tmp_path)
+    asked = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", (FOLDER / "ddp.sh").read_text()))
+    assert int(asked["nodes"]) == spec.trainer.num_nodes == 2
+    assert int(asked["ntasks-per-node"]) == spec.trainer.devices == 8
+    assert asked["gpus-per-node"].endswith(":8")
+    assert spec.trainer.epochs_to_checkpoint > 0

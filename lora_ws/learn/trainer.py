@@ -1,0 +1,126 @@
+"""The Lightning trainer of a seed: devices, loggers, checkpoints."""
+
+import hashlib
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from lora_ws.learn.classifier import KeepBest, KeepLast
+from lora_ws.learn.ranks import Ranks, check_devices
+from lora_ws.learn.spec import ExperimentSpec
+
+
+def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
+    """A trainer that stops early, and logs where there is a folder."""
+    check_devices(spec.trainer)
+    stop = EarlyStopping("val_loss", patience=spec.fit.patience, mode="min")
+    several = spec.trainer.world > 1
+    return L.Trainer(
+        accelerator=spec.trainer.accelerator,
+        devices=spec.trainer.devices,
+        num_nodes=spec.trainer.num_nodes,
+        # The buffers are constants, equal on all ranks from the start.
+        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+        # Lightning's own way to requeue saves in the middle of a step, where no order is kept.
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        max_epochs=spec.fit.max_epochs,
+        callbacks=[best, stop, *([Interruptible()] if several else [])],
+        logger=_loggers(spec, folder) if folder else False,
+        default_root_dir=folder,
+        # The features are in memory and the model is small: checks and bars cost more than steps.
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1_000_000,
+    )
+
+
+def engine(trainer: L.Trainer) -> str:
+    """Name of what trains: equal seeds give equal records only within one engine."""
+    device = trainer.strategy.root_device.type
+    world = trainer.world_size
+    return f"lightning-{device}" + (f"-ddp{world}" if world > 1 else "")
+
+
+def checkpoint(
+    trainer: L.Trainer, every: int, folder: Path, identity: Any, ranks: Ranks
+) -> Path | None:
+    """Keep checkpoints in the seed's folder, and clear it of all else.
+
+    Args:
+        trainer: will write them.
+        every: epochs between them, 0 for none.
+        folder: of the seed.
+        identity: plain data that says what is trained on what; a checkpoint of anything else, or of
+            another engine, goes.
+        ranks: who takes part.
+
+    Returns:
+        the checkpoint to go on from, if there is one.
+    """
+    text = json.dumps([identity, engine(trainer)], sort_keys=True)
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.ckpt"
+    if every:
+        # Last, so that it saves what the others made of the epoch.
+        trainer.callbacks.append(KeepLast(file, every))  # type: ignore[attr-defined]
+
+    def clear() -> bool:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*"):
+            if stale.is_file() and not (every and stale == file):
+                stale.unlink()
+        return every > 0 and file.is_file()
+
+    return file if ranks.first(clear) else None
+
+
+def close(spec: ExperimentSpec) -> None:
+    """End the tracked run, so that the next seed gets one of its own."""
+    if spec.trainer.wandb != "off":
+        import wandb
+
+        wandb.finish()
+
+
+class Interruptible(Callback):
+    """SIGTERM ends a rank as Ctrl-C does.
+
+    Lightning answers it with a message to all ranks, which never arrives where some of them wait in
+    another call. A checkpoint is as good after a kill.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal back."""
+        self.on_train_start(trainer, pl_module)
+
+
+def _loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+    folder.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
+    if spec.trainer.wandb != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                project="lora_ws",
+                group=f"{spec.dataset} {spec.name}",
+                name=folder.name,
+                save_dir=folder,
+                offline=spec.trainer.wandb == "offline",
+            )
+        )
+    return loggers
