@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import time
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -21,29 +22,23 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lora_ws.config import dump_yaml, to_plain
-from lora_ws.errors import ConfigError, TrainingError
+from lora_ws.errors import ConfigError
+from lora_ws.learn.batched import Job, fit_batched
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
+from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, open_data, prepare
-from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.outcome import Fitted, Measured, computed, diverged, make_record
+from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
 from lora_ws.report.progress import progress
-from lora_ws.report.records import METRICS, RunRecord, append_record, read_records
+from lora_ws.report.records import RunRecord, append_record, read_records
 from lora_ws.threads import threads
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
-LOCK, NO_BUNDLE = ".lock", "no_bundle.txt"
-PROTOCOL = "clean"
-
-
-class Fitted(NamedTuple):
-    """A finished seed: its record, its classifier, and its curves by epoch."""
-
-    record: RunRecord
-    classifier: LoraClassifier
-    history: list[dict[str, float]]
+LOCK, NO_BUNDLE, STATE = ".lock", "no_bundle.txt", ".state"
 
 
 def run_one(spec: ExperimentSpec, seed: int) -> RunRecord:
@@ -63,7 +58,7 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     """Train and evaluate several seeds on features made once."""
     with threads(spec.trainer.threads):
         prepared = prepare(spec)
-    return [fit_seed(spec, prepared, seed).record for seed in seeds]
+    return [fitted.record for fitted in fit_seeds(spec, prepared, seeds)]
 
 
 def run(spec: ExperimentSpec, out: Path) -> list[RunRecord]:
@@ -104,14 +99,37 @@ def _run_seeds(
 ) -> list[RunRecord]:
     records = list(held)
     with progress(spec.name, spec.seeds, len(records)) as advance:
-        for seed in todo:
-            fitted = fit_seed(spec, prepared, seed, out / f"seed-{seed}")
+        for fitted in fit_seeds(spec, prepared, todo, out):
             for other in records[:1]:
                 _check_data(fitted.record, other, out)
             _keep(fitted, prepared, out, records)
             records.append(fitted.record)
-            advance(title=f"{spec.name} seed {seed}")
+            advance(title=f"{spec.name} seed {fitted.record.seed}")
     return records
+
+
+def fit_seeds(
+    spec: ExperimentSpec, prepared: Prepared, seeds: Sequence[int], out: Path | None = None
+) -> Iterator[Fitted]:
+    """Train seeds by the engine that the spec asks for; curves go to folders below ``out``.
+
+    The batched engine gives the first when all are trained, and keeps its state in ``out`` until
+    the last was taken.
+    """
+    if engine_of(spec.trainer) == "one-by-one":
+        for seed in seeds:
+            yield fit_seed(spec, prepared, seed, out / f"seed-{seed}" if out else None)
+        return
+    state = out / STATE if out else None
+    for fitted in fit_batched([Job(spec, prepared, seed) for seed in seeds], checkpoint=state):
+        if out:
+            (curves,) = _loggers(spec, out / f"seed-{fitted.record.seed}")
+            for step, entry in enumerate(fitted.history):
+                curves.log_metrics({**entry, "epoch": step}, step)
+            curves.save()
+        yield fitted
+    if state:
+        shutil.rmtree(state)
 
 
 def fit_seed(
@@ -139,48 +157,21 @@ def fit_seed(
         finally:
             _close(spec)
         if not best.epoch:
-            raise TrainingError(
-                f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
-            )
-        val, _ = measure(classifier, data.val_dataloader(), trainer)
-        test, confusion = measure(classifier, data.test_dataloader(), trainer)
-    record = RunRecord(
-        name=spec.name,
-        representation=type(spec.featurizer).__name__,
-        dataset=prepared.zoo.card.name,
-        subset=prepared.subset,
-        data_version=prepared.zoo.version,
-        layout=prepared.zoo.layout.fingerprint,
-        protocol=PROTOCOL,
-        engine=f"lightning-{device}",
-        seed=seed,
-        dim=prepared.features.shape[1],
-        classes=prepared.classes,
-        n_train=len(prepared.split.train),
-        n_val=len(prepared.split.val),
-        n_test=len(prepared.split.test),
-        epochs=trainer.current_epoch,
-        best_epoch=best.epoch,
-        val_loss=best.loss,
-        val=val,
-        test=test,
-        confusion=confusion,
-        seconds=time.perf_counter() - start,
-        feature_seconds=prepared.seconds,
-        split=spec.split or "",
+            raise diverged(f"{spec.name}, seed {seed}")
+        val = measure(classifier, data.val_dataloader(), trainer)
+        test = measure(classifier, data.test_dataloader(), trainer)
+    engine, seconds = f"lightning-{device}", time.perf_counter() - start
+    record = make_record(
+        spec, prepared, seed, best.history, val, test, engine=engine, seconds=seconds
     )
     return Fitted(record, classifier, best.history)
 
 
-def measure(
-    classifier: LoraClassifier, batches: Any, trainer: L.Trainer
-) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
+def measure(classifier: LoraClassifier, batches: Any, trainer: L.Trainer) -> Measured:
     """The metrics and the confusion matrix of a classifier on some rows."""
     classifier.metrics.reset()
     trainer.test(classifier, batches, verbose=False)
-    values = classifier.metrics.compute()
-    confusion = values["confusion"].long().tolist()
-    return {name: float(values[name]) for name in METRICS}, tuple(tuple(r) for r in confusion)
+    return computed(classifier.metrics)
 
 
 def _trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
@@ -253,7 +244,7 @@ def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> No
     file = out / CONFIG
     if not records or not file.is_file():
         return
-    held, now = yaml.safe_load(file.read_text()) or {}, _identity(spec)
+    held, now = yaml.safe_load(file.read_text()) or {}, identity(spec)
     for key in now:
         if held.get(key) != now[key]:
             old, new, leaf = held.get(key), now[key], key
@@ -278,12 +269,6 @@ def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
                 f"{out} holds seeds with another {name} ({getattr(other, name)}, now "
                 f"{getattr(record, name)}); choose another --out"
             )
-
-
-def _identity(spec: ExperimentSpec) -> dict[str, Any]:
-    """What makes two specs the same experiment; more seeds are the same one, continued."""
-    plain = to_plain(spec)
-    return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
 
 
 def _describe(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:

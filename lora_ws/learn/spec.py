@@ -7,7 +7,7 @@ import inspect
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sklearn.base import TransformerMixin
 
@@ -57,12 +57,15 @@ class TrainerSpec:
         devices: how many of them.
         threads: CPU threads of one process; small networks lose by more than one.
         wandb: log to Weights & Biases too; "offline" writes to the run folder only.
+        engine: ``one-by-one`` trains a seed after another with Lightning, ``batched`` all seeds in
+            one stack; auto takes batched on a CUDA device, unless wandb is asked for.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     threads: int = 1
     wandb: Literal["off", "offline", "online"] = "off"
+    engine: Literal["auto", "one-by-one", "batched"] = "auto"
 
     def __post_init__(self) -> None:
         if self.devices != 1:
@@ -72,6 +75,11 @@ class TrainerSpec:
             )
         if self.threads < 1:
             raise ConfigError(f"trainer.threads: expected at least 1, got {self.threads}")
+        if self.engine == "batched" and (self.wandb != "off" or self.devices != 1):
+            raise ConfigError(
+                "trainer.engine: expected auto or one-by-one with trainer.wandb or several "
+                "devices, got batched; leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,12 @@ class ExperimentSpec:
         if self.featurizer is not None:
             return [self]
         return [replace(self, featurizer=featurizer()) for featurizer in PAPER]
+
+
+def identity(spec: ExperimentSpec) -> dict[str, Any]:
+    """What makes two specs the same experiment; more seeds are the same one, continued."""
+    plain = to_plain(spec)
+    return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
 
 
 def describe(featurizer: TransformerMixin) -> str:

@@ -1,0 +1,39 @@
+"""Which of the two engines trains an experiment, and where."""
+
+import logging
+from typing import Literal
+
+import torch
+
+from lora_ws.errors import ConfigError
+from lora_ws.learn.spec import TrainerSpec
+
+logger = logging.getLogger("lora_ws")
+
+
+def device_of(trainer: TrainerSpec) -> torch.device:
+    """Where the batched engine trains: a CUDA device where there is one and it may be used.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if trainer.accelerator == "gpu" and not found:
+        raise ConfigError("trainer.accelerator: expected a GPU for `gpu`, found none; use auto")
+    return torch.device("cuda" if found and trainer.accelerator != "cpu" else "cpu")
+
+
+def engine_of(trainer: TrainerSpec) -> Literal["one-by-one", "batched"]:
+    """The engine that a spec asks for; auto takes what is faster on its device, and says so.
+
+    Example:
+        >>> engine_of(TrainerSpec(accelerator="cpu"))
+        'one-by-one'
+    """
+    device = device_of(trainer)
+    engine = trainer.engine
+    if engine == "auto":
+        alone = device.type == "cpu" or trainer.wandb != "off" or trainer.devices != 1
+        engine = "one-by-one" if alone else "batched"
+    logger.info("engine: %s on %s (trainer.engine: %s)", engine, device.type, trainer.engine)
+    return engine
