@@ -32,8 +32,10 @@ class ManyAdam:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        self.mean = _flat([torch.zeros_like(p, requires_grad=False) for p in self.parameters])
-        self.square = self.mean.clone()
+        # All parameters of a model side by side, so that one call updates all.
+        self._widths = [p[0].numel() for p in self.parameters]
+        self.mean = self.parameters[0].new_zeros(len(self.parameters[0]), sum(self._widths))
+        self.square, self._scratch = self.mean.clone(), self.mean.repeat(2, 1, 1)
         self.steps = 0
 
     @torch.no_grad()
@@ -45,21 +47,24 @@ class ManyAdam:
             lr: learning rates ``[models]``.
         """
         self.steps += 1
-        gradient = _flat(gradients)
+        # Into memory that is there: fresh pages cost a quarter of the time on a CPU.
+        gradient, scale = self._scratch
+        torch.cat([value.flatten(1) for value in gradients], 1, out=gradient)
         self.mean.lerp_(gradient, 1 - BETAS[0])
         self.square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         # The correction of the second average, taken out of the root and the quotient.
         root = math.sqrt(1 - BETAS[1] ** self.steps)
-        scale = self.square.sqrt().add_(EPS * root)
+        torch.sqrt(self.square, out=scale).add_(EPS * root)
         sizes = lr * (root / (1 - BETAS[0] ** self.steps))
         update = torch.div(self.mean, scale, out=scale).mul_(sizes[:, None])
-        parts = update.split([p[0].numel() for p in self.parameters], 1)
+        parts = update.split(self._widths, 1)
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.sub_(part.view_as(parameter))
 
     def keep(self, models: Tensor) -> None:
         """Forget all models but these; the parameters are compacted by their owner."""
         self.mean, self.square = self.mean[models], self.square[models]
+        self._scratch = self._scratch[:, : len(models)].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the next step."""
@@ -126,8 +131,3 @@ class Patience:
         """Go on from a state."""
         for name in self.NAMES:
             setattr(self, name, state[name])
-
-
-def _flat(values: Sequence[Tensor]) -> Tensor:
-    """Parameters ``[models, ...]`` side by side, so that one call updates all."""
-    return torch.cat([value.flatten(1) for value in values], 1)
