@@ -24,16 +24,17 @@ def device_of(trainer: TrainerSpec) -> torch.device:
 
 
 def engine_of(trainer: TrainerSpec) -> Literal["one-by-one", "batched"]:
-    """The engine that a spec asks for; auto takes what is faster on its device, and says so.
+    """The engine that a spec asks for, said once in the log; auto takes batched on CUDA alone.
 
     Example:
         >>> engine_of(TrainerSpec(accelerator="cpu"))
         'one-by-one'
     """
-    device = device_of(trainer)
+    cuda = device_of(trainer).type == "cuda"
     engine = trainer.engine
     if engine == "auto":
-        alone = device.type == "cpu" or trainer.wandb != "off" or trainer.devices != 1
+        alone = not cuda or trainer.wandb != "off" or trainer.devices != 1
         engine = "one-by-one" if alone else "batched"
-    logger.info("engine: %s on %s (trainer.engine: %s)", engine, device.type, trainer.engine)
+    where = "on CUDA" if cuda else "not on CUDA"
+    logger.info("engine: %s, %s (trainer.engine: %s)", engine, where, trainer.engine)
     return engine
