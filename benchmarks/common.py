@@ -52,14 +52,16 @@ Contender = Callable[[], Cost]
 Costs = Mapping[str, Sequence[Cost]]
 
 
-def arguments(doc: str | None, repeats: int) -> argparse.Namespace:
-    """Read the flags that every benchmark has."""
+def arguments(doc: str | None, repeats: int, **more: int | str) -> argparse.Namespace:
+    """Read the flags that every benchmark has, and more of its own with their defaults."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=0, help=f"turns to take ({repeats})")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic data")
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default})")
     args = parser.parse_args()
     args.repeats = args.repeats or (1 if args.quick else repeats)
     return args

@@ -42,7 +42,6 @@ class LoraClassifier(L.LightningModule):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
         self.fit_spec = fit
         self.metrics = metrics(num_classes)
-        self.measured: dict[str, Tensor] = {}
         self.tested: tuple[Tensor, Tensor] = (torch.empty(0, 0), torch.empty(0))
         self._tested: list[tuple[Tensor, Tensor]] = []
         self._train_sum, self._train_rows = torch.zeros(()), 0
@@ -108,9 +107,6 @@ class LoraClassifier(L.LightningModule):
         if self.trainer.world_size > 1:
             parts = [torch.cat(gather_all_tensors(part)) for part in parts]
         self.tested = (parts[0], parts[1])
-        self.metrics.reset()
-        self.metrics.update(*parts)
-        self.measured = self.metrics.compute()
 
     def configure_optimizers(self) -> Any:
         """Adam, and a lower learning rate at plateaus of the validation loss."""

@@ -100,6 +100,20 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     )
 
 
+def for_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Prepared:
+    """The data as a seed sees them: with labels shuffled within each part where the spec says so.
+
+    Across parts, a class rarer in training would be more frequent in the test, and guessing by
+    frequency would score below chance.
+    """
+    if not spec.shuffle_labels:
+        return prepared
+    rng, labels = np.random.default_rng(seed), prepared.labels.copy()
+    for part in prepared.split:
+        labels[part] = rng.permutation(prepared.labels[part])
+    return replace(prepared, labels=labels)
+
+
 def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     """The rows of each part that an experiment uses.
 

@@ -1,12 +1,14 @@
 """Run an experiment: `run_one` seed, `run_many` seeds, or `run` a spec in a folder that resumes."""
 
+import gc
 import json
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,34 +21,27 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lora_ws.config import dump_yaml, to_plain
-from lora_ws.errors import ConfigError, TrainingError
+from lora_ws.errors import ConfigError
+from lora_ws.learn.batched import Job, fit_batched
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
-from lora_ws.learn.features import Prepared, open_data, prepare, prepare_once
+from lora_ws.learn.engine import engine_of
+from lora_ws.learn.features import Prepared, for_seed, open_data, prepare, prepare_once
+from lora_ws.learn.outcome import Fitted, Measured, computed, diverged, make_record
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
-from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.learn.trainer import checkpoint, close, engine, make_trainer
+from lora_ws.learn.spec import ExperimentSpec, identity
+from lora_ws.learn.trainer import checkpoint, close, engine, make_loggers, make_trainer
 from lora_ws.models import MLP
 from lora_ws.report.plots import plot_confusion, plot_curves
 from lora_ws.report.progress import progress
-from lora_ws.report.records import METRICS, RunRecord, append_line, read_records
+from lora_ws.report.records import RunRecord, append_line, read_records
 from lora_ws.threads import threads
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
 CURVES = "curves.jsonl"
-LOCK, NO_BUNDLE, FEATURES = ".lock", "no_bundle.txt", ".features.npy"
-
-
-class Fitted(NamedTuple):
-    """A finished seed: record, classifier, curves by epoch, and what it said of the test rows."""
-
-    record: RunRecord
-    classifier: LoraClassifier
-    history: list[dict[str, float]]
-    scores: torch.Tensor
-    truth: torch.Tensor
+LOCK, NO_BUNDLE, FEATURES, STATE = ".lock", "no_bundle.txt", ".features.npy", ".state"
 
 
 class Keeper(NamedTuple):
@@ -86,8 +81,8 @@ def _curves(fitted: Fitted) -> dict[str, Any]:
     """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
     line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
     if len(fitted.record.classes) == 2:
-        line["scores"] = fitted.scores[:, 1].tolist()
-        line["truth"] = fitted.truth.tolist()
+        line["scores"] = fitted.test.scores[:, 1].tolist()
+        line["truth"] = fitted.test.truth.tolist()
     return line
 
 
@@ -117,7 +112,7 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
         )
     with threads(spec.trainer.threads):
         prepared = prepare(spec)
-    return [fit_seed(spec, prepared, seed).record for seed in seeds]
+    return [fitted.record for fitted in fit_seeds(spec, prepared, seeds)]
 
 
 def run(
@@ -172,12 +167,50 @@ def _run_seeds(
 ) -> list[RunRecord]:
     spec, records = keep.spec, list(held)
     with progress(spec.name, spec.seeds, len(records), shown=ranks.rank == 0) as advance:
-        for seed in todo:
-            folder = keep.out / f"seed-{seed}" if keep.full else None
-            fitted = fit_seed(spec, keep.prepared, seed, folder)
+        for fitted in fit_seeds(spec, keep.prepared, todo, keep.out, full=keep.full):
             records.append(ranks.first(partial(keep.seed, fitted, records)))
-            advance(title=f"{spec.name} seed {seed}")
+            advance(title=f"{spec.name} seed {fitted.record.seed}")
+            # Trainers are circles of references: thousands of seeds would fill the memory.
+            gc.collect()
     return records
+
+
+def fit_seeds(
+    spec: ExperimentSpec,
+    prepared: Prepared,
+    seeds: Sequence[int],
+    out: Path | None = None,
+    *,
+    full: bool = True,
+) -> Iterator[Fitted]:
+    """Train seeds by the engine that the spec asks for.
+
+    The batched engine gives the first when all are trained, and keeps its state in ``out`` until
+    the last was taken.
+
+    Args:
+        spec: the experiment.
+        prepared: its data.
+        seeds: which to train.
+        out: folder of the run, if there is one.
+        full: whether logs go to a folder of each seed in it.
+    """
+    logs = {seed: out / f"seed-{seed}" if out and full else None for seed in seeds}
+    if engine_of(spec) == "one-by-one":
+        for seed in seeds:
+            yield fit_seed(spec, prepared, seed, logs[seed])
+        return
+    state = out / STATE if out else None
+    jobs = [Job(spec, for_seed(spec, prepared, seed), seed) for seed in seeds]
+    for fitted in fit_batched(jobs, checkpoint=state):
+        if folder := logs[fitted.record.seed]:
+            (curves,) = make_loggers(spec, folder)
+            for step, entry in enumerate(fitted.history):
+                curves.log_metrics({**entry, "epoch": step}, step)
+            curves.save()
+        yield fitted
+    if state:
+        shutil.rmtree(state)
 
 
 def fit_seed(
@@ -186,8 +219,7 @@ def fit_seed(
     """Train one classifier, restore its best epoch, and measure it on the test rows once."""
     start, ranks = time.perf_counter(), join(spec.trainer)
     best = KeepBest(restore=spec.fit.weights == "best")
-    if spec.shuffle_labels:
-        prepared = replace(prepared, labels=_shuffled(prepared, seed))
+    prepared = for_seed(spec, prepared, seed)
     data = FeatureData(
         prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed, ranks
     )
@@ -199,41 +231,20 @@ def fit_seed(
         )
         trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
-            identity = [_identity(spec), prepared.zoo.version]
+            whole = [identity(spec), prepared.zoo.version]
             every = spec.trainer.epochs_to_checkpoint
-            start_from = checkpoint(trainer, every, folder, identity, ranks)
+            start_from = checkpoint(trainer, every, folder, whole, ranks)
         name = engine(trainer)
         _fit(spec, trainer, classifier, data, start_from)
         if not best.epoch:
-            told = f"{spec.name}, seed {seed}: the validation loss was never finite; lower fit.lr"
-            raise ranks.same(TrainingError(told))
-        val, _ = measure(classifier, data.val_dataloader(), trainer)
-        test, confusion = measure(classifier, data.test_dataloader(), trainer)
-    record = RunRecord(
-        **_facts(spec, prepared),
-        engine=name,
-        seed=seed,
-        epochs=trainer.current_epoch,
-        best_epoch=best.epoch,
-        val_loss=best.loss,
-        val=val,
-        test=test,
-        confusion=confusion,
-        seconds=time.perf_counter() - start,
+            raise ranks.same(diverged(f"{spec.name}, seed {seed}"))
+        val = measure(classifier, data.val_dataloader(), trainer)
+        test = measure(classifier, data.test_dataloader(), trainer)
+    seconds = time.perf_counter() - start
+    record = make_record(
+        spec, prepared, seed, best.history, val, test, engine=name, seconds=seconds
     )
-    return Fitted(record, classifier, best.history, *classifier.tested)
-
-
-def _shuffled(prepared: Prepared, seed: int) -> np.ndarray:
-    """Labels in another order within each part.
-
-    Across parts, a class rarer in training would be more frequent in the test, and guessing by
-    frequency would score below chance.
-    """
-    rng, labels = np.random.default_rng(seed), prepared.labels.copy()
-    for part in prepared.split:
-        labels[part] = rng.permutation(prepared.labels[part])
-    return labels
+    return Fitted(record, classifier, best.history, test)
 
 
 def _fit(
@@ -254,34 +265,10 @@ def _fit(
         close(spec)
 
 
-def _facts(spec: ExperimentSpec, prepared: Prepared) -> dict[str, Any]:
-    """What the records of all seeds share."""
-    return {
-        "name": spec.name,
-        "representation": "metadata" if spec.metadata else type(spec.featurizer).__name__,
-        "dataset": prepared.zoo.card.name,
-        "subset": prepared.subset,
-        "data_version": prepared.zoo.version,
-        "layout": prepared.zoo.layout.fingerprint,
-        "protocol": spec.protocol,
-        "dim": prepared.features.shape[1],
-        "classes": prepared.classes,
-        "n_train": len(prepared.split.train),
-        "n_val": len(prepared.split.val),
-        "n_test": len(prepared.split.test),
-        "feature_seconds": prepared.seconds,
-        "split": spec.split or "",
-    }
-
-
-def measure(
-    classifier: LoraClassifier, batches: Any, trainer: L.Trainer
-) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
+def measure(classifier: LoraClassifier, batches: Any, trainer: L.Trainer) -> Measured:
     """The metrics and the confusion matrix of a classifier on some rows."""
     trainer.test(classifier, batches, verbose=False)
-    values = classifier.measured
-    confusion = values["confusion"].long().tolist()
-    return {name: float(values[name]) for name in METRICS}, tuple(tuple(r) for r in confusion)
+    return computed(classifier.metrics, *classifier.tested)
 
 
 def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
@@ -289,7 +276,7 @@ def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> No
     file = out / CONFIG
     if not records or not file.is_file():
         return
-    held, now = yaml.safe_load(file.read_text()) or {}, _identity(spec)
+    held, now = yaml.safe_load(file.read_text()) or {}, identity(spec)
     for key in now:
         if held.get(key) != now[key]:
             old, new, leaf = held.get(key), now[key], key
@@ -314,12 +301,6 @@ def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
                 f"{out} holds seeds with another {name} ({getattr(other, name)}, now "
                 f"{getattr(record, name)}); choose another --out"
             )
-
-
-def _identity(spec: ExperimentSpec) -> dict[str, Any]:
-    """What makes two specs the same experiment; more seeds are the same one, continued."""
-    plain = to_plain(spec)
-    return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
 
 
 def _describe(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:

@@ -64,6 +64,8 @@ class TrainerSpec:
             0 for none, null for 10 on several devices and none on one.
         threads: CPU threads of one process; small networks lose by more than one.
         wandb: log to Weights & Biases too; "offline" writes to the run folder only.
+        engine: ``one-by-one`` trains a seed after another with Lightning, ``batched`` all seeds in
+            one stack; auto takes batched on a CUDA device, unless wandb is asked for.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -73,6 +75,7 @@ class TrainerSpec:
     checkpoint_every: int | None = None
     threads: int = 1
     wandb: Literal["off", "offline", "online"] = "off"
+    engine: Literal["auto", "one-by-one", "batched"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "threads"):
@@ -87,6 +90,11 @@ class TrainerSpec:
             raise ConfigError(
                 f"trainer.checkpoint_every: expected 0 or more, got {self.checkpoint_every}; "
                 "0 writes no checkpoints"
+            )
+        if self.engine == "batched" and (self.wandb != "off" or self.world != 1):
+            raise ConfigError(
+                "trainer.engine: expected auto or one-by-one with trainer.wandb or several "
+                "devices, got batched; leave one of them out"
             )
 
     @property
@@ -145,6 +153,10 @@ class ExperimentSpec:
             raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
         if self.first_rows is not None and self.first_rows < 1:
             raise ConfigError(f"first_rows: expected at least 1, got {self.first_rows}")
+        if self.trainer.engine == "batched" and self.fit.weights == "last":
+            raise ConfigError(
+                "trainer.engine: expected auto or one-by-one with fit.weights=last, got batched"
+            )
         if self.metadata and self.featurizer is not None:
             raise ConfigError(
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
@@ -183,6 +195,12 @@ class ExperimentSpec:
 def slug(name: str) -> str:
     """A name as a folder or file."""
     return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
+
+
+def identity(spec: ExperimentSpec) -> dict[str, Any]:
+    """What makes two specs the same experiment; more seeds are the same one, continued."""
+    plain = to_plain(spec)
+    return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
 
 
 def describe(featurizer: TransformerMixin) -> str:

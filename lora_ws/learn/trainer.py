@@ -33,7 +33,7 @@ def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L
         plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         max_epochs=spec.fit.max_epochs,
         callbacks=[best, stop, *([Interruptible()] if several else [])],
-        logger=_loggers(spec, folder) if folder else False,
+        logger=make_loggers(spec, folder) if folder else False,
         default_root_dir=folder,
         # The features are in memory and the model is small: checks and bars cost more than steps.
         enable_checkpointing=False,
@@ -108,7 +108,8 @@ class Interruptible(Callback):
         self.on_train_start(trainer, pl_module)
 
 
-def _loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+def make_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+    """A CSV file, and Weights & Biases where it is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
     if spec.trainer.wandb != "off":

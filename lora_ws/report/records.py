@@ -37,7 +37,8 @@ class RunRecord:
         val: metrics on the validation rows, from 0 to 1.
         test: metrics on the test rows, from 0 to 1.
         confusion: test rows by true class (row) and predicted class (column).
-        seconds: time to fit and evaluate; differs between equal runs.
+        seconds: time to fit and evaluate, or a share of it where models were fitted together;
+            differs between equal runs.
         feature_seconds: time to make the features, once for all seeds.
         split: column that gave the parts, where it was not the collection's own rule.
     """

@@ -1,0 +1,210 @@
+"""`fit_batched`: seeds, layers or whole tables of classifiers, trained together.
+
+Models that have widths, numbers of rows and the fit in common train as one stack; a call may mix
+several kinds. In exact arithmetic a model comes out as it does alone; in float32 the stopping epoch
+can hang on last bits, so what is equal are the distributions over seeds, not single runs.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_ws.collection import Split
+from lora_ws.errors import ConfigError
+from lora_ws.learn.classifier import LoraClassifier
+from lora_ws.learn.engine import device_of
+from lora_ws.learn.features import Prepared
+from lora_ws.learn.metrics import metrics
+from lora_ws.learn.outcome import Fitted, Measured, computed, make_record
+from lora_ws.learn.spec import ExperimentSpec, identity
+from lora_ws.learn.stack import Stack, StackData
+from lora_ws.models import MLP, ManyMLP
+from lora_ws.threads import threads
+
+# Weights, gradients (twice), two averages of Adam, its scratch, and the best weights.
+COPIES = 7
+CPU_MEMORY_GB = 4.0
+
+
+class Job(NamedTuple):
+    """One classifier to train: an experiment, its data, and a seed."""
+
+    spec: ExperimentSpec
+    prepared: Prepared
+    seed: int
+
+
+def fit_batched(
+    jobs: Sequence[Job],
+    *,
+    memory_gb: float | None = None,
+    checkpoint: Path | None = None,
+    every: int = 100,
+) -> list[Fitted]:
+    """Train one classifier a job, restore their best epochs, and measure them on test rows once.
+
+    Args:
+        jobs: of one or several experiments; features and rows may differ among them.
+        memory_gb: GiB that weights, gradients, Adam's averages and best weights of a stack may
+            take; more jobs train in several stacks. None takes half of what is free on a CUDA
+            device, and 4 GiB on the CPU.
+        checkpoint: folder that keeps the state of each stack, so that an equal call goes on where
+            this one was cut off, to the same result; the caller removes it.
+        every: epochs after which the state is kept.
+
+    Returns:
+        The results in the order of the jobs. ``seconds`` is a model's share of its stack's time.
+
+    Raises:
+        TrainingError: the validation loss of a job, which is named, was not finite from the start.
+
+    Example:
+        >>> from lora_ws.featurizers import StatsFlatVec
+        >>> from lora_ws.learn.features import prepare
+        >>> from lora_ws.learn.spec import FitSpec
+        >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1))
+        >>> data = prepare(spec)
+        >>> [fitted.record.seed for fitted in fit_batched([Job(spec, data, k) for k in (0, 1)])]
+        [0, 1]
+    """
+    if every < 1 or (memory_gb is not None and memory_gb <= 0):
+        raise ConfigError(
+            f"fit_batched: expected memory_gb and every above 0, got {memory_gb} and {every}"
+        )
+    results: dict[int, Fitted] = {}
+    for numbers in _stacks(jobs, memory_gb):
+        same = [jobs[number] for number in numbers]
+        with threads(same[0].spec.trainer.threads):
+            results |= zip(numbers, _fit_stack(same, checkpoint, every), strict=True)
+    return [results[number] for number in range(len(jobs))]
+
+
+def _stacks(jobs: Sequence[Job], memory_gb: float | None) -> Iterator[list[int]]:
+    """Numbers of jobs that can train as one stack, as many as fit in memory."""
+    kinds: dict[str, list[int]] = {}
+    for number, job in enumerate(jobs):
+        kinds.setdefault(_kind(job), []).append(number)
+    for numbers in kinds.values():
+        most = models_that_fit(jobs[numbers[0]], memory_gb)
+        for start in range(0, len(numbers), most):
+            yield numbers[start : start + most]
+
+
+def _kind(job: Job) -> str:
+    """What jobs of one stack have in common."""
+    spec, prepared, _ = job
+    rows = [len(part) for part in prepared.split]
+    # Rows of several experiments lie in one tensor, which mapped arrays are too large for.
+    mapped = 0 if isinstance(prepared.features, Tensor) else id(prepared)
+    width, classes = prepared.features.shape[1], len(prepared.classes)
+    return repr((width, classes, rows, mapped, spec.fit, spec.trainer))
+
+
+def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
+    """How many models like a job's train at once in so many GiB; at least one."""
+    device = device_of(job.spec.trainer)
+    if memory_gb is None:
+        free = torch.cuda.mem_get_info(device)[0] / 2**31 if device.type == "cuda" else None
+        memory_gb = CPU_MEMORY_GB if free is None else free
+    with torch.device("meta"):
+        model = _network(job)
+    weights = sum(value.numel() for value in model.parameters())
+    return max(1, int(memory_gb * 2**30) // (4 * COPIES * weights))
+
+
+def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list[Fitted]:
+    start = time.perf_counter()
+    device = device_of(jobs[0].spec.trainer)
+    data = _data(jobs, device)
+    models = ManyMLP(_initial(jobs)).to(device, data.mean.dtype)
+    names = [f"{job.spec.name}, seed {job.seed}" for job in jobs]
+    stack = Stack(models, data, [job.seed for job in jobs], jobs[0].spec.fit, names)
+    file = None
+    if checkpoint is not None:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        file = checkpoint / f"{_fingerprint(jobs, device)}.pt"
+    stack.train(file, every)
+    val, test = _measure(stack, "val", jobs), _measure(stack, "test", jobs)
+    seconds = (time.perf_counter() - start) / len(jobs)
+    fitted = []
+    for number, (job, history) in enumerate(zip(jobs, stack.histories, strict=True)):
+        engine = f"batched-{device.type}"
+        record = make_record(
+            *job, history, val[number], test[number], engine=engine, seconds=seconds
+        )
+        network = stack.models.unstack(number).cpu()
+        mean, scale, classes = job.prepared.mean, job.prepared.scale, len(job.prepared.classes)
+        classifier = LoraClassifier(network, mean, scale, classes, job.spec.fit)
+        fitted.append(Fitted(record, classifier, history, test[number]))
+    return fitted
+
+
+def _initial(jobs: Sequence[Job]) -> Iterator[MLP]:
+    """Each network as its seed alone starts it."""
+    for job in jobs:
+        with torch.random.fork_rng():
+            torch.manual_seed(job.seed)
+            network = _network(job)
+        yield network
+
+
+def _network(job: Job) -> MLP:
+    width, classes = job.prepared.features.shape[1], len(job.prepared.classes)
+    return MLP(width, classes, job.spec.fit.hidden)
+
+
+def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
+    """The rows of all experiments of the jobs, one below the other, on the device."""
+    experiments = list({id(job.prepared): job.prepared for job in jobs}.values())
+    places = {id(prepared): place for place, prepared in enumerate(experiments)}
+    starts = np.cumsum([0, *(len(prepared.labels) for prepared in experiments)])[:-1]
+    features = experiments[0].features
+    if len(experiments) > 1:
+        features = torch.cat([torch.as_tensor(prepared.features) for prepared in experiments])
+    if isinstance(features, Tensor):
+        features = features.to(device)
+    dtype = features.dtype if isinstance(features, Tensor) else torch.float32
+
+    def moved(arrays: Iterable[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(list(arrays))).to(device)
+
+    splits = [(p.split, start) for p, start in zip(experiments, starts, strict=True)]
+    return StackData(
+        features=features,
+        labels=torch.from_numpy(np.concatenate([p.labels for p in experiments])).to(device),
+        parts={
+            name: moved(getattr(split, name) + start for split, start in splits)
+            for name in Split._fields
+        },
+        mean=moved(p.mean[None] for p in experiments).to(dtype),
+        scale=moved(p.scale[None] for p in experiments).to(dtype),
+        owner=torch.tensor([places[id(job.prepared)] for job in jobs], device=device),
+    )
+
+
+def _measure(stack: Stack, part: str, jobs: Sequence[Job]) -> list[Measured]:
+    """Metrics of each model's best epoch on a part."""
+    measured = metrics(len(jobs[0].prepared.classes))
+    found = []
+    for scores, job in zip(stack.scores(part).cpu(), jobs, strict=True):
+        rows = getattr(job.prepared.split, part)
+        truth = torch.from_numpy(job.prepared.labels[rows])
+        found.append(computed(measured, scores, truth))
+    return found
+
+
+def _fingerprint(jobs: Sequence[Job], device: torch.device) -> str:
+    """What decides the result of a stack, in a few letters."""
+    whole = hashlib.sha256(device.type.encode())
+    for spec, prepared, seed in jobs:
+        whole.update(json.dumps([identity(spec), seed], sort_keys=True).encode())
+        for array in (prepared.mean, prepared.scale, prepared.labels, *prepared.split):
+            whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""Which of the two engines trains an experiment, and where."""
+
+import logging
+from typing import Literal
+
+import torch
+
+from lora_ws.errors import ConfigError
+from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
+
+logger = logging.getLogger("lora_ws")
+
+
+def device_of(trainer: TrainerSpec) -> torch.device:
+    """Where the batched engine trains: a CUDA device where there is one and it may be used.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if trainer.accelerator == "gpu" and not found:
+        raise ConfigError("trainer.accelerator: expected a GPU for `gpu`, found none; use auto")
+    return torch.device("cuda" if found and trainer.accelerator != "cpu" else "cpu")
+
+
+def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
+    """The engine that a spec asks for, said once in the log; auto takes batched on CUDA alone.
+
+    Example:
+        >>> engine_of(ExperimentSpec(trainer=TrainerSpec(accelerator="cpu")))
+        'one-by-one'
+    """
+    trainer = spec.trainer
+    cuda = device_of(trainer).type == "cuda"
+    engine = trainer.engine
+    if engine == "auto":
+        alone = not cuda or trainer.wandb != "off" or trainer.world != 1
+        alone = alone or spec.fit.weights == "last"
+        engine = "one-by-one" if alone else "batched"
+    where = "on CUDA" if cuda else "not on CUDA"
+    logger.info("engine: %s, %s (trainer.engine: %s)", engine, where, trainer.engine)
+    return engine

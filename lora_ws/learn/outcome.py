@@ -1,0 +1,113 @@
+"""What a finished seed is, whichever engine trained it."""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from lora_ws.errors import TrainingError
+from lora_ws.learn.classifier import LoraClassifier
+from lora_ws.learn.features import Prepared
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.report.records import METRICS, RunRecord
+
+History = list[dict[str, float]]
+Confusion = tuple[tuple[int, ...], ...]
+
+
+class Fitted(NamedTuple):
+    """A finished seed: record, classifier, curves by epoch, and what it said of the test rows."""
+
+    record: RunRecord
+    classifier: LoraClassifier
+    history: History
+    test: "Measured"
+
+
+class Measured(NamedTuple):
+    """The metrics of a classifier on some rows, which class was taken for which, and scores.
+
+    Attributes:
+        values: by metric.
+        confusion: rows by true class (row) and predicted class (column).
+        scores: probabilities ``[rows, classes]``.
+        truth: classes ``[rows]``.
+    """
+
+    values: dict[str, float]
+    confusion: Confusion
+    scores: Tensor
+    truth: Tensor
+
+
+def computed(metrics: MetricCollection, scores: Tensor, truth: Tensor) -> Measured:
+    """What metrics say of predictions."""
+    metrics.reset()
+    metrics.update(scores, truth)
+    values = metrics.compute()
+    confusion = tuple(tuple(row) for row in values["confusion"].long().tolist())
+    named = {name: float(values[name]) for name in METRICS}
+    return Measured(named, confusion, scores.cpu(), truth.cpu())
+
+
+def diverged(name: str) -> TrainingError:
+    """The error of a model that no epoch fitted; the name says experiment and seed."""
+    return TrainingError(f"{name}: the validation loss was never finite; lower fit.lr")
+
+
+def best_of(history: History) -> dict[str, float]:
+    """The epoch with the lowest validation loss, the first of equals."""
+    finite = [epoch for epoch in history if math.isfinite(epoch["val_loss"])]
+    return min(finite, key=lambda epoch: epoch["val_loss"])
+
+
+def make_record(
+    spec: ExperimentSpec,
+    prepared: Prepared,
+    seed: int,
+    history: History,
+    val: Measured,
+    test: Measured,
+    *,
+    engine: str,
+    seconds: float,
+) -> RunRecord:
+    """The record of a seed.
+
+    Args:
+        spec: the experiment.
+        prepared: its data.
+        seed: which seed.
+        history: losses and accuracy by epoch, with at least one finite loss.
+        val: metrics of the best epoch on the validation rows.
+        test: and on the test rows.
+        engine: what trained it.
+        seconds: how long it took.
+    """
+    best = best_of(history)
+    return RunRecord(
+        name=spec.name,
+        representation="metadata" if spec.metadata else type(spec.featurizer).__name__,
+        dataset=prepared.zoo.card.name,
+        subset=prepared.subset,
+        data_version=prepared.zoo.version,
+        layout=prepared.zoo.layout.fingerprint,
+        protocol=spec.protocol,
+        engine=engine,
+        seed=seed,
+        dim=prepared.features.shape[1],
+        classes=prepared.classes,
+        n_train=len(prepared.split.train),
+        n_val=len(prepared.split.val),
+        n_test=len(prepared.split.test),
+        epochs=len(history),
+        best_epoch=int(best["epoch"]),
+        val_loss=best["val_loss"],
+        val=val.values,
+        test=test.values,
+        confusion=test.confusion,
+        seconds=seconds,
+        feature_seconds=prepared.seconds,
+        split=spec.split or "",
+    )
