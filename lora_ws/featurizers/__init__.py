@@ -1,6 +1,7 @@
 """The representations of an adapter: scikit-learn transformers over rows of weights."""
 
 from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.delta_pca import DeltaPCA
 from lora_ws.featurizers.flat_vec import FlatVec
 from lora_ws.featurizers.pca import FlatVecPCA
 from lora_ws.featurizers.stats_flat_vec import StatsFlatVec
@@ -11,6 +12,7 @@ PAPER = (FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer, StatsLayerDense)
 
 __all__ = [
     "PAPER",
+    "DeltaPCA",
     "Featurizer",
     "FlatVec",
     "FlatVecPCA",
