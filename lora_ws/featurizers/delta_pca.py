@@ -34,8 +34,8 @@ class DeltaPCA(Featurizer):
 
     Each layer compares two adapters by their updates, never formed; the layers' kernels are added.
     ``left`` compares what updates write, ``delta`` whole updates with their signs, ``right`` what
-    they read; ``+`` adds kernels. Neither the split of an update into B and A nor a random start
-    of A changes ``left``, which is why it also tells classes where every adapter has its own A.
+    they read; ``+`` adds kernels. No feature depends on how an update is split into B and A, and
+    ``left`` does not look at A at all: it tells classes also where every adapter has its own.
 
     A layer whose update is next to nothing beside the adapter's largest (1e-4 of it) counts as 0.
 
@@ -46,7 +46,8 @@ class DeltaPCA(Featurizer):
         normalize: scale every layer of every adapter to a kernel of 1 with itself, so that
             neither the size of an update nor that of a layer counts.
         whiten: shrinkage above 0 and up to 1 with which directions common to the training
-            adapters are lowered; None leaves them.
+            adapters are lowered; None leaves them. With it, updates count with unit norm even
+            without ``normalize``.
         landmarks: how many training rows, drawn at random, are kept to project on; None keeps
             all, which is exact.
         max_memory_mb: bound on the memory taken for fitting, in MiB.
@@ -65,7 +66,7 @@ class DeltaPCA(Featurizer):
         n_components: int | None = None,
         kernel: str = "left+delta",
         normalize: bool = True,
-        whiten: float | None = None,
+        whiten: float | None = 0.1,
         landmarks: int | None = None,
         max_memory_mb: int = 4096,
         seed: int = 0,
