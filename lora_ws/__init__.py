@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
     from lora_ws.errors import LoraWsError
     from lora_ws.featurizers import (
+        DeltaPCA,
         Featurizer,
         FlatVec,
         FlatVecPCA,
@@ -31,6 +32,7 @@ _HOMES = {
     "collection": ("AdapterSet", "DatasetCard", "import_collection", "load"),
     "errors": ("LoraWsError",),
     "featurizers": (
+        "DeltaPCA",
         "Featurizer",
         "FlatVec",
         "FlatVecPCA",

@@ -1,6 +1,7 @@
 """The representations of an adapter: scikit-learn transformers over rows of weights."""
 
 from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.delta_pca import DeltaPCA
 from lora_ws.featurizers.flat_vec import FlatVec
 from lora_ws.featurizers.norms import Norms
 from lora_ws.featurizers.pca import FlatVecPCA
@@ -12,6 +13,7 @@ PAPER = (FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer, StatsLayerDense)
 
 __all__ = [
     "PAPER",
+    "DeltaPCA",
     "Featurizer",
     "FlatVec",
     "FlatVecPCA",

@@ -170,8 +170,11 @@ def _run_seeds(
         for fitted in fit_seeds(spec, keep.prepared, todo, keep.out, full=keep.full):
             records.append(ranks.first(partial(keep.seed, fitted, records)))
             advance(title=f"{spec.name} seed {fitted.record.seed}")
-            # Trainers are circles of references: thousands of seeds would fill the memory.
-            gc.collect()
+            # Trainers are circles of references, which would fill the memory; looking for them
+            # takes long beside a seed of a sweep.
+            if keep.full:
+                gc.collect()
+    gc.collect()
     return records
 
 

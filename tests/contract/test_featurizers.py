@@ -22,6 +22,7 @@ from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.errors import ConfigError, LayoutError
 from lora_ws.featurizers import (
     PAPER,
+    DeltaPCA,
     FlatVec,
     FlatVecPCA,
     Norms,
@@ -52,6 +53,12 @@ FEATURIZERS = {
     "StatsFlatVec of a layer": StatsFlatVec(layout=LAYOUT, matrices=("mid_block.to_v",)),
     "StatsLayer of a matrix": StatsLayer(layout=LAYOUT, matrices=("*to_v.down",)),
     "StatsLayerDense of two": StatsLayerDense(layout=LAYOUT, matrices=("*to_q",)),
+    "DeltaPCA": DeltaPCA(layout=LAYOUT, n_components=6),
+    "DeltaPCA whitened": DeltaPCA(layout=LAYOUT, n_components=6, kernel="left+right", whiten=0.3),
+    "DeltaPCA of a layer": DeltaPCA(layout=LAYOUT, n_components=5, matrices=("mid_block.*",)),
+    "DeltaPCA raw landmarks": DeltaPCA(
+        layout=LAYOUT, n_components=4, kernel="delta", normalize=False, landmarks=12
+    ),
 }
 every = pytest.mark.parametrize("featurizer", FEATURIZERS.values(), ids=FEATURIZERS)
 
@@ -185,15 +192,16 @@ def test_grid_search_over_components() -> None:
     assert search.best_params_["flatvecpca__n_components"] in (1, 3)
 
 
-@pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense])
+@pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense, DeltaPCA])
 def test_layout_of_other_width_is_refused_at_fit(kind: Any) -> None:
     with pytest.raises(LayoutError, match=f"expected {LAYOUT.size} columns"):
         kind(layout=LAYOUT).fit(rows()[:, :-2])
 
 
-def test_dense_needs_a_layout() -> None:
+@pytest.mark.parametrize("kind", [StatsLayerDense, DeltaPCA])
+def test_updates_need_a_layout(kind: Any) -> None:
     with pytest.raises(ConfigError, match=r"layout=adapters\.layout"):
-        StatsLayerDense().fit(rows())
+        kind().fit(rows())
 
 
 @pytest.mark.parametrize("kind", [StatsFlatVec, StatsLayer])

@@ -1,0 +1,317 @@
+"""Inner products of low-rank updates ``up @ down``, from their factors alone.
+
+Every kernel here is one formula, ``K_ij = sum_pq (p_ip . p_jq) (q_ip . q_jq)``, over two sets of
+directions of an update dW, and neither depends on how dW was split into factors:
+
+* ``delta``, <dW_i, dW_j>: both sides of ``dW = sum_p p_p q_p^T``;
+* ``left``, <dW_i dW_i^T, dW_j dW_j^T>: what the updates write, blind to what they read;
+* ``right``, <dW_i^T dW_i, dW_j^T dW_j>: what they read, blind to what they write.
+
+``left`` and ``right`` are the projection kernel of Hamm and Lee (2008, "Grassmann discriminant
+analysis") with the directions weighted by their singular values.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lora_ws.errors import ConfigError
+
+Kernel = Literal["left", "right", "delta"]
+KERNELS: tuple[Kernel, ...] = ("left", "right", "delta")
+# An update this much smaller than the largest of its adapter is taken for rounding noise.
+NEGLIGIBLE = 1e-4
+
+
+class Directions(NamedTuple):
+    """Directions of the updates of one layer as rows; for one side alone, both are the same."""
+
+    first: Float[np.ndarray, "n rank d"]
+    second: Float[np.ndarray, "n rank e"]
+
+
+def update_directions(
+    down: Float[np.ndarray, "n rank in_features"],
+    up: Float[np.ndarray, "n out_features rank"],
+    kernel: Kernel = "left",
+) -> Directions:
+    """Directions whose products make a kernel, from the factors of one layer.
+
+    A QR decomposition of one factor moves its scale into the other, so that another split of the
+    same update (``up @ G`` and ``inv(G) @ down``) and zero rows and columns change no kernel.
+
+    Args:
+        down: Finite factors A ``[n, rank, in_features]``.
+        up: Finite factors B ``[n, out_features, rank]``.
+        kernel: One of ``KERNELS``.
+
+    Returns:
+        Float64 directions. ``left``: rows l with ``dW dW^T = sum l l^T``; ``right``: rows r with
+        ``dW^T dW = sum r r^T``; ``delta``: rows l and q with ``dW = sum l q^T``.
+
+    Raises:
+        ConfigError: If the kernel is unknown or the shapes do not match.
+
+    Example:
+        >>> down, up = np.array([[[3.0, 4.0]]]), np.array([[[2.0], [0.0], [0.0]]])
+        >>> abs(update_directions(down, up, "left").first)
+        array([[[10., 0., 0.]]])
+    """
+    check_kernel(kernel)
+    if down.ndim != 3 or up.ndim != 3 or down.shape[:2] != (up.shape[0], up.shape[2]):
+        raise ConfigError(
+            f"expected factors [n, rank, in] and [n, out, rank], got {down.shape} and {up.shape}; "
+            "pass A and B of the same adapters"
+        )
+    rows, columns = down.astype(np.float64), up.astype(np.float64).transpose(0, 2, 1)
+    if kernel == "right":
+        mixing = np.linalg.qr(columns.transpose(0, 2, 1), mode="r")
+        read = mixing @ rows
+        return Directions(read, read)
+    basis, mixing = np.linalg.qr(rows.transpose(0, 2, 1))
+    written = mixing @ columns
+    return Directions(written, basis.transpose(0, 2, 1) if kernel == "delta" else written)
+
+
+def update_norms(
+    down: Float[np.ndarray, "n rank in_features"], up: Float[np.ndarray, "n out_features rank"]
+) -> Float[np.ndarray, " n"]:
+    """Frobenius norms of ``up @ down``.
+
+    Args:
+        down: Finite factors A ``[n, rank, in_features]``.
+        up: Finite factors B ``[n, out_features, rank]``.
+
+    Returns:
+        Float64 norms ``[n]``.
+
+    Raises:
+        ConfigError: If the shapes do not match.
+
+    Example:
+        >>> update_norms(np.array([[[3.0, 4.0]]]), np.array([[[2.0], [0.0]]]))
+        array([10.])
+    """
+    return _norms(update_directions(down, up, "left").first)
+
+
+def negligible_layers(
+    norms: Float[np.ndarray, "n layers"], ratio: float = NEGLIGIBLE
+) -> np.ndarray:
+    """Which layers of each adapter hold rounding noise: next to nothing beside its largest layer.
+
+    A layer without gradient (attention over a single token, for instance) keeps an update that only
+    rounding moved. Scaling every layer to unit norm would make that noise as loud as the rest.
+
+    Args:
+        norms: Frobenius norms of the updates ``[n, layers]``.
+        ratio: Up to which fraction of the adapter's largest norm a layer counts as noise.
+
+    Returns:
+        A boolean array ``[n, layers]``, true also for updates of exactly 0.
+
+    Example:
+        >>> negligible_layers(np.array([[2.0, 1e-7], [0.0, 0.0]]))
+        array([[False,  True], [ True,  True]])
+    """
+    return norms <= ratio * norms.max(axis=1, keepdims=True)
+
+
+def unit_updates(
+    directions: Float[np.ndarray, "n rank d"],
+) -> Float[np.ndarray, "n rank d"]:
+    """Directions scaled so that the squares of an adapter sum to 1; zeros stay zeros.
+
+    Args:
+        directions: Rows ``[n, rank, d]``.
+
+    Returns:
+        A new array of the same shape.
+
+    Example:
+        >>> unit_updates(np.array([[[3.0, 4.0]], [[0.0, 0.0]]])).round(1).tolist()
+        [[[0.6, 0.8]], [[0.0, 0.0]]]
+    """
+    return directions / _safe(_norms(directions))[:, None, None]
+
+
+def unit_kernel(directions: Directions) -> Directions:
+    """Directions scaled so that the kernel of every adapter with itself is 1; zeros stay zeros.
+
+    Args:
+        directions: Of one layer.
+
+    Returns:
+        New directions of the same shapes.
+
+    Example:
+        >>> rows = np.array([[[3.0, 4.0]]])
+        >>> unit_kernel(Directions(rows, rows)).first.round(1)
+        array([[[0.6, 0.8]]])
+    """
+    # To unit length first: a fourth power neither underflows nor overflows then.
+    first, second = unit_updates(directions.first), unit_updates(directions.second)
+    products = [rows @ rows.transpose(0, 2, 1) for rows in (first, second)]
+    own = np.einsum("npq,npq->n", *products)
+    scale = _safe(np.maximum(own, 0) ** 0.25)[:, None, None]
+    return Directions(first / scale, second / scale)
+
+
+def second_moment(directions: Float[np.ndarray, "n rank d"]) -> Float[np.ndarray, "d d"]:
+    """Sum over adapters of the outer products of their directions, each adapter scaled to unit.
+
+    Args:
+        directions: Rows ``[n, rank, d]``.
+
+    Returns:
+        A float64 matrix ``[d, d]``, whose trace is the number of adapters that are not zero.
+
+    Example:
+        >>> second_moment(np.array([[[3.0, 4.0]]])).round(2)
+        array([[0.36, 0.48], [0.48, 0.64]])
+    """
+    rows = unit_updates(directions).reshape(-1, directions.shape[2])
+    return rows.T @ rows
+
+
+def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.ndarray, "d d"]:
+    """``((1 - shrinkage) M + shrinkage tr(M)/d I)^(-1/2)``, where M has unit mean diagonal.
+
+    Directions that all adapters share say little about what tells them apart; whitening lowers
+    them. Shrinkage (Ledoit and Wolf 2004) keeps directions that no training row has finite.
+
+    Args:
+        moment: Symmetric positive semi-definite ``[d, d]``; its scale does not matter.
+        shrinkage: From 0 (excluded) to 1; 1 changes nothing.
+
+    Returns:
+        A symmetric matrix ``[d, d]``; the identity if the moment is 0.
+
+    Raises:
+        ConfigError: If the shrinkage is out of range.
+
+    Example:
+        >>> whitener(np.diag([3.0, 1.0]), 0.5).round(3)
+        array([[0.894, 0.   ], [0.   , 1.155]])
+    """
+    if not 0 < shrinkage <= 1:
+        raise ConfigError(
+            f"expected a shrinkage above 0 and up to 1, got {shrinkage}; 0.1 is a good start"
+        )
+    width, trace = len(moment), float(np.trace(moment))
+    if trace <= 0:
+        return np.eye(width)
+    shrunk = (1 - shrinkage) * moment * (width / trace)
+    values, vectors = np.linalg.eigh(shrunk + shrinkage * np.eye(width))
+    # No eigenvalue is below the shrinkage but for rounding.
+    return (vectors / np.sqrt(np.maximum(values, shrinkage))) @ vectors.T
+
+
+def directions_gram(mine: Directions, others: Directions | None = None) -> Float[np.ndarray, "n m"]:
+    """The kernel between the adapters of two sets of directions of the same layer.
+
+    Args:
+        mine: Of n adapters.
+        others: Of m adapters; None takes ``mine``.
+
+    Returns:
+        A float64 matrix ``[n, m]``; products are in the dtype of the directions.
+
+    Example:
+        >>> rows = np.array([[[1.0, 0.0]], [[1.0, 2.0]]])
+        >>> directions_gram(Directions(rows, rows))
+        array([[ 1.,  1.], [ 1., 25.]])
+    """
+    others = mine if others is None else others
+    product = _pairs(mine.first, others.first)
+    same = mine.first is mine.second and others.first is others.second
+    product *= product if same else _pairs(mine.second, others.second)
+    shape = (*mine.first.shape[:2], *others.first.shape[:2])
+    return product.reshape(shape).sum(axis=(1, 3))
+
+
+def delta_gram(
+    down: Float[np.ndarray, "n rank in_features"],
+    up: Float[np.ndarray, "n out_features rank"],
+    kernel: Kernel = "left",
+    *,
+    normalize: bool = True,
+    whiten: float | None = None,
+) -> Float[np.ndarray, "n n"]:
+    """The kernel matrix of the updates of one layer, exact, without forming an update.
+
+    Args:
+        down: Finite factors A ``[n, rank, in_features]``.
+        up: Finite factors B ``[n, out_features, rank]``.
+        kernel: One of ``KERNELS``.
+        normalize: Divide by ``sqrt(K_ii K_jj)``; an update of 0 gives zeros.
+        whiten: Scale each update to unit norm and whiten the side that it writes (for ``right``:
+            that it reads) by the second moment of all of them with this shrinkage.
+
+    Returns:
+        A float64 matrix ``[n, n]``.
+
+    Raises:
+        ConfigError: If an argument cannot be used.
+
+    Example:
+        >>> down, up = np.array([[[1.0, 0.0]], [[2.0, 0.0]]]), np.array([[[1.0]], [[-3.0]]])
+        >>> delta_gram(down, up, "delta", normalize=False)
+        array([[ 1., -6.], [-6., 36.]])
+        >>> delta_gram(down, up, "left").round(3)
+        array([[1., 1.], [1., 1.]])
+    """
+    directions = update_directions(down, up, kernel)
+    if whiten is not None:
+        directions = whitened(directions, whitener(second_moment(directions.first), whiten), kernel)
+    return directions_gram(unit_kernel(directions) if normalize else directions)
+
+
+def whitened(
+    directions: Directions, matrix: Float[np.ndarray, "d d"], kernel: Kernel
+) -> Directions:
+    """Updates scaled to unit norm, their first side multiplied by a matrix.
+
+    Args:
+        directions: Of one layer, as ``update_directions`` returns them.
+        matrix: Symmetric, such as ``whitener`` returns ``[d, d]``.
+        kernel: Which kernel the directions are for.
+
+    Returns:
+        New directions of the same shapes.
+
+    Example:
+        >>> rows = np.array([[[3.0, 4.0]]])
+        >>> whitened(Directions(rows, rows), 2 * np.eye(2), "left").second.round(1)
+        array([[[1.2, 1.6]]])
+    """
+    first = unit_updates(directions.first) @ matrix
+    return Directions(first, directions.second if kernel == "delta" else first)
+
+
+def check_kernel(kernel: str) -> None:
+    """Refuse what is not a kernel.
+
+    Raises:
+        ConfigError: If the kernel is unknown.
+    """
+    if kernel not in KERNELS:
+        raise ConfigError(f"expected a kernel of {', '.join(KERNELS)}, got {kernel!r}")
+
+
+def _pairs(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+    rows, columns = mine.reshape(-1, mine.shape[2]), others.reshape(-1, others.shape[2])
+    return (rows @ columns.T).astype(np.float64)
+
+
+def _norms(directions: np.ndarray) -> np.ndarray:
+    """Root of the sum of squares of each adapter, without over- or underflow on the way."""
+    if not directions.size:
+        return np.zeros(len(directions))
+    largest = _safe(np.abs(directions).max(axis=(1, 2)))
+    return largest * np.sqrt(((directions / largest[:, None, None]) ** 2).sum(axis=(1, 2)))
+
+
+def _safe(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, 1.0)
