@@ -51,13 +51,18 @@ def called(script: Path, folder: Path) -> tuple[str, Any]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_what_it_runs_is_a_valid_command(script: Path, tmp_path: Path) -> None:
     name, _ = called(script, tmp_path)
-    assert name in ("zoo build", "train")
+    assert name in ("zoo build", "train", "sweep")
 
 
 def test_a_task_of_an_array_builds_its_share_on_its_gpu(tmp_path: Path) -> None:
     _, spec = called(FOLDER / "zoo.sh", tmp_path)
     assert spec.share == (3, 8)
     assert [part.device for part in spec.parts()] == ["cuda:0"]
+
+
+def test_a_task_of_a_sweep_takes_its_share(tmp_path: Path) -> None:
+    _, spec = called(FOLDER / "sweep.sh", tmp_path)
+    assert (spec.over, spec.shard, spec.seeds) == ("matrices", "3/8", 10)
 
 
 def test_there_is_a_task_for_every_device(tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ from lora_ws.collection import DatasetCard
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.config import load_spec, spec_files, spec_root, to_plain
 from lora_ws.errors import ConfigError, NotAvailableError
+from lora_ws.experiments.spec import (
+    ComponentsSpec,
+    LayersSpec,
+    SweepSpec,
+    TableSpec,
+    eval_file,
+    recipe_file,
+)
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.report.records import METRICS
 from lora_ws.zoo.base import BaseSpec
 from lora_ws.zoo.build import ZooSpec
 
@@ -55,12 +64,52 @@ def test_cards_the_paper_publishes() -> None:
     assert len(find_card("lora-ws-1k").classes) == 10
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *SWEEPS])
 def test_recipe(name: str) -> None:
-    spec = load_spec(ExperimentSpec, TRAINING[name])
+    kind = SweepSpec if name in SWEEPS else ExperimentSpec
+    spec = load_spec(kind, TRAINING[name])
     assert spec.dataset in card_names()
     header = TRAINING[name].read_text().splitlines()[0]
     assert header.startswith("# "), "a recipe states its expected result and cost first"
+    assert len(header) > 20
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_table(name: str) -> None:
+    table = load_spec(TableSpec, eval_file(name))
+    assert table.source
+    for row in table.rows:
+        assert row.ours or row.published, "a row of the paper has its published numbers"
+        for published in row.published.values():
+            assert set(published) == set(METRICS)
+        for recipe in row.recipes.values():
+            recipe_file(recipe)
+    for entry in table.inputs:
+        recipe_file(entry.recipe)
+    used = {r for row in table.rows for r in row.recipes.values()}
+    assert used == {recipe for recipe in RECIPES if recipe.startswith(f"{name}/")}
+
+
+def test_published_numbers_are_those_printed() -> None:
+    rows = {row.name: row for row in load_spec(TableSpec, eval_file("table1")).rows}
+    ours = [rows["FlatVecPCA"].published[f"lora-ws-{n}k"]["accuracy"] for n in (1, 10, 50)]
+    assert ours == [(42.21, 1.20), (81.36, 1.07), (78.33, 1.37)]
+    assert rows["StatsLayerDense"].published["lora-ws-50k"]["f1"] == (44.72, 0.44)
+    flagged = {row.name: row for row in load_spec(TableSpec, eval_file("table2")).rows}
+    assert flagged["StatsFlatVec"].published["lora-ws-nsfw"]["recall"] == (77.50, 9.35)
+
+
+def test_figures() -> None:
+    layers = load_spec(LayersSpec, eval_file("figure2"))
+    for recipe in layers.recipes.values():
+        recipe_file(recipe)
+    assert max(claim.accuracy for claim in layers.published) == 97.01
+    components = load_spec(ComponentsSpec, eval_file("figure3"))
+    printed = [100, 200, 500, 1000, 2000, 3000, 5000, 7500]
+    assert list(components.published["lora-ws-10k"]) == printed
+    assert set(printed) <= set(components.components)
+    for recipe in components.recipes.values():
+        recipe_file(recipe)
 
 
 def test_zoo_recipes() -> None:

@@ -11,7 +11,7 @@
 # from its last checkpoint. The run folder and the store lie where both nodes see them.
 # Usage: sbatch training/slurm/ddp.sh [recipe.yaml] [flags]
 set -euo pipefail
-recipe=${1:-training/nsfw/flat_vec.yaml}
+recipe=${1:-training/table1/flat_vec.yaml}
 shift || true
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 lora-ws train --config "$recipe" --trainer.accelerator gpu \

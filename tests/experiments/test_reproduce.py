@@ -1,0 +1,110 @@
+"""`lora-ws reproduce`: report, records and page of a table and a figure on a small collection."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from browser import open_page
+from factories import small_zoo
+
+from lora_ws.cli import main
+from lora_ws.report.records import read_lines
+
+
+class Made:
+    """A table reproduced once, for all tests of this file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store, self.out = folder / "store", folder / "out"
+        small_zoo(60).save(self.store)
+        self.command = [sys.executable, "-m", "lora_ws", "reproduce", "table1"]
+        self.command += ["--dataset", str(self.store), "--out", str(self.out), "--seeds", "1"]
+        self.command += ["--protocol", "clean", "--processes", "1"]
+
+    def run(self) -> str:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(self.command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    made = Made(tmp_path_factory.mktemp("table"))
+    assert "report.html" in made.run()
+    return made
+
+
+def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
+    text = (made.out / "table1" / "report.md").read_text()
+    for row in ("FlatVec", "FlatVecPCA", "StatsFlatVec", "StatsLayer", "StatsLayerDense"):
+        assert f"| {row} |" in text
+    assert "| DeltaPCA |" in text
+    assert "81.36 ± 1.07" in text
+    assert "needs the Hub" in text
+    for control in ("A only", "B only", "norms only", "metadata only"):
+        assert f"| control: {control} |" in text
+    assert "shuffled labels" in text
+    latex = (made.out / "table1" / "tables.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == text.count("|---|") > 3
+
+
+def test_the_records_behind_the_report_are_the_runs(made: Made):
+    lines = read_lines(made.out / "table1" / "records.jsonl")
+    runs = [json.loads(x) for f in made.out.rglob("runs/**/records.jsonl") for x in f.open()]
+    assert len(lines) == len(runs) > 10
+    assert {line["experiment"] for line in lines} >= {"table1/flat_vec", "table1/delta_pca"}
+
+
+def test_the_page_opens_with_all_its_pictures_and_nothing_from_elsewhere(
+    made: Made, tmp_path: Path
+):
+    document, seen = open_page(made.out / "table1" / "report.html", tmp_path)
+    assert seen["images"] == seen["shown"] == 4
+    assert seen["fetched"] == []
+    assert not seen["wide"], "wide tables scroll by themselves"
+    assert document.count("<table>") > 3
+
+
+def test_again_runs_nothing_and_says_the_same(made: Made):
+    files = sorted(made.out.rglob("runs/**/records.jsonl"))
+    before = [file.stat().st_mtime_ns for file in files]
+    report = (made.out / "table1" / "report.md").read_text()
+    made.run()
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert (made.out / "table1" / "report.md").read_text() == report
+
+
+def test_other_data_under_the_same_runs_are_refused(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = small_zoo(60, seed=1).save(tmp_path / "other")
+    flags = ["--out", str(made.out), "--seeds", "2", "--processes", "1"]
+    assert main(["reproduce", "table1", "--dataset", str(other), *flags]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["tabel1"], "no table or figure `tabel1`, did you mean `table1`?"),
+        (["table1", "--protocol", "clear"], "--protocol"),
+        (["table1", "--processes", "0"], "processes: expected at least 1"),
+        (["table1", "--dataset", "lora-ws-mimi"], "did you mean `lora-ws-mini`"),
+    ],
+)
+def test_wrong_input_is_answered(args: list[str], text: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["reproduce", *args]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    zoo = small_zoo(61)
+    keep = [k for k in range(61) if k % 3 or k < 4]
+    store = zoo.select(keep).save(tmp_path / "store")
+    flags = ["--out", str(tmp_path / "out"), "--seeds", "1", "--processes", "1"]
+    assert main(["reproduce", "table1", "--dataset", str(store), *flags]) == 2
+    assert "smallest class: 2" in capsys.readouterr().err
