@@ -4,6 +4,7 @@ With several ranks each of them executes every line of a run. What touches files
 left to the first, and its answer is everyone's: nobody decides by what a folder seems to hold.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -97,6 +98,7 @@ def _launch(trainer: TrainerSpec) -> None:
     """Form the group; without a scheduler, first start the same command for each other device."""
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
+    from torch import distributed
 
     check_devices(trainer)
     launcher = int(os.environ.setdefault(LAUNCHER, str(os.getpid())))
@@ -109,6 +111,9 @@ def _launch(trainer: TrainerSpec) -> None:
             num_nodes=trainer.num_nodes,
             strategy=DDPStrategy(timeout=PATIENCE),
         ).launch()
+    if distributed.get_backend() == "gloo":
+        # Its threads abort the interpreter's exit if they still run; Lightning ends NCCL's.
+        atexit.register(distributed.destroy_process_group)
 
 
 def _follow(launcher: int) -> None:
