@@ -226,6 +226,11 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
         r'key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*)', text
     ):
         return f"--{match[1]}: expected {match[2]}, got `{match[3]}`"
+    match = re.search(
+        r'key "([^"]+)":.*?Literal\[(.*?)\].*(?:Given|Got) value: (\S+)', text, re.DOTALL
+    )
+    if match and "featurizer" not in match[1]:
+        return f"--{match[1]}: expected {match[2].replace(chr(39), '')}, got `{match[3]}`"
     if match := re.search(r'key "featurizer"', text):
         given = re.search(r"Given value: (\S+)", text) or re.search(r"Got value: (\S+)", text)
         if given and "Problem with given class_path" not in text:

@@ -110,6 +110,14 @@ def _split_groups(
     everything = np.arange(len(labels))
     # Counts, because sums of decimal fractions round up to one row too many.
     n_val, n_test = round(val * len(labels)), round(test * len(labels))
+    counts, parts = np.bincount(labels), 3 if val else 2
+    smallest = int(counts[counts > 0].min())
+    if smallest < parts:
+        raise DataError(
+            f"expected at least {parts} rows or groups of every class, one for each part, got "
+            f"{smallest} of class {int(np.flatnonzero(counts == smallest)[0])} (smallest class: "
+            f"{smallest}); leave that class out"
+        )
     try:
         kept, rest = map(
             np.asarray,
@@ -124,9 +132,8 @@ def _split_groups(
             train_test_split(rest, test_size=n_test, stratify=labels[rest], random_state=seed),
         )
     except ValueError as error:
-        counts = np.bincount(labels)
         raise DataError(
             f"cannot split {len(labels)} rows or groups into parts of {fractions} that hold every "
-            f"class (smallest class: {counts[counts > 0].min()}): {error}"
+            f"class (smallest class: {smallest}): {error}"
         ) from error
     return kept, held, tested

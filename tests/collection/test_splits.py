@@ -78,7 +78,7 @@ def test_further_subset_of_the_same_groups_changes_no_part():
         ([0, 1] * 20, None, (0.8, -0.1, 0.3), "sum to 1"),
         ([0, 1] * 20, [0] * 40, (0.7, 0.1, 0.2), "row 1: its group `0` holds rows of two labels"),
         ([0] * 39 + [1], None, (0.7, 0.1, 0.2), "smallest class: 1"),
-        ([0, 1, 0], None, (0.7, 0.1, 0.2), "cannot split 3 rows"),
+        ([0, 1, 0], None, (0.7, 0.1, 0.2), "at least 3 rows or groups of every class"),
         ([], None, (0.7, 0.1, 0.2), "got none"),
     ],
 )
