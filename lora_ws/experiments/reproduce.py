@@ -180,7 +180,7 @@ def _table_sections(
             name: {row: r for row, r in found.items() if row not in rows}
             for name, found in by_control.items()
         }
-        grid = tables.controls_grid(rows, columns, plain, subset)
+        grid = tables.controls_grid(spec, rows, columns, plain, subset)
         text = (
             "What a number means: the same rows where every adapter had the same prompt, from a "
             "shared start, on leaf classes never trained on, and with shuffled labels; and plain "

@@ -157,7 +157,7 @@ def chart_map(
     for k, name in enumerate(classes):
         here = points[labels == k]
         axes.scatter(*here.T, s=14, color=palette(k % palette.N), label=name, linewidths=0)
-    axes.set(xticks=[], yticks=[])
+    axes.set_axis_off()
     axes.set_aspect("equal", "datalim")
     if len(classes) <= 20:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -42,7 +42,7 @@ def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
     text = (made.out / "table1" / "report.md").read_text()
     for row in ("FlatVec", "FlatVecPCA", "StatsFlatVec", "StatsLayer", "StatsLayerDense"):
         assert f"| {row} |" in text
-    assert "| DeltaPCA |" in text
+    assert "| DeltaPCA (ours) |" in text
     assert "81.36 ± 1.07" in text
     assert "needs the Hub" in text
     for control in ("A only", "B only", "norms only", "metadata only"):
