@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_ws.errors import TrainingError
+from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, open_data, prepare, split_rows
-from lora_ws.learn.run import RECORDS, run
+from lora_ws.learn.run import RECORDS, STATE, run, run_together
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, read_records
@@ -69,6 +70,11 @@ def run_tasks(tasks: Sequence[Task], processes: int, title: str) -> None:
             advance(now - shown)
             shown = now
 
+        if all(_stackable(task) for task in todo):
+            state = todo[0].folder.parent / STATE
+            run_together([(task.spec, task.folder) for task in todo], state)
+            tick()
+            return
         if processes == 1 or len(todo) == 1:
             for task in todo:
                 perform(task)
@@ -100,6 +106,11 @@ def perform(task: Task) -> None:
             whole = prepare(task.spec.vary(n_components=most))
         own = task.spec.vary(n_components=k)
         run(own, folder, full=task.full, prepared=_cut(whole, own, k))
+
+
+def _stackable(task: Task) -> bool:
+    """Whether many networks train as one for it, as on a CUDA device."""
+    return not task.full and not task.components and engine_of(task.spec) == "batched"
 
 
 def read(folder: Path) -> list[RunRecord]:

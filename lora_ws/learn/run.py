@@ -148,6 +148,40 @@ def run(
     return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
 
 
+def run_together(runs: Sequence[tuple[ExperimentSpec, Path]], state: Path) -> None:
+    """Run several experiments as `run` does, the seeds of all in common stacks.
+
+    Records and curves alone are kept, as in a sweep.
+
+    Args:
+        runs: experiments of the batched engine, and their folders.
+        state: folder for the state of unfinished stacks; removed at the end.
+
+    Raises:
+        ConfigError: a folder holds another experiment.
+    """
+    with ExitStack() as held:
+        places = []
+        for spec, out in runs:
+            records = _enter(spec, out, held)
+            todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
+            if todo:
+                with threads(spec.trainer.threads):
+                    prepared = prepare(spec)
+                _describe(spec, out, records)
+                places.append((Keeper(spec, prepared, out, False), records, todo))
+        jobs = [
+            Job(keep.spec, for_seed(keep.spec, keep.prepared, seed), seed)
+            for keep, _, todo in places
+            for seed in todo
+        ]
+        finished = iter(fit_batched(jobs, checkpoint=state))
+        for keep, records, todo in places:
+            for _ in todo:
+                records.append(keep.seed(next(finished), records))
+    shutil.rmtree(state, ignore_errors=True)
+
+
 def _enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
     """Claim the folder until ``held`` closes, and read what it has."""
     out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from lora_ws.experiments.spec import SweepSpec
 from lora_ws.experiments.sweep import run_sweep, sweep_chart, sweep_grid, top_points, write_csv
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.run import run_one
-from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 
 FAST = FitSpec(hidden=(16,), lr=1e-2, max_epochs=8, patience=8)
 
@@ -70,6 +70,23 @@ def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, tmp_path: Path):
     assert [len(part) for part in parts] == [2, 4]
     for one, other in zip(whole, parts[1], strict=True):
         assert [r.timeless() for r in one.records] == [r.timeless() for r in other.records]
+
+
+def test_a_sweep_of_the_batched_engine_trains_all_layers_together(spec: SweepSpec, tmp_path: Path):
+    alone = run_sweep(spec, tmp_path / "alone")
+    stacked = replace(spec, trainer=TrainerSpec(engine="batched"), seeds=1)
+    run_sweep(stacked, tmp_path / "stacked")
+    # A record that is there is kept, and what is missing is added.
+    kept = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text()
+    together = run_sweep(replace(stacked, seeds=2), tmp_path / "stacked")
+    assert not (tmp_path / "stacked" / "layers" / ".state").exists()
+    for one, other in zip(alone, together, strict=True):
+        assert [record.engine for record in other.records] == ["batched-cpu"] * 2
+        for mine, theirs in zip(one.records, other.records, strict=True):
+            assert mine.val_loss == pytest.approx(theirs.val_loss, rel=1e-3)
+            assert (mine.seed, mine.name) == (theirs.seed, theirs.name)
+    again = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text()
+    assert again.startswith(kept)
 
 
 def test_leaving_out_needs_a_sweep_first(spec: SweepSpec, tmp_path: Path):
