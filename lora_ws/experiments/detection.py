@@ -1,6 +1,6 @@
 """A single layer for each row, chosen without the reported rows; ROC; nested cross-validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ Plan = Mapping[Protocol, Mapping[str, Task]]
 
 
 def chosen_layers(
-    plan: Plan, processes: int
+    plan: Plan, processes: int, nested: Sequence[str]
 ) -> tuple[dict[Protocol, dict[str, Task]], list[Section]]:
     """Put into every row's experiment the layer whose validation loss is lowest.
 
@@ -58,8 +58,11 @@ def chosen_layers(
         f"The layer (A and B) of the lowest validation loss among {len(layers)}, {CHOICE_SEEDS} "
         "seed each. In the paper's protocol the validation rows are the reported ones.",
     )
-    nested = _nested(plan["clean"], layers, processes) if "clean" in plan else []
-    return chosen, [Section("The chosen layers", (grid,)), *nested]
+    sections = [Section("The chosen layers", (grid,))]
+    wanted = {name: task for name, task in plan.get("clean", {}).items() if name in nested}
+    if wanted:
+        sections += _nested(wanted, layers, processes)
+    return chosen, sections
 
 
 def detection_sections(plan: Plan, folder: Path) -> list[Section]:

@@ -40,6 +40,11 @@ from lora_ws.report.records import RunRecord, read_lines, summarise
 from lora_ws.report.tables import majority
 
 RECORDS = "records.jsonl"
+SWEEPS = {
+    "layers": "Each layer, A and B together",
+    "matrices": "Each matrix alone",
+    "all_but_top": "All but the best layers",
+}
 NAMES = ("table1", "table2", "figure2", "figure3")
 
 
@@ -103,7 +108,7 @@ def _table(name: str, spec: TableSpec, options: Options) -> Path:
                 plan[protocol][row.name] = Task(own, options.run_folder(found), full=True)
     layers: list[Section] = []
     if spec.layer_by:
-        plan, layers = chosen_layers(plan, options.processes)
+        plan, layers = chosen_layers(plan, options.processes, spec.nested)
     controls = _controls(spec, options, zoo, subset, plan) if options.controls else {}
     everything = [task for rows in plan.values() for task in rows.values()]
     everything += [task for rows in controls.values() for task in rows.values()]
@@ -261,13 +266,13 @@ def _figure2(spec: LayersSpec, options: Options) -> Path:
         points = run_sweep(flags, home)
         chart = sweep_chart(points, over, folder / f"{over}.png")
         write_csv(points, folder / f"{over}.csv")
-        caption = f"Accuracy over {over}: mean and standard deviation over seeds."
+        caption = f"{SWEEPS[over]}: accuracy, mean and standard deviation over seeds."
         parts: list[str | Grid | Figure] = [Figure(chart, caption)]
         if over != "all_but_top":
             parts.append(sweep_grid(points, flags.top))
         if over == "layers":
             parts.append(_claims(spec, points))
-        sections.append(Section(f"Sweep over {over}", tuple(parts)))
+        sections.append(Section(SWEEPS[over], tuple(parts)))
         tasks += [Task(flags, home / over / p.name) for p in points]
     _write(folder, f"figure2: {spec.title}", spec.source, sections, tasks, options.out)
     return folder

@@ -71,6 +71,7 @@ class TableSpec:
         tolerance: measured and published differ where their means are further apart than so many
             standard deviations of their difference over seeds.
         layer_by: part whose loss chooses a single layer for every row; empty takes all layers.
+        nested: rows whose choice of a layer is also measured in nested cross-validation.
     """
 
     title: str
@@ -80,6 +81,7 @@ class TableSpec:
     inputs: tuple[InputSpec, ...] = ()
     tolerance: float = 2.0
     layer_by: Literal["", "val"] = ""
+    nested: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def chart_layers(
 
 def layer_kind(name: str) -> str:
     """``cross-attention v``, ``self-attention q`` and so on, by the module's path."""
-    where = "cross-attention" if "attn2" in name else "self-attention"
+    kinds = {"attn1": "self-attention", "attn2": "cross-attention"}
+    where = next((kind for part, kind in kinds.items() if part in name), "")
     what = {"to_q": "q", "to_v": "v", "to_k": "k", "to_out": "out"}
     kind = next((short for part, short in what.items() if part in name), "")
     return f"{where} {kind}".strip()
