@@ -8,8 +8,6 @@ from scipy.stats import ttest_rel
 
 from lora_ws.report.records import RunRecord, Summary
 
-OTHER_DATA = "other data"
-
 
 class Difference(NamedTuple):
     """Mean difference of a metric over paired seeds, in percent, and the p of a paired test."""

@@ -20,7 +20,6 @@ from lora_ws.experiments.spec import (
     ComponentsSpec,
     LayersSpec,
     Protocol,
-    RowSpec,
     SweepSpec,
     TableSpec,
     eval_file,
@@ -133,15 +132,13 @@ def _controls(
 ) -> dict[str, dict[str, Task]]:
     """Condition ("" is the table's own) -> row or plain input -> task."""
     rows = plan.get("clean") or next(iter(plan.values()))
-    missing = set()
     plain: dict[str, Task] = {}
     for entry in spec.inputs:
         own = options.spec(entry.recipe, spec.dataset)
         columns = [c for c in own.metadata if c in zoo.rows.column_names]
         if own.metadata and not columns:
-            missing.add(entry.name)
             continue
-        own = replace(own, metadata=tuple(columns), label=_label(rows))
+        own = replace(own, metadata=tuple(columns))
         plain[entry.name] = Task(own, options.run_folder(entry.recipe, zoo.card.name))
     found = {"": plain}
     for condition in tables.conditions(zoo.rows.column_names, zoo.card.subsets, subset):
@@ -150,10 +147,6 @@ def _controls(
             for name, task in {**rows, **plain}.items()
         }
     return found
-
-
-def _label(rows: Mapping[str, Task]) -> str | None:
-    return next(iter(rows.values())).spec.label
 
 
 def _table_sections(
@@ -386,6 +379,3 @@ def _intro(source: str) -> str:
         "protocol that each caption names; docs/protocols.md says what the protocols are. Every "
         f"record behind this page stands in {RECORDS} beside it."
     )
-
-
-__all__ = ["NAMES", "Options", "RowSpec", "reproduce"]

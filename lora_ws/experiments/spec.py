@@ -1,7 +1,6 @@
 """What a table or figure consists of: the data in `eval/`, and the flags of reproduce and sweep."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -181,8 +180,3 @@ def cores(processes: int | None) -> int:
     if processes is not None and processes < 1:
         raise ConfigError(f"processes: expected at least 1, got {processes}")
     return processes or len(os.sched_getaffinity(0))
-
-
-def published_datasets(rows: tuple[RowSpec, ...]) -> Mapping[str, None]:
-    """Collections that the paper prints numbers for, in order."""
-    return {dataset: None for row in rows for dataset in row.published}

@@ -1,7 +1,7 @@
 """Tables from records: rows beside published numbers, protocols side by side, controls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,6 +230,4 @@ def _near(title: str, best: str, records: Records, inputs: Mapping[str, Records]
 
 def stamp(records: Records, experiment: Path) -> list[dict[str, object]]:
     """Records as lines of one file, each naming its experiment."""
-    from dataclasses import asdict
-
-    return [{"experiment": experiment.as_posix(), **asdict(replace(r))} for r in records]
+    return [{"experiment": experiment.as_posix(), **asdict(record)} for record in records]

@@ -81,7 +81,6 @@ def run_tasks(tasks: Sequence[Task], processes: int, title: str) -> None:
                 tick()
             return
         try:
-            # The longest first, as far as that can be told, so that no process ends alone.
             work_through(perform, todo, processes, tick)
         except TrainingError as error:
             raise TrainingError(f"{error} (what was finished is kept)") from error
