@@ -21,6 +21,7 @@ def reproduce(
     seeds: int | None = None,
     processes: int | None = None,
     controls: bool = True,
+    rows: tuple[str, ...] | None = None,
     out: Path | None = None,
 ) -> None:
     """Run a table or figure of the paper and report it beside the published numbers.
@@ -36,6 +37,7 @@ def reproduce(
         seeds: how many instead of the recipes' ten
         processes: how many work at once; null takes one a core
         controls: also measure plain inputs, other prompts, unseen leaves and shuffled labels
+        rows: some rows of a table, such as '["FlatVec"]'; null takes all
         out: folder of runs and reports; null makes one below runs/
     """
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
@@ -57,6 +59,7 @@ def reproduce(
             seeds=seeds,
             processes=cores(processes),
             controls=controls,
+            rows=rows,
         )
         folder = run(name, options)
         console.print(f"{name}: {folder / 'report.html'}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_ws.collection import AdapterSet
-from lora_ws.config import load_spec
+from lora_ws.config import load_spec, nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments import tables
 from lora_ws.experiments.detection import chosen_layers, detection_sections
@@ -59,6 +59,7 @@ class Options:
         seeds: instead of the recipes'.
         processes: how many work at once.
         controls: whether to measure them.
+        rows: of a table, by name; None takes all.
     """
 
     out: Path
@@ -68,6 +69,7 @@ class Options:
     seeds: int | None
     processes: int
     controls: bool
+    rows: tuple[str, ...] | None = None
 
     def spec(self, name: str, default: str) -> ExperimentSpec:
         """A recipe on the collection asked for."""
@@ -95,6 +97,7 @@ Rows = Mapping[str, list[RunRecord]]
 
 
 def _table(name: str, spec: TableSpec, options: Options) -> Path:
+    spec = _choose(spec, options.rows)
     zoo, subset = open_data(options.spec(spec.rows[0].recipes["clean"], spec.dataset))
     dataset, folder = options.dataset or spec.dataset, options.out / name
     plan: dict[Protocol, dict[str, Task]] = {}
@@ -121,6 +124,16 @@ def _table(name: str, spec: TableSpec, options: Options) -> Path:
         sections += [*layers, *detection_sections(plan, folder)]
     _write(folder, f"{name}: {spec.title}", spec.source, sections, everything, options.out)
     return folder
+
+
+def _choose(spec: TableSpec, names: tuple[str, ...] | None) -> TableSpec:
+    if names is None:
+        return spec
+    known = [row.name for row in spec.rows]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"rows: the table has no `{name}`{nearest(name, known)}")
+    return replace(spec, rows=tuple(row for row in spec.rows if row.name in names))
 
 
 def _controls(

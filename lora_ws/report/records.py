@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_ws.errors import DataError
+
 METRICS = ("accuracy", "auroc", "precision", "recall", "f1")
 
 
@@ -111,7 +113,13 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 def read_records(path: Path) -> list[RunRecord]:
     """All complete lines; a line cut off by a kill does not count."""
-    records = [RunRecord.from_dict(line) for line in read_lines(path)]
+    try:
+        records = [RunRecord.from_dict(line) for line in read_lines(path)]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} holds records of another version of this library ({error}); choose another "
+            "--out"
+        ) from error
     return list({record.seed: record for record in records}.values())
 
 

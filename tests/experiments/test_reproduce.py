@@ -92,6 +92,10 @@ def test_other_data_under_the_same_runs_are_refused(
     [
         (["tabel1"], "no table or figure `tabel1`, did you mean `table1`?"),
         (["table1", "--protocol", "clear"], "--protocol"),
+        (
+            ["table1", "--rows", '["FlatVek"]'],
+            "the table has no `FlatVek`, did you mean `FlatVec`?",
+        ),
         (["table1", "--processes", "0"], "processes: expected at least 1"),
         (["table1", "--dataset", "lora-ws-mimi"], "did you mean `lora-ws-mini`"),
     ],

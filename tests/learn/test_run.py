@@ -409,3 +409,14 @@ def test_a_sweep_keeps_records_and_curves_only(spec: ExperimentSpec, tmp_path: P
     assert names == {"config.yaml", "versions.json", "records.jsonl", "curves.jsonl"}
     lines = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
     assert [len(line["curves"]) for line in lines] == [record.epochs for record in records]
+
+
+def test_records_of_another_version_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
+    run(replace(spec, seeds=1), tmp_path / "run")
+    file = tmp_path / "run" / "records.jsonl"
+    line = json.loads(file.read_text())
+    del line["best_epoch"]
+    file.write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=r"another version of this library.*best_epoch"):
+        run(spec, tmp_path / "run")
+    assert json.loads(file.read_text()) == line, "nothing is lost"
