@@ -14,7 +14,7 @@ from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.charts import chart_detection
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section
-from lora_ws.report.records import RunRecord, read_lines
+from lora_ws.report.records import RunRecord, Summary, read_lines, summarise
 
 # For the choice of a layer; with 64 layers, ten would cost more than all the rest.
 CHOICE_SEEDS = 1
@@ -48,7 +48,7 @@ def chosen_layers(
             if task.folder not in choices:
                 chosen[protocol][name] = task
                 continue
-            best = _best(choices[task.folder])
+            best = _best({x: read(t.folder) for x, t in choices[task.folder].items()})
             spec = task.spec.vary(matrices=(best,))
             chosen[protocol][name] = replace(task, spec=spec, folder=task.folder / "chosen")
             table.append((Cell(f"{name}, {protocol}"), Cell(best)))
@@ -99,10 +99,13 @@ def _nested(rows: Mapping[str, Task], layers: list[str], processes: int) -> list
     for name, folds in plan.items():
         honest, peeked = [], []
         for fold in folds:
-            records = {layer: read(task.folder)[0] for layer, task in fold.items()}
-            honest.append(records[_best(fold)].test["accuracy"])
-            peeked.append(max(record.test["accuracy"] for record in records.values()))
-        cells.append((Cell(name), Cell(_spread(honest)), Cell(_spread(peeked))))
+            records = {layer: read(task.folder) for layer, task in fold.items()}
+            tested = {layer: summarise(r, "accuracy").mean for layer, r in records.items()}
+            honest.append(tested[_best(records)])
+            peeked.append(max(tested.values()))
+        cells.append(
+            (Cell(name), Cell(Summary.of(honest).percent()), Cell(Summary.of(peeked).percent()))
+        )
     grid = Grid(
         ("Representation", "chosen on validation rows", "chosen on the reported rows"),
         tuple(cells),
@@ -120,12 +123,9 @@ def _trial(task: Task, layer: str, place: str, split: str | None = None) -> Task
     return Task(spec, task.folder / place / slug(layer))
 
 
-def _best(tasks: Mapping[str, Task]) -> str:
-    def loss(layer: str) -> float:
-        records: list[RunRecord] = read(tasks[layer].folder)
-        return float(np.mean([record.val_loss for record in records]))
-
-    return min(tasks, key=loss)
+def _best(records: Mapping[str, list[RunRecord]]) -> str:
+    """The layer of the lowest mean validation loss."""
+    return min(records, key=lambda layer: np.mean([r.val_loss for r in records[layer]]))
 
 
 def _takes_layers(spec: ExperimentSpec) -> bool:
@@ -134,7 +134,3 @@ def _takes_layers(spec: ExperimentSpec) -> bool:
 
 def _layer_names(spec: ExperimentSpec) -> list[str]:
     return [layer.name for layer in open_data(spec)[0].layout.layers]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"

@@ -76,7 +76,7 @@ class Options:
         return recipe(name, self.dataset or default, self.subset, self.seeds)
 
     def run_folder(self, name: str, *more: str) -> Path:
-        """Where the run of a recipe stands, apart for each collection and corner."""
+        """Where the run of a recipe stands; one ``out`` holds one collection and corner."""
         return Path(self.out, "runs", name, *more)
 
 
@@ -252,8 +252,7 @@ def _map(spec: ExperimentSpec, file: Path) -> Path:
 
 
 def _percent(records: Sequence[RunRecord], part: str = "test") -> tuple[float, float]:
-    summary = summarise(records, "accuracy", part)
-    return 100 * summary.mean, 100 * summary.std
+    return summarise(records, "accuracy", part).percents
 
 
 def _figure2(spec: LayersSpec, options: Options) -> Path:

@@ -32,8 +32,7 @@ class Point(NamedTuple):
 
     def percent(self, part: str) -> tuple[float, float]:
         """Mean and standard deviation of accuracy."""
-        summary = self.summary(part)
-        return 100 * summary.mean, 100 * summary.std
+        return self.summary(part).percents
 
 
 def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:

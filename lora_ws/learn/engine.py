@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from lora_ws.errors import ConfigError
+from lora_ws.learn.ranks import check_devices
 from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
 
 logger = logging.getLogger("lora_ws")
@@ -17,9 +17,8 @@ def device_of(trainer: TrainerSpec) -> torch.device:
     Raises:
         ConfigError: a GPU is asked for, and there is none.
     """
+    check_devices(trainer)
     found = torch.cuda.is_available()
-    if trainer.accelerator == "gpu" and not found:
-        raise ConfigError("trainer.accelerator: expected a GPU for `gpu`, found none; use auto")
     return torch.device("cuda" if found and trainer.accelerator != "cpu" else "cpu")
 
 

@@ -91,10 +91,21 @@ class Summary(NamedTuple):
     std: float
     values: tuple[float, ...]
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Summary":
+        """Summarise values; one has no spread."""
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return cls(float(np.mean(values)), std, tuple(values))
+
     @property
     def n(self) -> int:
         """How many seeds."""
         return len(self.values)
+
+    @property
+    def percents(self) -> tuple[float, float]:
+        """Mean and standard deviation in percent."""
+        return 100 * self.mean, 100 * self.std
 
     def percent(self) -> str:
         """Text in percent; without a spread where there is one seed."""
@@ -133,9 +144,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:
     """Mean ± std of a metric over the seeds."""
-    values = tuple(getattr(record, part)[metric] for record in records)
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Summary(float(np.mean(values)), std, values)
+    return Summary.of([getattr(record, part)[metric] for record in records])
 
 
 def by_experiment(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
