@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_ws.collection import Split
-from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
+from lora_ws.learn.keep import KeepBest
+from lora_ws.learn.module import LoraClassifier
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.learn.trainer import make_trainer

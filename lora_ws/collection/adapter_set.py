@@ -146,9 +146,7 @@ class AdapterSet:
             DataError: a row has no label or one that the card does not list.
         """
         name = column or self.card.label
-        values = self.column(name)
-        if self.rows[name].null_count:
-            raise DataError(f"column `{name}` has rows without a label; filter them first")
+        values = self._known(name)
         listed = self.card.classes if name == self.card.label else ()
         classes = listed or tuple(map(str, np.unique(values).tolist()))
         codes = {value: code for code, value in enumerate(classes)}
@@ -159,6 +157,27 @@ class AdapterSet:
                 f"list under classes ({', '.join(classes)})"
             )
         return np.array([codes[str(value)] for value in values.tolist()], np.int64), classes
+
+    def numbers(self, column: str | None = None) -> np.ndarray:
+        """A label column as numbers, float32.
+
+        Raises:
+            DataError: it has rows without a label, or holds no numbers.
+        """
+        name = column or self.card.label
+        values = self._known(name)
+        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+            raise DataError(
+                f"column `{name}` of `{self.card.name}`: expected finite numbers, got "
+                f"{self.rows[name].type}; choose a column of numbers, or leave `regression` out"
+            )
+        return values.astype(np.float32)
+
+    def _known(self, name: str) -> np.ndarray:
+        values = self.column(name)
+        if self.rows[name].null_count:
+            raise DataError(f"column `{name}` has rows without a label; filter them first")
+        return values
 
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""

@@ -43,11 +43,11 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
     """Run the representations; make table and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
     from lora_ws.learn.run import run
-    from lora_ws.report.records import summarise
+    from lora_ws.report.tables import headline
 
     for row in spec.rows():
-        accuracy = summarise(run(row, folder / row.slug), "accuracy")
-        console.print(f"{row.name}: test accuracy {accuracy.percent()} %, n = {accuracy.n}")
+        records = run(row, folder / row.slug)
+        console.print(f"{row.name}: {headline(records)}, n = {len(records)}")
     ranks.first(lambda: _report(spec, folder, console))
 
 
@@ -58,8 +58,12 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     from lora_ws.report.tables import results_grid
 
     held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
-    data = held[folder / spec.rows()[0].slug][0].data_version
-    homes = {r[0].name: path for path, r in held.items() if r and r[0].data_version == data}
+    own = held[folder / spec.rows()[0].slug][0]
+    same = [(path, records[0]) for path, records in held.items() if records]
+    same = [
+        (p, r) for p, r in same if (r.data_version, r.classes) == (own.data_version, own.classes)
+    ]
+    homes = {record.name: path for path, record in same}
     groups = {name: held[path] for name, path in homes.items()}
     grid = results_grid(groups)
     (folder / TABLE).write_text(markdown(grid) + "\n")
@@ -68,10 +72,10 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, needed)).print(table)
     console.print(grid.caption)
-    best = best_run(groups)
+    best, by = best_run(groups), "AUROC" if own.classes else "R²"
     bundle = homes[best] / BUNDLE
     if bundle.is_dir():
         shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)
-        console.print(f"Best by validation AUROC: {best}. Bundle: {folder / BUNDLE}")
+        console.print(f"Best by validation {by}: {best}. Bundle: {folder / BUNDLE}")
     else:
-        console.print(f"Best by validation AUROC: {best}; no bundle can hold it")
+        console.print(f"Best by validation {by}: {best}; no bundle can hold it")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lora_ws.collection import Split
 from lora_ws.errors import ConfigError
-from lora_ws.learn.classifier import LoraClassifier
 from lora_ws.learn.engine import device_of
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.metrics import metrics
+from lora_ws.learn.module import module_for
 from lora_ws.learn.outcome import Fitted, Measured, computed, make_record
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.stack import Stack, StackData
@@ -140,9 +140,8 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
             *job, history, val[number], test[number], engine=engine, seconds=seconds
         )
         network = stack.models.unstack(number).cpu()
-        mean, scale, classes = job.prepared.mean, job.prepared.scale, len(job.prepared.classes)
-        classifier = LoraClassifier(network, mean, scale, classes, job.spec.fit)
-        fitted.append(Fitted(record, classifier, history, test[number]))
+        module = module_for(job.prepared, network, job.spec.fit)
+        fitted.append(Fitted(record, module, history, test[number]))
     return fitted
 
 

@@ -30,8 +30,8 @@ from lora_ws.models import MLP
 from lora_ws.report.records import METRICS, RunRecord
 
 if TYPE_CHECKING:
-    from lora_ws.learn.classifier import LoraClassifier
     from lora_ws.learn.features import Prepared
+    from lora_ws.learn.module import LoraModule
 
 MODEL, INFO, CARD = "model.safetensors", "bundle.json", "README.md"
 FORMAT = 1
@@ -99,17 +99,17 @@ class Bundle:
     revision: str = ""
 
     @classmethod
-    def build(
-        cls, prepared: "Prepared", classifier: "LoraClassifier", record: RunRecord
-    ) -> "Bundle":
+    def build(cls, prepared: "Prepared", module: "LoraModule", record: RunRecord) -> "Bundle":
         """Take what a finished seed needs to be used again.
 
         Raises:
-            ConfigError: it does not read weights.
+            ConfigError: it does not read weights, or has no classes.
         """
+        if not prepared.classes:
+            raise ConfigError("a bundle names classes; a regression has none")
         if prepared.featurizer is None:
             raise ConfigError("a classifier of metadata reads no weights; nothing to bundle")
-        model = {k: v.detach().cpu().numpy() for k, v in classifier.model.state_dict().items()}
+        model = {k: v.detach().cpu().numpy() for k, v in module.model.state_dict().items()}
         return cls(
             featurizer=prepared.featurizer,
             tensors={
@@ -119,7 +119,7 @@ class Bundle:
             },
             layout=prepared.zoo.layout,
             classes=prepared.classes,
-            hidden=classifier.fit_spec.hidden,
+            hidden=module.fit_spec.hidden,
             training=asdict(record),
         )
 

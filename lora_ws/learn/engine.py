@@ -34,7 +34,7 @@ def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
     engine = trainer.engine
     if engine == "auto":
         alone = not cuda or trainer.wandb != "off" or trainer.world != 1
-        alone = alone or spec.fit.weights == "last"
+        alone = alone or spec.fit.weights == "last" or spec.regression
         engine = "one-by-one" if alone else "batched"
     where = "on CUDA" if cuda else "not on CUDA"
     logger.info("engine: %s, %s (trainer.engine: %s)", engine, where, trainer.engine)

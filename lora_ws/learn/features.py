@@ -33,8 +33,8 @@ class Prepared:
         zoo: the adapters.
         featurizer: fitted on the training rows.
         features: float32 ``[rows, features]``, a tensor or a mapped array.
-        labels: integer class of each row.
-        classes: class names.
+        labels: integer class of each row, or its number (float32) in a regression.
+        classes: class names; none in a regression.
         split: which rows are which part.
         mean: of each feature over the training rows.
         scale: standard deviation of each feature over the training rows, 1 where it is 0.
@@ -52,6 +52,11 @@ class Prepared:
     scale: np.ndarray
     subset: str
     seconds: float
+
+    @property
+    def outputs(self) -> int:
+        """How many a network has: one a class, or the number."""
+        return len(self.classes) or 1
 
 
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
@@ -72,7 +77,7 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     if spec.featurizer is None and not spec.metadata:
         raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
     zoo, subset = open_data(spec)
-    labels, classes = zoo.labels(spec.label)
+    labels, classes = (zoo.numbers(spec.label), ()) if spec.regression else zoo.labels(spec.label)
     split = split_rows(zoo, spec)
     start = time.perf_counter()
     if spec.featurizer is None:
@@ -120,7 +125,9 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     Raises:
         DataError: a part is empty.
     """
-    split = Split(*(part[: spec.first_rows] for part in zoo.split(spec.label)))
+    # Numbers differ from row to row, so it is the card's classes that the parts share alike.
+    label = None if spec.regression else spec.label
+    split = Split(*(part[: spec.first_rows] for part in zoo.split(label)))
     for name, part in split._asdict().items():
         if not len(part):
             raise DataError(

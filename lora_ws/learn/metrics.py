@@ -1,4 +1,4 @@
-"""What a classifier is measured by."""
+"""What a classifier and a regressor are measured by."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+from torchmetrics.regression import MeanAbsoluteError, R2Score, SpearmanCorrCoef
 
 
 def metrics(num_classes: int) -> MetricCollection:
@@ -27,6 +28,22 @@ def metrics(num_classes: int) -> MetricCollection:
             "recall": MulticlassRecall(average="macro", **own),
             "f1": MulticlassF1Score(average="macro", **own),
             "confusion": MulticlassConfusionMatrix(**own),
+        },
+        compute_groups=False,
+    )
+
+
+def number_metrics() -> MetricCollection:
+    """Share of variance told (0 for always naming the mean), mean absolute error, rank correlation.
+
+    They measure what they are given; they do not ask other processes.
+    """
+    own: dict[str, Any] = {"sync_on_compute": False}
+    return MetricCollection(
+        {
+            "r2": R2Score(**own),
+            "mae": MeanAbsoluteError(**own),
+            "spearman": SpearmanCorrCoef(**own),
         },
         compute_groups=False,
     )

@@ -7,32 +7,32 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lora_ws.errors import TrainingError
-from lora_ws.learn.classifier import LoraClassifier
 from lora_ws.learn.features import Prepared
+from lora_ws.learn.module import LoraModule
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.report.records import METRICS, RunRecord
+from lora_ws.report.records import RunRecord
 
 History = list[dict[str, float]]
 Confusion = tuple[tuple[int, ...], ...]
 
 
 class Fitted(NamedTuple):
-    """A finished seed: record, classifier, curves by epoch, and what it said of the test rows."""
+    """A finished seed: record, module, curves by epoch, and what it said of the test rows."""
 
     record: RunRecord
-    classifier: LoraClassifier
+    module: LoraModule
     history: History
     test: "Measured"
 
 
 class Measured(NamedTuple):
-    """The metrics of a classifier on some rows, which class was taken for which, and scores.
+    """The metrics of a module on some rows, which class was taken for which, and predictions.
 
     Attributes:
         values: by metric.
-        confusion: rows by true class (row) and predicted class (column).
-        scores: probabilities ``[rows, classes]``.
-        truth: classes ``[rows]``.
+        confusion: rows by true class (row) and predicted class (column); empty without classes.
+        scores: probabilities ``[rows, classes]``, or numbers ``[rows]``.
+        truth: classes or numbers ``[rows]``.
     """
 
     values: dict[str, float]
@@ -46,8 +46,10 @@ def computed(metrics: MetricCollection, scores: Tensor, truth: Tensor) -> Measur
     metrics.reset()
     metrics.update(scores, truth)
     values = metrics.compute()
-    confusion = tuple(tuple(row) for row in values["confusion"].long().tolist())
-    named = {name: float(values[name]) for name in METRICS}
+    confusion = ()
+    if "confusion" in values:
+        confusion = tuple(tuple(row) for row in values.pop("confusion").long().tolist())
+    named = {name: float(value) for name, value in values.items()}
     return Measured(named, confusion, scores.cpu(), truth.cpu())
 
 

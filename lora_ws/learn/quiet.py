@@ -1,4 +1,4 @@
-"""Lightning without its remarks."""
+"""Lightning and torchmetrics without their remarks."""
 
 import logging
 import warnings
@@ -18,6 +18,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message="Metric `Spearman.*buffer")
             warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec")
             yield
     finally:

@@ -24,10 +24,11 @@ from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.batched import Job, fit_batched
 from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.classifier import KeepBest, LoraClassifier
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, for_seed, open_data, prepare, prepare_once
+from lora_ws.learn.keep import KeepBest
+from lora_ws.learn.module import LoraModule, module_for
 from lora_ws.learn.outcome import Fitted, Measured, computed, diverged, make_record
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
@@ -59,7 +60,8 @@ class Keeper(NamedTuple):
             _check_data(record, other, self.out)
         if self.full:
             plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
-            plot_confusion(record.confusion, record.classes, folder / "confusion.png")
+            if record.classes:
+                plot_confusion(record.confusion, record.classes, folder / "confusion.png")
             if all(record.val_loss < other.val_loss for other in records):
                 self._bundle(fitted)
         append_line(self.out / CURVES, _curves(fitted))
@@ -71,7 +73,7 @@ class Keeper(NamedTuple):
     def _bundle(self, fitted: Fitted) -> None:
         """A representation that no bundle can hold costs the bundle, not the seed."""
         try:
-            made = Bundle.build(self.prepared, fitted.classifier, fitted.record)
+            made = Bundle.build(self.prepared, fitted.module, fitted.record)
             made.save(self.out / BUNDLE)
         except ConfigError as error:
             (self.out / NO_BUNDLE).write_text(f"{error}\n")
@@ -253,7 +255,7 @@ def fit_seeds(
 def fit_seed(
     spec: ExperimentSpec, prepared: Prepared, seed: int, folder: Path | None = None
 ) -> Fitted:
-    """Train one classifier, restore its best epoch, and measure it on the test rows once."""
+    """Train one network, restore its best epoch, and measure it on the test rows once."""
     start, ranks = time.perf_counter(), join(spec.trainer)
     best = KeepBest(restore=spec.fit.weights == "best")
     prepared = for_seed(spec, prepared, seed)
@@ -262,37 +264,35 @@ def fit_seed(
     )
     with quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MLP(prepared.features.shape[1], len(prepared.classes), spec.fit.hidden)
-        classifier = LoraClassifier(
-            model, prepared.mean, prepared.scale, len(prepared.classes), spec.fit
-        )
+        model = MLP(prepared.features.shape[1], prepared.outputs, spec.fit.hidden)
+        module = module_for(prepared, model, spec.fit)
         trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
             whole = [identity(spec), prepared.zoo.version]
             every = spec.trainer.epochs_to_checkpoint
             start_from = checkpoint(trainer, every, folder, whole, ranks)
         name = engine(trainer)
-        _fit(spec, trainer, classifier, data, start_from)
+        _fit(spec, trainer, module, data, start_from)
         if not best.epoch:
             raise ranks.same(diverged(f"{spec.name}, seed {seed}"))
-        val = measure(classifier, data.val_dataloader(), trainer)
-        test = measure(classifier, data.test_dataloader(), trainer)
+        val = measure(module, data.val_dataloader(), trainer)
+        test = measure(module, data.test_dataloader(), trainer)
     seconds = time.perf_counter() - start
     record = make_record(
         spec, prepared, seed, best.history, val, test, engine=name, seconds=seconds
     )
-    return Fitted(record, classifier, best.history, test)
+    return Fitted(record, module, best.history, test)
 
 
 def _fit(
     spec: ExperimentSpec,
     trainer: L.Trainer,
-    classifier: LoraClassifier,
+    module: LoraModule,
     data: FeatureData,
     start_from: Path | None,
 ) -> None:
     try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=start_from)
+        trainer.fit(module, datamodule=data, ckpt_path=start_from)
     except SystemExit as stop:
         if data.ranks.rank:
             raise
@@ -302,10 +302,10 @@ def _fit(
         close(spec)
 
 
-def measure(classifier: LoraClassifier, batches: Any, trainer: L.Trainer) -> Measured:
-    """The metrics and the confusion matrix of a classifier on some rows."""
-    trainer.test(classifier, batches, verbose=False)
-    return computed(classifier.metrics, *classifier.tested)
+def measure(module: LoraModule, batches: Any, trainer: L.Trainer) -> Measured:
+    """The metrics and, of a classifier, the confusion matrix on some rows."""
+    trainer.test(module, batches, verbose=False)
+    return computed(module.metrics, *module.tested)
 
 
 def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
@@ -361,8 +361,12 @@ def _versions() -> dict[str, str]:
 
 
 def best_run(groups: dict[str, list[RunRecord]]) -> str:
-    """The experiment with the highest mean validation AUROC; test rows have no say.
+    """The experiment with the highest mean validation AUROC or R²; test rows have no say.
 
     AUROC, because accuracy on few validation rows cannot tell experiments apart.
     """
-    return max(groups, key=lambda name: np.mean([r.val["auroc"] for r in groups[name]]))
+
+    def quality(name: str) -> float:
+        return float(np.mean([r.val["auroc" if r.classes else "r2"] for r in groups[name]]))
+
+    return max(groups, key=quality)

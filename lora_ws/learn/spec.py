@@ -122,6 +122,7 @@ class ExperimentSpec:
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
+        regression: take the label as a number and fit it by squared error.
         featurizer: the representation, by class name or dotted path; null takes the paper's five.
         metadata: a control: represent adapters by these columns of the table, not by weights.
         shuffle_labels: a control: give the rows each other's labels, anew for every seed.
@@ -138,6 +139,7 @@ class ExperimentSpec:
     split: str | None = None
     revision: str | None = None
     label: str | None = None
+    regression: bool = False
     featurizer: TransformerMixin | None = None
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
@@ -156,6 +158,12 @@ class ExperimentSpec:
         if self.trainer.engine == "batched" and self.fit.weights == "last":
             raise ConfigError(
                 "trainer.engine: expected auto or one-by-one with fit.weights=last, got batched"
+            )
+        if self.regression and self.label is None:
+            raise ConfigError("regression: expected `label`, a column of numbers, got none")
+        if self.regression and self.trainer.engine == "batched":
+            raise ConfigError(
+                "trainer.engine: expected auto or one-by-one with regression, got batched"
             )
         if self.metadata and self.featurizer is not None:
             raise ConfigError(

@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
-    """Loss and accuracy by epoch; a line marks the epoch that was kept."""
+    """Loss and accuracy, or error of a regression, by epoch; a line marks the epoch kept."""
+    quality = next(key for key in history[0] if key.startswith("val_") and key != "val_loss")
+    classes = quality == "val_accuracy"
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _curve(left, history, "train_loss", "training")
     _curve(left, history, "val_loss", "validation")
-    _curve(right, history, "val_accuracy", "validation")
-    left.set(xlabel="epoch", ylabel="cross-entropy")
-    right.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+    _curve(right, history, quality, "validation")
+    left.set(xlabel="epoch", ylabel="cross-entropy" if classes else "squared error")
+    right.set(xlabel="epoch", ylabel=quality.removeprefix("val_"), ylim=(0, 1 if classes else None))
     for axes in (left, right):
         axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.legend(frameon=False)

@@ -12,6 +12,7 @@ import numpy as np
 from lora_ws.errors import DataError
 
 METRICS = ("accuracy", "auroc", "precision", "recall", "f1")
+NUMBER_METRICS = ("r2", "mae", "spearman")
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class RunRecord:
         engine: what trained it; equal seeds give equal records only within one engine.
         seed: of initialisation and shuffling.
         dim: length of the representation.
-        classes: class names in the order of their labels.
+        classes: class names in the order of their labels; none in a regression.
         n_train: rows trained on.
         n_val: rows that chose the epoch.
         n_test: rows the metrics are measured on, once.
         epochs: epochs trained.
         best_epoch: epoch, counted from 1, whose weights were kept.
         val_loss: its validation loss.
-        val: metrics on the validation rows, from 0 to 1.
-        test: metrics on the test rows, from 0 to 1.
+        val: metrics on the validation rows: shares, and a mean absolute error in the label's unit.
+        test: metrics on the test rows, alike.
         confusion: test rows by true class (row) and predicted class (column).
         seconds: time to fit and evaluate, or a share of it where models were fitted together;
             differs between equal runs.
@@ -106,6 +107,11 @@ class Summary(NamedTuple):
     def percents(self) -> tuple[float, float]:
         """Mean and standard deviation in percent."""
         return 100 * self.mean, 100 * self.std
+
+    def plain(self) -> str:
+        """Text as it is; without a spread where there is one seed."""
+        spread = f" ± {self.std:.3f}" if self.n > 1 else ""
+        return f"{self.mean:.3f}{spread}"
 
     def percent(self) -> str:
         """Text in percent; without a spread where there is one seed."""

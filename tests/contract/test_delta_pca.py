@@ -197,10 +197,10 @@ def test_bundle_gives_the_scores_of_the_classifier(
     spec = ExperimentSpec(str(store), featurizer=DeltaPCA(n_components=10, **options), fit=fit)
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = Bundle.build(prepared, fitted.classifier, fitted.record)
+    bundle = Bundle.build(prepared, fitted.module, fitted.record)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     some = prepared.split.test
-    scores = fitted.classifier(prepared.features[some]).detach().softmax(1).numpy()
+    scores = fitted.module(prepared.features[some]).detach().softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[some], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
 

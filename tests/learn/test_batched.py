@@ -101,7 +101,7 @@ def test_in_float64_equal_to_one_by_one(spec: ExperimentSpec) -> None:
         assert fitted.record.epochs == len(losses)
         assert fitted.record.best_epoch == 1 + int(np.argmin(losses))
         np.testing.assert_allclose(losses_of(fitted), losses, rtol=1e-12, atol=1e-12)
-        found = fitted.classifier.model.state_dict()
+        found = fitted.module.model.state_dict()
         for name, value in model.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10)
 
@@ -188,13 +188,13 @@ def test_record_is_of_the_classifier_returned(spec: ExperimentSpec) -> None:
     assert set(fitted.record.timeless()) == set(alike.timeless())
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     data = FeatureData(prepared.features, prepared.labels, prepared.split, 16, 0)
-    trainer.test(fitted.classifier, data.test_dataloader(), verbose=False)
+    trainer.test(fitted.module, data.test_dataloader(), verbose=False)
     values = metrics(len(prepared.classes))
-    values.update(*fitted.classifier.tested)
+    values.update(*fitted.module.tested)
     values = values.compute()
     assert fitted.record.test["auroc"] == pytest.approx(float(values["auroc"]), abs=1e-6)
     assert fitted.record.confusion == tuple(map(tuple, values["confusion"].long().tolist()))
-    scores = fitted.classifier(prepared.features[prepared.split.val]).detach()
+    scores = fitted.module(prepared.features[prepared.split.val]).detach()
     loss = F.cross_entropy(scores, torch.from_numpy(prepared.labels)[prepared.split.val])
     assert fitted.record.val_loss == pytest.approx(float(loss), rel=1e-5)
 
@@ -267,7 +267,7 @@ def test_cut_off_training_resumes_to_the_same(
     for one, other in zip(whole, again, strict=True):
         assert one.record.timeless() == other.record.timeless()
         assert one.history == other.history
-        states = one.classifier.state_dict(), other.classifier.state_dict()
+        states = one.module.state_dict(), other.module.state_dict()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 

@@ -33,7 +33,7 @@ def trained(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[...
         spec = ExperimentSpec(str(store), featurizer=kind(), fit=FAST)
         prepared = prepare(spec)
         fitted = fit_seed(spec, prepared, 0)
-        return prepared, fitted, Bundle.build(prepared, fitted.classifier, fitted.record)
+        return prepared, fitted, Bundle.build(prepared, fitted.module, fitted.record)
 
     return train
 
@@ -59,7 +59,7 @@ def test_saved_bundle_gives_the_scores_of_the_classifier(
     prepared, fitted, bundle = trained(kind)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     rows = prepared.split.test
-    scores = fitted.classifier(prepared.features[rows]).detach().softmax(1).numpy()
+    scores = fitted.module(prepared.features[rows]).detach().softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[rows], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
     assert restored.classes == prepared.classes
@@ -173,7 +173,7 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(
     spec = ExperimentSpec(featurizer=PAPER[2](), fit=FAST)
     prepared = prepare(replace(spec, subset="shared/class"))
     fitted = fit_seed(spec, prepared, 0)
-    folder = Bundle.build(prepared, fitted.classifier, fitted.record).save(tmp_path / "bundle")
+    folder = Bundle.build(prepared, fitted.module, fitted.record).save(tmp_path / "bundle")
     load("lora-ws-mini")
     env = hub_env()
     args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from filelock import FileLock
+from scipy import stats
 from sklearn import metrics as reference
 from sklearn.preprocessing import StandardScaler
 
@@ -85,7 +86,7 @@ def test_metrics_equal_scikit_learn(spec: ExperimentSpec) -> None:
     scale = np.sqrt(scaler.var_ * len(prepared.split.train) / (len(prepared.split.train) - 1))
     np.testing.assert_allclose(prepared.mean, scaler.mean_, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(prepared.scale[scale > 0], scale[scale > 0], rtol=1e-5)
-    logits = fitted.classifier(prepared.features[test]).detach()
+    logits = fitted.module(prepared.features[test]).detach()
     scores, truth = logits.softmax(1).numpy().astype(float), prepared.labels[test]
     scores /= scores.sum(1, keepdims=True)
     guess = scores.argmax(1)
@@ -102,13 +103,82 @@ def test_metrics_equal_scikit_learn(spec: ExperimentSpec) -> None:
     assert fitted.record.confusion == tuple(map(tuple, matrix.tolist()))
 
 
+def with_numbers(zoo: AdapterSet, values: object, path: Path) -> ExperimentSpec:
+    """Adapters with a column of numbers to tell."""
+    store = store_of(replace(zoo, rows=zoo.rows.append_column("count", pa.array(values))), path)
+    fit = FitSpec(hidden=(32,), lr=3e-3, max_epochs=40, patience=10)
+    return ExperimentSpec(store, label="count", regression=True, featurizer=StatsLayer(), fit=fit)
+
+
+def test_a_regression_equals_scikit_learn(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    zoo = make_zoo(n=200)
+    truth = 100 + 7 * zoo.weights[:, 600:1200].std(axis=1)
+    spec = with_numbers(zoo, truth, tmp_path / "numbers")
+    prepared = prepare(spec)
+    fitted = fit_seed(spec, prepared, 0)
+    test = prepared.split.test
+    guess = fitted.module.predict(fitted.module(prepared.features[test])).detach().numpy()
+    expected = {
+        "r2": reference.r2_score(truth[test], guess),
+        "mae": reference.mean_absolute_error(truth[test], guess),
+        "spearman": stats.spearmanr(truth[test], guess).statistic,
+    }
+    assert fitted.record.test == pytest.approx(expected, abs=1e-4)
+    assert expected["r2"] > 0.8
+    assert (fitted.record.classes, fitted.record.confusion) == ((), ())
+
+
+def test_a_regression_of_shuffled_numbers_tells_nothing(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    zoo = make_zoo(n=200)
+    spec = with_numbers(zoo, zoo.weights[:, 600:1200].std(axis=1), tmp_path / "numbers")
+    records = run_many(replace(spec, shuffle_labels=True), range(3))
+    assert np.mean([record.test["r2"] for record in records]) < 0.2
+
+
+def test_a_regression_runs_in_a_folder_without_a_bundle(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    spec = with_numbers(make_zoo(), np.arange(120.0), tmp_path / "numbers")
+    (record,) = run(replace(spec, seeds=1, fit=FAST), tmp_path / "run")
+    assert read_records(tmp_path / "run" / "records.jsonl") == [record]
+    assert (tmp_path / "run" / "seed-0" / "curves.png").is_file()
+    assert "a regression has none" in (tmp_path / "run" / "no_bundle.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["many"] * 120, "expected finite numbers, got string"),
+        ([None] + [1.0] * 119, "rows without a label"),
+        ([float("nan")] + [1.0] * 119, "expected finite numbers"),
+    ],
+)
+def test_labels_that_are_no_numbers(
+    values: list, says: str, make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    spec = with_numbers(make_zoo(), values, tmp_path / "numbers")
+    with pytest.raises(DataError, match=says):
+        prepare(spec)
+
+
+def test_a_regression_needs_a_column_and_the_one_by_one_engine() -> None:
+    with pytest.raises(ConfigError, match="expected `label`"):
+        ExperimentSpec(regression=True)
+    with pytest.raises(ConfigError, match=r"trainer\.engine"):
+        ExperimentSpec(regression=True, label="n", trainer=TrainerSpec(engine="batched"))
+
+
 def test_best_weights_are_restored(spec: ExperimentSpec) -> None:
     """The validation loss of the classifier returned is the lowest of its history."""
     longer = replace(spec, fit=replace(FAST, max_epochs=40, lr=0.05))
     prepared = prepare(longer)
     fitted = fit_seed(longer, prepared, 0)
     rows = prepared.split.val
-    scores = fitted.classifier(prepared.features[rows]).detach().double().softmax(1).numpy()
+    scores = fitted.module(prepared.features[rows]).detach().double().softmax(1).numpy()
     loss = reference.log_loss(prepared.labels[rows], scores, labels=range(4))
     losses = [entry["val_loss"] for entry in fitted.history]
     assert loss == pytest.approx(min(losses), rel=1e-4)
