@@ -1,5 +1,30 @@
 """The one family of exceptions: each says what was expected, what came, and what to do."""
 
+REASONS = {
+    "missing": "there is no such file",
+    "pickle": "a pickled file, which can run code when opened",
+    "empty": "nothing in it",
+    "lfs-pointer": "a Git LFS pointer instead of the file it stands for",
+    "html": "a web page instead of a file",
+    "unreadable": "not safetensors, or damaged",
+    "truncated": "shorter than its header promises",
+    "trailing": "longer than its header promises",
+    "header": "a header that breaks the format's rules",
+    "layout": "tensors that overlap, leave holes or do not fit their shapes",
+    "dtype": "numbers of a type that is not read",
+    "too-large": "above a limit on header, tensors, names, shapes, rank or bytes",
+    "not-finite": "NaN or infinite values",
+    "incomplete": "a module lacks one of its tensors",
+    "shape": "tensors of a module that do not fit each other",
+    "twice": "a module named a second time",
+    "config": "an adapter_config.json or metadata that cannot be used",
+    "not-an-adapter": "no tensors of an adapter",
+    "unmapped": "too many modules of a kind or name that is not known",
+    "needs-base": "an update that depends on the base model's weights",
+    "foreign": "an adapter of another base model, or without what is asked of it",
+    "remote": "a server that did not send what was asked for",
+}
+
 
 class LoraWsError(Exception):
     """Base of every error this library raises on purpose; the CLI prints it as one line."""
@@ -16,7 +41,20 @@ class LayoutError(LoraWsError, ValueError):
 
 
 class AdapterError(LoraWsError, ValueError):
-    """An adapter file cannot be read as an adapter."""
+    """An adapter file cannot be read as an adapter, or not trusted.
+
+    Args:
+        message: what was expected, what came, what to do; names the file.
+        reason: the same in one word for machines, one of `REASONS`.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Errors cross from worker processes; the default would lose the reason.
+        return type(self), (str(self.args[0]), self.reason)
 
 
 class DataError(LoraWsError, ValueError):
