@@ -41,15 +41,25 @@ def is_offline() -> bool:
     return constants.is_offline_mode()
 
 
-def insist(call: Callable[[], T]) -> T:
-    """Repeat a request that a busy server turned down; the Hub client does so for files only."""
+def is_busy(error: Exception) -> bool:
+    """Whether a server turned a request down that it may answer later."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in BUSY
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether it is worth asking again: a busy server, or a connection that broke."""
+    return is_busy(error) or "TransportError" in {kind.__name__ for kind in type(error).__mro__}
+
+
+def insist(call: Callable[[], T], passing: Callable[[Exception], bool] = is_busy) -> T:
+    """Repeat a request as long as its failure may pass; the Hub client does so for files only."""
     for pause in PAUSES:
         try:
             return call()
-        except HfHubHTTPError as error:
-            if error.response.status_code not in BUSY:
+        except Exception as error:
+            if not passing(error):
                 raise
             time.sleep(pause)
     return call()

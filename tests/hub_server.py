@@ -14,7 +14,7 @@ reading to requests with a token, ``.hub.json`` holds fields to add to the repos
 
 It is not a Hub. There is no git history: the commit id is a hash of the present content, and only
 ``main`` and that id are revisions. LFS is a rule (suffix or size) about how files are announced and
-uploaded. There are no redirects to a CDN, no Xet (clients that upload need HF_HUB_DISABLE_XET=1),
+uploaded. Downloads of LFS files are redirected to a store only where ``cdn`` is set. No Xet (clients that upload need HF_HUB_DISABLE_XET=1),
 no branches, pull requests or pagination. It trusts its clients and holds bodies in memory.
 """
 
@@ -339,6 +339,16 @@ def find_repo(hub: HubServer, request: Request) -> Repo:
     return repo
 
 
+@route("GET", "/api/{kind}")
+def list_repos(hub: HubServer, request: Request) -> Reply:
+    kind, (author,) = request.args["kind"], request.query["author"]
+    ids = [
+        f"{author}/{folder.name}"
+        for folder in sorted(hub.store.folder(kind, f"{author}/x").parent.glob("*"))
+    ]
+    return json_reply([hub.store.repo(kind, id).info(False) for id in ids])
+
+
 @route("GET", "/api/{kind}/{id}(?:/revision/{rev})?")
 def repo_info(hub: HubServer, request: Request) -> Reply:
     return json_reply(find_repo(hub, request).info(request.flag("blobs")))
@@ -376,6 +386,25 @@ def resolve(hub: HubServer, request: Request) -> Reply:
     path = request.args["path"]
     blob = repo.blob(path)
     headers = {"ETag": f'"{blob.etag}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
+    if hub.cdn and blob.is_lfs:
+        headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": headers["ETag"]}
+        with hub.lock:
+            hub.signatures += 1
+        headers["Location"] = f"{hub.cdn}/cdn/{repo.id}/{path}?signature={hub.signatures}"
+        return Reply(302, b"", headers)
+    return content(hub, request, repo, headers)
+
+
+@route("GET", "/cdn/{id}/{path}")  # the store: signed addresses, no tokens
+def stored(hub: HubServer, request: Request) -> Reply:
+    if "signature" not in request.query:
+        raise HubError(403, "Missing signature")
+    return content(hub, request, hub.store.repo("models", request.args["id"]), {})
+
+
+def content(hub: HubServer, request: Request, repo: Repo, headers: dict[str, str]) -> Reply:
+    path = request.args["path"]
+    blob = repo.blob(path)
     asked = byte_range(request.range, blob.size) if request.method == "GET" else None
     start, end = asked or (0, blob.size)
     if start >= end and asked:
@@ -504,6 +533,8 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.store = Store(Path(root), lfs_limit)
         self.token = token
+        self.cdn = ""  # address of a HubServer of the same root, which then hands out LFS files
+        self.signatures = 0
         self.faults: list[Fault] = []
         self.log: list[LogEntry] = []
         self.errors: list[Exception] = []

@@ -1,0 +1,359 @@
+"""The header of an untrusted safetensors file: read, and checked before anything is made of it.
+
+The format is eight bytes of length, so many bytes of JSON, and the tensors' bytes. The checks are
+those of the safetensors library, plus the bounds of `Limits`, duplicate names, and what files that
+are no safetensors at all turn out to be. Only the header's bytes are read, so that a remote file
+of gigabytes is judged by its first few thousand bytes.
+
+Source: the format's description, https://github.com/huggingface/safetensors.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from lora_ws.adapters.source import Range, Source
+from lora_ws.errors import AdapterError
+
+# What the format itself allows.
+FORMAT_HEADER_BYTES = 100_000_000
+METADATA = "__metadata__"
+# Enough to tell what a file is that is no safetensors.
+SNIFF_BYTES = 512
+# A header is three levels deep; the parser must not recurse as deep as a file likes.
+DEPTH = 32
+# Brackets and commas of one tensor's entry, with its shape, and of the metadata.
+TOKENS_A_TENSOR, TOKENS_OF_METADATA = 16, 100_000
+BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
+
+
+class TensorInfo(NamedTuple):
+    """One tensor: its type and shape, and where its bytes are within the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header.
+
+    Attributes:
+        tensors: key -> what and where, in the order of their bytes.
+        metadata: the file's own words about itself: text by whoever made it, not facts.
+        data_start: where the data part begins, in bytes from the start of the file.
+        size: bytes of the whole file.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+    size: int
+
+    def range_of(self, key: str) -> Range:
+        """Where a tensor's bytes are, counted from the start of the file."""
+        info = self.tensors[key]
+        return self.data_start + info.start, self.data_start + info.stop
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a file is believed; everything above is refused as ``too-large``.
+
+    Attributes:
+        header_bytes: length of the header; the format's own limit is 100 MB.
+        tensors: how many.
+        key_length: characters of a key.
+        metadata_bytes: keys and values of the metadata, together, as UTF-8.
+        dims: dimensions of a tensor.
+        elements: numbers in a tensor, and the size of each dimension.
+        total_bytes: the data part.
+    """
+
+    header_bytes: int = 32_000_000
+    tensors: int = 100_000
+    key_length: int = 1024
+    metadata_bytes: int = 8_000_000
+    dims: int = 8
+    elements: int = 2**28
+    total_bytes: int = 4 * 2**30
+
+
+LIMITS = Limits()
+
+
+def read_header(source: Source, limits: Limits = LIMITS) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        source: the file; only its first bytes are read.
+        limits: what to refuse that the format allows.
+
+    Raises:
+        AdapterError: the file is not safetensors, breaks the format, does not have the size that
+            its header promises, or is above a limit. ``reason`` says which.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from safetensors.numpy import save
+        >>> from lora_ws.adapters.source import LocalSource
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "a.safetensors"
+        ...     _ = file.write_bytes(save({"a": np.ones((2, 3), np.float16)}))
+        ...     read_header(LocalSource(file)).tensors
+        {'a': TensorInfo(dtype='F16', shape=(2, 3), start=0, stop=12)}
+    """
+    (start,) = source.read([(0, min(SNIFF_BYTES, source.size))])
+    try:
+        length = _header_length(start, source.size, limits)
+    except AdapterError as error:
+        raise AdapterError(f"{source.name}: {error}", error.reason) from None
+    (raw,) = source.read([(8, 8 + length)])
+    try:
+        tensors, metadata = _parse(raw, limits)
+        _check_cover(tensors, source.size - 8 - length, limits)
+    except AdapterError as error:
+        raise AdapterError(f"{source.name}: {error}", error.reason) from error.__cause__
+    return Header(tensors, metadata, 8 + length, source.size)
+
+
+def shown(text: str) -> str:
+    r"""A name out of a file, fit for a message: one line, no control characters, not long.
+
+    Example:
+        >>> shown("unet.\x1b[2Jlayer")
+        '`unet.\\x1b[2Jlayer`'
+    """
+    cut = text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return f"`{safe}`"
+
+
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise AdapterError(message, reason)
+
+
+def _header_length(start: bytes, size: int, limits: Limits) -> int:
+    if not size:
+        _refuse("empty", "expected a safetensors file, got an empty one; download it again")
+    length = int.from_bytes(start[:8], "little")
+    looks_right = start[8:].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+    if not looks_right:
+        _recognise(start)
+    most = min(limits.header_bytes, FORMAT_HEADER_BYTES)
+    if length > most:
+        _refuse("too-large", f"expected a header of at most {most} bytes, got one of {length}")
+    if 8 + length > size:
+        _refuse(
+            "truncated",
+            f"expected a header of {length} bytes, got a file of {size}; download it again",
+        )
+    return length
+
+
+def _recognise(start: bytes) -> NoReturn:
+    """Say what it is instead of safetensors."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        _refuse(
+            "lfs-pointer",
+            "expected a safetensors file, got a Git LFS pointer to one; run `git lfs pull`, or "
+            "download the file itself",
+        )
+    if text.startswith(b"<"):
+        _refuse(
+            "html",
+            "expected a safetensors file, got a web page; use the address of the download, and "
+            "log in where it asks for it",
+        )
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if start.startswith(b"PK\x03\x04") or pickled:
+        _refuse(
+            "pickle",
+            "expected a safetensors file, got a pickled one, which can run code when opened; "
+            "convert it first with lora_ws.adapters.pickled.convert_pickle",
+        )
+    _refuse(
+        "unreadable",
+        "expected a safetensors file, got something else; check that it is one, or download it "
+        "again",
+    )
+
+
+def _parse(raw: bytes, limits: Limits) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    _check_structure(raw, limits)
+    try:
+        text = raw.decode("utf-8")
+        data = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_natural,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+        if re.search(r"\\u[dD]", text):
+            # Python takes half a surrogate pair, which is no text, for a character.
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except AdapterError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"expected a header of valid JSON, got {error}", "header") from error
+    if not isinstance(data, dict):
+        _refuse("header", f"expected a header that is a JSON object, got a {type(data).__name__}")
+    metadata = _metadata(data.pop(METADATA, None), limits)
+    if len(data) > limits.tensors:
+        _refuse("too-large", f"expected at most {limits.tensors} tensors, got {len(data)}")
+    tensors = {key: _tensor(key, info, limits) for key, info in data.items()}
+    order = sorted(tensors, key=lambda key: (tensors[key].start, tensors[key].stop))
+    return {key: tensors[key] for key in order}, metadata
+
+
+def _check_structure(raw: bytes, limits: Limits) -> None:
+    """Bound depth and number of values before a parser makes objects of them."""
+    # An escaped quote does not end its string. Pairs of backslashes go first.
+    marks = np.frombuffer(raw.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    # Parity survives that the count wraps around.
+    outside = np.cumsum(marks == ord('"'), dtype=np.uint8) % 2 == 0
+    opening = ((marks == ord("[")) | (marks == ord("{"))) & outside
+    closing = ((marks == ord("]")) | (marks == ord("}"))) & outside
+    tokens = np.count_nonzero(opening) + np.count_nonzero((marks == ord(",")) & outside)
+    if tokens > limits.tensors * TOKENS_A_TENSOR + TOKENS_OF_METADATA:
+        _refuse(
+            "too-large",
+            f"expected a header of at most {limits.tensors} tensors, got one of {tokens} parts",
+        )
+    steps = opening.view(np.int8) - closing.view(np.int8)
+    depth = np.cumsum(steps, dtype=np.int32).max(initial=0)
+    if depth > DEPTH:
+        _refuse("header", f"expected a header of three levels, got {depth} nested brackets")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        _refuse("header", f"expected each name once, got {shown(twice)} twice")
+    return found
+
+
+def _natural(text: str) -> int | float:
+    # As in the format's own reader, what no unsigned 64 bits hold, minus zero too, is no size.
+    if text.isdecimal() and len(text) <= 20 and int(text) < 2**64:
+        return int(text)
+    return math.nan
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        _refuse("header", f"expected numbers in range, got {shown(text)}")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    _refuse("header", f"expected a header of valid JSON, got {text}")
+
+
+def _metadata(found: Any, limits: Limits) -> dict[str, str]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        _refuse("header", f"expected {METADATA} to be an object, got a {type(found).__name__}")
+    total = 0
+    for key, value in found.items():
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            _refuse("header", f"expected text in {METADATA}, got a {kind} for {shown(key)}")
+        total += len(key.encode()) + len(value.encode())
+    if total > limits.metadata_bytes:
+        _refuse(
+            "too-large",
+            f"expected at most {limits.metadata_bytes} bytes of metadata, got {total}",
+        )
+    return found
+
+
+def _tensor(key: str, info: Any, limits: Limits) -> TensorInfo:
+    if len(key) > limits.key_length:
+        _refuse(
+            "too-large",
+            f"expected keys of at most {limits.key_length} characters, got one of {len(key)}",
+        )
+    if not isinstance(info, dict) or not info.keys() >= {"dtype", "shape", "data_offsets"}:
+        _refuse("header", f"{shown(key)}: expected dtype, shape and data_offsets, got less")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        _refuse("dtype", f"{shown(key)}: expected a known dtype, got {shown(str(dtype))}")
+    for name, value in (("shape", shape), ("data_offsets", offsets)):
+        # True is an int to Python.
+        if not isinstance(value, list) or any(type(number) is not int for number in value):
+            got = shown(str(value))
+            _refuse("header", f"{shown(key)}: expected {name} of whole numbers, got {got}")
+    if len(offsets) != 2:
+        _refuse("header", f"{shown(key)}: expected two data_offsets, got {len(offsets)}")
+    start, stop = offsets
+    bits = _elements(key, shape, limits) * BITS[dtype]
+    if bits % 8 or stop - start != bits // 8:
+        _refuse(
+            "layout",
+            f"{shown(key)}: expected {bits / 8:g} bytes for {dtype} of shape {tuple(shape)}, got "
+            f"data_offsets {start} to {stop}",
+        )
+    return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def _elements(key: str, shape: list[int], limits: Limits) -> int:
+    if len(shape) > limits.dims:
+        _refuse(
+            "too-large",
+            f"{shown(key)}: expected at most {limits.dims} dimensions, got {len(shape)}",
+        )
+    elements = 1
+    for size in shape:
+        # Each size too: a tensor without numbers can still have a side of 2**60.
+        elements *= size
+        if max(size, elements) > limits.elements:
+            _refuse(
+                "too-large",
+                f"{shown(key)}: expected at most {limits.elements} numbers, got shape "
+                f"{tuple(shape)}",
+            )
+    return elements
+
+
+def _check_cover(tensors: Mapping[str, TensorInfo], data_size: int, limits: Limits) -> None:
+    """The tensors lie one after the other from 0 to the end of the file."""
+    end = 0
+    for key, info in tensors.items():
+        if info.start != end:
+            kind = "a hole" if info.start > end else "an overlap"
+            _refuse(
+                "layout",
+                f"{shown(key)}: expected its bytes to begin at {end}, got {kind}: {info.start}",
+            )
+        end = info.stop
+    if end > limits.total_bytes:
+        _refuse("too-large", f"expected at most {limits.total_bytes} bytes, got {end}")
+    if end != data_size:
+        reason = "truncated" if end > data_size else "trailing"
+        _refuse(
+            reason,
+            f"expected {end} bytes after the header, got {data_size}; "
+            + ("the download may be incomplete" if end > data_size else "cut what follows"),
+        )
