@@ -14,8 +14,9 @@ reading to requests with a token, ``.hub.json`` holds fields to add to the repos
 
 It is not a Hub. There is no git history: the commit id is a hash of the present content, and only
 ``main`` and that id are revisions. LFS is a rule (suffix or size) about how files are announced and
-uploaded. Downloads of LFS files are redirected to a store only where ``cdn`` is set. No Xet (clients that upload need HF_HUB_DISABLE_XET=1),
-no branches, pull requests or pagination. It trusts its clients and holds bodies in memory.
+uploaded. Downloads of LFS files are redirected to a store only where ``cdn`` is set. There is no
+Xet (clients that upload need HF_HUB_DISABLE_XET=1), no branches, pull requests or pagination. It
+trusts its clients and holds bodies in memory.
 """
 
 from __future__ import annotations
@@ -342,11 +343,8 @@ def find_repo(hub: HubServer, request: Request) -> Repo:
 @route("GET", "/api/{kind}")
 def list_repos(hub: HubServer, request: Request) -> Reply:
     kind, (author,) = request.args["kind"], request.query["author"]
-    ids = [
-        f"{author}/{folder.name}"
-        for folder in sorted(hub.store.folder(kind, f"{author}/x").parent.glob("*"))
-    ]
-    return json_reply([hub.store.repo(kind, id).info(False) for id in ids])
+    folders = sorted(hub.store.folder(kind, f"{author}/any").parent.glob("*"))
+    return json_reply([hub.store.repo(kind, f"{author}/{f.name}").info(False) for f in folders])
 
 
 @route("GET", "/api/{kind}/{id}(?:/revision/{rev})?")
@@ -388,9 +386,7 @@ def resolve(hub: HubServer, request: Request) -> Reply:
     headers = {"ETag": f'"{blob.etag}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
     if hub.cdn and blob.is_lfs:
         headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": headers["ETag"]}
-        with hub.lock:
-            hub.signatures += 1
-        headers["Location"] = f"{hub.cdn}/cdn/{repo.id}/{path}?signature={hub.signatures}"
+        headers["Location"] = f"{hub.cdn}/cdn/{repo.id}/{path}?signature=1"
         return Reply(302, b"", headers)
     return content(hub, request, repo, headers)
 
@@ -534,7 +530,6 @@ class HubServer(ThreadingHTTPServer):
         self.store = Store(Path(root), lfs_limit)
         self.token = token
         self.cdn = ""  # address of a HubServer of the same root, which then hands out LFS files
-        self.signatures = 0
         self.faults: list[Fault] = []
         self.log: list[LogEntry] = []
         self.errors: list[Exception] = []
