@@ -112,7 +112,7 @@ class HubSource(Source):
         except Exception as error:
             why = hub.no_answer(error, self.repo_id, self.asked_revision)
             raise NotAvailableError(f"{self.name}: {why}; try again later") from error
-        if answer.commit_hash is None or answer.size is None:
+        if not answer.commit_hash or answer.size is None:
             self._wrong("the file's commit and size", "neither")
         etag = answer.etag or ""
         sha256 = etag if len(etag) == 64 and set(etag) <= set("0123456789abcdef") else None

@@ -154,6 +154,12 @@ LEGAL: dict[str, bytes] = {
     ),
     "long metadata": pack({"__metadata__": {"modelspec.thumbnail": "x" * 500_000}}),
     "quotes and brackets in metadata": pack({"__metadata__": {"a": '\\\\"' + "[" * 500}}),
+    "text that ends in a backslash, brackets behind": pack(
+        {"__metadata__": {"a": "x\\", "b": "[" * 50}}
+    ),
+    "empty tensor named after one that begins where it does": pack(
+        {"b": ONE, "a": entry([0], 0, 0)}, bytes(4)
+    ),
     # Its first bytes are those of a pickle.
     "header of 640 bytes": pack(b"{}" + b" " * 638),
     **{

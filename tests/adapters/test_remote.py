@@ -227,6 +227,28 @@ def test_wrong_answer_of_a_whole_file_is_refused(lie: str, hub: HubServer):
     assert caught.value.reason == "remote"
 
 
+@pytest.mark.parametrize("change", [-1, 1, 10**6])
+def test_body_of_another_length_than_announced_is_refused(change: int, root: Path, hub: HubServer):
+    class Chunked(Store):
+        """Announces the right length, but sends in chunks, where that does not count."""
+
+        def answer(self, request: Request, raw_path: str) -> Reply:
+            reply = super().answer(request, raw_path)
+            reply.length = len(reply.body)
+            body = reply.body[:change] if change < 0 else reply.body + bytes(change)
+            reply.body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+            reply.headers["Transfer-Encoding"] = "chunked"
+            return reply
+
+    with Chunked(root) as store:
+        hub.cdn = store.url
+        source = HubSource(REPO, LARGE)
+        with pytest.raises(AdapterError, match="expected of the server 131072 bytes") as caught:
+            read_header(source)
+    assert caught.value.reason == "remote"
+    assert source.moved < (1 << 17) + 10**6
+
+
 def test_whole_file_that_is_spoilt_on_the_way_is_refused(root: Path, hub: HubServer):
     class Spoiling(Store):
         def answer(self, request: Request, raw_path: str) -> Reply:
@@ -244,6 +266,13 @@ def test_whole_file_that_is_spoilt_on_the_way_is_refused(root: Path, hub: HubSer
 def test_lie_about_the_size_is_refused(hub: HubServer):
     hub.faults.append(Fault("^HEAD", "delay", seconds=0, headers={"X-Linked-Size": "7000000"}))
     with pytest.raises(AdapterError, match="Content-Range") as caught:
+        read_header(HubSource(REPO, LARGE))
+    assert caught.value.reason == "remote"
+
+
+def test_hub_that_names_no_commit_is_refused(hub: HubServer):
+    hub.faults.append(Fault("^HEAD", "delay", seconds=0, headers={"X-Repo-Commit": ""}))
+    with pytest.raises(AdapterError, match="commit and size") as caught:
         read_header(HubSource(REPO, LARGE))
     assert caught.value.reason == "remote"
 
