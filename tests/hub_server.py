@@ -352,7 +352,7 @@ def repo_info(hub: HubServer, request: Request) -> Reply:
     return json_reply(find_repo(hub, request).info(request.flag("blobs")))
 
 
-@route("GET", "/api/{kind}/{id}/tree/{rev}(?:/{path})?")
+@route("GET", "/api/{kind}/{id}/tree/{rev}(?:/{path})?/?")
 def list_tree(hub: HubServer, request: Request) -> Reply:
     repo = find_repo(hub, request)
     folder = request.args.get("path", "").rstrip("/")

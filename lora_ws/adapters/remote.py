@@ -112,7 +112,7 @@ class HubSource(Source):
         except Exception as error:
             why = hub.no_answer(error, self.repo_id, self.asked_revision)
             raise NotAvailableError(f"{self.name}: {why}; try again later") from error
-        if answer.commit_hash is None or answer.size is None:
+        if not answer.commit_hash or answer.size is None:
             self._wrong("the file's commit and size", "neither")
         etag = answer.etag or ""
         sha256 = etag if len(etag) == 64 and set(etag) <= set("0123456789abcdef") else None
@@ -289,16 +289,21 @@ def list_adapters(repo_id_or_org: str, revision: str | None = None) -> Iterator[
         )
         repositories, revision = sorted(ids), None
     for repo_id in repositories:
-        info = _ask(
-            lambda repo_id=repo_id: api.model_info(
-                repo_id, revision=revision, files_metadata=True, timeout=SILENCE
-            ),
-            repo_id,
-            revision,
-        )
-        for file in info.siblings or []:
-            if file.rfilename.endswith(SAFETENSORS):
-                yield HubFile(repo_id, file.rfilename, file.size or 0, info.sha or "")
+        commit, files = _ask(lambda repo_id=repo_id: _tree(repo_id, revision), repo_id, revision)
+        for name, size in files:
+            if name.endswith(SAFETENSORS):
+                yield HubFile(repo_id, name, size, commit)
+
+
+def _tree(repo_id: str, revision: str | None) -> tuple[str, list[tuple[str, int]]]:
+    """The commit, and paths and sizes of its files."""
+    from huggingface_hub.hf_api import RepoFile
+
+    api = hub.client()
+    commit = api.model_info(repo_id, revision=revision, timeout=SILENCE).sha or ""
+    # Not from the repository's description, whose sizes a proxy may leave out.
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    return commit, [(file.path, file.size) for file in tree if isinstance(file, RepoFile)]
 
 
 def _ask(call: Callable[[], Any], repo_id: str, revision: str | None) -> Any:

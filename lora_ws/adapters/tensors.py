@@ -94,7 +94,9 @@ def _bool(part: bytes) -> np.ndarray:
 
 def _bfloat16(part: bytes) -> np.ndarray:
     # The upper half of a float32.
-    return (np.frombuffer(part, "<u2").astype(np.uint32) << 16).view(np.float32)
+    wide = np.frombuffer(part, "<u2").astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def _float8_e5m2(part: bytes) -> np.ndarray:
