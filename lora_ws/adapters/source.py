@@ -3,6 +3,7 @@
 A source hands out byte ranges and nothing else; `header` and `tensors` check what they mean.
 """
 
+import hashlib
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -26,6 +27,16 @@ class Source(ABC):
 
     name: str
     moved: int
+
+    @property
+    def revision(self) -> str:
+        """Commit on the Hub, or empty."""
+        return ""
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of the file's bytes; None where its holder does not say."""
+        return None
 
     @cached_property
     def size(self) -> int:
@@ -85,6 +96,11 @@ class LocalSource(Source):
         self.name = str(path)
         self.moved = 0
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the file's bytes."""
+        return file_sha256(self.path)
+
     def _size(self) -> int:
         try:
             status = self.path.stat()
@@ -123,3 +139,9 @@ class LocalSource(Source):
                     reason="truncated",
                 )
         return parts
+
+
+def file_sha256(file: Path) -> str:
+    """Hash of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -82,7 +82,7 @@ class FilesSource:
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256
-        row["ignored_tensors"] = len(adapter.other_keys)
+        row["ignored_tensors"] = len(adapter.beyond_layout)
         vector = adapter.flat()
         if not np.isfinite(vector).all():
             raise DataError("its scale takes values beyond float32")

@@ -105,10 +105,10 @@ class ParquetSource:
         named = {}
         for name in schema.names:
             key = parse_key(name)
-            if key is None:
+            if key is None or key.component != "unet":
                 continue
-            if tuple(key) in named:
-                raise DataError(f"columns `{named[tuple(key)]}` and `{name}` are the same matrix")
+            if (held := named.get((key.path, key.role))) is not None:
+                raise DataError(f"columns `{held}` and `{name}` are the same matrix")
             named[key.path, key.role] = name
         wanted = [(matrix.layer.name, matrix.role) for matrix in layout.matrices]
         for path, role in wanted:
@@ -184,7 +184,7 @@ def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for name in row.schema.names:
         key = parse_key(name)
-        if key is not None and key.role in ("down", "up"):
+        if key and key.component == "unet" and key.role in ("down", "up"):
             shape = first_shape(row.column(name), key.role, rank)
             shapes.setdefault(key.path, {})[key.role] = shape
     if not shapes:

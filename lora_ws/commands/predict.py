@@ -47,8 +47,8 @@ def predict(
             text = str(error) if str(file) in str(error) else f"{file}: {error}"
             print(f"lora-ws: {text}", file=sys.stderr)  # noqa: T201
             continue
-        if adapter.other_keys:
-            said = f"{len(adapter.other_keys)} tensors are no factors of U-Net modules, not read"
+        if adapter.beyond_layout:
+            said = f"{len(adapter.beyond_layout)} modules or tensors beyond it were not judged"
             print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
         if as_json:
             print(json.dumps({"file": file, "classes": classes}))  # noqa: T201

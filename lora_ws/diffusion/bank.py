@@ -101,9 +101,10 @@ class AdapterBank(nn.Module):
             AdapterError: a file holds more than the bank can apply.
         """
         for adapter in adapters:
-            if adapter.other_keys and not ignore_other:
+            beyond = adapter.beyond_layout
+            if beyond and not ignore_other:
                 raise AdapterError(
-                    f"{adapter.source}: `{adapter.other_keys[0]}` (of {len(adapter.other_keys)}) "
+                    f"{adapter.source}: `{beyond[0]}` (of {len(beyond)}) "
                     "is no factor of a linear U-Net module, and the adapter would act without it; "
                     "pass ignore_other=True to leave such tensors out"
                 )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Adapter, Layout
-from lora_ws.adapters.reader import file_sha256
+from lora_ws.adapters.source import file_sha256
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.hub import push_folder

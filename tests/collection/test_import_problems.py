@@ -249,7 +249,7 @@ def test_bad_adapter_files_are_listed_with_their_reasons(tmp_path: Path):
     (tmp_path / "in" / "a2.safetensors").write_bytes(b"")
     cut(tmp_path / "in" / "a5.safetensors")
     write_adapter(tmp_path / "in" / "a7.safetensors", values[7, :7], SMALL[:1])
-    with pytest.raises(DataError, match=r"^a2\.safetensors: .*the file is empty"):
+    with pytest.raises(DataError, match=r"^a2\.safetensors: .*empty"):
         import_collection(tmp_path / "in", tmp_path / "s")
     zoo = import_collection(tmp_path / "in", tmp_path / "s", on_error="skip")
     reasons = {e["source"]: e["reason"] for e in quarantine(tmp_path / "s")}

@@ -542,7 +542,8 @@ def test_adapter_files_act_with_the_scale_they_ask_for(unet, tmp_path):
 
 def test_adapters_of_a_text_encoder_are_refused_or_left_out(unet, tmp_path):
     layout = layout_of(unet)
-    other = {"text_encoder.layers.0.self_attn.q_proj.lora.down.weight": np.ones((1, 4), np.float32)}
+    stem = "text_encoder.layers.0.self_attn.q_proj.lora"
+    other = {f"{stem}.down.weight": np.ones((1, 4)), f"{stem}.up.weight": np.ones((4, 1))}
     file = write(tmp_path / "a.safetensors", layout, random_row(layout, 0), 1.0, **other)
     with pytest.raises(AdapterError, match=r"a\.safetensors: `text_encoder.*ignore_other=True"):
         AdapterBank.from_adapters([read_adapter(file)])

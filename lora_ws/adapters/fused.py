@@ -1,0 +1,62 @@
+"""Matrices that hold several modules of diffusers, and the rows of each.
+
+Splitting changes the singular values of a module, so it comes before anything that looks at them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_IMAGE = ("img_attn.qkv", "processor.qkv1")
+
+
+class Part(NamedTuple):
+    """A module inside a fused one: its path, and its rows of B, in order."""
+
+    path: str
+    rows: tuple[slice, ...]
+
+
+def is_fused(path: str) -> bool:
+    """Whether a path names a matrix of several modules."""
+    return path.startswith(("double_blocks.", "single_blocks.", "final_layer."))
+
+
+def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:
+    """The modules in a fused matrix of FLUX; None where its height cannot be theirs.
+
+    Args:
+        path: of the fused module.
+        inputs: columns of its A.
+        outputs: rows of its B.
+
+    Example:
+        >>> [part.path[-4:] for part in parts("double_blocks.0.img_attn.qkv", 8, 24)]
+        ['to_q', 'to_k', 'to_v']
+        >>> parts("single_blocks.0.linear1", 8, 56)[-1].rows
+        (slice(24, 56, None),)
+    """
+    kind, number, name = path.split(".", 2)
+    if kind == "final_layer":
+        # diffusers keeps scale before shift, the original shift before scale.
+        half = outputs // 2
+        return [Part("norm_out.linear", (slice(half, outputs), slice(0, half)))]
+    if kind == "single_blocks":
+        stem = f"single_transformer_blocks.{number}"
+        names = [f"{stem}.attn.to_{x}" for x in "qkv"]
+        if name == "linear1":
+            if outputs <= 3 * inputs:
+                return None
+            return [
+                *_even(names, 3 * inputs),
+                Part(f"{stem}.proj_mlp", (slice(3 * inputs, outputs),)),
+            ]
+        return _even(names, outputs) if outputs % 3 == 0 else None
+    stem = f"transformer_blocks.{number}.attn"
+    image = name in _IMAGE
+    names = [f"{stem}.to_{x}" if image else f"{stem}.add_{x}_proj" for x in "qkv"]
+    return _even(names, outputs) if outputs % 3 == 0 else None
+
+
+def _even(names: Sequence[str], height: int) -> list[Part]:
+    step = height // len(names)
+    return [Part(name, (slice(k * step, (k + 1) * step),)) for k, name in enumerate(names)]

@@ -1,0 +1,211 @@
+"""How the tensors of a module become two factors whose product is its update, for every method.
+
+No update is ever formed: LoHa's product of products is a product of Khatri-Rao factors, LoKr's
+Kronecker product one of Kronecker factors. Shapes: A ``[rank, inputs]``, B ``[outputs, rank]``; of
+a convolution, inputs are channels times kernel, as `torch.nn.functional.unfold` counts them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+Tensors = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Factors(NamedTuple):
+    """Two factors of an update, before its scale."""
+
+    down: Float[np.ndarray, "rank inputs"]
+    up: Float[np.ndarray, "outputs rank"]
+
+
+class Form(NamedTuple):
+    """What shapes alone tell of a module.
+
+    Attributes:
+        method: ``lora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or ``full``.
+        rank: by which alpha is divided; 0 where the method has no scale.
+        factors_rank: columns of B after conversion.
+        inputs: columns of A.
+        outputs: rows of B.
+        kernel: of a convolution.
+    """
+
+    method: str
+    rank: int
+    factors_rank: int
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...] = ()
+
+
+class ShapeError(ValueError):
+    """Tensors of a module are missing, or do not fit each other."""
+
+    def __init__(self, message: str, reason: str = "shape") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def form_of(shapes: Shapes) -> Form | None:
+    """Method and sizes of a module by the shapes of its tensors; None where it holds no update.
+
+    Raises:
+        ShapeError: a tensor is missing, or does not fit the others.
+
+    Example:
+        >>> form_of({"down": (4, 320), "up": (640, 4)})
+        Form(method='lora', rank=4, factors_rank=4, inputs=320, outputs=640, kernel=())
+    """
+    if "down" in shapes or "up" in shapes:
+        return _lora_form(shapes)
+    if any(role.startswith("hada_w") for role in shapes):
+        return _loha_form(shapes)
+    if any(role.startswith("lokr_w") for role in shapes):
+        return _lokr_form(shapes)
+    if "diff" in shapes:
+        outputs, inputs, kernel = _flat(shapes["diff"])
+        return Form("full", 0, min(inputs, outputs), inputs, outputs, kernel)
+    return None
+
+
+def factors(form: Form, tensors: Tensors) -> Factors:
+    """The two factors of a module's update.
+
+    Args:
+        form: what `form_of` said of its shapes.
+        tensors: by role, float32.
+    """
+    if form.method == "loha":
+        return _loha(tensors)
+    if form.method == "lokr":
+        return _lokr(tensors)
+    if form.method == "full":
+        return _dense(tensors["diff"].reshape(form.outputs, form.inputs))
+    down, up = tensors["down"], tensors["up"]
+    if form.method == "tucker":
+        mixed = np.einsum("mnkl,ni->mikl", tensors["mid"], down.reshape(len(down), -1))
+        return Factors(mixed.reshape(len(mixed), -1), up.reshape(len(up), -1))
+    return Factors(down.reshape(len(down), -1), up.reshape(len(up), -1))
+
+
+def _lora_form(shapes: Shapes) -> Form:
+    _need(shapes, "down", "up")
+    down, up = shapes["down"], shapes["up"]
+    for role in ("down", "up"):
+        if len(shapes[role]) not in (2, 4):
+            raise ShapeError(
+                f"expected `{role}` to be a matrix or a convolution, got shape {shapes[role]}"
+            )
+    rank, inputs, outputs = down[0], math.prod(down[1:]), up[0]
+    if math.prod(up[1:]) != rank:
+        raise ShapeError(
+            f"down has rank {rank} (shape {down}) but up has rank {math.prod(up[1:])} (shape "
+            f"{up}); the two must agree"
+        )
+    kernel = tuple(down[2:]) if len(down) == 4 else ()
+    if "mid" in shapes:
+        mid = shapes["mid"]
+        if len(mid) != 4 or mid[:2] != (rank, rank):
+            raise ShapeError(f"expected `mid` of shape ({rank}, {rank}, k, k), got {mid}")
+        kernel = tuple(mid[2:])
+        return Form("tucker", rank, rank, inputs * math.prod(kernel), outputs, kernel)
+    return Form("locon" if kernel else "lora", rank, rank, inputs, outputs, kernel)
+
+
+def _loha_form(shapes: Shapes) -> Form:
+    _need(shapes, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    (a, b), (c, d) = ((shapes[f"hada_w{k}_a"], shapes[f"hada_w{k}_b"]) for k in (1, 2))
+    kernel = shapes["hada_t1"][2:] if "hada_t1" in shapes else ()
+    if any(len(shape) != 2 for shape in (a, b, c, d)):
+        raise ShapeError("expected the four matrices of LoHa to have two dimensions each")
+    outputs, inner = (a[1], a[0]) if kernel else (a[0], a[1])
+    rank, fits = b[0], inner == b[0] and (a, b) == (c, d)
+    if kernel:
+        fits = fits and shapes["hada_t1"][:2] == (rank, rank)
+        fits = fits and shapes.get("hada_t2") == shapes["hada_t1"]
+    if not fits:
+        raise ShapeError(f"the matrices of LoHa do not fit each other: {dict(shapes)}")
+    return Form("loha", rank, rank * rank, b[1] * math.prod(kernel), outputs, kernel)
+
+
+def _lokr_form(shapes: Shapes) -> Form:
+    first, second, rank = _lokr_side(shapes, 1), _lokr_side(shapes, 2), 0
+    for k in (2, 1):
+        if not rank and f"lokr_w{k}_b" in shapes:
+            rank = shapes[f"lokr_w{k}_b"][0]
+    (o1, i1, _, r1), (o2, i2, kernel, r2) = first, second
+    return Form("lokr", rank, r1 * r2, i1 * i2, o1 * o2, kernel)
+
+
+def _lokr_side(shapes: Shapes, k: int) -> tuple[int, int, tuple[int, ...], int]:
+    """Height, width, kernel and rank of one of LoKr's two matrices."""
+    name = f"lokr_w{k}"
+    if name in shapes:
+        outputs, inputs, kernel = _flat(shapes[name])
+        return outputs, inputs, kernel, min(outputs, inputs)
+    _need(shapes, f"{name}_a", f"{name}_b")
+    a, b, core = shapes[f"{name}_a"], shapes[f"{name}_b"], shapes.get(f"lokr_t{k}")
+    if core is not None:
+        if len(core) != 4 or len(a) != 2 or len(b) != 2 or core[:2] != (a[0], b[0]):
+            raise ShapeError(f"the matrices of LoKr do not fit each other: {dict(shapes)}")
+        return a[1], b[1] * math.prod(core[2:]), tuple(core[2:]), a[0]
+    if len(a) != 2 or len(b) not in (2, 4) or a[1] != b[0]:
+        raise ShapeError(f"the matrices of LoKr do not fit each other: {dict(shapes)}")
+    return a[0], math.prod(b[1:]), tuple(b[2:]), a[1]
+
+
+def _loha(tensors: Tensors) -> Factors:
+    sides = []
+    for k in (1, 2):
+        up, down = tensors[f"hada_w{k}_a"], tensors[f"hada_w{k}_b"]
+        if f"hada_t{k}" in tensors:
+            core = tensors[f"hada_t{k}"]
+            down, up = np.einsum("ijkl,jr->irkl", core, down).reshape(len(core), -1), up.T
+        sides.append((up, down))
+    (up, down), (other_up, other_down) = sides
+    return Factors(
+        (down[:, None] * other_down[None]).reshape(-1, down.shape[1]),
+        (up[:, :, None] * other_up[:, None]).reshape(len(up), -1),
+    )
+
+
+def _lokr(tensors: Tensors) -> Factors:
+    first, second = (_lokr_factors(tensors, k) for k in (1, 2))
+    return Factors(np.kron(first.down, second.down), np.kron(first.up, second.up))
+
+
+def _lokr_factors(tensors: Tensors, k: int) -> Factors:
+    name = f"lokr_w{k}"
+    if name in tensors:
+        whole = tensors[name]
+        return _dense(whole.reshape(len(whole), -1))
+    up, down = tensors[f"{name}_a"], tensors[f"{name}_b"]
+    if f"lokr_t{k}" in tensors:
+        core = tensors[f"lokr_t{k}"]
+        return Factors(np.einsum("ijkl,jr->irkl", core, down).reshape(len(core), -1), up.T)
+    return Factors(down.reshape(len(down), -1), up)
+
+
+def _dense(matrix: np.ndarray) -> Factors:
+    """A matrix as a product with the identity on its shorter side."""
+    outputs, inputs = matrix.shape
+    if inputs <= outputs:
+        return Factors(np.eye(inputs, dtype=matrix.dtype), matrix)
+    return Factors(matrix, np.eye(outputs, dtype=matrix.dtype))
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    if len(shape) not in (2, 4):
+        raise ShapeError(f"expected a matrix or a convolution, got shape {shape}")
+    return shape[0], math.prod(shape[1:]), tuple(shape[2:])
+
+
+def _need(shapes: Shapes, *roles: str) -> None:
+    for role in roles:
+        if role not in shapes:
+            raise ShapeError(f"has no `{role}` matrix: the file is incomplete", "incomplete")

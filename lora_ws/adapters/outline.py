@@ -1,0 +1,171 @@
+"""What a file holds, by its header alone: which modules, of which method and sizes, spelt how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from lora_ws.adapters.fused import Part, is_fused, parts
+from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, parse_key, split_ending
+from lora_ws.adapters.methods import Form, ShapeError, form_of
+from lora_ws.errors import AdapterError
+
+Shapes = Mapping[str, tuple[int, ...]]
+MAX_RANK = 4096
+# Above this share of modules that nothing here knows, a file is refused: a verdict on the rest
+# would be a verdict on another adapter.
+MAX_UNMAPPED = 0.1
+BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A module of the file.
+
+    Attributes:
+        component: ``unet``, ``transformer`` or a text encoder.
+        path: dotted, as diffusers spells it; of a fused matrix, that of the file.
+        keys: role -> tensor key.
+        form: method and sizes.
+        parts: modules in a fused matrix; the module itself where it is none.
+    """
+
+    component: str
+    path: str
+    keys: Mapping[str, str]
+    form: Form
+    parts: tuple[Part, ...]
+
+    @property
+    def needs_base(self) -> bool:
+        """DoRA: the size of the update depends on the base model's weights."""
+        return "magnitude" in self.keys
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A file's modules, and what else it holds.
+
+    Attributes:
+        entries: modules in the file's order.
+        other_keys: tensors that are no part of an update: embeddings, norms, biases.
+        unmapped: tensors that are part of one, of a module or method that is not known.
+    """
+
+    entries: tuple[Entry, ...]
+    other_keys: tuple[str, ...]
+    unmapped: tuple[str, ...]
+
+    @property
+    def unmapped_share(self) -> float:
+        """Share of the modules that are not known."""
+        lost = len({(split_ending(key) or (key,))[0] for key in self.unmapped})
+        return lost / max(1, lost + len(self.entries))
+
+    def choose(self, patterns: tuple[str, ...] | None) -> tuple[Entry, ...]:
+        """Entries of the denoiser whose path, or a part of it, fits a pattern; None takes all."""
+        if patterns is None:
+            return self.entries
+        return tuple(
+            entry
+            for entry in self.entries
+            if entry.component in DENOISERS
+            and any(fnmatchcase(p.path, pattern) for p in entry.parts for pattern in patterns)
+        )
+
+
+def outline(shapes: Shapes, file: str) -> Outline:
+    """Sort the tensors of a file into modules.
+
+    Args:
+        shapes: tensor key -> shape.
+        file: what errors call it.
+
+    Raises:
+        AdapterError: a module is incomplete, named twice, or its tensors do not fit.
+
+    Example:
+        >>> shapes = {"unet.mid_block.attentions.0.proj_in.lora.down.weight": (4, 8)}
+        >>> shapes |= {"unet.mid_block.attentions.0.proj_in.lora.up.weight": (8, 4)}
+        >>> outline(shapes, "f").entries[0].form.rank
+        4
+    """
+    modules: dict[tuple[str, str], dict[str, str]] = {}
+    other, unmapped = [], []
+    for key in shapes:
+        parsed = parse_key(key)
+        if parsed is None or parsed.role in FOREIGN_ROLES:
+            (unmapped if split_ending(key) else other).append(key)
+            continue
+        roles = modules.setdefault((parsed.component, parsed.path), {})
+        if parsed.role in roles:
+            raise AdapterError(
+                f"{file}: `{key}` names layer `{parsed.path}` a second time", "twice"
+            )
+        roles[parsed.role] = key
+    entries = []
+    for (component, path), keys in modules.items():
+        entry = _entry(component, path, keys, shapes, file)
+        if entry is None:
+            beside = set(keys) <= set(BESIDE)
+            (other if beside else unmapped).extend(keys.values())
+        else:
+            entries.append(entry)
+            other += [key for role, key in keys.items() if role in BESIDE[1:]]
+    _check_twice(entries, file)
+    return Outline(tuple(entries), tuple(other), tuple(unmapped))
+
+
+def _entry(
+    component: str, path: str, keys: Mapping[str, str], shapes: Shapes, file: str
+) -> Entry | None:
+    try:
+        form = form_of({role: shapes[key] for role, key in keys.items()})
+    except ShapeError as error:
+        joint = " " if str(error).startswith("has ") else ": "
+        raise AdapterError(f"{file}: layer `{path}`{joint}{error}", error.reason) from error
+    if form is None:
+        return None
+    if min(form.rank or 1, form.factors_rank, form.inputs, form.outputs) < 1:
+        raise AdapterError(f"{file}: layer `{path}` has a side of length 0", "shape")
+    if form.rank > MAX_RANK or form.factors_rank > max(MAX_RANK, form.inputs, form.outputs):
+        rank = max(form.rank, form.factors_rank)
+        raise AdapterError(f"{file}: rank {rank} of `{path}` is above {MAX_RANK}", "too-large")
+    if not is_fused(path):
+        return Entry(component, path, keys, form, (Part(path, (slice(0, form.outputs),)),))
+    found = parts(path, form.inputs, form.outputs)
+    return Entry(component, path, keys, form, tuple(found)) if found else None
+
+
+def _check_twice(entries: list[Entry], file: str) -> None:
+    """A fused matrix may hold a module that stands alone too."""
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        for part in entry.parts:
+            place = (entry.component, part.path)
+            if place in seen:
+                key = next(iter(entry.keys.values()))
+                raise AdapterError(
+                    f"{file}: `{key}` names layer `{part.path}` a second time", "twice"
+                )
+            seen.add(place)
+
+
+def check_complete(found: Outline, file: str) -> None:
+    """Refuse a file that holds no adapter, or too much that is not known.
+
+    Raises:
+        AdapterError: naming the first tensor in question.
+    """
+    if not found.entries and not found.unmapped:
+        what = f"got names such as `{found.other_keys[0]}`" if found.other_keys else "none"
+        raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", "not-an-adapter")
+    if found.unmapped and found.unmapped_share > MAX_UNMAPPED:
+        parsed = parse_key(found.unmapped[0])
+        rotates = parsed is not None and parsed.role in FOREIGN_ROLES
+        what = "method" if rotates else "module"
+        raise AdapterError(
+            f"{file}: {100 * found.unmapped_share:.0f} % of its modules are of a {what} that is "
+            f"not known, such as `{found.unmapped[0]}`; a verdict on the rest would be one on "
+            "another adapter",
+            "needs-base" if rotates else "unmapped" if found.entries else "not-an-adapter",
+        )
