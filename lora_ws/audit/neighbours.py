@@ -4,9 +4,9 @@ The graph (Malkov and Yashunin 2018, "hierarchical navigable small worlds") is a
 sketches, made when it is first needed; rows added since are linked in before the next search.
 """
 
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -46,6 +46,36 @@ def graph_search(
 
 
 def _graph(path: Path, sketches: np.ndarray) -> Any:
+    """The graph of at least these rows, mapped."""
+    graph = _mapped(path, _stamp_of(path), sketches.shape[1])
+    if len(graph) < len(sketches):
+        with FileLock(path.with_suffix(".lock")):
+            grown = _opened(path, sketches.shape[1], "load")
+            for start in range(len(grown), len(sketches), _BATCH):
+                block = np.asarray(sketches[start : start + _BATCH])
+                grown.add(np.arange(start, start + len(block)), block)
+            grown.save(str(path.with_suffix(".partial")))
+            path.with_suffix(".partial").replace(path)
+        graph = _mapped(path, _stamp_of(path), sketches.shape[1])
+    return graph
+
+
+@lru_cache(maxsize=1)
+def _mapped(path: Path, _stamp: tuple[int, ...], width: int) -> Any:
+    """A mapped graph, kept until its file is another: opening one takes as long as many queries."""
+    return _opened(path, width, "view")
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    """What tells a file from one that took its place."""
+    if not path.is_file():
+        return ()
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _opened(path: Path, width: int, how: Literal["view", "load"]) -> Any:
+    """The graph of a file; an empty one where there is none or it is damaged."""
     try:
         from usearch.index import Index as Graph
     except ImportError as error:
@@ -53,27 +83,13 @@ def _graph(path: Path, sketches: np.ndarray) -> Any:
             "expected the library `usearch` for approximate search; install it with "
             "`pip install 'lora_ws[audit]'`, or pass approximate=False to compare with every row"
         ) from error
-    graph = Graph(ndim=sketches.shape[1], metric="ip", dtype="f16", expansion_search=_EXPANSION)
-    with FileLock(path.with_suffix(".lock")):
-        if _opened(graph, path, graph.view) < len(sketches):
-            _opened(graph, path, graph.load)
-            for start in range(len(graph), len(sketches), _BATCH):
-                block = np.asarray(sketches[start : start + _BATCH])
-                graph.add(np.arange(start, start + len(block)), block)
-            graph.save(str(path.with_suffix(".partial")))
-            path.with_suffix(".partial").replace(path)
-    return graph
-
-
-def _opened(graph: Any, path: Path, how: Callable[[str], None]) -> int:
-    """How many rows the graph of the file holds; a damaged file is none."""
-    graph.reset()
+    graph = Graph(ndim=width, metric="ip", dtype="f16", expansion_search=_EXPANSION)
     if path.is_file():
         try:
-            how(str(path))
+            getattr(graph, how)(str(path))
         except (RuntimeError, ValueError):
             graph.reset()
-    return len(graph)
+    return graph
 
 
 def _filled(keys: np.ndarray, top: int) -> np.ndarray:
