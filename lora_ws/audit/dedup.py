@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from lora_ws.audit.similar import EQUAL, NEAR, Index, same_update
 from lora_ws.errors import ConfigError
 
-# 2048 x 2048 cosines are 16 MiB, whatever the size of the index.
-_TILE = 2048
+# A tile of nothing but near pairs takes tens of MiB, whatever the size of the index.
+_TILE = 1024
 
 
 class Groups(NamedTuple):
