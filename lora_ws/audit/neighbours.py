@@ -53,7 +53,8 @@ def _graph(path: Path, sketches: np.ndarray) -> Any:
             grown = _opened(path, sketches.shape[1], "load")
             for start in range(len(grown), len(sketches), _BATCH):
                 block = np.asarray(sketches[start : start + _BATCH])
-                grown.add(np.arange(start, start + len(block)), block)
+                # Threads that add at once leave rows that no search reaches (USearch issue 735).
+                grown.add(np.arange(start, start + len(block)), block, threads=1)
             grown.save(str(path.with_suffix(".partial")))
             path.with_suffix(".partial").replace(path)
         graph = _mapped(path, _stamp_of(path), sketches.shape[1])

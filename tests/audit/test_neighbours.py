@@ -48,6 +48,18 @@ def test_graph_finds_nearly_what_every_row_gives(index):
     assert recall > 0.8
 
 
+def test_every_row_can_be_reached_in_a_graph_that_is_always_the_same(index):
+    pytest.importorskip("usearch")
+    graphs = []
+    for _ in range(2):
+        found = index.search(index.sketches, 1, approximate=True)
+        np.testing.assert_array_equal(found.rows[:, 0], np.arange(3000))
+        graphs.append((index.folder / GRAPH).read_bytes())
+        (index.folder / GRAPH).unlink()
+    # Rows that are linked in at once by several threads can be lost, and never twice the same.
+    assert graphs[0] == graphs[1]
+
+
 def test_large_indexes_take_the_graph_which_takes_in_new_rows(index, monkeypatch):
     pytest.importorskip("usearch")
     monkeypatch.setattr(similar, "EXACT_ROWS", 100)

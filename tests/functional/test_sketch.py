@@ -137,7 +137,6 @@ def test_norm_is_that_of_the_dense_update():
 
 def test_hash_is_blind_to_what_changes_without_rounding():
     modules = adapter(0)
-    # A zero whose sign changes below.
     modules[0][1][1, 3] = modules[0][2][2, 1] = 0
     expected = update_hash(modules)
     order = [2, 0, 1]
@@ -153,6 +152,9 @@ def test_hash_is_blind_to_what_changes_without_rounding():
         for name, down, up, scale in modules
     ]
     assert update_hash(spelt[::-1]) == expected
+    signed = [(n, down.copy(), up.copy(), scale) for n, down, up, scale in modules]
+    signed[0][1][1, 3] = signed[0][2][2, 1] = -0.0
+    assert update_hash(signed) == expected
     folded = [(n, down, up * np.float32(scale), 1.0) for n, down, up, scale in modules]
     assert update_hash(folded) == expected
     idle = ("idle", np.ones((1, 4), np.float32), np.zeros((5, 1), np.float32), 1.0)
