@@ -21,6 +21,7 @@ FLOORS = {
     "featurizers": 3,
     "learn": 4,
     "experiments": 5,
+    "audit": 5,
     "zoo": 5,
     "commands": 6,
     "cli": 6,
