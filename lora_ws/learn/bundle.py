@@ -201,7 +201,9 @@ class Bundle:
             features = np.array(self.featurizer.transform(rows), np.float32)
             standard = (torch.from_numpy(features) - mean) / scale
             seen.append(Seen.of(self._model, standard, self.confidence.directions))
-        return self.confidence.judge(Seen.join(seen)).abstain(~finite, "not-finite")
+        whole = Seen.join(seen)
+        whole.logits[~finite] = np.nan
+        return self.confidence.judge(whole)
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
         """Class probabilities of one adapter, the likeliest first; see `verdict` for abstention."""

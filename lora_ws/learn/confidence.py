@@ -195,19 +195,15 @@ class Confidence:
         finite = np.asarray(np.isfinite(seen.logits).all(axis=1))
         logits = np.where(finite[:, None], seen.logits, 0)
         if held is None:
-            return Judged(
-                softmax(logits, axis=1),
-                np.ones(logits.shape, bool),
-                np.full(len(logits), np.nan),
-                np.full(len(logits), "uncalibrated"),
-            )
+            every, none = np.ones(logits.shape, bool), np.full(len(logits), np.nan)
+            return Judged(softmax(logits, axis=1), every, none, np.full(len(none), "uncalibrated"))
         probabilities = softmax(logits / held.temperature, axis=1)
         norm = np.abs(seen.log_norm - held.log_norm) / held.spread
         strange = (held.usual - seen.alignment) / (held.usual - held.least)
         judged = Judged(
             probabilities,
-            conformal_sets(probabilities, held.conformal),
-            np.where(norm > 1, np.maximum(norm, strange), strange),
+            conformal_sets(probabilities, held.conformal) | ~finite[:, None],
+            np.where(finite, np.where(norm > 1, np.maximum(norm, strange), strange), np.nan),
             np.where(strange > 1, "unfamiliar", ""),
         )
         return judged.abstain(norm > 1, "out-of-range").abstain(~finite, "not-finite")

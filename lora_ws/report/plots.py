@@ -72,7 +72,7 @@ def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
         below.bar(table.edges[:-1] + number * width, shares, width, align="edge", color=color)
     above.set(ylabel="share named rightly", xlim=(0, 1), ylim=(-0.02, 1.02))
     below.set(xlabel="probability of the named class", ylabel="share of rows")
-    legend = above.legend(frameon=False, loc="upper left")
+    legend = above.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([40])  # type: ignore[union-attr]
     for axes in (above, below):
