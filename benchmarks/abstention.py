@@ -105,8 +105,8 @@ def scored(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, dict[str
     sets = features_of(data, unknown, seed)
     train, labels = sets.pop("train"), data.labels[data.split.train]
     means = np.stack([train[labels == k].mean(axis=0) for k in range(len(data.classes))])
-    within = LedoitWolf(assume_centered=True).fit(train - means[labels]).precision_
-    total, centre = LedoitWolf().fit(train).precision_, train.mean(axis=0, keepdims=True)
+    within = LedoitWolf(assume_centered=True).fit(train - means[labels]).get_precision()
+    total, centre = LedoitWolf().fit(train).get_precision(), train.mean(axis=0, keepdims=True)
     near = NearestNeighbors(n_neighbors=5).fit(train)
     near_unit = NearestNeighbors(n_neighbors=5).fit(unit(train))
     found: dict[str, dict[str, np.ndarray]] = {}
