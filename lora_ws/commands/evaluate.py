@@ -9,6 +9,8 @@ from rich.table import Table
 
 from lora_ws.errors import DataError
 from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.card import MEASURES, measure_text
+from lora_ws.learn.confidence import ABSTENTIONS, measures
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.records import METRICS
@@ -55,9 +57,9 @@ def evaluate(
         )
     rows = np.arange(len(zoo)) if part == "all" else getattr(zoo.split(label), part)
     meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
-    scores = bundle.predict_proba(zoo.select(rows).weights, zoo.layout)
+    judged = bundle.judge(zoo.select(rows).weights, zoo.layout)
     measured = metrics(len(classes))
-    measured.update(torch.from_numpy(scores), torch.from_numpy(meant))
+    measured.update(torch.from_numpy(judged.probabilities), torch.from_numpy(meant))
     values = measured.compute()
     where = f"{zoo.card.name} {subset}".strip()
     console.print(f"{where}, part {part}: {len(rows)} adapters")
@@ -65,3 +67,14 @@ def evaluate(
     for name in METRICS:
         table.add_row(name, f"{100 * float(values[name]):.2f}")
     console.print(table)
+    console.print()
+    console.print(_believed(measures(judged, meant)))
+    if not bundle.confidence.calibration:
+        console.print(f"Note: {ABSTENTIONS['uncalibrated']}.")
+
+
+def _believed(values: dict[str, float | None]) -> Table:
+    table = Table("confidence", "value", box=None)
+    for name, value in values.items():
+        table.add_row(MEASURES[name], measure_text(name, value))
+    return table

@@ -9,6 +9,7 @@ from rich.table import Table
 from lora_ws.adapters import read_adapter
 from lora_ws.errors import ConfigError, LoraWsError
 from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.confidence import ABSTENTIONS
 
 
 def predict(
@@ -21,9 +22,9 @@ def predict(
     as_json: bool = False,
     allow_classes: tuple[str, ...] = (),
 ) -> int:
-    """Name the likeliest classes of adapter files; probabilities are not calibrated.
+    """Name the classes of adapter files with calibrated probabilities, or abstain and say why.
 
-    A file that cannot be judged is named with the reason, and the exit code is 1.
+    A file that cannot be read is named with the reason, and the exit code is 1.
 
     Args:
         files: .safetensors files or PEFT folders
@@ -36,12 +37,12 @@ def predict(
     if top < 1:
         raise ConfigError(f"--top: expected at least 1, got {top}")
     bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
-    table = Table("file", "class", "probability", box=None)
-    failed = 0
+    table = Table("file", "verdict", "class", "probability", box=None)
+    failed, reasons = 0, set()
     for file in files:
         try:
             adapter = read_adapter(file)
-            classes = bundle.predict(adapter)
+            (verdict,) = bundle.verdict(adapter.flat()[None], adapter.layout)
         except LoraWsError as error:
             failed += 1
             text = str(error) if str(file) in str(error) else f"{file}: {error}"
@@ -51,9 +52,15 @@ def predict(
             said = f"{len(adapter.beyond_layout)} modules or tensors beyond it were not judged"
             print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
         if as_json:
-            print(json.dumps({"file": file, "classes": classes}))  # noqa: T201
-        for rank, (name, value) in enumerate(list(classes.items())[:top]):
-            table.add_row(file if rank == 0 else "", name, f"{value:.3f}")
+            print(json.dumps({"file": file, **verdict.to_dict()}))  # noqa: T201
+        said = verdict.label or f"abstains: {verdict.reason}"
+        for rank, (name, value) in enumerate(list(verdict.probabilities.items())[:top]):
+            first = (file, said) if rank == 0 else ("", "")
+            table.add_row(*first, name, f"{value:.3f}")
+        reasons |= {verdict.reason} - {""}
     if not as_json and failed < len(files):
-        Console().print(table)
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(table)
+        for reason in sorted(reasons):
+            console.print(f"{reason}: {ABSTENTIONS[reason]}")
     return 1 if failed else 0

@@ -29,10 +29,13 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
         learns: whether ``fit`` looks at values; if not, a few rows are enough to fit.
         reads: whether ``transform`` reads values; if not, those of a memory map are not checked,
             as the values of a store were when it was imported.
+        invariant: whether features depend on the updates ``B @ A`` alone, and so stay the same when
+            B becomes ``B @ G`` and A ``inv(G) @ A``.
     """
 
     learns: ClassVar[bool] = True
     reads: ClassVar[bool] = True
+    invariant: ClassVar[bool] = False
 
     def fit(self, X: Array, y: object = None) -> Self:
         """Learn from training rows.

@@ -61,6 +61,8 @@ class DeltaPCA(Featurizer):
         (9, 8)
     """
 
+    invariant = True
+
     def __init__(
         self,
         *,

@@ -32,6 +32,7 @@ class StatsLayerDense(Featurizer):
     """
 
     learns = False
+    invariant = True
 
     def __init__(
         self,

@@ -1,18 +1,19 @@
 """`Bundle`: a trained classifier as tensors and JSON: no pickle, nothing that runs on loading.
 
 A bundle is a folder with ``model.safetensors`` (network, scaler, fitted featurizer) and
-``bundle.json`` (what they mean). It refuses weights of another layout.
+``bundle.json`` (what they mean). It refuses weights of another layout, and abstains from what it
+does not know.
 """
 
 import hashlib
-import importlib
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,17 +26,28 @@ from lora_ws.adapters.source import file_sha256
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.hub import push_folder
+from lora_ws.learn.card import card_text
+from lora_ws.learn.confidence import (
+    ROWS_AT_ONCE,
+    Calibration,
+    Confidence,
+    Judged,
+    Seen,
+    Verdict,
+    fit_confidence,
+)
 from lora_ws.learn.hub import fetch_bundle
+from lora_ws.learn.state import fitted_state, restore
 from lora_ws.models import MLP
-from lora_ws.report.records import METRICS, RunRecord
+from lora_ws.report.records import RunRecord
 
 if TYPE_CHECKING:
     from lora_ws.learn.features import Prepared
     from lora_ws.learn.module import LoraModule
 
 MODEL, INFO, CARD = "model.safetensors", "bundle.json", "README.md"
-FORMAT = 1
-ROWS_AT_ONCE = 256
+DIRECTIONS = "confidence.directions"
+FORMAT = 2
 DAMAGE = (
     ValueError,
     KeyError,
@@ -46,34 +58,6 @@ DAMAGE = (
     RuntimeError,
     SafetensorError,
 )
-CARD_TEXT = """---
-library_name: lora_ws
-tags: [lora, weight-space]
----
-
-# {name} on {dataset}
-
-Names the class of a LoRA adapter from its weights: {classes}.
-
-```python
-import lora_ws
-
-bundle = lora_ws.Bundle.from_pretrained("...")
-bundle.predict(lora_ws.read_adapter("file.safetensors"))
-```
-
-Trained on `{dataset}`{subset} ({n_train} adapters, data version `{data_version}`), seed {seed},
-protocol {protocol}. It reads {layers} layers ({size} numbers, layout `{fingerprint}`) and refuses
-other adapters.
-
-Test metrics of this seed on {n_test} adapters, percent:
-
-| metric | value |
-|---|--:|
-{metrics}
-Probabilities are not calibrated. Use it to sort what people should look at, never to certify that
-an adapter is harmless.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +71,7 @@ class Bundle:
         classes: what its outputs mean.
         hidden: widths of the network's hidden layers.
         training: the record of the run that made it.
+        confidence: calibration and abstention; without calibration in bundles of format 1.
         revision: Hub commit it was read from, or empty.
     """
 
@@ -96,11 +81,24 @@ class Bundle:
     classes: tuple[str, ...]
     hidden: tuple[int, ...]
     training: dict[str, Any]
+    confidence: Confidence
     revision: str = ""
 
     @classmethod
-    def build(cls, prepared: "Prepared", module: "LoraModule", record: RunRecord) -> "Bundle":
+    def build(
+        cls,
+        prepared: "Prepared",
+        module: "LoraModule",
+        record: RunRecord,
+        confidence: Confidence | None = None,
+    ) -> "Bundle":
         """Take what a finished seed needs to be used again.
+
+        Args:
+            prepared: the data that the seed saw.
+            module: its network, on the CPU.
+            record: its outcome.
+            confidence: fitted already on the same seed; None fits it.
 
         Raises:
             ConfigError: it does not read weights, or has no classes.
@@ -121,12 +119,65 @@ class Bundle:
             classes=prepared.classes,
             hidden=module.fit_spec.hidden,
             training=asdict(record),
+            confidence=confidence or fit_confidence(prepared, module).confidence,
         )
+
+    @property
+    def gauge(self) -> Literal["raw", "invariant"]:
+        """Whether it sees the same in ``B @ G, inv(G) @ A`` as in ``B, A``: the same update."""
+        return "invariant" if getattr(self.featurizer, "invariant", False) else "raw"
+
+    @property
+    def size_mb(self) -> float:
+        """MiB of all its arrays."""
+        arrays, _ = fitted_state(self.featurizer)
+        held = [*arrays.values(), *self.tensors.values(), self.confidence.directions]
+        return sum(array.nbytes for array in held) / 2**20
 
     def predict_proba(
         self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
     ) -> Float[np.ndarray, "adapters classes"]:
-        """Probabilities of the classes: a softmax, not calibrated.
+        """Probabilities of the classes, given that each adapter is of one of them.
+
+        They are calibrated on validation rows, unless the bundle is of format 1.
+
+        Args:
+            weights: rows in the bundle's layout.
+            layout: what the rows are said to be; checked against the bundle's.
+
+        Raises:
+            LayoutError: the rows are of another layout.
+        """
+        return self.judge(weights, layout).probabilities
+
+    def verdict(
+        self,
+        weights: Float[np.ndarray, "adapters params"],
+        layout: Layout | None = None,
+        *,
+        projected: bool | Sequence[bool] | np.ndarray = False,
+    ) -> list[Verdict]:
+        """Name the class of each adapter, or abstain and say why.
+
+        Args:
+            weights: rows in the bundle's layout.
+            layout: what the rows are said to be; checked against the bundle's.
+            projected: whether the weights (all, or each row's) are not those of the file but
+                factors of the nearest update that fits the layout. Their numbers are one choice of
+                many, so a bundle with ``gauge == "raw"`` abstains.
+
+        Raises:
+            LayoutError: the rows are of another layout.
+        """
+        judged = self.judge(weights, layout)
+        if self.gauge == "raw":
+            judged = judged.abstain(np.asarray(projected, bool), "projected")
+        return judged.verdicts(self.classes)
+
+    def judge(
+        self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
+    ) -> Judged:
+        """The verdicts as arrays: for many adapters.
 
         Args:
             weights: rows in the bundle's layout.
@@ -141,26 +192,31 @@ class Bundle:
                 + (self.layout.difference(layout) or "the layouts differ")
             )
         mean, scale = (torch.from_numpy(self.tensors[f"scaler.{k}"]) for k in ("mean", "scale"))
-        parts = []
+        classes = len(self.classes)
+        seen = [Seen(np.empty((0, classes)), np.empty(0), np.empty(0))]
+        finite = np.ones(len(weights), bool)
         for start in range(0, len(weights), ROWS_AT_ONCE):
-            features = self.featurizer.transform(weights[start : start + ROWS_AT_ONCE])
-            rows = torch.from_numpy(np.array(features, np.float32))
-            with torch.inference_mode():
-                parts.append(self._model((rows - mean) / scale).softmax(1).numpy())
-        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+            block = slice(start, start + ROWS_AT_ONCE)
+            rows, finite[block] = _without_nan(weights[block])
+            features = np.array(self.featurizer.transform(rows), np.float32)
+            standard = (torch.from_numpy(features) - mean) / scale
+            seen.append(Seen.of(self._model, standard, self.confidence.directions))
+        whole = Seen.join(seen)
+        whole.logits[~finite] = np.nan
+        return self.confidence.judge(whole)
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
-        """Class probabilities of one adapter, the likeliest first."""
-        values = self.predict_proba(adapter.flat()[None], adapter.layout)[0]
-        order = np.argsort(-values)
-        return {self.classes[k]: float(values[k]) for k in order}
+        """Class probabilities of one adapter, the likeliest first; see `verdict` for abstention."""
+        return self.verdict(adapter.flat()[None], adapter.layout)[0].probabilities
 
     def save(self, folder: str | Path) -> Path:
         """Write the bundle; an older one in the folder is replaced."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays, values = _fitted_state(self.featurizer)
+        arrays, values = fitted_state(self.featurizer)
         tensors = {**self.tensors, **{f"featurizer.{k}": v for k, v in arrays.items()}}
+        tensors[DIRECTIONS] = self.confidence.directions
+        calibration = self.confidence.calibration
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         save_file(tensors, folder / MODEL)
         info = {
@@ -172,8 +228,8 @@ class Bundle:
             "featurizer": {**to_plain(self.featurizer), "fitted": values},
             "fingerprint": self.layout.fingerprint,
             "layout": self.layout.to_dict(),
-            "thresholds": {},
-            "calibration": None,
+            "gauge": self.gauge,
+            "calibration": calibration and asdict(calibration),
             "training": self.training,
         }
         info["info_sha256"] = _hash(info)
@@ -210,10 +266,17 @@ class Bundle:
                 raise DataError(f"{folder}: {INFO} was changed after it was made; fetch it again")
             tensors = load_file(folder / MODEL)
             layout = Layout.from_dict(info["layout"])
-            featurizer = _restore(info["featurizer"], tensors, layout, allow_classes)
-            own = {k: v for k, v in tensors.items() if not k.startswith("featurizer.")}
+            featurizer = restore(info["featurizer"], tensors, layout, allow_classes)
+            own = {k: v for k, v in tensors.items() if k.startswith(("model.", "scaler."))}
             classes, hidden = tuple(info["classes"]), tuple(info["hidden"])
-            bundle = cls(featurizer, own, layout, classes, hidden, info["training"])
+            # Format 1 knew no confidence.
+            width = len(own["scaler.mean"])
+            held, none = info["calibration"], np.zeros((len(classes), width), np.float32)
+            directions = tensors.get(DIRECTIONS, none)
+            confidence = Confidence(directions, Calibration(**held) if held else None)
+            bundle = cls(featurizer, own, layout, classes, hidden, info["training"], confidence)
+            if directions.shape != (len(classes), width):
+                raise ValueError(f"directions of shape {directions.shape}")
             _ = bundle._model  # a network of other widths does not load
         except DAMAGE as error:
             if isinstance(error, DataError | ConfigError):
@@ -244,21 +307,13 @@ class Bundle:
 
     def model_card(self) -> str:
         """The README of the bundle."""
-        record = self.training
-        return CARD_TEXT.format(
-            name=record["name"],
-            dataset=record["dataset"],
-            subset=f", subset `{record['subset']}`" if record["subset"] else "",
-            classes=", ".join(self.classes),
-            n_train=record["n_train"],
-            n_test=record["n_test"],
-            data_version=record["data_version"][:12],
-            seed=record["seed"],
-            protocol=record["protocol"],
-            layers=len(self.layout.layers),
-            size=self.layout.size,
-            fingerprint=self.layout.fingerprint,
-            metrics="".join(f"| {m} | {100 * record['test'][m]:.2f} |\n" for m in METRICS),
+        return card_text(
+            self.training,
+            self.classes,
+            self.layout,
+            self.confidence.calibration,
+            gauge=self.gauge,
+            size_mb=self.size_mb,
         )
 
     @cached_property
@@ -270,55 +325,10 @@ class Bundle:
         return model.eval()
 
 
-def _fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What ``fit`` left behind: arrays, and values that JSON can hold."""
-    arrays, values = {}, {}
-    for name, value in vars(featurizer).items():
-        if not name.endswith("_") or name.startswith("_"):
-            continue
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            arrays[name] = value
-        elif isinstance(value, np.generic):
-            values[name] = value.item()
-        elif _is_plain(value):
-            values[name] = value
-        else:
-            raise ConfigError(
-                f"{type(featurizer).__name__}.{name} is a {type(value).__name__}; a bundle holds "
-                "arrays, numbers and text only"
-            )
-    return arrays, values
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)
-
-
-def _restore(
-    info: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-    layout: Layout,
-    allow_classes: tuple[str, ...],
-) -> Any:
-    path = info["class_path"]
-    # Importing a module runs it, so a bundle may not name any module it likes.
-    if not path.startswith("lora_ws.featurizers.") and path not in allow_classes:
-        raise ConfigError(
-            f"the bundle's featurizer `{path}` is not part of lora_ws; if you trust it, pass "
-            f'allow_classes=("{path}",)'
-        )
-    module, _, name = path.rpartition(".")
-    featurizer = getattr(importlib.import_module(module), name)(**info["init_args"])
-    if "layout" in featurizer.get_params():
-        featurizer.set_params(layout=layout)
-    for key, value in info["fitted"].items():
-        setattr(featurizer, key, tuple(value) if isinstance(value, list) else value)
-    for key, value in tensors.items():
-        if key.startswith("featurizer."):
-            setattr(featurizer, key.removeprefix("featurizer."), value)
-    return featurizer
+def _without_nan(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with zeros in place of those that hold NaN or infinity, and which do not."""
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
+    return (rows if finite.all() else np.where(finite[:, None], rows, 0)), finite
 
 
 def _hash(info: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.batched import Job, fit_batched
 from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.confidence import fit_confidence
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, for_seed, open_data, prepare, prepare_once
@@ -35,7 +36,7 @@ from lora_ws.learn.ranks import Ranks, join
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.trainer import checkpoint, close, engine, make_loggers, make_trainer
 from lora_ws.models import MLP
-from lora_ws.report.plots import plot_confusion, plot_curves
+from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, append_line, read_records
 from lora_ws.threads import threads
@@ -62,18 +63,24 @@ class Keeper(NamedTuple):
             plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
             if record.classes:
                 plot_confusion(record.confusion, record.classes, folder / "confusion.png")
-            if all(record.val_loss < other.val_loss for other in records):
-                self._bundle(fitted)
+                self._confidence(fitted, records, folder)
         append_line(self.out / CURVES, _curves(fitted))
         append_line(self.out / RECORDS, asdict(record))
         for used in folder.glob("*.ckpt"):
             used.unlink()
         return record
 
-    def _bundle(self, fitted: Fitted) -> None:
-        """A representation that no bundle can hold costs the bundle, not the seed."""
+    def _confidence(self, fitted: Fitted, records: list[RunRecord], folder: Path) -> None:
+        """How far to believe the classifier, and the bundle if it is the best so far."""
+        seen = for_seed(self.spec, self.prepared, fitted.record.seed)
+        found = fit_confidence(seen, fitted.module)
+        tables = {"softmax": found.before, "calibrated": found.after}
+        plot_reliability(tables, folder / "reliability.png")
+        if any(fitted.record.val_loss >= other.val_loss for other in records):
+            return
+        # A representation that no bundle can hold costs the bundle, not the seed.
         try:
-            made = Bundle.build(self.prepared, fitted.module, fitted.record)
+            made = Bundle.build(seen, fitted.module, fitted.record, found.confidence)
             made.save(self.out / BUNDLE)
         except ConfigError as error:
             (self.out / NO_BUNDLE).write_text(f"{error}\n")

@@ -1,11 +1,13 @@
-"""Figures as PNG: curves of a training, confusion of a classifier."""
+"""Figures as PNG: curves of a training, confusion and reliability of a classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from lora_ws.functional.calibrate import Reliability
 
 
 def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
@@ -43,6 +45,38 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
     axes.set_yticks(ticks, classes)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    _save(figure, path)
+
+
+def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
+    """How often the named class is right by how sure the classifier is; the diagonal is honest.
+
+    Areas of the points and the bars below say how many rows are in a bin.
+
+    Args:
+        tables: reliability by what the probabilities are, such as before and after calibration.
+        path: where the PNG goes.
+    """
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="as right as sure")
+    for number, (name, table) in enumerate(tables.items()):
+        some, total = table.counts > 0, table.counts.sum()
+        color = f"C{number}"
+        label = f"{name}: error {100 * table.error:.1f} %"
+        x, y = table.confidence[some], table.accuracy[some]
+        above.plot(x, y, color=color, alpha=0.5)
+        sizes = 8 + 300 * table.counts[some] / total
+        above.scatter(x, y, s=sizes, color=color, alpha=0.6, linewidths=0, label=label)
+        shares, width = table.counts / total, np.diff(table.edges) / (len(tables) + 0.5)
+        below.bar(table.edges[:-1] + number * width, shares, width, align="edge", color=color)
+    above.set(ylabel="share named rightly", xlim=(0, 1), ylim=(-0.02, 1.02))
+    below.set(xlabel="probability of the named class", ylabel="share of rows")
+    legend = above.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    for handle in legend.legend_handles[1:]:
+        handle.set_sizes([40])  # type: ignore[union-attr]
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 import lora_ws
 from lora_ws.cli import COMMANDS, main
 from lora_ws.collection import load
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.confidence import ABSTENTIONS
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["train", "--featurizer", "StatsFlatVec", "--subset", "shared/class", "--seeds", "1"]
@@ -224,6 +228,27 @@ def test_evaluate_repeats_the_test_accuracy_of_the_record(trained: Path) -> None
     assert accuracy == pytest.approx(100 * record["test"]["accuracy"], abs=0.01)
 
 
+def test_evaluate_says_how_far_to_believe_the_classifier(trained: Path) -> None:
+    bundle, zoo = Bundle.load(trained / "bundle"), load("lora-ws-mini", subset="shared/class")
+    labels, names = zoo.labels()
+    rows = zoo.split().test
+    verdicts = bundle.verdict(zoo.weights[rows])
+    truth = [names[label] for label in labels[rows]]
+    said = [v.label == name for v, name in zip(verdicts, truth, strict=True) if v.label]
+    place = torch.tensor([bundle.classes.index(name) for name in truth])
+    values = torch.from_numpy(bundle.predict_proba(zoo.weights[rows]))
+    error = multiclass_calibration_error(values, place, len(names), n_bins=15, norm="l1")
+    done = call("evaluate", "--model", str(trained / "bundle"))
+    for text, expected in (
+        ("expected calibration error", float(error)),
+        ("share abstained from", 1 - len(said) / len(verdicts)),
+        ("accuracy of the answers", np.mean(said)),
+    ):
+        found = re.search(rf"{text}, %\s+([\d.]+)", done.stdout)
+        assert found, done.stdout
+        assert float(found.group(1)) == pytest.approx(100 * expected, abs=0.01), text
+
+
 def test_predict_names_good_files_and_reports_bad_ones(trained: Path, tmp_path: Path) -> None:
     good = adapter_file(tmp_path / "good.safetensors")
     bad = tmp_path / "bad.safetensors"
@@ -233,11 +258,27 @@ def test_predict_names_good_files_and_reports_bad_ones(trained: Path, tmp_path: 
     )
     assert done.returncode == 1
     (line,) = done.stdout.splitlines()
-    assert sum(json.loads(line)["classes"].values()) == pytest.approx(1, abs=1e-4)
+    verdict = json.loads(line)
+    assert sum(verdict["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert verdict["confidence"] == max(verdict["probabilities"].values())
+    assert verdict["label"] in (None, next(iter(verdict["probabilities"])))
     assert str(bad) in done.stderr
     alone = call("predict", str(good), "--model", str(trained / "bundle"))
     assert alone.returncode == 0
     assert "good.safetensors" in alone.stdout
+
+
+def test_predict_abstains_from_what_is_no_known_adapter(trained: Path, tmp_path: Path) -> None:
+    known = load_file(adapter_file(tmp_path / "known.safetensors"))
+    strange = tmp_path / "strange.safetensors"
+    save_file({name: np.full_like(value, 1e4) for name, value in known.items()}, strange)
+    args = ["predict", str(strange), "--model", str(trained / "bundle")]
+    done = call(*args)
+    assert done.returncode == 0
+    assert "abstains: out-of-range" in done.stdout
+    assert ABSTENTIONS["out-of-range"] in done.stdout
+    verdict = json.loads(call(*args, "--as_json", "true").stdout)
+    assert (verdict["label"], verdict["reason"]) == (None, "out-of-range")
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.npz"])

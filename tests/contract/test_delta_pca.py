@@ -200,7 +200,9 @@ def test_bundle_gives_the_scores_of_the_classifier(
     bundle = Bundle.build(prepared, fitted.module, fitted.record)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     some = prepared.split.test
-    scores = fitted.module(prepared.features[some]).detach().softmax(1).numpy()
+    assert bundle.confidence.calibration is not None
+    logits = fitted.module(prepared.features[some]).detach()
+    scores = (logits / bundle.confidence.calibration.temperature).softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[some], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hub_server import HubServer
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.collection import AdapterSet, load
@@ -52,6 +53,20 @@ def write_adapter(path: Path, vector: np.ndarray, layout: Layout) -> Path:
     return path
 
 
+def temperature(bundle: Bundle) -> float:
+    assert bundle.confidence.calibration is not None
+    return bundle.confidence.calibration.temperature
+
+
+def sealed(folder: Path, info: dict[str, Any]) -> None:
+    """Write what a bundle says of itself, with the hashes of its files."""
+    info["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    info.pop("info_sha256", None)
+    text = json.dumps(info, sort_keys=True).encode()
+    info["info_sha256"] = hashlib.sha256(text).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(info))
+
+
 @pytest.mark.parametrize("kind", PAPER)
 def test_saved_bundle_gives_the_scores_of_the_classifier(
     trained: Callable[..., tuple], tmp_path: Path, kind: type
@@ -59,7 +74,8 @@ def test_saved_bundle_gives_the_scores_of_the_classifier(
     prepared, fitted, bundle = trained(kind)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     rows = prepared.split.test
-    scores = fitted.module(prepared.features[rows]).detach().softmax(1).numpy()
+    logits = fitted.module(prepared.features[rows]).detach()
+    scores = (logits / temperature(bundle)).softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[rows], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
     assert restored.classes == prepared.classes
@@ -96,6 +112,8 @@ def test_folder_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
     }
     card = (folder / "README.md").read_text()
     assert all(name in card for name in bundle.classes)
+    assert "expected calibration error" in card
+    assert "MiB" in card
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "json", "missing", "future", "classes"])
@@ -121,6 +139,49 @@ def test_damage_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
         Bundle.load(folder)
 
 
+def test_bundle_of_the_first_format_answers_without_calibration(
+    trained: Callable[..., tuple], tmp_path: Path
+) -> None:
+    prepared, fitted, bundle = trained(PAPER[3])
+    folder = bundle.save(tmp_path / "bundle")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["confidence.directions"]
+    save_file(tensors, folder / "model.safetensors")
+    info = json.loads((folder / "bundle.json").read_text())
+    del info["gauge"]
+    sealed(folder, {**info, "format": 1, "thresholds": {}, "calibration": None})
+    old = Bundle.load(folder)
+    rows = prepared.split.test
+    weights = prepared.zoo.weights[rows]
+    scores = fitted.module(prepared.features[rows]).detach().softmax(1).numpy()
+    np.testing.assert_allclose(old.predict_proba(weights), scores, rtol=1e-4, atol=1e-6)
+    verdict = old.verdict(weights[:1])[0]
+    assert (verdict.label, verdict.reason) == (None, "uncalibrated")
+    assert verdict.conformal_set == tuple(verdict.probabilities)
+    assert "not calibrated" in old.model_card()
+    again = Bundle.load(old.save(tmp_path / "again"))
+    np.testing.assert_array_equal(again.predict_proba(weights), old.predict_proba(weights))
+
+
+def test_verdicts_survive_saving(bundle: Bundle, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((20, bundle.layout.size), dtype=np.float32)
+    folder = bundle.save(tmp_path / "bundle")
+    assert Bundle.load(folder).verdict(rows) == bundle.verdict(rows)
+    assert json.loads((folder / "bundle.json").read_text())["gauge"] == "raw"
+    arrays = load_file(folder / "model.safetensors").values()
+    assert bundle.size_mb == pytest.approx(sum(a.nbytes for a in arrays) / 2**20)
+
+
+def test_directions_of_another_width_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    folder = bundle.save(tmp_path / "bundle")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["confidence.directions"] = tensors["confidence.directions"][:, 1:].copy()
+    save_file(tensors, folder / "model.safetensors")
+    sealed(folder, json.loads((folder / "bundle.json").read_text()))
+    with pytest.raises(DataError, match="directions of shape"):
+        Bundle.load(folder)
+
+
 def test_no_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotAvailableError, match="no bundle here"):
         Bundle.load(tmp_path)
@@ -134,10 +195,7 @@ def test_foreign_featurizer_class_needs_trust(bundle: Bundle, tmp_path: Path) ->
         "init_args": {},
         "fitted": {},
     }
-    del info["info_sha256"]
-    text = json.dumps(info, sort_keys=True).encode()
-    info["info_sha256"] = hashlib.sha256(text).hexdigest()
-    (folder / "bundle.json").write_text(json.dumps(info))
+    sealed(folder, info)
     with pytest.raises(ConfigError, match=r"StandardScaler.*allow_classes"):
         Bundle.load(folder)
     allowed = Bundle.load(folder, allow_classes=("sklearn.preprocessing.StandardScaler",))

@@ -1,0 +1,123 @@
+"""The model card of a bundle."""
+
+from typing import Any
+
+from lora_ws.adapters import Layout
+from lora_ws.learn.confidence import Calibration
+from lora_ws.report.records import METRICS
+
+TEXT = """---
+library_name: lora_ws
+tags: [lora, weight-space]
+---
+
+# {name} on {dataset}
+
+Names the class of a LoRA adapter from its weights: {classes}.
+
+```python
+import lora_ws
+
+bundle = lora_ws.Bundle.from_pretrained("...")
+adapter = lora_ws.read_adapter("file.safetensors")
+bundle.verdict(adapter.flat()[None], adapter.layout)
+```
+
+Trained on `{dataset}`{subset} ({n_train} adapters, data version `{data_version}`), seed {seed},
+protocol {protocol}. It reads {layers} layers ({size} numbers, layout `{fingerprint}`) and refuses
+other adapters. {gauge} Its arrays take {size_mb:.1f} MiB.
+
+Test metrics of this seed on {n_test} adapters, percent:
+
+| metric | value |
+|---|--:|
+{metrics}
+{confidence}
+Use it to sort what people should look at, never to certify that an adapter is harmless.
+"""
+GAUGES = {
+    "invariant": "It sees updates B·A, however they are split into B and A.",
+    "raw": "It sees the numbers of B and A, of which one update can have many; it abstains from "
+    "projected weights.",
+}
+UNCALIBRATED = "Probabilities are not calibrated, and the bundle abstains from every verdict."
+CALIBRATED = """Probabilities are calibrated (temperature {temperature:.3g}) on the {rows}
+validation adapters, which also chose the epoch. It abstains where an adapter agrees with none of
+the classes, and where its features are much smaller or larger than known ones. The first flags at
+most {rate} % of adapters like the validation ones; a concept it was never shown can still pass.
+Conformal sets (LAC) are to hold the class of {held} % of known adapters. On the test adapters:
+
+| measure | value |
+|---|--:|
+{measures}"""
+MEASURES = {
+    "ece_raw": "expected calibration error of the softmax, %",
+    "ece": "expected calibration error, %",
+    "abstained": "share abstained from, %",
+    "accuracy_answered": "accuracy of the answers, %",
+    "coverage": "share whose class is in the conformal set, %",
+    "set_size": "mean classes in a conformal set",
+}
+
+
+def card_text(
+    record: dict[str, Any],
+    classes: tuple[str, ...],
+    layout: Layout,
+    calibration: Calibration | None,
+    *,
+    gauge: str,
+    size_mb: float,
+) -> str:
+    """Say what a bundle is, how good it is, and what not to use it for.
+
+    Args:
+        record: the record of the seed that made it.
+        classes: what it names.
+        layout: what it reads.
+        calibration: how far to believe it, if that was measured.
+        gauge: ``raw`` or ``invariant``.
+        size_mb: MiB of its arrays.
+    """
+    return TEXT.format(
+        name=record["name"],
+        dataset=record["dataset"],
+        subset=f", subset `{record['subset']}`" if record["subset"] else "",
+        classes=", ".join(classes),
+        n_train=record["n_train"],
+        n_test=record["n_test"],
+        data_version=record["data_version"][:12],
+        seed=record["seed"],
+        protocol=record["protocol"],
+        layers=len(layout.layers),
+        size=layout.size,
+        fingerprint=layout.fingerprint,
+        gauge=GAUGES[gauge],
+        size_mb=size_mb,
+        metrics="".join(f"| {m} | {100 * record['test'][m]:.2f} |\n" for m in METRICS),
+        confidence=_confidence(calibration),
+    )
+
+
+def measure_text(name: str, value: float | None) -> str:
+    """A measure of `Calibration.test` as its table has it: percent, except for sizes."""
+    if value is None:
+        return "none answered"
+    return f"{value:.2f}" if name == "set_size" else f"{100 * value:.2f}"
+
+
+def _confidence(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return UNCALIBRATED + "\n"
+    test = calibration.test
+    return CALIBRATED.format(
+        temperature=calibration.temperature,
+        rows=calibration.rows,
+        rate=f"{100 * calibration.rate:.3g}",
+        held=f"{100 * (1 - calibration.alpha):.3g}",
+        measures="".join(
+            f"| {text} | {measure_text(name, test[name])} |\n"
+            for name, text in MEASURES.items()
+            if name in test
+        ),
+    )

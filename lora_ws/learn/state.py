@@ -1,0 +1,75 @@
+"""Fitted featurizers as arrays and plain values, and back: no pickle, no code of others."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from lora_ws.adapters import Layout
+from lora_ws.errors import ConfigError
+
+
+def fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What ``fit`` left behind: arrays, and values that JSON can hold.
+
+    Raises:
+        ConfigError: an attribute is neither.
+    """
+    arrays, values = {}, {}
+    for name, value in vars(featurizer).items():
+        if not name.endswith("_") or name.startswith("_"):
+            continue
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            arrays[name] = value
+        elif isinstance(value, np.generic):
+            values[name] = value.item()
+        elif _is_plain(value):
+            values[name] = value
+        else:
+            raise ConfigError(
+                f"{type(featurizer).__name__}.{name} is a {type(value).__name__}; a bundle holds "
+                "arrays, numbers and text only"
+            )
+    return arrays, values
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def restore(
+    info: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    layout: Layout,
+    allow_classes: tuple[str, ...],
+) -> Any:
+    """The fitted featurizer again.
+
+    Args:
+        info: class, arguments and plain fitted values.
+        tensors: fitted arrays, each name after ``featurizer.``; others are left alone.
+        layout: what it reads.
+        allow_classes: dotted paths of featurizers outside this library that may be imported.
+
+    Raises:
+        ConfigError: it names a featurizer that is not allowed.
+    """
+    path = info["class_path"]
+    # Importing a module runs it, so a bundle may not name any module it likes.
+    if not path.startswith("lora_ws.featurizers.") and path not in allow_classes:
+        raise ConfigError(
+            f"the bundle's featurizer `{path}` is not part of lora_ws; if you trust it, pass "
+            f'allow_classes=("{path}",)'
+        )
+    module, _, name = path.rpartition(".")
+    featurizer = getattr(importlib.import_module(module), name)(**info["init_args"])
+    if "layout" in featurizer.get_params():
+        featurizer.set_params(layout=layout)
+    for key, value in info["fitted"].items():
+        setattr(featurizer, key, tuple(value) if isinstance(value, list) else value)
+    for key, value in tensors.items():
+        if key.startswith("featurizer."):
+            setattr(featurizer, key.removeprefix("featurizer."), value)
+    return featurizer
