@@ -27,6 +27,8 @@ COMMANDS = {
     "zoo baselines": ("lora_ws.commands.zoo:baselines", "what plain inputs tell of a collection"),
     "zoo export": ("lora_ws.commands.zoo:export", "write a collection as folders or parquet"),
     "zoo publish": ("lora_ws.commands.zoo:publish", "put a collection on the Hub"),
+    "inspect": ("lora_ws.commands.adapters:inspect", "what an adapter file is"),
+    "convert": ("lora_ws.commands.adapters:convert", "write an adapter in another spelling"),
     "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
 }
 

@@ -10,9 +10,8 @@ from lora_ws.functional.sketch import Module, Modules
 
 def adapter_modules(adapter: Adapter) -> Iterator[Module]:
     """The modules of an adapter that was read from a file."""
-    for layer in adapter.layout.layers:
-        name = layer.name
-        yield name, adapter.down[name], adapter.up[name], adapter.scale[name]
+    for name, module in adapter.modules.items():
+        yield name, module.down, module.up, module.scale
 
 
 def file_modules(path: str | Path) -> Iterator[Module]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ws.adapters import read_adapter
+from lora_ws.adapters.projection import Projection, project
 from lora_ws.errors import ConfigError, LoraWsError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.confidence import ABSTENTIONS
@@ -42,14 +43,14 @@ def predict(
     for file in files:
         try:
             adapter = read_adapter(file)
-            (verdict,) = bundle.verdict(adapter.flat()[None], adapter.layout)
+            row = project(adapter, bundle.layout)
+            (verdict,) = bundle.verdict(row.weights[None], projected=not row.exact)
         except LoraWsError as error:
             failed += 1
             text = str(error) if str(file) in str(error) else f"{file}: {error}"
             print(f"lora-ws: {text}", file=sys.stderr)  # noqa: T201
             continue
-        if adapter.beyond_layout:
-            said = f"{len(adapter.beyond_layout)} modules or tensors beyond it were not judged"
+        for said in _notes(row, len(adapter.other_keys)):
             print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
         if as_json:
             print(json.dumps({"file": file, **verdict.to_dict()}))  # noqa: T201
@@ -64,3 +65,15 @@ def predict(
         for reason in sorted(reasons):
             console.print(f"{reason}: {ABSTENTIONS[reason]}")
     return 1 if failed else 0
+
+
+def _notes(row: Projection, unread: int) -> list[str]:
+    """What was done to a file to judge it, and what of it was not judged."""
+    notes = []
+    if row.energy < 1:
+        notes.append(f"cut to the bundle's rank: {100 * row.energy:.1f} % of its energy is judged")
+    if row.missing:
+        notes.append(f"{len(row.missing)} layers that the bundle reads are not adapted")
+    if row.extra or unread:
+        notes.append(f"{len(row.extra)} modules and {unread} tensors beyond it were not judged")
+    return notes

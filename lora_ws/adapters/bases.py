@@ -1,0 +1,72 @@
+"""Which base model an adapter is for, by the shapes of what it adapts; claims play no part."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lora_ws.adapters.keys import DENOISERS
+from lora_ws.adapters.outline import Entry
+
+# Width of the text embedding that cross-attention reads.
+CONTEXTS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL", 64: "tiny-sd"}
+FLUX_WIDTH = 3072
+# Width of the context that FLUX' first layer reads.
+FLUX_CONTEXTS = {4096: "FLUX.1", 7680: "FLUX.2 Klein 4B", 12288: "FLUX.2 Klein 9B", 15360: "FLUX.2"}
+TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CLIP-G (SDXL)"}
+
+
+class Base(NamedTuple):
+    """A base model, or what is known of it, and why."""
+
+    name: str
+    evidence: str
+
+
+def detect_base(entries: Iterable[Entry]) -> Base:
+    """Name the base model.
+
+    SD1.4 and 1.5, or SDXL and its offspring, have equal shapes and cannot be told apart.
+
+    Args:
+        entries: modules of a file.
+    """
+    entries = list(entries)
+    denoiser = [entry for entry in entries if entry.component in DENOISERS]
+    if not denoiser:
+        return _text_only(entries)
+    if any(entry.component == "transformer" for entry in denoiser):
+        return _transformer(denoiser)
+    for entry in denoiser:
+        if entry.path.endswith(("attn2.to_k", "attn2.to_v")):
+            width = entry.form.inputs
+            said = f"`{entry.path}` reads {width} numbers of text"
+            return Base(CONTEXTS.get(width, f"unknown U-Net with a context of {width}"), said)
+    for entry in denoiser:
+        block = entry.path.partition(".transformer_blocks.")[2].partition(".")[0]
+        if block.isdecimal() and int(block) > 0:
+            return Base("SDXL", f"`{entry.path}` is one of several blocks in its attention")
+    widths = {entry.form.outputs for entry in denoiser if ".attn" in entry.path}
+    if widths & {320, 640, 1280}:
+        return Base("SD1.x or SD2.x", "widths 320, 640, 1280; nothing that reads text is adapted")
+    return Base("unknown U-Net", f"attention widths {sorted(widths) or 'none'}")
+
+
+def _transformer(entries: list[Entry]) -> Base:
+    for entry in entries:
+        if entry.path == "context_embedder":
+            width = entry.form.inputs
+            name = FLUX_CONTEXTS.get(width, f"unknown DiT with a context of {width}")
+            return Base(name, f"`{entry.path}` reads {width} numbers of text")
+    named = [e for e in entries if "single_" in e.path or "double_" in e.path]
+    widths = {min(entry.form.inputs, entry.form.outputs) for entry in entries}
+    if named and FLUX_WIDTH in widths:
+        return Base("FLUX.1", f"`{named[0].path}`, width {FLUX_WIDTH}")
+    return Base("unknown DiT", f"`{entries[0].path}`, widths {sorted(widths)}")
+
+
+def _text_only(entries: list[Entry]) -> Base:
+    if not entries:
+        return Base("not a diffusion adapter", "no module that is known")
+    widths = {entry.form.inputs for entry in entries if "self_attn" in entry.path}
+    width = min(widths, default=0)
+    name = TEXT_WIDTHS.get(width, f"width {width}")
+    return Base(f"text encoder only: {name}", f"`{entries[0].path}`, width {width}")

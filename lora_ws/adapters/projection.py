@@ -1,0 +1,97 @@
+"""An adapter of any rank and modules, brought into a layout."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from lora_ws.adapters.adapter import Adapter, Module
+from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.errors import AdapterError
+from lora_ws.functional.factors import Cut, cut_to_rank, product_energy
+
+# A layer that is missing counts as no update; with more missing the verdict would be on little.
+MAX_MISSING = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A row of a layout, and what was done to get it.
+
+    Attributes:
+        weights: float32 ``[layout.size]``.
+        energy: share of the squared norm of the update, over the layout's layers, that is left.
+        missing: layers of the layout that the adapter leaves alone; their update is 0.
+        extra: modules of the adapter that the layout has no place for.
+        exact: whether the row holds the file's own numbers.
+    """
+
+    weights: Float[np.ndarray, " size"]
+    energy: float
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    exact: bool
+
+
+def project(adapter: Adapter, layout: Layout) -> Projection:
+    """Bring an adapter into a layout: each update cut to the layer's rank, absent ones 0.
+
+    Numbers stay as they are where rank and shape agree. Else factors become canonical
+    (`cut_to_rank`), so two spellings of one update give one row.
+
+    Args:
+        adapter: any adapter of the layout's base model.
+        layout: where to.
+
+    Raises:
+        AdapterError: a layer has another shape, or most layers are missing: another base.
+    """
+    row = np.zeros(layout.size, np.float32)
+    missing: list[str] = []
+    cuts: list[Cut] = []
+    whole: list[Module] = []
+    for layer, down, up in layout.pairs():
+        module = adapter.linear.get(layer.name)
+        if module is None:
+            missing.append(layer.name)
+            continue
+        _check_shape(adapter, module, layer)
+        if module.rank == layer.rank:
+            row[down] = module.down.ravel()
+            row[up] = (module.up * np.float32(module.scale)).ravel()
+            whole.append(module)
+            continue
+        cut = cut_to_rank(module.down, module.up * np.float64(module.scale), layer.rank)
+        row[down], row[up] = cut.down.ravel(), cut.up.ravel()
+        cuts.append(cut)
+    if len(missing) > MAX_MISSING * len(layout.layers):
+        raise AdapterError(
+            f"{adapter.source}: {len(missing)} of {len(layout.layers)} layers that are read are "
+            f"not adapted, such as `{missing[0]}`: it is of another base model, or adapts other "
+            "modules",
+            "foreign",
+        )
+    if not np.isfinite(row).all():
+        raise AdapterError(f"{adapter.source}: its scale takes values beyond float32", "not-finite")
+    names = {layer.name for layer in layout.layers}
+    extra = tuple(name for name in adapter.modules if name not in names)
+    exact = not cuts and not missing
+    return Projection(row, _energy(cuts, whole), tuple(missing), extra, exact)
+
+
+def _energy(cuts: list[Cut], whole: list[Module]) -> float:
+    if not cuts:
+        return 1.0
+    untouched = sum(m.scale**2 * product_energy(m.down, m.up) for m in whole)
+    before = untouched + sum(cut.whole for cut in cuts)
+    return (untouched + sum(cut.kept for cut in cuts)) / before if before else 1.0
+
+
+def _check_shape(adapter: Adapter, module: Module, layer: LayerSpec) -> None:
+    shape = module.up.shape[0], module.down.shape[1]
+    if shape != (layer.out_features, layer.in_features):
+        raise AdapterError(
+            f"{adapter.source}: layer `{layer.name}` maps {shape[1]} to {shape[0]}, expected "
+            f"{layer.in_features} to {layer.out_features}: it is of another base model",
+            "foreign",
+        )
