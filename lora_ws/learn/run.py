@@ -24,7 +24,7 @@ from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.batched import Job, fit_batched
 from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import fit_confidence
+from lora_ws.learn.confidence import Confidence, fit_confidence
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, for_seed, open_data, prepare, prepare_once
@@ -61,29 +61,32 @@ class Keeper(NamedTuple):
             _check_data(record, other, self.out)
         if self.full:
             plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
+            seen, confidence = for_seed(self.spec, self.prepared, record.seed), None
             if record.classes:
                 plot_confusion(record.confusion, record.classes, folder / "confusion.png")
-                self._confidence(fitted, records, folder)
+                confidence = _fit_confidence(seen, fitted, folder / "reliability.png")
+            if all(record.val_loss < other.val_loss for other in records):
+                self._bundle(seen, fitted, confidence)
         append_line(self.out / CURVES, _curves(fitted))
         append_line(self.out / RECORDS, asdict(record))
         for used in folder.glob("*.ckpt"):
             used.unlink()
         return record
 
-    def _confidence(self, fitted: Fitted, records: list[RunRecord], folder: Path) -> None:
-        """How far to believe the classifier, and the bundle if it is the best so far."""
-        seen = for_seed(self.spec, self.prepared, fitted.record.seed)
-        found = fit_confidence(seen, fitted.module)
-        tables = {"softmax": found.before, "calibrated": found.after}
-        plot_reliability(tables, folder / "reliability.png")
-        if any(fitted.record.val_loss >= other.val_loss for other in records):
-            return
-        # A representation that no bundle can hold costs the bundle, not the seed.
+    def _bundle(self, seen: Prepared, fitted: Fitted, confidence: Confidence | None) -> None:
+        """A representation that no bundle can hold costs the bundle, not the seed."""
         try:
-            made = Bundle.build(seen, fitted.module, fitted.record, found.confidence)
+            made = Bundle.build(seen, fitted.module, fitted.record, confidence)
             made.save(self.out / BUNDLE)
         except ConfigError as error:
             (self.out / NO_BUNDLE).write_text(f"{error}\n")
+
+
+def _fit_confidence(seen: Prepared, fitted: Fitted, plot: Path) -> Confidence:
+    """How far to believe the classifier, and a picture of it."""
+    found = fit_confidence(seen, fitted.module)
+    plot_reliability({"softmax": found.before, "calibrated": found.after}, plot)
+    return found.confidence
 
 
 def _curves(fitted: Fitted) -> dict[str, Any]:

@@ -23,9 +23,9 @@ import torch
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import FlatVec, StatsLayer
-from lora_ws.learn.classifier import KeepBest
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.features import prepare, prepare_once
+from lora_ws.learn.keep import KeepBest
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
