@@ -4,32 +4,114 @@ The header is checked and sorted into modules before a single weight is read.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from lora_ws.adapters.adapter import Adapter, Module
+from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.methods import factors
 from lora_ws.adapters.outline import Entry, Outline, check_complete, outline
-from lora_ws.adapters.scale import PEFT_CONFIG, ScaleRules, read_rules
-from lora_ws.adapters.source import LocalSource, Source
+from lora_ws.adapters.places import Place, place_of
+from lora_ws.adapters.scale import ScaleRules, read_rules
+from lora_ws.adapters.source import Source
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
 
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Longer ones are no settings.
-MAX_CONFIG_BYTES = 1 << 20
+
+@dataclass(frozen=True, eq=False)
+class AdapterFile:
+    """A file whose header has been checked; none of its weights is read yet.
+
+    Attributes:
+        source: of the bytes.
+        header: of the file.
+        outline: the modules that it promises.
+        config: text of the adapter_config.json beside it, or None.
+    """
+
+    source: Source
+    header: Header
+    outline: Outline
+    config: str | None = None
+
+    @classmethod
+    def of(
+        cls, source: Source, config: str | None = None, limits: Limits = LIMITS
+    ) -> "AdapterFile":
+        """Check a header.
+
+        Raises:
+            AdapterError: damaged, not safetensors, or no adapter.
+        """
+        header = read_header(source, limits)
+        shapes = {key: info.shape for key, info in header.tensors.items()}
+        found = outline(shapes, source.name)
+        check_complete(found, source.name)
+        return cls(source, header, found, config)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model, by shapes."""
+        return detect_base(self.outline.entries)
+
+    @property
+    def moved(self) -> int:
+        """Bytes read so far."""
+        return self.source.moved + len(self.config or "")
+
+    def read(self, only: Sequence[str] | None = None) -> Adapter:
+        """Read the weights.
+
+        Args:
+            only: modules of the denoiser to read, see `read_adapter`; None reads all.
+
+        Raises:
+            AdapterError: it has none of them, or values that are not finite.
+        """
+        source = self.source
+        entries = self.outline.choose(None if only is None else tuple(only))
+        if not entries:
+            raise AdapterError(
+                f"{source.name}: has none of the modules asked for ({', '.join(only or ())})",
+                "foreign",
+            )
+        keys = [key for entry in entries for role, key in entry.keys.items() if _is_read(role)]
+        tensors = read_tensors(source, self.header, keys)
+        rules = read_rules(self.header.metadata, self.config, source.name)
+        modules: dict[str, Module] = {}
+        for entry in entries:
+            modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
+        others = (*self.outline.other_keys, *self.outline.unmapped)
+        metadata, sha256 = self.header.metadata, source.sha256 or ""
+        return Adapter(modules, source.name, sha256, metadata, others, source.revision)
+
+
+def open_adapter(handle: str | Path | Place, *, limits: Limits = LIMITS) -> AdapterFile:
+    """Check the header of an adapter file.
+
+    Args:
+        handle: as for `read_adapter`.
+        limits: on what a file may be.
+
+    Raises:
+        AdapterError: as `read_adapter`, but for its weights.
+    """
+    place = handle if isinstance(handle, Place) else place_of(handle)
+    return AdapterFile.of(*place.open(), limits)
 
 
 def read_adapter(
-    path: str | Path, *, only: Sequence[str] | None = None, limits: Limits = LIMITS
+    handle: str | Path | Place, *, only: Sequence[str] | None = None, limits: Limits = LIMITS
 ) -> Adapter:
     """Read one adapter.
 
     Args:
-        path: a ``.safetensors`` file, or a PEFT folder with its ``adapter_config.json``.
+        handle: a ``.safetensors`` file, a PEFT folder with its ``adapter_config.json``, or
+            ``hub:owner/name/file.safetensors``, with ``@revision`` behind it.
         only: read these modules of the denoiser alone, by path, ``*`` standing for anything
             (``*.attn2.to_v``); None reads all.
         limits: on what a file may be.
@@ -37,80 +119,9 @@ def read_adapter(
     Raises:
         AdapterError: the file is missing, damaged, not safetensors, holds no adapter, or values
             that are not finite. The message names the file, `reason` says which in a word.
+        NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
     """
-    file, config = locate(path)
-    return read_source(LocalSource(file), config, only=only, limits=limits)
-
-
-def locate(path: str | Path) -> tuple[Path, str | None]:
-    """The file of weights, and the text of the adapter_config.json beside it.
-
-    Raises:
-        AdapterError: there is none, or it is a pickle.
-    """
-    path = Path(path)
-    file = path / PEFT_WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise AdapterError(
-            f"{path}: expected a .safetensors file or a PEFT folder, found neither", "missing"
-        )
-    if file.suffix != ".safetensors":
-        raise AdapterError(
-            f"{file}: expected a .safetensors file, got `{file.suffix or 'no suffix'}`; "
-            "pickled files can run code when opened and are refused: convert the file first",
-            "pickle",
-        )
-    beside = file.with_name(PEFT_CONFIG)
-    if file.name != PEFT_WEIGHTS or not beside.is_file():
-        return file, None
-    if beside.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(
-            f"{beside}: expected settings, got {beside.stat().st_size} bytes", "config"
-        )
-    return file, beside.read_text(errors="replace")
-
-
-def read_source(
-    source: Source,
-    config: str | None = None,
-    *,
-    only: Sequence[str] | None = None,
-    limits: Limits = LIMITS,
-) -> Adapter:
-    """Read one adapter from wherever its bytes are.
-
-    Args:
-        source: of the bytes.
-        config: text of an adapter_config.json.
-        only: modules of the denoiser to read; None reads all.
-        limits: on what a file may be.
-
-    Raises:
-        AdapterError: as `read_adapter`.
-    """
-    header = read_header(source, limits)
-    found = outline_of(header, source.name)
-    check_complete(found, source.name)
-    entries = found.choose(None if only is None else tuple(only))
-    if not entries:
-        raise AdapterError(
-            f"{source.name}: has none of the modules asked for ({', '.join(only or ())})", "foreign"
-        )
-    keys = [key for entry in entries for role, key in entry.keys.items() if _is_read(role)]
-    tensors = read_tensors(source, header, keys)
-    rules = read_rules(header.metadata, config, source.name)
-    modules: dict[str, Module] = {}
-    for entry in entries:
-        modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
-    others = (*found.other_keys, *found.unmapped)
-    return Adapter(
-        modules, source.name, source.sha256 or "", header.metadata, others, source.revision
-    )
-
-
-def outline_of(header: Header, name: str) -> Outline:
-    """The modules that a checked header promises."""
-    return outline({key: info.shape for key, info in header.tensors.items()}, name)
+    return open_adapter(handle, limits=limits).read(only)
 
 
 def _modules(

@@ -11,11 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
-from lora_ws.adapters.bases import detect_base
-from lora_ws.adapters.header import read_header
 from lora_ws.adapters.projection import project
-from lora_ws.adapters.reader import outline_of
-from lora_ws.adapters.source import LocalSource
+from lora_ws.adapters.reader import open_adapter
 from lora_ws.adapters.writer import Spelling, write_adapter
 from lora_ws.errors import AdapterError, ConfigError
 
@@ -155,6 +152,4 @@ def test_bases_are_told_by_shapes(stem: str, shape: tuple, name: str, tmp_path: 
         f"{stem}.lora_B.weight": torch.zeros(outputs, 1),
     }
     save_file(tensors, tmp_path / "a.safetensors")
-    source = LocalSource(tmp_path / "a.safetensors")
-    base = detect_base(outline_of(read_header(source), source.name).entries)
-    assert name in base.name
+    assert name in open_adapter(tmp_path / "a.safetensors").base.name

@@ -1,0 +1,100 @@
+"""What can be said of an adapter file without any classifier."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_ws.adapters.adapter import Adapter
+from lora_ws.adapters.outline import Entry
+from lora_ws.adapters.reader import AdapterFile
+from lora_ws.functional.sketch import update_norm
+
+# Facts of training that files claim; other entries are left out.
+CLAIMS = ("ss_", "modelspec.", "lora_adapter_metadata")
+LONGEST_CLAIM = 120
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An adapter file in plain data.
+
+    Attributes:
+        base: base model.
+        evidence: which layer tells so.
+        modules: component -> how many modules.
+        methods: ``lora``, ``loha``, … -> how many modules.
+        ranks: rank -> how many modules.
+        scales: scale and where it is said -> how many of the modules that were read.
+        norm: Frobenius norm of the update of all modules that were read.
+        norms: the same of each module.
+        odd: what a reader should know.
+        claims: text of the header about its training, shortened: the file's word, unchecked.
+    """
+
+    base: str
+    evidence: str
+    modules: dict[str, int]
+    methods: dict[str, int]
+    ranks: dict[str, int]
+    scales: dict[str, int]
+    norm: float
+    norms: dict[str, float]
+    odd: tuple[str, ...]
+    claims: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def describe(file: AdapterFile, adapter: Adapter) -> Facts:
+    """Facts of an adapter.
+
+    Args:
+        file: its header: counts are of all its modules.
+        adapter: what was read of it: scales and norms are of these.
+    """
+    entries = file.outline.entries
+    read = adapter.modules.values()
+    norms = {m.name: update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
+    return Facts(
+        base=file.base.name,
+        evidence=file.base.evidence,
+        modules=_count((entry, entry.component) for entry in entries),
+        methods=_count((entry, entry.form.method) for entry in entries),
+        ranks=_count((entry, str(entry.form.factors_rank)) for entry in entries),
+        scales=dict(Counter(f"{m.scale:g} ({m.scale_source})" for m in read)),
+        norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
+        norms=norms,
+        odd=tuple(_odd(file, adapter, norms)),
+        claims={
+            name: value if len(value) <= LONGEST_CLAIM else f"{value[:LONGEST_CLAIM]}…"
+            for name, value in adapter.metadata.items()
+            if name.startswith(CLAIMS)
+        },
+    )
+
+
+def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
+    """How many modules of each kind; a fused matrix holds several."""
+    counts: Counter[str] = Counter()
+    for entry, kind in found:
+        counts[kind] += len(entry.parts)
+    return dict(counts)
+
+
+def _odd(file: AdapterFile, adapter: Adapter, norms: dict[str, float]) -> list[str]:
+    notes = []
+    if silent := [name for name, norm in norms.items() if norm == 0]:
+        notes.append(f"{len(silent)} modules have no effect, such as {silent[0]}")
+    if directions := [entry for entry in file.outline.entries if entry.needs_base]:
+        notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
+    if adapter.other_keys:
+        notes.append(
+            f"{len(adapter.other_keys)} tensors are no part of an update, such as "
+            f"{adapter.other_keys[0]}"
+        )
+    return notes

@@ -1,0 +1,178 @@
+"""Where adapter files are: named by a user, found in folders, lists and on the Hub."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lora_ws.adapters.remote import SAFETENSORS, HubSource, list_adapters
+from lora_ws.adapters.scale import PEFT_CONFIG
+from lora_ws.adapters.source import LocalSource, Source
+from lora_ws.errors import AdapterError
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LIST = ".txt"
+HUB = "hub:"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# Longer ones are no settings.
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """One adapter file, not opened yet.
+
+    Attributes:
+        name: what the user and messages call it.
+        path: a file or PEFT folder on this machine; None on the Hub.
+        repo_id: of a file on the Hub.
+        filename: in the repository.
+        revision: asked for; None for the default branch.
+    """
+
+    name: str
+    path: Path | None = None
+    repo_id: str = ""
+    filename: str = ""
+    revision: str | None = None
+
+    def open(self) -> tuple[Source, str | None]:
+        """Its bytes, and the text of the adapter_config.json beside a PEFT file.
+
+        Raises:
+            AdapterError: there is no such file, or it is a pickle.
+            NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+        """
+        if self.path is None:
+            return self._open_remote()
+        file = self.path / PEFT_WEIGHTS if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise AdapterError(
+                f"{self.name}: expected a .safetensors file or a PEFT folder, found neither",
+                "missing",
+            )
+        _refuse_pickle(str(file))
+        beside = file.with_name(PEFT_CONFIG)
+        if file.name != PEFT_WEIGHTS or not beside.is_file():
+            return LocalSource(file), None
+        return LocalSource(file), _text(LocalSource(beside))
+
+    def _open_remote(self) -> tuple[Source, str | None]:
+        _refuse_pickle(self.name)
+        source = HubSource(self.repo_id, self.filename, self.revision)
+        file = PurePosixPath(self.filename)
+        if file.name != PEFT_WEIGHTS:
+            return source, None
+        beside = HubSource(self.repo_id, str(file.with_name(PEFT_CONFIG)), source.revision)
+        try:
+            return source, _text(beside)
+        except AdapterError as error:
+            if error.reason != "missing":
+                raise
+            return source, None
+
+
+def place_of(handle: str | Path) -> Place:
+    """One file, by the name that a user gives it.
+
+    Args:
+        handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it.
+
+    Raises:
+        AdapterError: a name on the Hub that names no file.
+
+    Example:
+        >>> place_of("hub:owner/name/folder/a.safetensors@main").filename
+        'folder/a.safetensors'
+    """
+    text = str(handle)
+    if not text.startswith(HUB):
+        return Place(text, Path(handle))
+    address, _, revision = text.removeprefix(HUB).partition("@")
+    owner, name, *rest = [*address.split("/", 2), "", ""][:3]
+    if not rest[0]:
+        raise AdapterError(
+            f"{text}: expected a file, such as {HUB}{owner or 'owner'}/{name or 'name'}/"
+            "pytorch_lora_weights.safetensors; `lora-ws scan` takes whole repositories",
+            "missing",
+        )
+    return Place(text, None, f"{owner}/{name}", rest[0], revision or None)
+
+
+def find_places(what: str) -> Iterator[Place]:
+    """All adapter files under a name.
+
+    Args:
+        what: a file; a folder, searched with its folders for safetensors and pickled files; a
+            ``.txt`` list with a name a line, ``#`` for remarks; on the Hub ``owner/name``,
+            ``hub:owner/name``, a file of it, or ``hub:owner`` for all of an owner's repositories.
+
+    Raises:
+        AdapterError: there is nothing of that name.
+        NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+    """
+    path = Path(what)
+    if what.startswith(HUB):
+        yield from _on_hub(what)
+    elif path.is_dir():
+        yield from _in_folder(path)
+    elif path.suffix == LIST and path.is_file():
+        for line in path.read_text(errors="replace").splitlines():
+            if name := line.partition("#")[0].strip():
+                yield from _listed(name)
+    elif path.exists():
+        yield Place(what, path)
+    elif REPOSITORY.fullmatch(what) and path.suffix not in (SAFETENSORS, LIST, *PICKLED):
+        yield from _on_hub(f"{HUB}{what}")
+    else:
+        raise AdapterError(
+            f"{what}: expected a file, folder, .txt list or repository on the Hub "
+            f"({HUB}owner/name, or {HUB}owner for all of theirs), found none of that name",
+            "missing",
+        )
+
+
+def _listed(name: str) -> Iterator[Place]:
+    """A name in a list; a file that is not there is found out when it is opened."""
+    path = Path(name)
+    if path.suffix == LIST or (not path.exists() and path.suffix in (SAFETENSORS, *PICKLED)):
+        yield place_of(name)
+    else:
+        yield from find_places(name)
+
+
+def _in_folder(folder: Path) -> Iterator[Place]:
+    """Files in the order of their names; links to folders are not followed."""
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in (SAFETENSORS, *PICKLED):
+                file = Path(root, name)
+                yield Place(str(file), file)
+
+
+def _on_hub(what: str) -> Iterator[Place]:
+    address, _, revision = what.removeprefix(HUB).partition("@")
+    if address.count("/") > 1:
+        yield place_of(what)
+        return
+    for file in list_adapters(address, revision or None):
+        name = f"{HUB}{file.repo_id}/{file.filename}"
+        yield Place(name, None, file.repo_id, file.filename, file.revision)
+
+
+def _refuse_pickle(file: str) -> None:
+    if (suffix := Path(file).suffix.lower()) != SAFETENSORS:
+        raise AdapterError(
+            f"{file}: expected a .safetensors file, got `{suffix or 'no suffix'}`; pickled files "
+            "can run code when opened and are refused: convert the file first",
+            "pickle",
+        )
+
+
+def _text(source: Source) -> str:
+    if source.size > MAX_CONFIG_BYTES:
+        raise AdapterError(f"{source.name}: expected settings, got {source.size} bytes", "config")
+    return source.read([(0, source.size)])[0].decode(errors="replace")
