@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from lora_ws.adapters.fused import Part
 from lora_ws.adapters.keys import DENOISERS
+from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.adapters.methods import Form
 from lora_ws.adapters.outline import Entry
 
 # Width of the text embedding that cross-attention reads.
@@ -48,6 +51,22 @@ def detect_base(entries: Iterable[Entry]) -> Base:
     if widths & {320, 640, 1280}:
         return Base("SD1.x or SD2.x", "widths 320, 640, 1280; nothing that reads text is adapted")
     return Base("unknown U-Net", f"attention widths {sorted(widths) or 'none'}")
+
+
+def layout_base(layout: Layout) -> Base:
+    """The base model of a layout.
+
+    Example:
+        >>> layout_base(Layout.sd15_qv()).name
+        'SD1.x'
+    """
+    return detect_base(_entry(layer) for layer in layout.layers)
+
+
+def _entry(layer: LayerSpec) -> Entry:
+    form = Form("lora", layer.rank, layer.rank, layer.in_features, layer.out_features)
+    part = Part(layer.name, (slice(0, layer.out_features),))
+    return Entry(DENOISERS[0], layer.name, {}, form, (part,))
 
 
 def _transformer(entries: list[Entry]) -> Base:

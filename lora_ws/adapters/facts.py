@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_ws.adapters.adapter import Adapter
-from lora_ws.adapters.outline import Entry
+from lora_ws.adapters.outline import Entry, Outline
 from lora_ws.adapters.reader import AdapterFile
 from lora_ws.functional.sketch import update_norm
 
@@ -50,15 +50,15 @@ class Facts:
         return asdict(self)
 
 
-def describe(file: AdapterFile, adapter: Adapter) -> Facts:
+def describe(file: AdapterFile, adapter: Adapter | None = None) -> Facts:
     """Facts of an adapter.
 
     Args:
         file: its header: counts are of all its modules.
-        adapter: what was read of it: scales and norms are of these.
+        adapter: what was read of it: scales and norms are of these; None for the header alone.
     """
     entries = file.outline.entries
-    read = adapter.modules.values()
+    read = list(adapter.modules.values()) if adapter else []
     norms = {m.name: update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
     return Facts(
         base=file.base.name,
@@ -69,10 +69,10 @@ def describe(file: AdapterFile, adapter: Adapter) -> Facts:
         scales=dict(Counter(f"{m.scale:g} ({m.scale_source})" for m in read)),
         norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
         norms=norms,
-        odd=tuple(_odd(file, adapter, norms)),
+        odd=tuple(_odd(file.outline, norms)),
         claims={
             name: value if len(value) <= LONGEST_CLAIM else f"{value[:LONGEST_CLAIM]}…"
-            for name, value in adapter.metadata.items()
+            for name, value in file.header.metadata.items()
             if name.startswith(CLAIMS)
         },
     )
@@ -86,15 +86,12 @@ def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
     return dict(counts)
 
 
-def _odd(file: AdapterFile, adapter: Adapter, norms: dict[str, float]) -> list[str]:
+def _odd(outline: Outline, norms: dict[str, float]) -> list[str]:
     notes = []
     if silent := [name for name, norm in norms.items() if norm == 0]:
         notes.append(f"{len(silent)} modules have no effect, such as {silent[0]}")
-    if directions := [entry for entry in file.outline.entries if entry.needs_base]:
+    if directions := [entry for entry in outline.entries if entry.needs_base]:
         notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
-    if adapter.other_keys:
-        notes.append(
-            f"{len(adapter.other_keys)} tensors are no part of an update, such as "
-            f"{adapter.other_keys[0]}"
-        )
+    if others := (*outline.other_keys, *outline.unmapped):
+        notes.append(f"{len(others)} tensors are no part of an update, such as {others[0]}")
     return notes

@@ -1,5 +1,6 @@
 """An adapter of any rank and modules, brought into a layout."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +22,17 @@ class Projection:
     Attributes:
         weights: float32 ``[layout.size]``.
         energy: share of the squared norm of the update, over the layout's layers, that is left.
-        missing: layers of the layout that the adapter leaves alone; their update is 0.
-        extra: modules of the adapter that the layout has no place for.
+        missing: layers of those that count that the adapter leaves alone; their update is 0.
         exact: whether the row holds the file's own numbers.
     """
 
     weights: Float[np.ndarray, " size"]
     energy: float
     missing: tuple[str, ...]
-    extra: tuple[str, ...]
     exact: bool
 
 
-def project(adapter: Adapter, layout: Layout) -> Projection:
+def project(adapter: Adapter, layout: Layout, layers: Collection[str] | None = None) -> Projection:
     """Bring an adapter into a layout: each update cut to the layer's rank, absent ones 0.
 
     Numbers stay as they are where rank and shape agree. Else factors become canonical
@@ -42,6 +41,7 @@ def project(adapter: Adapter, layout: Layout) -> Projection:
     Args:
         adapter: any adapter of the layout's base model.
         layout: where to.
+        layers: the layers that count; the others stay 0 and are not missed. None for all.
 
     Raises:
         AdapterError: a layer has another shape, or most layers are missing: another base.
@@ -50,7 +50,8 @@ def project(adapter: Adapter, layout: Layout) -> Projection:
     missing: list[str] = []
     cuts: list[Cut] = []
     whole: list[Module] = []
-    for layer, down, up in layout.pairs():
+    wanted = [found for found in layout.pairs() if layers is None or found[0].name in layers]
+    for layer, down, up in wanted:
         module = adapter.linear.get(layer.name)
         if module is None:
             missing.append(layer.name)
@@ -64,19 +65,17 @@ def project(adapter: Adapter, layout: Layout) -> Projection:
         cut = cut_to_rank(module.down, module.up * np.float64(module.scale), layer.rank)
         row[down], row[up] = cut.down.ravel(), cut.up.ravel()
         cuts.append(cut)
-    if len(missing) > MAX_MISSING * len(layout.layers):
+    if len(missing) > MAX_MISSING * len(wanted):
         raise AdapterError(
-            f"{adapter.source}: {len(missing)} of {len(layout.layers)} layers that are read are "
+            f"{adapter.source}: {len(missing)} of {len(wanted)} layers that are read are "
             f"not adapted, such as `{missing[0]}`: it is of another base model, or adapts other "
             "modules",
             "foreign",
         )
     if not np.isfinite(row).all():
         raise AdapterError(f"{adapter.source}: its scale takes values beyond float32", "not-finite")
-    names = {layer.name for layer in layout.layers}
-    extra = tuple(name for name in adapter.modules if name not in names)
     exact = not cuts and not missing
-    return Projection(row, _energy(cuts, whole), tuple(missing), extra, exact)
+    return Projection(row, _energy(cuts, whole), tuple(missing), exact)
 
 
 def _energy(cuts: list[Cut], whole: list[Module]) -> float:

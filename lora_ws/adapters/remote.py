@@ -88,9 +88,8 @@ class HubSource(Source):
         """
         return self._announced.commit
 
-    @property
-    def sha256(self) -> str | None:
-        """Hash of the whole file as the Hub announces it; None for a file that is not LFS."""
+    def _sha256(self) -> str | None:
+        # Of a file that is not LFS the Hub announces none.
         return self._announced.sha256
 
     @cached_property

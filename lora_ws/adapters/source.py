@@ -33,9 +33,13 @@ class Source(ABC):
         """Commit on the Hub, or empty."""
         return ""
 
-    @property
+    @cached_property
     def sha256(self) -> str | None:
         """Hash of the file's bytes; None where its holder does not say."""
+        return self._sha256()
+
+    def _sha256(self) -> str | None:
+        """As `sha256`, asked for once."""
         return None
 
     @cached_property
@@ -96,9 +100,7 @@ class LocalSource(Source):
         self.name = str(path)
         self.moved = 0
 
-    @property
-    def sha256(self) -> str:
-        """Hash of the file's bytes."""
+    def _sha256(self) -> str:
         return file_sha256(self.path)
 
     def _size(self) -> int:

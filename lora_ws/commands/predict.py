@@ -4,11 +4,12 @@ import json
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from lora_ws.adapters import read_adapter
-from lora_ws.adapters.projection import Projection, project
-from lora_ws.errors import ConfigError, LoraWsError
+from lora_ws.adapters import place_of
+from lora_ws.audit.judge import Finding, judge
+from lora_ws.errors import ConfigError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.confidence import ABSTENTIONS
 
@@ -28,7 +29,7 @@ def predict(
     A file that cannot be read is named with the reason, and the exit code is 1.
 
     Args:
-        files: .safetensors files or PEFT folders
+        files: .safetensors files, PEFT folders, or hub:owner/name/file.safetensors
         model: folder of a bundle, or its Hub repository.
         top: how many classes to show.
         revision: Hub revision of the bundle.
@@ -41,22 +42,19 @@ def predict(
     table = Table("file", "verdict", "class", "probability", box=None)
     failed, reasons = 0, set()
     for file in files:
-        try:
-            adapter = read_adapter(file)
-            row = project(adapter, bundle.layout)
-            (verdict,) = bundle.verdict(row.weights[None], projected=not row.exact)
-        except LoraWsError as error:
+        ((finding, _),) = judge([place_of(file)], bundle, whole=False)
+        verdict = finding.verdict
+        if verdict is None:
             failed += 1
-            text = str(error) if str(file) in str(error) else f"{file}: {error}"
-            print(f"lora-ws: {text}", file=sys.stderr)  # noqa: T201
+            print(f"lora-ws: {finding.message or f'{file}: {finding.silence}'}", file=sys.stderr)  # noqa: T201
             continue
-        for said in _notes(row, len(adapter.other_keys)):
+        for said in _notes(finding):
             print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
         if as_json:
             print(json.dumps({"file": file, **verdict.to_dict()}))  # noqa: T201
         said = verdict.label or f"abstains: {verdict.reason}"
         for rank, (name, value) in enumerate(list(verdict.probabilities.items())[:top]):
-            first = (file, said) if rank == 0 else ("", "")
+            first = (escape(file), said) if rank == 0 else ("", "")
             table.add_row(*first, name, f"{value:.3f}")
         reasons |= {verdict.reason} - {""}
     if not as_json and failed < len(files):
@@ -67,13 +65,14 @@ def predict(
     return 1 if failed else 0
 
 
-def _notes(row: Projection, unread: int) -> list[str]:
+def _notes(finding: Finding) -> list[str]:
     """What was done to a file to judge it, and what of it was not judged."""
     notes = []
-    if row.energy < 1:
-        notes.append(f"cut to the bundle's rank: {100 * row.energy:.1f} % of its energy is judged")
-    if row.missing:
-        notes.append(f"{len(row.missing)} layers that the bundle reads are not adapted")
-    if row.extra or unread:
-        notes.append(f"{len(row.extra)} modules and {unread} tensors beyond it were not judged")
+    if finding.energy is not None and finding.energy < 1:
+        share = 100 * finding.energy
+        notes.append(f"cut to the bundle's rank: {share:.1f} % of its energy is judged")
+    if finding.missing:
+        notes.append(f"{finding.missing} layers that the bundle reads are not adapted")
+    if finding.beyond:
+        notes.append(f"{finding.beyond} modules beyond it were not judged")
     return notes

@@ -22,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Adapter, Layout
+from lora_ws.adapters.bases import layout_base
 from lora_ws.adapters.source import file_sha256
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
+from lora_ws.featurizers import Featurizer
 from lora_ws.hub import push_folder
 from lora_ws.learn.card import card_text
 from lora_ws.learn.confidence import (
@@ -126,6 +128,18 @@ class Bundle:
     def gauge(self) -> Literal["raw", "invariant"]:
         """Whether it sees the same in ``B @ G, inv(G) @ A`` as in ``B, A``: the same update."""
         return "invariant" if getattr(self.featurizer, "invariant", False) else "raw"
+
+    @cached_property
+    def base(self) -> str:
+        """The base model whose adapters it reads."""
+        return layout_base(self.layout).name
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that its features are made of; of other layers no byte is needed."""
+        ours = isinstance(self.featurizer, Featurizer)
+        patterns = getattr(self.featurizer, "matrices", None) if ours else None
+        return tuple(dict.fromkeys(m.layer.name for m in self.layout.choose(patterns).matrices))
 
     @property
     def size_mb(self) -> float:
