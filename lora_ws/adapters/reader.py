@@ -81,7 +81,8 @@ class AdapterFile:
             )
         keys = [key for entry in entries for role, key in entry.keys.items() if _is_read(role)]
         tensors = read_tensors(source, self.header, keys)
-        rules = read_rules(self.header.metadata, self.config, source.name)
+        paths = (entry.path for entry in entries)
+        rules = read_rules(self.header.metadata, self.config, source.name, paths)
         modules: dict[str, Module] = {}
         for entry in entries:
             modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
