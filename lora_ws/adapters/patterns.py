@@ -77,7 +77,8 @@ def parse_pattern(text: str) -> Pattern:
             step = _any_of(groups.pop())
             groups[-1][-1].append(_maybe(step) if token["maybe"] else step)
         elif token["edge"]:
-            groups[-1][-1].append(_start if token["edge"] == "^" else _end)
+            edge = token["edge"]
+            groups[-1][-1].append(lambda path, at, e=edge: at & {0 if e == "^" else len(path)})
         else:
             groups[-1][-1].append(_characters(token))
     if len(groups) > 1:
@@ -90,7 +91,8 @@ def _characters(token: re.Match[str]) -> Step:
     try:
         if token["run"]:
             return _run(token["run"])
-        return _maybe(_run(token["one"])) if token["times"] == "?" else _repeat(*token.group("one", "times"))
+        once, times = token.group("one", "times")
+        return _maybe(_run(once)) if times == "?" else _repeat(once, least=int(times == "+"))
     except re.error as error:
         raise ValueError(f"at `{token[0]}`: {error}") from error
 
@@ -101,8 +103,8 @@ def _run(text: str) -> Step:
     return lambda path, at: {found.end() for k in at if (found := run.match(path, k))}
 
 
-def _repeat(text: str, times: str) -> Step:
-    longest, least = re.compile(f"{text}*"), int(times == "+")
+def _repeat(text: str, least: int) -> Step:
+    longest = re.compile(f"{text}*")
 
     def step(path: str, at: set[int]) -> set[int]:
         found: set[int] = set()
@@ -134,11 +136,3 @@ def _any_of(choices: Sequence[Sequence[Step]]) -> Step:
         return found
 
     return step
-
-
-def _start(path: str, at: set[int]) -> set[int]:
-    return at & {0}
-
-
-def _end(path: str, at: set[int]) -> set[int]:
-    return at & {len(path)}

@@ -62,7 +62,7 @@ def test_any_pattern_is_refused_or_fits_what_it_fits_in_peft(parts: list[str], p
 
 @pytest.mark.parametrize("pattern", OUTSIDE)
 def test_other_patterns_are_refused(pattern: str):
-    with pytest.raises(ValueError, match="at |of 3000 characters|not closed"):
+    with pytest.raises(ValueError, match=r"at |of 3000 characters|not closed"):
         parse_pattern(pattern)
 
 
@@ -158,6 +158,6 @@ def test_more_patterns_than_can_be_matched_are_refused(tmp_path: Path):
     patterns = {f"{k}" + "(a|b)" * 390: 1 for k in range(300)}
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}))
-    with pytest.raises(AdapterError, match="300 patterns .* take too long") as error:
+    with pytest.raises(AdapterError, match=r"300 patterns .* take too long") as error:
         read_adapter(tmp_path)
     assert error.value.reason == "config"
