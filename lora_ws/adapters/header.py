@@ -25,6 +25,8 @@ FORMAT_HEADER_BYTES = 100_000_000
 METADATA = "__metadata__"
 # Enough to tell what a file is that is no safetensors.
 SNIFF_BYTES = 512
+# What to do with a pickled file.
+CONVERT = "if you trust it: `lora-ws convert FILE OUT --to diffusers --allow_pickle true`"
 # A header is three levels deep; the parser must not recurse as deep as a file likes.
 DEPTH = 32
 # Brackets and commas of one tensor's entry, with its shape, and of the metadata.
@@ -187,7 +189,7 @@ def _recognise(start: bytes) -> NoReturn:
         _refuse(
             "pickle",
             "expected a safetensors file, got a pickled one, which can run code when opened; "
-            "convert it first with lora_ws.adapters.pickled.convert_pickle",
+            + CONVERT,
         )
     _refuse(
         "unreadable",
