@@ -88,7 +88,9 @@ class AdapterFile:
         for entry in entries:
             modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
         others = (*self.outline.other_keys, *self.outline.unmapped)
-        metadata, sha256 = self.header.metadata, source.sha256 or ""
+        metadata = self.header.metadata
+        # A hash takes all bytes, which is what a part is read to avoid.
+        sha256 = source.sha256 or "" if only is None else ""
         return Adapter(modules, source.name, sha256, metadata, others, source.revision)
 
 
