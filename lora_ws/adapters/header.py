@@ -312,7 +312,7 @@ def _tensor(key: str, info: Any, limits: Limits) -> TensorInfo:
         _refuse("dtype", f"{shown(key)}: expected a known dtype, got {shown(str(dtype))}")
     for name, value in (("shape", shape), ("data_offsets", offsets)):
         # True is an int to Python.
-        if not isinstance(value, list) or any(type(number) is not int for number in value):
+        if not isinstance(value, list) or not {*map(type, value)} <= {int}:
             got = shown(str(value))
             _refuse("header", f"{shown(key)}: expected {name} of whole numbers, got {got}")
     if len(offsets) != 2:

@@ -8,8 +8,8 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
 
-# Adapters whose matrices are copied at once.
-BLOCK_ROWS = 2
+# Numbers copied at once.
+BLOCK_VALUES = 1 << 22
 
 
 class StatsLayer(Featurizer):
@@ -52,14 +52,15 @@ class StatsLayer(Featurizer):
         # Matrices of one size together: a call for each would cost more than its statistics.
         sizes = np.array([m.columns.stop - m.columns.start for m in selection.matrices])
         out = np.empty((len(rows), len(sizes), len(self.statistics_)), rows.dtype)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
+        step = max(1, BLOCK_VALUES // int(sizes.sum()))
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
             for size in np.unique(sizes):
                 (members,) = np.nonzero(sizes == size)
                 values = [block[:, selection.matrices[k].columns] for k in members]
                 found = summary_statistics(np.stack(values, 1).reshape(-1, size), self.statistics_)
                 found = narrow(found, rows.dtype).reshape(len(block), len(members), -1)
-                out[start : start + BLOCK_ROWS, members] = found
+                out[start : start + step, members] = found
         return out.reshape(len(rows), out.shape[1] * out.shape[2])
 
     def _names(self) -> Sequence[str]:

@@ -1,16 +1,21 @@
 """Reading one adapter: spellings, precisions, scales, and files that are refused."""
 
+import hashlib
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from factories import SMALL, matrices, weights, write_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lora_ws.adapters import Adapter, read_adapter
+from lora_ws.adapters.source import LocalSource
 from lora_ws.errors import AdapterError
 
 DOTTED = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
@@ -157,6 +162,34 @@ def test_some_modules_alone_are_read_as_in_the_whole_file(tmp_path: Path):
     with pytest.raises(AdapterError, match="none of the modules asked for") as error:
         read_adapter(file, only=["*.to_k"])
     assert error.value.reason == "foreign"
+
+
+@given(st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 100_000)), max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_ranges_come_back_in_their_order_whatever_is_read_together(pairs: list[tuple[int, int]]):
+    ranges = [(min(pair), max(pair)) for pair in pairs]
+    data = np.random.default_rng(0).bytes(100_000)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        found = LocalSource(file.name).read(ranges)
+    assert found == [data[start:stop] for start, stop in ranges]
+
+
+def test_a_part_is_not_hashed_and_the_whole_is(tmp_path: Path):
+    file = write(tmp_path / "a.safetensors", spelt("diffusers"))
+    assert read_adapter(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read_adapter(file, only=["*.to_q"]).sha256 == ""
+
+
+def test_a_remembered_header_is_held_against_every_file(tmp_path: Path):
+    file = write(tmp_path / "a.safetensors", spelt("diffusers"))
+    read_adapter(file)
+    (tmp_path / "b.safetensors").write_bytes(file.read_bytes() + b"x")
+    for _ in range(2):
+        with pytest.raises(AdapterError, match=r"b\.safetensors: .* after the header") as error:
+            read_adapter(tmp_path / "b.safetensors")
+        assert error.value.reason == "trailing"
 
 
 def test_few_unknown_modules_are_listed_and_many_refused(tmp_path: Path):
