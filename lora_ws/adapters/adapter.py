@@ -56,7 +56,7 @@ class Adapter:
     Attributes:
         modules: name -> module, in the file's order.
         source: the file it came from, or ``hub:`` with repository and file.
-        sha256: hash of the file's bytes, or of the header where only parts were read.
+        sha256: hash of the file's bytes; empty where only a part was read, or nobody says.
         metadata: text of the file's header: claims, never read by a classifier.
         other_keys: tensors that are no part of an update: listed, not read.
         revision: Hub commit, or empty.

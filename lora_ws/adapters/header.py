@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -25,6 +26,10 @@ FORMAT_HEADER_BYTES = 100_000_000
 METADATA = "__metadata__"
 # Enough to tell what a file is that is no safetensors.
 SNIFF_BYTES = 512
+# What to do with a pickled file.
+CONVERT = "if you trust it: `lora-ws convert FILE OUT --to diffusers --allow_pickle true`"
+# Headers up to this length are remembered.
+REMEMBERED_BYTES = 1 << 18
 # A header is three levels deep; the parser must not recurse as deep as a file likes.
 DEPTH = 32
 # Brackets and commas of one tensor's entry, with its shape, and of the metadata.
@@ -126,11 +131,12 @@ def read_header(source: Source, limits: Limits = LIMITS) -> Header:
         raise AdapterError(f"{source.name}: {error}", error.reason) from None
     (raw,) = source.read([(8, 8 + length)])
     try:
-        tensors, metadata = _parse(raw, limits)
+        parse = _parse_again if length <= REMEMBERED_BYTES else _parse
+        tensors, metadata = parse(raw, limits)
         _check_cover(tensors, source.size - 8 - length, limits)
     except AdapterError as error:
         raise AdapterError(f"{source.name}: {error}", error.reason) from error.__cause__
-    return Header(tensors, metadata, 8 + length, source.size)
+    return Header(dict(tensors), dict(metadata), 8 + length, source.size)
 
 
 def shown(text: str) -> str:
@@ -187,7 +193,7 @@ def _recognise(start: bytes) -> NoReturn:
         _refuse(
             "pickle",
             "expected a safetensors file, got a pickled one, which can run code when opened; "
-            "convert it first with lora_ws.adapters.pickled.convert_pickle",
+            + CONVERT,
         )
     _refuse(
         "unreadable",
@@ -224,6 +230,10 @@ def _parse(raw: bytes, limits: Limits) -> tuple[dict[str, TensorInfo], dict[str,
     return {key: tensors[key] for key in order}, metadata
 
 
+# Files of one recipe often have one header.
+_parse_again = lru_cache(maxsize=16)(_parse)
+
+
 def _check_structure(raw: bytes, limits: Limits) -> None:
     """Bound depth and number of values before a parser makes objects of them."""
     # An escaped quote does not end its string. Pairs of backslashes go first.
@@ -255,8 +265,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _natural(text: str) -> int | float:
     # As in the format's own reader, what no unsigned 64 bits hold, minus zero too, is no size.
-    if text.isdecimal() and len(text) <= 20 and int(text) < 2**64:
-        return int(text)
+    if len(text) <= 20 and text.isdecimal() and (number := int(text)) < 2**64:
+        return number
     return math.nan
 
 
@@ -302,7 +312,7 @@ def _tensor(key: str, info: Any, limits: Limits) -> TensorInfo:
         _refuse("dtype", f"{shown(key)}: expected a known dtype, got {shown(str(dtype))}")
     for name, value in (("shape", shape), ("data_offsets", offsets)):
         # True is an int to Python.
-        if not isinstance(value, list) or any(type(number) is not int for number in value):
+        if not isinstance(value, list) or not {*map(type, value)} <= {int}:
             got = shown(str(value))
             _refuse("header", f"{shown(key)}: expected {name} of whole numbers, got {got}")
     if len(offsets) != 2:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from lora_ws.adapters.fused import Part, is_fused, parts
 from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, parse_key, split_ending
@@ -11,6 +12,8 @@ from lora_ws.errors import AdapterError
 
 Shapes = Mapping[str, tuple[int, ...]]
 MAX_RANK = 4096
+# Up to so many tensors are remembered.
+REMEMBERED = 4096
 # Above this share of modules that nothing here knows, a file is refused: a verdict on the rest
 # would be a verdict on another adapter.
 MAX_UNMAPPED = 0.1
@@ -89,6 +92,15 @@ def outline(shapes: Shapes, file: str) -> Outline:
         >>> outline(shapes, "f").entries[0].form.rank
         4
     """
+    try:
+        sort = _sorted_again if len(shapes) <= REMEMBERED else _sorted
+        return sort(tuple(shapes.items()))
+    except AdapterError as error:
+        raise AdapterError(f"{file}: {error}", error.reason) from error.__cause__
+
+
+def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Outline:
+    shapes = dict(items)
     modules: dict[tuple[str, str], dict[str, str]] = {}
     other, unmapped = [], []
     for key in shapes:
@@ -98,45 +110,45 @@ def outline(shapes: Shapes, file: str) -> Outline:
             continue
         roles = modules.setdefault((parsed.component, parsed.path), {})
         if parsed.role in roles:
-            raise AdapterError(
-                f"{file}: `{key}` names layer `{parsed.path}` a second time", "twice"
-            )
+            raise AdapterError(f"`{key}` names layer `{parsed.path}` a second time", "twice")
         roles[parsed.role] = key
     entries = []
     for (component, path), keys in modules.items():
-        entry = _entry(component, path, keys, shapes, file)
+        entry = _entry(component, path, keys, shapes)
         if entry is None:
             beside = set(keys) <= set(BESIDE)
             (other if beside else unmapped).extend(keys.values())
         else:
             entries.append(entry)
             other += [key for role, key in keys.items() if role in BESIDE[1:]]
-    _check_twice(entries, file)
+    _check_twice(entries)
     return Outline(tuple(entries), tuple(other), tuple(unmapped))
 
 
-def _entry(
-    component: str, path: str, keys: Mapping[str, str], shapes: Shapes, file: str
-) -> Entry | None:
+# Files of one trainer and base have the same tensors.
+_sorted_again = lru_cache(maxsize=16)(_sorted)
+
+
+def _entry(component: str, path: str, keys: Mapping[str, str], shapes: Shapes) -> Entry | None:
     try:
         form = form_of({role: shapes[key] for role, key in keys.items()})
     except ShapeError as error:
         joint = " " if str(error).startswith("has ") else ": "
-        raise AdapterError(f"{file}: layer `{path}`{joint}{error}", error.reason) from error
+        raise AdapterError(f"layer `{path}`{joint}{error}", error.reason) from error
     if form is None:
         return None
     if min(form.rank or 1, form.factors_rank, form.inputs, form.outputs) < 1:
-        raise AdapterError(f"{file}: layer `{path}` has a side of length 0", "shape")
+        raise AdapterError(f"layer `{path}` has a side of length 0", "shape")
     if form.rank > MAX_RANK or form.factors_rank > max(MAX_RANK, form.inputs, form.outputs):
         rank = max(form.rank, form.factors_rank)
-        raise AdapterError(f"{file}: rank {rank} of `{path}` is above {MAX_RANK}", "too-large")
+        raise AdapterError(f"rank {rank} of `{path}` is above {MAX_RANK}", "too-large")
     if not is_fused(path):
         return Entry(component, path, keys, form, (Part(path, (slice(0, form.outputs),)),))
     found = parts(path, form.inputs, form.outputs)
     return Entry(component, path, keys, form, tuple(found)) if found else None
 
 
-def _check_twice(entries: list[Entry], file: str) -> None:
+def _check_twice(entries: list[Entry]) -> None:
     """A fused matrix may hold a module that stands alone too."""
     seen: set[tuple[str, str]] = set()
     for entry in entries:
@@ -144,9 +156,7 @@ def _check_twice(entries: list[Entry], file: str) -> None:
             place = (entry.component, part.path)
             if place in seen:
                 key = next(iter(entry.keys.values()))
-                raise AdapterError(
-                    f"{file}: `{key}` names layer `{part.path}` a second time", "twice"
-                )
+                raise AdapterError(f"`{key}` names layer `{part.path}` a second time", "twice")
             seen.add(place)
 
 

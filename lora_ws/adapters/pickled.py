@@ -160,7 +160,9 @@ def _convert(file: Path, draft: Path, memory: int, seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    data = torch.load(file, map_location="cpu", weights_only=True)
+    # By its name, torch would take a misnamed one for safetensors.
+    with file.open("rb") as opened:
+        data = torch.load(opened, map_location="cpu", weights_only=True)
     tensors: dict[str, torch.Tensor] = {}
     total = 0
     for key, tensor in _tensors(data):

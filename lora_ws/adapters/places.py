@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lora_ws.adapters.header import CONVERT
 from lora_ws.adapters.remote import SAFETENSORS, HubSource, list_adapters
 from lora_ws.adapters.scale import PEFT_CONFIG
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.errors import AdapterError
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_PICKLE = "adapter_model.bin"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LIST = ".txt"
 HUB = "hub:"
@@ -47,17 +49,27 @@ class Place:
         """
         if self.path is None:
             return self._open_remote()
-        file = self.path / PEFT_WEIGHTS if self.path.is_dir() else self.path
-        if not file.is_file():
-            raise AdapterError(
-                f"{self.name}: expected a .safetensors file or a PEFT folder, found neither",
-                "missing",
-            )
+        file = self.file()
         _refuse_pickle(str(file))
-        beside = file.with_name(PEFT_CONFIG)
-        if file.name != PEFT_WEIGHTS or not beside.is_file():
-            return LocalSource(file), None
-        return LocalSource(file), _text(LocalSource(beside))
+        return LocalSource(file), settings_beside(file)
+
+    def file(self) -> Path:
+        """The file of weights on this machine.
+
+        Raises:
+            AdapterError: there is none, or it is on the Hub.
+        """
+        if self.path is None:
+            raise AdapterError(
+                f"{self.name}: expected a file on this machine; download it", "remote"
+            )
+        inside = [self.path / name for name in (PEFT_WEIGHTS, PEFT_PICKLE)]
+        for file in inside if self.path.is_dir() else [self.path]:
+            if file.is_file():
+                return file
+        raise AdapterError(
+            f"{self.name}: expected a .safetensors file or a PEFT folder, found neither", "missing"
+        )
 
     def _open_remote(self) -> tuple[Source, str | None]:
         _refuse_pickle(self.name)
@@ -163,11 +175,19 @@ def _on_hub(what: str) -> Iterator[Place]:
         yield Place(name, None, file.repo_id, file.filename, file.revision)
 
 
+def settings_beside(file: Path) -> str | None:
+    """The text of the adapter_config.json beside a PEFT file; None beside others."""
+    beside = file.with_name(PEFT_CONFIG)
+    if file.name not in (PEFT_WEIGHTS, PEFT_PICKLE) or not beside.is_file():
+        return None
+    return _text(LocalSource(beside))
+
+
 def _refuse_pickle(file: str) -> None:
     if (suffix := Path(file).suffix.lower()) != SAFETENSORS:
         raise AdapterError(
             f"{file}: expected a .safetensors file, got `{suffix or 'no suffix'}`; pickled files "
-            "can run code when opened and are refused: convert the file first",
+            f"can run code when opened and are refused; {CONVERT}",
             "pickle",
         )
 

@@ -15,9 +15,10 @@ from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.methods import factors
 from lora_ws.adapters.outline import Entry, Outline, check_complete, outline
-from lora_ws.adapters.places import Place, place_of
+from lora_ws.adapters.pickled import convert_pickle
+from lora_ws.adapters.places import PEFT_WEIGHTS, Place, place_of, settings_beside
 from lora_ws.adapters.scale import ScaleRules, read_rules
-from lora_ws.adapters.source import Source
+from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
 
@@ -81,12 +82,15 @@ class AdapterFile:
             )
         keys = [key for entry in entries for role, key in entry.keys.items() if _is_read(role)]
         tensors = read_tensors(source, self.header, keys)
-        rules = read_rules(self.header.metadata, self.config, source.name)
+        paths = (entry.path for entry in entries)
+        rules = read_rules(self.header.metadata, self.config, source.name, paths)
         modules: dict[str, Module] = {}
         for entry in entries:
             modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
         others = (*self.outline.other_keys, *self.outline.unmapped)
-        metadata, sha256 = self.header.metadata, source.sha256 or ""
+        metadata = self.header.metadata
+        # A hash takes all bytes, which is what a part is read to avoid.
+        sha256 = source.sha256 or "" if only is None else ""
         return Adapter(modules, source.name, sha256, metadata, others, source.revision)
 
 
@@ -102,6 +106,27 @@ def open_adapter(handle: str | Path | Place, *, limits: Limits = LIMITS) -> Adap
     """
     place = handle if isinstance(handle, Place) else place_of(handle)
     return AdapterFile.of(*place.open(), limits)
+
+
+def open_pickled(
+    handle: str | Path | Place, folder: Path, *, limits: Limits = LIMITS
+) -> AdapterFile:
+    """Check a pickled adapter, converted by `convert_pickle` in a process of its own.
+
+    Args:
+        handle: a file on this machine, or a PEFT folder with ``adapter_model.bin``.
+        folder: where the safetensors file is written; keep it until the weights are read.
+        limits: on what that file may be.
+
+    Raises:
+        AdapterError: as `convert_pickle` and `open_adapter`.
+    """
+    place = handle if isinstance(handle, Place) else place_of(handle)
+    file = place.file()
+    source = LocalSource(convert_pickle(file, folder / PEFT_WEIGHTS))
+    # Messages are about the file that the user knows.
+    source.name = str(file)
+    return AdapterFile.of(source, settings_beside(file), limits)
 
 
 def read_adapter(

@@ -16,15 +16,15 @@ from urllib.parse import urljoin, urlsplit
 
 from lora_ws import hub
 from lora_ws.adapters.header import shown
-from lora_ws.adapters.source import Range, Source
+from lora_ws.adapters.source import REQUEST_BYTES, Range, Source, merge
 from lora_ws.errors import AdapterError, NotAvailableError
 
 # Below, one request for everything is quicker than several for parts.
 WHOLE_BYTES = 5_000_000
 # What is fetched first: nearly every header, in one request.
 HEAD_BYTES = 1 << 17
-# Two ranges with at most so many bytes between them are one request, of at most so many bytes.
-GAP_BYTES, REQUEST_BYTES = 1 << 16, 1 << 24
+# Two ranges with at most so many bytes between them are one request.
+GAP_BYTES = 1 << 16
 # Addresses to follow for one request, counting a signed one that ran out.
 HOPS = 6
 # Seconds without a byte; and for a whole answer, together with the slowest bytes per second.
@@ -127,7 +127,7 @@ class HubSource(Source):
         found = {span: self._part(span) for span in set(ranges) if span[1] <= len(self._start)}
         rest = sorted(span for span in set(ranges) if span not in found)
         at = 0
-        for start, stop in merge(rest):
+        for start, stop in merge(rest, GAP_BYTES):
             steps = range(start, stop, REQUEST_BYTES)
             body = b"".join(self._fetch(step, min(step + REQUEST_BYTES, stop)) for step in steps)
             while at < len(rest) and rest[at][1] <= stop:
@@ -236,31 +236,6 @@ class _Announced(NamedTuple):
 
 class _BusyError(Exception):
     """A status that may pass."""
-
-
-def merge(ranges: Sequence[Range], gap: int = GAP_BYTES, most: int = REQUEST_BYTES) -> list[Range]:
-    """Join ranges that overlap or lie close to each other.
-
-    Args:
-        ranges: start and end (exclusive), in any order.
-        gap: most bytes between two that become one.
-        most: bytes above which nothing more is joined.
-
-    Returns:
-        Sorted ranges, each of the given ones within one of them.
-
-    Example:
-        >>> merge([(90, 100), (0, 10), (15, 20)], gap=5)
-        [(0, 20), (90, 100)]
-    """
-    joined: list[Range] = []
-    for start, stop in sorted(ranges):
-        near = joined and start - joined[-1][1] <= gap
-        if near and max(joined[-1][1], stop) - joined[-1][0] <= most:
-            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
-        else:
-            joined.append((start, stop))
-    return joined
 
 
 def list_adapters(repo_id_or_org: str, revision: str | None = None) -> Iterator[HubFile]:

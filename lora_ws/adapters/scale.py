@@ -2,16 +2,20 @@
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lora_ws.adapters.header import shown
+from lora_ws.adapters.patterns import Pattern, parse_pattern
 from lora_ws.errors import AdapterError
 
 PEFT_CONFIG = "adapter_config.json"
 # Where diffusers keeps the same facts inside a file, keys prefixed with the component's name.
 HEADER_CONFIG = "lora_adapter_metadata"
+# Looks of patterns at characters of module paths: some ten seconds. A pattern for each module of
+# SDXL takes half of it.
+MAX_LOOKS = 200_000_000
 
 
 class Scale(NamedTuple):
@@ -19,6 +23,24 @@ class Scale(NamedTuple):
 
     value: float
     source: str
+
+
+class Settings(NamedTuple):
+    """What PEFT's settings say of scales.
+
+    Attributes:
+        alpha: of modules that fit no pattern; None where nothing is said.
+        patterns: of modules, with the alpha of each; the first that fits counts.
+        rslora: alpha is divided by the root of the rank.
+    """
+
+    alpha: float | None = None
+    patterns: tuple[tuple[Pattern, float], ...] = ()
+    rslora: bool = False
+
+    def alpha_of(self, path: str) -> float | None:
+        """Alpha of a module."""
+        return next((a for pattern, a in self.patterns if pattern.fits(path)), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,7 @@ class ScaleRules:
         source: where they stand.
     """
 
-    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configs: Mapping[str, Settings] = field(default_factory=dict)
     source: str = ""
 
     def of(self, component: str, path: str, rank: int, alpha: float | None) -> Scale:
@@ -51,28 +73,32 @@ class ScaleRules:
         if alpha is not None:
             # LyCORIS with rs_lora stores an alpha that makes this right too.
             return Scale(alpha / rank or 1.0, "alpha tensor")
-        config = self.configs.get(component, self.configs.get("", {}))
-        alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha"))
+        settings = self.configs.get(component) or self.configs.get("", Settings())
+        alpha = settings.alpha_of(path)
         if alpha is None:
             return Scale(1.0, "none given, so 1")
-        divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-        return Scale(float(alpha) / divisor, self.source)
+        return Scale(alpha / (math.sqrt(rank) if settings.rslora else rank), self.source)
 
 
-def read_rules(metadata: Mapping[str, str], config: str | None, file: str) -> ScaleRules:
+def read_rules(
+    metadata: Mapping[str, str], config: str | None, file: str, paths: Iterable[str] = ()
+) -> ScaleRules:
     """Gather what a file says.
 
     Args:
         metadata: of its header.
         config: text of the adapter_config.json beside it.
         file: what errors call it.
+        paths: modules that will be asked for: with their number grows what patterns cost.
 
     Raises:
-        AdapterError: the text cannot be used.
+        AdapterError: the text cannot be used, or has patterns that are not read (`parse_pattern`),
+            or too many.
     """
+    characters = sum(map(len, paths))
     if config is not None:
         origin = f"{file}: {PEFT_CONFIG}"
-        return ScaleRules({"": _checked(_parse(config, origin), origin)}, PEFT_CONFIG)
+        return ScaleRules({"": _settings(_parse(config, origin), characters, origin)}, PEFT_CONFIG)
     if HEADER_CONFIG not in metadata:
         return ScaleRules()
     origin = f"{file}: {HEADER_CONFIG}"
@@ -80,7 +106,7 @@ def read_rules(metadata: Mapping[str, str], config: str | None, file: str) -> Sc
     for key, value in _parse(metadata[HEADER_CONFIG], origin).items():
         component, dot, name = key.partition(".")
         configs.setdefault(component if dot else "", {})[name if dot else key] = value
-    checked = {component: _checked(found, origin) for component, found in configs.items()}
+    checked = {name: _settings(found, characters, origin) for name, found in configs.items()}
     return ScaleRules(checked, HEADER_CONFIG)
 
 
@@ -95,24 +121,40 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
     return found
 
 
-def _checked(config: dict[str, Any], origin: str) -> dict[str, Any]:
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
+def _settings(config: Mapping[str, Any], characters: int, origin: str) -> Settings:
+    found = config.get("alpha_pattern") or {}
+    if not isinstance(found, dict):
         raise AdapterError(f"{origin}: expected `alpha_pattern` to be an object", "config")
-    for name, alpha in {"lora_alpha": config.get("lora_alpha", 0), **patterns}.items():
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not number or not math.isfinite(alpha):
-            raise AdapterError(
-                f"{origin}: expected `{name}` to be a number, got {alpha!r}", "config"
-            )
-    return config
+    patterns = tuple(
+        (_pattern(text, origin), _number(text, alpha, origin)) for text, alpha in found.items()
+    )
+    looks = characters * sum(pattern.pieces for pattern, _ in patterns)
+    if looks > MAX_LOOKS:
+        raise AdapterError(
+            f"{origin}: its {len(patterns)} patterns in `alpha_pattern` take too long to match",
+            "config",
+        )
+    alpha = None
+    if "lora_alpha" in config:
+        alpha = _number("lora_alpha", config["lora_alpha"], origin)
+    return Settings(alpha, patterns, bool(config.get("use_rslora")))
 
 
-def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that fits the end of the path, at a dot."""
-    for pattern, value in patterns.items():
-        # Patterns come from the file: as regular expressions they could run for ever.
-        plain = re.escape(pattern.removeprefix("^").removesuffix("$")).replace(r"\\\.", r"\.")
-        if re.fullmatch(rf"(.*\.)?({plain})", path):
-            return value
-    return default
+def _number(name: str, value: Any, origin: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise AdapterError(
+            f"{origin}: expected {shown(name)} to be a number, got {value!r}", "config"
+        )
+    return float(value)
+
+
+def _pattern(text: str, origin: str) -> Pattern:
+    try:
+        return parse_pattern(text)
+    except ValueError as error:
+        raise AdapterError(
+            f"{origin}: `alpha_pattern` holds {shown(text)}, a regular expression that is not read "
+            f"({shown(str(error))[1:-1]}); without it the scale would be a guess",
+            "config",
+        ) from error

@@ -15,6 +15,8 @@ from lora_ws.errors import AdapterError
 
 # Start, and end (exclusive), counted from the start of the file.
 Range = tuple[int, int]
+# Two ranges on disk with at most so many bytes between them are one read; of at most so many bytes.
+GAP_BYTES, REQUEST_BYTES = 1 << 13, 1 << 24
 
 
 class Source(ABC):
@@ -121,29 +123,59 @@ class LocalSource(Source):
 
     def _read(self, ranges: Sequence[Range]) -> list[bytes]:
         # Not mapped into memory: a file that another process shortens would end this one.
+        bodies: list[tuple[int, int, bytes]] = []
         try:
             with self.path.open("rb") as file:
-                parts = []
-                for start, stop in ranges:
+                for start, stop in merge(ranges, GAP_BYTES):
                     file.seek(start)
-                    parts.append(file.read(stop - start))
+                    bodies.append((start, stop, file.read(stop - start)))
         except OSError as error:
             raise AdapterError(
                 f"{self.name}: cannot be read ({error}); check its permissions",
                 reason="unreadable",
             ) from error
-        self.moved += sum(map(len, parts))
-        for part, (start, stop) in zip(parts, ranges, strict=True):
-            if len(part) != stop - start:
+        found: dict[Range, bytes] = {}
+        spans, at = sorted(set(ranges)), 0
+        for start, stop, body in bodies:
+            self.moved += len(body)
+            if len(body) != stop - start:
                 raise AdapterError(
-                    f"{self.name}: expected {stop - start} bytes at {start}, got {len(part)}; the "
+                    f"{self.name}: expected {stop - start} bytes at {start}, got {len(body)}; the "
                     "file became shorter while it was read",
                     reason="truncated",
                 )
-        return parts
+            while at < len(spans) and spans[at][1] <= stop:
+                found[spans[at]] = body[spans[at][0] - start : spans[at][1] - start]
+                at += 1
+        return [found[span] for span in ranges]
 
 
 def file_sha256(file: Path) -> str:
     """Hash of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def merge(ranges: Sequence[Range], gap: int, most: int = REQUEST_BYTES) -> list[Range]:
+    """Join ranges that overlap or lie close to each other.
+
+    Args:
+        ranges: start and end (exclusive), in any order.
+        gap: most bytes between two that become one.
+        most: bytes above which nothing more is joined.
+
+    Returns:
+        Sorted ranges, each of the given ones within one of them.
+
+    Example:
+        >>> merge([(90, 100), (0, 10), (15, 20)], gap=5)
+        [(0, 20), (90, 100)]
+    """
+    joined: list[Range] = []
+    for start, stop in sorted(ranges):
+        near = joined and start - joined[-1][1] <= gap
+        if near and max(joined[-1][1], stop) - joined[-1][0] <= most:
+            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
+        else:
+            joined.append((start, stop))
+    return joined

@@ -1,5 +1,6 @@
 """Some tensors of a checked file, as float32 arrays."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -66,23 +67,30 @@ def read_tensors(source: Source, header: Header, names: Iterable[str]) -> dict[s
             )
     parts = source.read([header.range_of(name) for name in chosen])
     found = {}
-    for name, part in zip(chosen, parts, strict=True):
-        found[name] = _decode(part, header.tensors[name])
-        if not np.isfinite(found[name]).all():
-            raise AdapterError(
-                f"{source.name}: {shown(name)} holds NaN or infinite values, or some beyond "
-                "float32; the training went wrong, or the file is damaged",
-                "not-finite",
-            )
+    # What does not fit float32, or its square, is found out below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, part in zip(chosen, parts, strict=True):
+            found[name] = _decode(part, header.tensors[name])
+            if not _is_finite(found[name]):
+                raise AdapterError(
+                    f"{source.name}: {shown(name)} holds NaN or infinite values, or some beyond "
+                    "float32; the training went wrong, or the file is damaged",
+                    "not-finite",
+                )
     return found
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    # What is not finite stays so in a sum of squares, which is cheaper than a look at each.
+    flat = values.ravel()
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
 def _decode(part: bytes, info: TensorInfo) -> np.ndarray:
     if info.dtype in WIDEN:
         values = WIDEN[info.dtype](part)
     else:
-        with np.errstate(over="ignore"):
-            values = np.frombuffer(part, NUMPY[info.dtype]).astype(np.float32, copy=False)
+        values = np.frombuffer(part, NUMPY[info.dtype]).astype(np.float32, copy=False)
     values.flags.writeable = False
     return values.reshape(info.shape)
 

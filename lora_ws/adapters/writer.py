@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from lora_ws.adapters.adapter import Adapter, Module
 from lora_ws.adapters.architectures import by_underscores, sgm_names
-from lora_ws.adapters.places import PEFT_WEIGHTS
+from lora_ws.adapters.places import PEFT_PICKLE, PEFT_WEIGHTS
 from lora_ws.adapters.scale import PEFT_CONFIG
 from lora_ws.errors import AdapterError, ConfigError
 
@@ -71,7 +71,7 @@ def write_adapter(adapter: Adapter, folder: Path, to: Spelling, *, sdxl: bool = 
 
 def _stem(adapter: Adapter) -> str:
     source = Path(adapter.source)
-    return source.parent.name if source.name == PEFT_WEIGHTS else source.stem
+    return source.parent.name if source.name in (PEFT_WEIGHTS, PEFT_PICKLE) else source.stem
 
 
 def _tensors(module: Module, stem: str, to: Spelling) -> dict[str, np.ndarray]:

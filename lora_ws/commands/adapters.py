@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_ws.adapters import open_adapter
+from lora_ws.adapters import AdapterFile, open_adapter
 from lora_ws.adapters.facts import Facts, describe
+from lora_ws.adapters.reader import open_pickled
 from lora_ws.adapters.writer import Spelling, write_adapter
+from lora_ws.errors import AdapterError
 
 
 def inspect(file: str, /, *, as_json: bool = False) -> None:
@@ -29,17 +32,29 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
     _show(file, adapter.sha256, facts)
 
 
-def convert(file: str, out: str, /, *, to: Spelling) -> None:
+def convert(file: str, out: str, /, *, to: Spelling, allow_pickle: bool = False) -> None:
     """Write an adapter in another spelling, with the same effective update.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
         out: folder of the new file
-        to: peft, diffusers or kohya.
+        to: peft, diffusers or kohya
+        allow_pickle: open pickled files too, in a process of their own with little memory and time;
+            it has your rights, so do this for files that you trust.
     """
-    opened = open_adapter(file)
-    written = write_adapter(opened.read(), Path(out), to, sdxl=opened.base.name == "SDXL")
+    with TemporaryDirectory() as folder:
+        opened = _open(file, Path(folder), allow_pickle)
+        written = write_adapter(opened.read(), Path(out), to, sdxl=opened.base.name == "SDXL")
     print(f"wrote {written}")  # noqa: T201
+
+
+def _open(file: str, folder: Path, allow_pickle: bool) -> AdapterFile:
+    try:
+        return open_adapter(file)
+    except AdapterError as error:
+        if not allow_pickle or error.reason != "pickle":
+            raise
+        return open_pickled(file, folder)
 
 
 def _show(file: str, sha256: str, facts: Facts) -> None:

@@ -8,6 +8,9 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.featurizers.base import Featurizer, narrow
 from lora_ws.functional.moments import STATISTICS, check_statistics, summary_statistics
 
+# Numbers copied at once.
+BLOCK_VALUES = 1 << 22
+
 
 class StatsLayer(Featurizer):
     """Statistics of every A and every B on its own (paper section 4; 896 numbers on SD1.5).
@@ -46,12 +49,19 @@ class StatsLayer(Featurizer):
         selection = self._selection
         if selection is None:
             return narrow(summary_statistics(rows, self.statistics_), rows.dtype)
-        width, matrices = len(self.statistics_), selection.matrices
-        out = np.empty((len(rows), len(matrices) * width), rows.dtype)
-        for k, matrix in enumerate(matrices):
-            values = summary_statistics(rows[:, matrix.columns], self.statistics_)
-            out[:, k * width : (k + 1) * width] = narrow(values, rows.dtype)
-        return out
+        # Matrices of one size together: a call for each would cost more than its statistics.
+        sizes = np.array([m.columns.stop - m.columns.start for m in selection.matrices])
+        out = np.empty((len(rows), len(sizes), len(self.statistics_)), rows.dtype)
+        step = max(1, BLOCK_VALUES // int(sizes.sum()))
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            for size in np.unique(sizes):
+                (members,) = np.nonzero(sizes == size)
+                values = [block[:, selection.matrices[k].columns] for k in members]
+                found = summary_statistics(np.stack(values, 1).reshape(-1, size), self.statistics_)
+                found = narrow(found, rows.dtype).reshape(len(block), len(members), -1)
+                out[start : start + step, members] = found
+        return out.reshape(len(rows), out.shape[1] * out.shape[2])
 
     def _names(self) -> Sequence[str]:
         selection = self._selection

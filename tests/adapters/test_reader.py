@@ -1,16 +1,21 @@
 """Reading one adapter: spellings, precisions, scales, and files that are refused."""
 
+import hashlib
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from factories import SMALL, matrices, shared_data, weights, write_adapter
-from safetensors.torch import load_file, save_file
+from factories import SMALL, matrices, weights, write_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from lora_ws.adapters import Adapter, read_adapter
+from lora_ws.adapters.source import LocalSource
 from lora_ws.errors import AdapterError
 
 DOTTED = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
@@ -159,6 +164,34 @@ def test_some_modules_alone_are_read_as_in_the_whole_file(tmp_path: Path):
     assert error.value.reason == "foreign"
 
 
+@given(st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 100_000)), max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_ranges_come_back_in_their_order_whatever_is_read_together(pairs: list[tuple[int, int]]):
+    ranges = [(min(pair), max(pair)) for pair in pairs]
+    data = np.random.default_rng(0).bytes(100_000)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        found = LocalSource(file.name).read(ranges)
+    assert found == [data[start:stop] for start, stop in ranges]
+
+
+def test_a_part_is_not_hashed_and_the_whole_is(tmp_path: Path):
+    file = write(tmp_path / "a.safetensors", spelt("diffusers"))
+    assert read_adapter(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read_adapter(file, only=["*.to_q"]).sha256 == ""
+
+
+def test_a_remembered_header_is_held_against_every_file(tmp_path: Path):
+    file = write(tmp_path / "a.safetensors", spelt("diffusers"))
+    read_adapter(file)
+    (tmp_path / "b.safetensors").write_bytes(file.read_bytes() + b"x")
+    for _ in range(2):
+        with pytest.raises(AdapterError, match=r"b\.safetensors: .* after the header") as error:
+            read_adapter(tmp_path / "b.safetensors")
+        assert error.value.reason == "trailing"
+
+
 def test_few_unknown_modules_are_listed_and_many_refused(tmp_path: Path):
     known = {
         f"unet.mid_block.attentions.0.x{k}.lora_{x}.weight": torch.ones(1, 1)
@@ -282,75 +315,3 @@ def test_unusable_configuration_is_named(text: str, message: str, tmp_path: Path
 def test_nothing_there_is_said(name: str, tmp_path: Path):
     with pytest.raises(AdapterError, match="found neither"):
         read_adapter(tmp_path / name)
-
-
-# Files by other people
-
-
-def test_real_bfloat16_copy_agrees():
-    folder = shared_data("real_adapters")
-    full = read_adapter(folder / "catundchat_sd15_attnprocs_r4.safetensors")
-    half = read_adapter(folder / "catundchat_bf16.safetensors")
-    assert full.layout == half.layout
-    assert {layer.rank for layer in full.layout.layers} == {4}
-    for name, module in full.modules.items():
-        other = half.modules[name]
-        np.testing.assert_allclose(other.down, module.down, rtol=2**-8, atol=1e-30)
-        np.testing.assert_allclose(other.up, module.up, rtol=2**-8, atol=1e-30)
-
-
-def test_real_kohya_copy_has_the_same_update():
-    folder = shared_data("real_adapters")
-    first = read_adapter(folder / "catundchat_sd15_attnprocs_r4.safetensors")
-    kohya = read_adapter(folder / "catundchat_as_kohya.safetensors")
-    assert set(first.modules) == set(kohya.modules)
-    for name in first.modules:
-        np.testing.assert_allclose(update(kohya, name), update(first, name), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("name", "rank"),
-    [("cloneofsimo_analog_svd_rank4.safetensors", 4), ("cloneofsimo_lora_disney.safetensors", 1)],
-)
-def test_real_indexed_files_fill_the_model(name: str, rank: int):
-    """Every module has the shape of Stable Diffusion's own at the number that the file gives."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
-        )
-    file = shared_data("real_adapters") / name
-    adapter = read_adapter(file)
-    assert adapter.components == {"unet", "text_encoder"}
-    assert len(adapter.linear) == 144
-    assert {module.rank for module in adapter.linear.values()} == {rank}
-    for path, module in adapter.linear.items():
-        assert unet.get_submodule(path).weight.shape == (len(module.up), module.down.shape[1])
-    assert len(adapter.modules) == len([key for key in load_file(file) if key.endswith(":up")])
-
-
-def test_real_peft_folder_has_scale_four():
-    folder = shared_data("real_adapters") / "hyper07_sd14_peft"
-    adapter = read_adapter(folder)
-    assert set(scales(adapter).values()) == {4.0}
-    raw = load_file(folder / "adapter_model.safetensors")
-    assert len(raw) == 2 * len(adapter.layout.layers)
-    key = next(k for k in raw if k.endswith("attn1.to_q.lora_B.weight"))
-    path = key.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
-    a, b = raw[key.replace("lora_B", "lora_A")].double().numpy(), raw[key].double().numpy()
-    np.testing.assert_allclose(update(adapter, path), 4 * b @ a, rtol=1e-5)
-
-
-def test_a_real_pickle_is_refused():
-    with pytest.raises(AdapterError, match="pickled files can run code") as error:
-        read_adapter(shared_data("real_adapters") / "catundchat_sd15_attnprocs_r4.bin")
-    assert error.value.reason == "pickle"
-
-
-def test_a_real_text_encoder_has_no_layout():
-    adapter = read_adapter(shared_data("real_adapters") / "hansjohn819_sd15_text_encoder_peft")
-    assert adapter.components == {"text_encoder"}
-    with pytest.raises(AdapterError, match="adapts only text_encoder") as error:
-        _ = adapter.layout
-    assert error.value.reason == "foreign"

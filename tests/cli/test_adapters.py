@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_adapter
+import torch
+from factories import shared_data, write_adapter
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
 
 from lora_ws import load
+from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.cli import main
 
 LAYERS = (
@@ -74,3 +78,100 @@ def test_a_converted_file_gets_the_verdict_of_the_first(
         verdicts.append(json.loads(capsys.readouterr().out))
     assert verdicts[0].pop("file") != verdicts[1].pop("file")
     assert verdicts[0] == verdicts[1]
+
+
+PICKLE = ("--allow_pickle", "true")
+linux = pytest.mark.skipif("sys.platform != 'linux'", reason="memory is limited on Linux only")
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def updates(adapter: Adapter) -> dict[str, np.ndarray]:
+    return {name: m.scale * m.up @ m.down for name, m in adapter.modules.items()}
+
+
+def test_a_pickle_is_refused_by_the_flag_that_opens_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "old.bin")
+    (tmp_path / "old.safetensors").write_bytes((tmp_path / "old.bin").read_bytes())
+    for name in ("old.bin", "old.safetensors"):
+        out = tmp_path / "out"
+        assert main(["convert", str(tmp_path / name), str(out), "--to", "peft"]) == 2
+        assert "--allow_pickle true" in capsys.readouterr().err
+        assert not out.exists()
+
+
+@linux
+@pytest.mark.parametrize("name", ["old.bin", "misnamed.safetensors"])
+def test_a_pickle_is_converted_on_request(name: str, file: Path, tmp_path: Path) -> None:
+    torch.save(load_torch(file), tmp_path / name)
+    out = tmp_path / "out"
+    assert main(["convert", str(tmp_path / name), str(out), "--to", "kohya", *PICKLE]) == 0
+    expected = updates(read_adapter(file))
+    found = updates(read_adapter(out / Path(name).with_suffix(".safetensors").name))
+    assert found.keys() == expected.keys()
+    for module, update in expected.items():
+        np.testing.assert_allclose(found[module], update, rtol=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.safetensors", name, "out"])
+
+
+@linux
+def test_a_pickled_folder_of_peft_keeps_its_scale(file: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "old", tmp_path / "out"
+    assert main(["convert", str(file), str(folder), "--to", "peft"]) == 0
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 3}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    torch.save(load_torch(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    assert main(["convert", str(folder), str(out), "--to", "kohya"]) == 2
+    assert main(["convert", str(folder), str(out), "--to", "kohya", *PICKLE]) == 0
+    expected, found = updates(read_adapter(file)), updates(read_adapter(out / "old.safetensors"))
+    for module, update in expected.items():
+        np.testing.assert_allclose(found[module], 3 * update, rtol=1e-6)
+
+
+@linux
+def test_a_real_pickle_holds_what_torch_reads(tmp_path: Path) -> None:
+    file = shared_data("real_adapters") / "catundchat_sd15_attnprocs_r4.bin"
+    out = tmp_path / "out"
+    assert main(["convert", str(file), str(out), "--to", "peft", *PICKLE]) == 0
+    raw = torch.load(file, weights_only=True, map_location="cpu")
+    found = updates(read_adapter(out))
+    assert 2 * len(found) == len(raw)
+    for key, up in raw.items():
+        if key.endswith(".up.weight"):
+            down = raw[key.replace(".up.", ".down.")]
+            path = key.removesuffix("_lora.up.weight").replace(".processor.", ".")
+            path += ".0" * path.endswith("to_out")
+            np.testing.assert_allclose(found[path], (up @ down).numpy(), rtol=1e-4, atol=1e-8)
+
+
+@linux
+def test_code_in_a_pickle_does_not_run_on_request_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": torch.ones(1), "b": Attack(tmp_path / "sprung")}, tmp_path / "old.bin")
+    out = tmp_path / "out"
+    assert main(["convert", str(tmp_path / "old.bin"), str(out), "--to", "peft", *PICKLE]) == 2
+    assert "expected a dictionary of tensors, got UnpicklingError" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["old.bin"]
+    # The trap is a good one.
+    torch.load(tmp_path / "old.bin", weights_only=False)
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_on_the_hub_is_to_be_downloaded_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", "hub:owner/name/old.bin", str(out), "--to", "peft", *PICKLE]) == 2
+    assert "expected a file on this machine" in capsys.readouterr().err
