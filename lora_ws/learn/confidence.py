@@ -29,7 +29,7 @@ from lora_ws.learn.features import Prepared
 from lora_ws.learn.module import LoraModule
 
 RATE, ALPHA = 0.05, 0.1
-# How much further than every validation row features may be from their usual size.
+# How much further than every known row features may be from their usual size.
 SLACK = 1.25
 # Keeps rows that are all alike from making every other one strange.
 SMALLEST_GAP = 1e-3
@@ -82,6 +82,9 @@ class Calibration:
         least: the lowest alignment that is answered.
         log_norm: median logarithm of the norm of standardised features.
         spread: how far from it an answered one may be.
+        met: None, or, where training rows are further above it than that (a kernel has met them),
+            how far above an answered one may be that is at least as aligned as these, and the
+            least alignment of these.
         alpha: share of known adapters whose conformal set may lack the true class.
         conformal: threshold of conformal sets.
         test: on the test rows, ``ece_raw`` and ``ece`` (expected calibration error before and after
@@ -96,6 +99,7 @@ class Calibration:
     least: float
     log_norm: float
     spread: float
+    met: tuple[float, float] | None
     alpha: float
     conformal: float
     test: dict[str, float | None] = field(default_factory=dict)
@@ -198,7 +202,12 @@ class Confidence:
             every, none = np.ones(logits.shape, bool), np.full(len(logits), np.nan)
             return Judged(softmax(logits, axis=1), every, none, np.full(len(none), "uncalibrated"))
         probabilities = softmax(logits / held.temperature, axis=1)
-        norm = np.abs(seen.log_norm - held.log_norm) / held.spread
+        excess = seen.log_norm - held.log_norm
+        norm = np.abs(excess) / held.spread
+        if held.met is not None:
+            furthest, aligned = held.met
+            known = (excess > 0) & (excess <= furthest) & (seen.alignment >= aligned)
+            norm = np.where(known, 0, norm)
         strange = (held.usual - seen.alignment) / (held.usual - held.least)
         judged = Judged(
             probabilities,
@@ -235,6 +244,8 @@ def fit_confidence(prepared: Prepared, module: LoraModule) -> Reliabilities:
     # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
     temperature = fit_temperature(seen.logits, labels, smoothing=1 / (len(labels) + 1))
     probabilities = softmax(seen.logits / temperature, axis=1)
+    spread = max(SLACK * float(np.abs(seen.log_norm - log_norm).max()), SMALLEST_GAP)
+    trained = _see(prepared, module, prepared.split.train, directions)
     held = Calibration(
         rows=len(labels),
         temperature=temperature,
@@ -242,11 +253,22 @@ def fit_confidence(prepared: Prepared, module: LoraModule) -> Reliabilities:
         usual=usual,
         least=min(-threshold_at(-seen.alignment, rate), usual - SMALLEST_GAP),
         log_norm=log_norm,
-        spread=max(SLACK * float(np.abs(seen.log_norm - log_norm).max()), SMALLEST_GAP),
+        spread=spread,
+        met=_met(trained, log_norm, spread, rate),
         alpha=ALPHA,
         conformal=conformal_threshold(probabilities, labels, ALPHA),
     )
     return _tested(Confidence(directions, held), prepared, module)
+
+
+def _met(trained: Seen, log_norm: float, spread: float, rate: float) -> tuple[float, float] | None:
+    """See `Calibration.met`."""
+    excess = trained.log_norm - log_norm
+    beyond = excess > spread
+    if not beyond.any():
+        return None
+    aligned = float(np.quantile(trained.alignment[beyond], rate))
+    return SLACK * float(excess.max()), aligned
 
 
 def measures(judged: Judged, labels: np.ndarray) -> dict[str, float | None]:

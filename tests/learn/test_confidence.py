@@ -27,6 +27,7 @@ class Trained(NamedTuple):
     rows: np.ndarray
     labels: np.ndarray
     verdicts: list[Verdict]
+    trained: np.ndarray
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,8 @@ def real() -> Trained:
     bundle = Bundle.build(prepared, fitted.module, fitted.record)
     rows = np.array(prepared.zoo.weights[prepared.split.test])
     labels = prepared.labels[prepared.split.test]
-    return Trained(bundle, rows, labels, bundle.verdict(rows))
+    trained = np.array(prepared.zoo.weights[prepared.split.train])
+    return Trained(bundle, rows, labels, bundle.verdict(rows), trained)
 
 
 def factors(rows: np.ndarray, layout: Layout) -> Factors:
@@ -153,6 +155,12 @@ def test_known_adapters_are_answered_and_answers_are_better_than_chance(real: Tr
     names = np.array(real.bundle.classes)[real.labels]
     hits = [v.label == name for v, name in zip(real.verdicts, names, strict=True) if v.label]
     assert np.mean(hits) > 0.5
+
+
+def test_training_adapters_are_known_too(real: Trained) -> None:
+    # A kernel that has met them gives them features three times as large as any other's.
+    answered = [v.label is not None for v in real.bundle.verdict(real.trained)]
+    assert np.mean(answered) >= 0.9
 
 
 def test_conformal_sets_hold_the_class_of_most_known_adapters(real: Trained) -> None:
