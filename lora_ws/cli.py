@@ -1,6 +1,6 @@
 """`lora-ws`: a table of commands, each imported only when it is called.
 
-Exit codes: 0 done, 1 ran and failed, 2 bad input.
+Exit codes: 0 done, 1 ran and failed, 2 bad input, 3 a scan that flagged files.
 """
 
 import importlib
@@ -30,6 +30,9 @@ COMMANDS = {
     "inspect": ("lora_ws.commands.adapters:inspect", "what an adapter file is"),
     "convert": ("lora_ws.commands.adapters:convert", "write an adapter in another spelling"),
     "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
+    "scan": ("lora_ws.commands.scan:scan", "triage folders, lists and Hub repositories"),
+    "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
+    "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }
 
 

@@ -5,16 +5,23 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from lora_ws.errors import LoraWsError, TrainingError
 
 T = TypeVar("T")
+R = TypeVar("R")
 # Seconds between looks at the processes.
 PAUSE = 0.2
 TERMINATED = -15
+# Batches that wait for each process, so that none is idle while results are taken.
+AHEAD = 4
 
 
 def work_through(
@@ -57,6 +64,73 @@ def work_through(
             raise TrainingError(f"a process of {count} failed: {why}")
 
 
+def map_batches(
+    call: Callable[[list[T]], list[R]],
+    batches: Iterable[list[T]],
+    processes: int,
+    lost: Callable[[T], R],
+) -> Iterator[list[R]]:
+    """Results of batches, in order; an item that ends its process costs no other one its result.
+
+    Args:
+        call: one result an item; picklable, as processes are spawned.
+        batches: of picklable items; so many are taken ahead as keep the processes busy.
+        processes: how many; 1 calls in this process, which an item may end.
+        lost: the result of an item that ended a process which had it alone.
+    """
+    if processes == 1:
+        yield from map(call, batches)
+        return
+    batches, waiting = iter(batches), deque[tuple[list[T], Future[list[R]]]]()
+    pool = _pool(processes)
+    try:
+        while True:
+            for batch in islice(batches, AHEAD * processes - len(waiting)):
+                waiting.append((batch, _submit(pool, call, batch)))
+            if not waiting:
+                return
+            batch, future = waiting.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                yield list(_one_by_one(call, batch, lost))
+                pool = _pool(processes)
+                waiting = deque((later, _submit(pool, call, later)) for later, _ in waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, call: Callable[[list[T]], list[R]], batch: list[T]
+) -> Future[list[R]]:
+    try:
+        return pool.submit(call, batch)
+    except BrokenProcessPool as error:
+        broken = Future[list[R]]()
+        broken.set_exception(error)
+        return broken
+
+
+def _one_by_one(
+    call: Callable[[list[T]], list[R]], batch: list[T], lost: Callable[[T], R]
+) -> Iterator[R]:
+    pool = _pool(1)
+    for item in batch:
+        try:
+            yield pool.submit(call, [item]).result()[0]
+        except BrokenProcessPool:
+            pool.shutdown()
+            pool = _pool(1)
+            yield lost(item)
+    pool.shutdown()
+
+
 def _feed(queue: Any, tasks: Sequence[Any], count: int) -> None:
     """In a thread, because a pipe holds only so much."""
     for task in [*tasks, *[None] * count]:
@@ -64,8 +138,7 @@ def _feed(queue: Any, tasks: Sequence[Any], count: int) -> None:
 
 
 def _work(target: Callable[[Any], None], queue: Any, errors: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (one bar, of the parent)
+    _begin()
     try:
         while (task := queue.get()) is not None:
             target(task)
@@ -73,6 +146,11 @@ def _work(target: Callable[[Any], None], queue: Any, errors: Any) -> None:
         kind = "" if isinstance(error, LoraWsError) else f"{type(error).__name__}: "
         errors.put(f"{kind}{error}")
         sys.exit(1)
+
+
+def _begin() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (one bar, of the parent)
 
 
 def _end_with_parent() -> None:

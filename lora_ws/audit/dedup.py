@@ -63,6 +63,28 @@ def groups(index: Index, equal: float = EQUAL, near: float = NEAR) -> Groups:
     return Groups(_in_order(same), _in_order(alike))
 
 
+class Copies(NamedTuple):
+    """Names of adapters in groups of at least two, the largest group first.
+
+    Attributes:
+        equal: of equal updates.
+        near: of near ones, where they are not all equal.
+    """
+
+    equal: list[list[str]]
+    near: list[list[str]]
+
+
+def copies(index: Index, equal: float = EQUAL, near: float = NEAR) -> Copies:
+    """The groups of an index by name; see `groups`."""
+    found, names = groups(index, equal, near), index.rows["name"].to_pylist()
+    alike = [rows for rows in members(found.near) if len(set(found.equal[rows])) > 1]
+    named = (
+        [[names[row] for row in rows] for rows in part] for part in (members(found.equal), alike)
+    )
+    return Copies(*named)
+
+
 def members(labels: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " size"]]:
     """Rows of the groups that have at least two, the largest group first.
 

@@ -3,15 +3,18 @@
 A pure function of the files' bytes and the classifier; nothing that a file holds ends it.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_ws.adapters import Adapter, AdapterFile, Place, open_adapter
+from lora_ws.adapters import Adapter, AdapterFile, Place
 from lora_ws.adapters.facts import Facts, describe
 from lora_ws.adapters.projection import Projection, project
+from lora_ws.adapters.source import Source
 from lora_ws.audit.folder import Signature
 from lora_ws.audit.modules import adapter_modules
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
@@ -21,6 +24,8 @@ from lora_ws.learn.confidence import Verdict
 from lora_ws.learn.evidence import layer_evidence
 
 NO_MODEL = "no model was given"
+# Reasons that may be gone when a file is read again.
+PASSING = ("missing", "unreadable", "remote", "failed")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,17 @@ class Finding:
 
 
 class Judged(NamedTuple):
-    """A finding, and what finds the file's likes again; None where it was not read whole."""
+    """What came of one file.
 
-    finding: Finding
-    signature: Signature | None
+    Attributes:
+        key: names its content; empty where that could not be told.
+        finding: None where the key is among those known.
+        signature: finds the file's likes again; None where it was not read whole.
+    """
+
+    key: str
+    finding: Finding | None
+    signature: Signature | None = None
 
 
 class _Read(NamedTuple):
@@ -92,61 +104,92 @@ def judge(
     places: Sequence[Place],
     bundle: Bundle | None = None,
     *,
-    whole: bool = True,
+    whole: bool | None = None,
     evidence: bool = False,
+    known: Container[str] = (),
 ) -> list[Judged]:
     """Read a batch of files and classify what can be classified.
 
     Args:
         places: files; a batch holds one row of the classifier's layout for each of them.
         bundle: the classifier; None tells of files alone.
-        whole: read all of a file, for its hash, norms and signature; else, with a classifier, the
-            layers that it needs, and of files of another base the header alone.
+        whole: read all of a file, for its norms and signature; else, with a classifier, the layers
+            that it needs, and of files of another base the header alone. None reads files on this
+            machine whole and those on the Hub in parts.
         evidence: say what each layer adds to a verdict: as many classifications as layers.
+        known: keys of contents that need not be read again.
 
     Returns:
         One a place, in their order. Whatever is wrong with a file stands in its finding.
     """
-    read = [_read(place, bundle, whole) for place in places]
-    at = [k for k, found in enumerate(read) if found.row is not None]
+    read = [_read(place, bundle, whole, known) for place in places]
     judged = [found.judged for found in read]
-    if bundle is None or not at:
+    found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
+    rows = [(k, row, finding) for k, row, finding in found if row and finding]
+    if bundle is None or not rows:
         return judged
-    rows = [found.row for found in read if found.row is not None]
-    weights = np.stack([row.weights for row in rows])
-    verdicts = bundle.verdict(weights, projected=[not row.exact for row in rows])
-    for k, row, verdict in zip(at, rows, verdicts, strict=True):
+    weights = np.stack([row.weights for _, row, _ in rows])
+    verdicts = bundle.verdict(weights, projected=[not row.exact for _, row, _ in rows])
+    for (k, row, finding), verdict in zip(rows, verdicts, strict=True):
         shown = layer_evidence(bundle, row.weights) if evidence and verdict.label else None
-        finding = replace(judged[k].finding, verdict=verdict, evidence=shown)
+        finding = replace(finding, verdict=verdict, evidence=shown)
         judged[k] = judged[k]._replace(finding=finding)
     return judged
 
 
-def _read(place: Place, bundle: Bundle | None, whole: bool) -> _Read:
+def _read(place: Place, bundle: Bundle | None, whole: bool | None, known: Container[str]) -> _Read:
+    key, source = "", None
     try:
-        return _examine(place, open_adapter(place), bundle, whole)
+        source, config = place.open()
+        if whole is None:
+            whole = place.path is not None
+        whole = whole or bundle is None
+        key = _key(source, config, whole)
+        if key in known:
+            return _Read(Judged(key, None))
+        return _examine(place, key, AdapterFile.of(source, config), bundle, whole)
     except AdapterError as error:
-        return _refused(place, error.reason, error)
+        reason, why = error.reason, str(error)
     except NotAvailableError as error:
-        return _refused(place, "remote", error)
+        reason, why = "remote", str(error)
     except LoraWsError as error:
-        return _refused(place, "unreadable", error)
+        reason, why = "unreadable", str(error)
     # Whatever a file makes of the reader, the others are judged all the same.
     except Exception as error:
-        return _refused(place, "failed", f"{place.name}: {type(error).__name__}: {error}")
+        reason, why = "failed", f"{type(error).__name__}: {error}"
+    return _Read(Judged(key, refused(place, reason, why, source)))
 
 
-def _refused(place: Place, reason: str, error: object) -> _Read:
-    text = str(error)
-    message = text if place.name in text else f"{place.name}: {text}"
-    return _Read(Judged(Finding(place.name, reason=reason, message=message), None))
+def refused(place: Place, reason: str, why: str, source: Source | None = None) -> Finding:
+    """The finding of a file that could not be read.
+
+    Args:
+        place: the file.
+        reason: a key of `REASONS`.
+        why: in words.
+        source: its bytes, where it could be opened.
+    """
+    message = why if place.name in why else f"{place.name}: {why}"
+    if source is None:
+        return Finding(place.name, reason=reason, message=message)
+    # A source that fails does so for its hash too.
+    sha256 = "" if reason in PASSING else source.sha256 or ""
+    return Finding(place.name, sha256, source.revision, reason, message, bytes_read=source.moved)
 
 
-def _examine(place: Place, file: AdapterFile, bundle: Bundle | None, whole: bool) -> _Read:
+def _key(source: Source, config: str | None, whole: bool) -> str:
+    """Hash of the weights, of the settings that say how to read them, and of how much is read."""
+    name = source.sha256 or (source.revision and f"{source.name}@{source.revision}")
+    if not name:
+        return ""
+    return hashlib.sha256(json.dumps([name, config, whole]).encode()).hexdigest()
+
+
+def _examine(
+    place: Place, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
+) -> _Read:
     silence = NO_MODEL if bundle is None else _foreign(file, bundle)
-    adapter, row = None, None
-    if whole or bundle is None:
-        adapter = file.read()
+    adapter, row = file.read() if whole else None, None
     if bundle is not None and not silence:
         try:
             adapter = adapter or file.read(bundle.layers)
@@ -156,8 +199,7 @@ def _examine(place: Place, file: AdapterFile, bundle: Bundle | None, whole: bool
                 raise
             silence = str(error)
     facts = describe(file, adapter)
-    signature = _signature(adapter, facts.norm) if adapter and (whole or bundle is None) else None
-    modules = sum(facts.modules.values())
+    signature = _signature(adapter, facts.norm) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
     finding = Finding(
         file=place.name,
@@ -168,10 +210,10 @@ def _examine(place: Place, file: AdapterFile, bundle: Bundle | None, whole: bool
         silence=silence,
         energy=row.energy if row else None,
         missing=len(row.missing) if row else 0,
-        beyond=modules - judged if row else 0,
+        beyond=sum(facts.modules.values()) - judged if row else 0,
         bytes_read=file.moved,
     )
-    return _Read(Judged(finding, signature), row)
+    return _Read(Judged(key, finding, signature), row)
 
 
 def _foreign(file: AdapterFile, bundle: Bundle) -> str:

@@ -49,6 +49,7 @@ def _graph(path: Path, sketches: np.ndarray) -> Any:
     """The graph of at least these rows, mapped."""
     graph = _mapped(path, _stamp_of(path), sketches.shape[1])
     if len(graph) < len(sketches):
+        path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             grown = _opened(path, sketches.shape[1], "load")
             for start in range(len(grown), len(sketches), _BATCH):

@@ -230,11 +230,18 @@ class Index:
 
     def query(self, sketch: Float[np.ndarray, " size"], top: int = 10) -> list[Match]:
         """The adapters most like one, best first; see `search`."""
-        found = self.search(np.asarray(sketch)[None], top)
-        rows = self.rows.take(pa.array(found.rows[0])).to_pylist()
+        return self.matches(self.search(np.asarray(sketch)[None], top))[0]
+
+    def matches(self, found: Found) -> list[list[Match]]:
+        """What `search` found, by name: a list a query."""
         return [
-            Match(r["name"], float(c), r["norm"], r["hash"])
-            for r, c in zip(rows, found.cosine[0], strict=True)
+            [
+                Match(row["name"], float(cosine), row["norm"], row["hash"])
+                for row, cosine in zip(
+                    self.rows.take(pa.array(rows)).to_pylist(), cosines, strict=True
+                )
+            ]
+            for rows, cosines in zip(*found, strict=True)
         ]
 
 

@@ -42,7 +42,8 @@ def predict(
     table = Table("file", "verdict", "class", "probability", box=None)
     failed, reasons = 0, set()
     for file in files:
-        ((finding, _),) = judge([place_of(file)], bundle, whole=False)
+        finding = judge([place_of(file)], bundle, whole=False)[0].finding
+        assert finding is not None  # nothing is known already
         verdict = finding.verdict
         if verdict is None:
             failed += 1

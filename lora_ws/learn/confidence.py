@@ -82,11 +82,11 @@ class Calibration:
         least: the lowest alignment that is answered.
         log_norm: median logarithm of the norm of standardised features.
         spread: how far from it an answered one may be.
+        alpha: share of known adapters whose conformal set may lack the true class.
+        conformal: threshold of conformal sets.
         met: None, or, where training rows are further above it than that (a kernel has met them),
             how far above an answered one may be that is at least as aligned as these, and the
             least alignment of these.
-        alpha: share of known adapters whose conformal set may lack the true class.
-        conformal: threshold of conformal sets.
         test: on the test rows, ``ece_raw`` and ``ece`` (expected calibration error before and after
             the temperature), ``abstained``, ``accuracy_answered`` (None without any), ``coverage``
             and mean ``set_size`` of the conformal sets.
@@ -99,9 +99,9 @@ class Calibration:
     least: float
     log_norm: float
     spread: float
-    met: tuple[float, float] | None
     alpha: float
     conformal: float
+    met: tuple[float, float] | None = None
     test: dict[str, float | None] = field(default_factory=dict)
 
 

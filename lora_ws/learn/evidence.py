@@ -6,8 +6,8 @@ from jaxtyping import Float
 from lora_ws.learn.bundle import Bundle
 
 ROWS_AT_ONCE = 64
-# Probabilities nearer to 0 or 1 are no more than rounding.
-SMALLEST = 1e-9
+# The logarithm of a probability that is 0 in float64.
+TINY = np.finfo(np.float64).tiny
 
 
 def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[str, float]:
@@ -32,11 +32,11 @@ def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[st
         without = np.repeat(row[None], len(block), axis=0)
         for copy, (_, down, up) in zip(without, block, strict=True):
             copy[down] = copy[up] = 0
-        odds.append(_log_odds(bundle.predict_proba(without)[:, best]))
-    fall = _log_odds(whole[:, best]) - np.concatenate(odds)
+        odds.append(_log_odds(bundle.predict_proba(without), best))
+    fall = _log_odds(whole, best) - np.concatenate(odds)
     return {layer.name: float(value) for (layer, _, _), value in zip(pairs, fall, strict=True)}
 
 
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    clipped = np.clip(probability, SMALLEST, 1 - SMALLEST)
-    return np.log(clipped / (1 - clipped))
+def _log_odds(probabilities: Float[np.ndarray, "rows classes"], best: int) -> np.ndarray:
+    others = np.delete(probabilities, best, axis=1).sum(axis=1)
+    return np.log(np.maximum(probabilities[:, best], TINY)) - np.log(np.maximum(others, TINY))

@@ -28,6 +28,12 @@ class Cell(NamedTuple):
 class Grid:
     """A table: titles, rows of as many cells, and what it rests on.
 
+    Attributes:
+        head: titles of the columns.
+        rows: cells.
+        caption: below the table.
+        left: how many columns hold text, and are set to the left; the others to the right.
+
     Example:
         >>> print(markdown(Grid(("row", "value"), ((Cell("a"), Cell("1", "best")),), "n = 1")))
         | row | value |
@@ -40,6 +46,7 @@ class Grid:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    left: int = 1
 
 
 def ranked(values: Sequence[float | None], texts: Sequence[str]) -> list[Cell]:
@@ -57,8 +64,11 @@ def ranked(values: Sequence[float | None], texts: Sequence[str]) -> list[Cell]:
 
 
 def markdown(grid: Grid) -> str:
-    """Pipes, first column to the left, others to the right."""
-    lines = ["| " + " | ".join(grid.head) + " |", "|---|" + "--:|" * (len(grid.head) - 1)]
+    """Pipes."""
+    lines = [
+        "| " + " | ".join(grid.head) + " |",
+        "|" + "---|" * grid.left + "--:|" * (len(grid.head) - grid.left),
+    ]
     for row in grid.rows:
         cells = [MARKDOWN[c.mark].format(c.text.replace("|", "\\|")) for c in row]
         lines.append("| " + " | ".join(cells) + " |")
@@ -67,7 +77,7 @@ def markdown(grid: Grid) -> str:
 
 def latex(grid: Grid) -> str:
     """A table that needs the package booktabs."""
-    columns = "l" + "r" * (len(grid.head) - 1)
+    columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.caption)}}}"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, grid.head)) + r" \\", r"\midrule"]
@@ -78,11 +88,16 @@ def latex(grid: Grid) -> str:
 
 def to_html(grid: Grid) -> str:
     """A table element; all text is escaped."""
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in grid.head)
+    sides = [' class="text"' if k < grid.left else "" for k in range(len(grid.head))]
+    titles = zip(sides, grid.head, strict=True)
+    head = "".join(f"<th{side}>{html.escape(title)}</th>" for side, title in titles)
     cells = [[HTML[c.mark].format(html.escape(c.text)) for c in row] for row in grid.rows]
-    body = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells]
+    body = [
+        "<tr>" + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, row, strict=True))
+        for row in cells
+    ]
     caption = f"<caption>{html.escape(grid.caption)}</caption>" if grid.caption else ""
-    rows = "\n".join(body)
+    rows = "</tr>\n".join([*body, ""])
     return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
 
 
@@ -90,7 +105,7 @@ def terminal(grid: Grid) -> Table:
     """The same for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for k, title in enumerate(grid.head):
-        table.add_column(title, no_wrap=True, justify="right" if k else "left")
+        table.add_column(title, no_wrap=True, justify="left" if k < grid.left else "right")
     for row in grid.rows:
         table.add_row(*[TERMINAL[c.mark].format(c.text.replace("[", "\\[")) for c in row])
     return table

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_ws.report import heat
 from lora_ws.report.grid import Grid, latex, markdown, to_html
+from lora_ws.report.heat import Heat
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; margin: 2rem auto; padding: 0 1rem;
@@ -17,7 +19,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 caption { caption-side: bottom; text-align: left; color: #5a6472; padding-top: .6rem;
   max-width: 60rem; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; max-width: 34rem; }
 thead th { border-bottom: 2px solid #1d2430; }
 tbody tr { border-bottom: 1px solid #e4e8ee; }
 img { max-width: 100%; height: auto; }
@@ -41,10 +44,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in order: paragraphs, tables, figures."""
+    """A heading and what stands under it, in order: paragraphs, tables, figures, maps."""
 
     title: str
-    parts: tuple[str | Grid | Figure, ...]
+    parts: tuple[str | Grid | Figure | Heat, ...]
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
@@ -55,7 +58,7 @@ def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     grids = [part for s in sections for part in s.parts if isinstance(part, Grid)]
     (folder / "report.md").write_text(_markdown(folder, title, sections))
-    (folder / "report.html").write_text(_html(title, sections))
+    (folder / "report.html").write_text(to_page(title, sections))
     (folder / "tables.tex").write_text("\n\n".join(map(latex, grids)) + "\n")
 
 
@@ -69,12 +72,15 @@ def _markdown(folder: Path, title: str, sections: Sequence[Section]) -> str:
             elif isinstance(part, Figure):
                 name = part.file.relative_to(folder).as_posix()
                 blocks.append(f"![{part.caption}]({name})\n\n*{part.caption}*")
+            elif isinstance(part, Heat):
+                blocks.append(f"*{part.caption}* (in report.html)")
             else:
                 blocks.append(part)
     return "\n\n".join(blocks) + "\n"
 
 
-def _html(title: str, sections: Sequence[Section]) -> str:
+def to_page(title: str, sections: Sequence[Section]) -> str:
+    """One HTML page that needs nothing beside it; all text is escaped."""
     links = "".join(
         f'<a href="#s{k}">{html.escape(section.title)}</a>' for k, section in enumerate(sections)
     )
@@ -86,12 +92,14 @@ def _html(title: str, sections: Sequence[Section]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{heat.STYLE}</style></head>\n"
         f"<body><h1>{html.escape(title)}</h1><nav>{links}</nav>\n{lines}\n</body></html>\n"
     )
 
 
-def _part(part: str | Grid | Figure) -> str:
+def _part(part: str | Grid | Figure | Heat) -> str:
+    if isinstance(part, Heat):
+        return f'<div class="scroll">{heat.to_html(part)}</div>'
     if isinstance(part, Grid):
         return f'<div class="scroll">{to_html(part)}</div>'
     if isinstance(part, Figure):

@@ -1,0 +1,137 @@
+"""Findings by content, on disk: what makes a scan go on after a kill, and cheap to repeat.
+
+``settings.json`` says what judged, ``findings.jsonl`` holds a line a content, ``signatures/`` an
+`Index` by the same keys. Signatures are written first, so that a finding that counts has its own.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_ws.audit import folder as store
+from lora_ws.audit.folder import Signature
+from lora_ws.audit.judge import PASSING, Finding, Judged
+from lora_ws.audit.similar import Index
+from lora_ws.errors import DataError
+from lora_ws.functional.sketch import SIDE
+
+# How a line starts, so that keys are read without the rest.
+START, KEY_LENGTH = b'{"key": "', 64
+SETTINGS, FINDINGS, SIGNATURES = "settings.json", "findings.jsonl", "signatures"
+
+
+@dataclass(eq=False)
+class Ledger:
+    """The findings of one way to judge.
+
+    Attributes:
+        folder: of its files.
+        starts: where in the file the line of each key starts.
+        signed: keys whose signatures are kept.
+    """
+
+    folder: Path
+    starts: dict[str, int] = field(default_factory=dict)
+    signed: set[str] = field(default_factory=set)
+
+    @classmethod
+    @contextmanager
+    def writing(cls, folder: Path, settings: dict[str, Any]) -> Iterator["Ledger"]:
+        """Open for adding, and keep others away; what a kill cut short is removed.
+
+        Args:
+            folder: absent, or of a ledger.
+            settings: what judges; written down for people.
+
+        Raises:
+            DataError: another process writes to it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
+        with store.writing(folder):
+            found = cls(folder)
+            found._read()
+            yield found
+
+    def add(self, batch: Sequence[Judged]) -> None:
+        """Keep what can be kept: findings of contents that have a key and will not change."""
+        new = {
+            one.key: one
+            for one in batch
+            if one.key and one.finding and one.finding.reason not in PASSING
+        }
+        new = {key: one for key, one in new.items() if key not in self.starts}
+        signatures = {
+            key: one.signature
+            for key, one in new.items()
+            if one.signature and key not in self.signed
+        }
+        self._sign(signatures)
+        with (self.folder / FINDINGS).open("ab") as file:
+            for key, one in new.items():
+                assert one.finding is not None
+                self.starts[key] = file.tell()
+                file.write(START + key.encode() + b'", "finding": ')
+                file.write(json.dumps(one.finding.to_dict()).encode() + b"}\n")
+
+    def get(self, key: str) -> Finding:
+        """The finding of a content; its `file` is what it was called when it was first seen.
+
+        Raises:
+            DataError: its line is damaged.
+        """
+        with (self.folder / FINDINGS).open("rb") as file:
+            file.seek(self.starts[key])
+            line = file.readline()
+        try:
+            return Finding.from_dict(json.loads(line)["finding"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.folder}: {FINDINGS} is damaged at byte {self.starts[key]} ({error}); "
+                "remove the folder and scan again"
+            ) from error
+
+    def index(self) -> Index:
+        """The signatures, named by keys."""
+        return Index.open(self.folder / SIGNATURES)
+
+    def _sign(self, signatures: dict[str, Signature]) -> None:
+        names = list(signatures)
+        store.append(self.folder / SIGNATURES, SIDE, names, list(signatures.values()))
+        self.signed |= set(names)
+
+    def _read(self) -> None:
+        index = Index.build(self.folder / SIGNATURES)
+        self.signed = set(index.rows["name"].to_pylist())
+        (self.folder / FINDINGS).touch()
+        self.starts = read_starts(self.folder)
+        with (self.folder / FINDINGS).open("r+b") as file:
+            file.truncate(self._end())
+
+    def _end(self) -> int:
+        """Where the last line that counts ends."""
+        if not self.starts:
+            return 0
+        with (self.folder / FINDINGS).open("rb") as file:
+            file.seek(max(self.starts.values()))
+            file.readline()
+            return file.tell()
+
+
+def read_starts(folder: Path) -> dict[str, int]:
+    """Where the line of each key starts; of a line that a kill cut short, nothing.
+
+    Args:
+        folder: of a ledger, which another process may be writing.
+    """
+    starts, at = {}, 0
+    with (folder / FINDINGS).open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"}\n"):
+                break
+            starts[line[len(START) : len(START) + KEY_LENGTH].decode()] = at
+            at += len(line)
+    return starts

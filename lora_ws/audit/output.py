@@ -1,0 +1,58 @@
+"""Reviewed files as lines of JSON and rows of a table, for other programs."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_ws.audit.policy import Reviewed
+
+COLUMNS = (
+    *("file", "sha256", "update_hash", "base", "ranks", "norm", "label", "confidence", "abstains"),
+    *("silence", "reason", "message", "flags", "nearest", "cosine"),
+)
+Sink = Callable[[Reviewed], object]
+
+
+@contextmanager
+def json_lines(file: Path) -> Iterator[Sink]:
+    """Write one JSON object a line: the fields of `Finding`, ``flags``, and ``nearest``."""
+    with file.open("w") as opened:
+        yield lambda one: opened.write(json.dumps(to_plain(one)) + "\n")
+
+
+@contextmanager
+def csv_rows(file: Path) -> Iterator[Sink]:
+    """Write a table with `COLUMNS`; what a spreadsheet would take for a formula is quoted."""
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(COLUMNS)
+        yield lambda one: writer.writerow([_safe(value) for value in _row(one)])
+
+
+def to_plain(one: Reviewed) -> dict[str, Any]:
+    """Plain data of one file."""
+    nearest = [match._asdict() for match in one.nearest]
+    return {**one.finding.to_dict(), "flags": list(one.flags), "nearest": nearest}
+
+
+def _row(one: Reviewed) -> tuple[object, ...]:
+    finding, facts, verdict = one.finding, one.finding.facts, one.finding.verdict
+    near = one.nearest[0] if one.nearest else None
+    return (
+        *(finding.file, finding.sha256, finding.update_hash),
+        facts.base if facts else "",
+        " ".join(facts.ranks) if facts else "",
+        facts.norm if facts else "",
+        *((verdict.label or "", verdict.confidence) if verdict else ("", "")),
+        verdict.reason if verdict else "",
+        *(finding.silence, finding.reason, finding.message, "; ".join(one.flags)),
+        *((near.name, near.cosine) if near else ("", "")),
+    )
+
+
+def _safe(value: object) -> object:
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

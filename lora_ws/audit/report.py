@@ -1,0 +1,241 @@
+"""What a scan found as one HTML page that needs nothing beside it."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lora_ws.audit.dedup import Copies
+from lora_ws.audit.judge import Finding
+from lora_ws.audit.policy import Reviewed
+from lora_ws.learn.bundle import Bundle
+from lora_ws.report.grid import Cell, Grid
+from lora_ws.report.heat import Heat
+from lora_ws.report.page import Section, to_page
+
+# Rows of a table, rows of a map, files named of a group: a page is for reading.
+LISTED, MAPPED, NAMED = 200, 40, 6
+# Characters of a name, and of one among others.
+LONGEST_NAME, SHORT_NAME = 80, 40
+TRIAGE = (
+    "This is triage: it says which files deserve a look, and why. It certifies nothing. A file "
+    "that is not flagged has not been found harmless, and a verdict is a guess from weights alone."
+)
+# A name up to its second number: down_blocks.0.attentions.1.
+BLOCK = re.compile(r"^.*?\.\d+(?:\.[a-z_]+\.\d+)?")
+# What names of layers can do without.
+FILLER = re.compile(r"_blocks?(?=\.)|\.attentions|\.transformer_blocks")
+
+
+@dataclass
+class Report:
+    """Gathers files one by one and keeps what a page has room for.
+
+    Attributes:
+        counts: of files, by what became of them.
+        bases: of files that were read, by base model.
+        flagged: the first that were.
+        refused: the first that could not be read.
+        answered: the first with a verdict, or an abstention.
+        mapped: the first with norms.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    bases: Counter[str] = field(default_factory=Counter)
+    flagged: list[Reviewed] = field(default_factory=list)
+    refused: list[Reviewed] = field(default_factory=list)
+    answered: list[Reviewed] = field(default_factory=list)
+    mapped: list[Reviewed] = field(default_factory=list)
+
+    def add(self, one: Reviewed) -> None:
+        """Take in one file."""
+        finding = one.finding
+        self.counts[outcome(finding)] += 1
+        self.counts["files"] += 1
+        if one.flags:
+            self.counts["flagged"] += 1
+            _keep(self.flagged, one, LISTED)
+        if finding.reason:
+            _keep(self.refused, one, LISTED)
+        elif finding.facts:
+            self.bases[finding.facts.base] += 1
+            if finding.verdict:
+                _keep(self.answered, one, LISTED)
+            if finding.facts.norms:
+                _keep(self.mapped, one, MAPPED)
+
+    def page(
+        self,
+        title: str,
+        *,
+        bundle: Bundle | None = None,
+        copies: Copies | None = None,
+        bytes_read: int | None = None,
+    ) -> str:
+        """The page.
+
+        Args:
+            title: of the page.
+            bundle: the classifier that was used.
+            copies: groups of files with the same or nearly the same update; None leaves them out.
+            bytes_read: by this scan.
+        """
+        sections = [
+            self._summary(bytes_read),
+            self._flagged(),
+            self._verdicts(),
+            self._evidence(),
+            self._norms(),
+            _copies(copies) if copies else None,
+            self._refused(),
+            _classifier(bundle) if bundle else None,
+        ]
+        return to_page(title, [section for section in sections if section])
+
+    def grid(self) -> Grid:
+        """What became of the files, in numbers."""
+        rows = [(name, self.counts[name]) for name in OUTCOMES if self.counts[name]]
+        rows += [(f"base: {name}", count) for name, count in self.bases.most_common()]
+        cells = [(Cell(name), Cell(f"{count}")) for name, count in rows]
+        return Grid(("", "count"), tuple(cells))
+
+    def _summary(self, bytes_read: int | None) -> Section:
+        read = [] if bytes_read is None else [f"{bytes_read / 1e6:.1f} MB were read for it."]
+        return Section("Summary", (TRIAGE, self.grid(), *read))
+
+    def _flagged(self) -> Section | None:
+        rows = [(one.finding.file, "; ".join(one.flags), said(one.finding)) for one in self.flagged]
+        return _table("Flagged", ("file", "why", "verdict"), rows, self.counts["flagged"])
+
+    def _verdicts(self) -> Section | None:
+        head = ("file", "verdict", "could be", "nearest known", "confidence")
+        rows = []
+        for finding, _, nearest in self.answered:
+            assert finding.verdict is not None
+            near = f"{_short(nearest[0].name, SHORT_NAME)} ({nearest[0].cosine:.2f})" if nearest else ""
+            confidence = f"{finding.verdict.confidence:.2f}"
+            could = ", ".join(finding.verdict.conformal_set) or "none of them"
+            rows.append((finding.file, said(finding), could, near, confidence))
+        if not any(row[3] for row in rows):
+            head, rows = head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
+        total = self.counts["answered"] + self.counts["abstained"]
+        return _table("Verdicts", head, rows, total, numbers=1)
+
+    def _evidence(self) -> Section | None:
+        found = [f for f, _, _ in self.answered if f.evidence][:MAPPED]
+        maps = [finding.evidence or {} for finding in found]
+        text = (
+            "By how much the log-odds of the verdict fall (red) or rise (blue) when a layer's "
+            "update is taken away, beside the largest in its row. Layers that say the same hide "
+            "each other."
+        )
+        names = [f"{said(finding)} · {finding.file}" for finding in found]
+        return _map("What verdicts rest on", names, maps, text)
+
+    def _norms(self) -> Section | None:
+        found = [one.finding for one in self.mapped]
+        maps = [_shares(finding.facts.norms) for finding in found if finding.facts]
+        text = "Share of the update's squared norm, by block."
+        return _map("Where updates are", [finding.file for finding in found], maps, text)
+
+    def _refused(self) -> Section | None:
+        rows = [
+            (finding.file, finding.reason, finding.message.removeprefix(f"{finding.file}: "))
+            for finding, _, _ in self.refused
+        ]
+        return _table(
+            "Not read", ("file", "reason", "what was found"), rows, self.counts["not read"]
+        )
+
+
+OUTCOMES = ("files", "flagged", "answered", "abstained", "no verdict", "not read")
+
+
+def outcome(finding: Finding) -> str:
+    """What became of a file, one of `OUTCOMES`."""
+    if finding.reason:
+        return "not read"
+    if finding.verdict is None:
+        return "no verdict"
+    return "answered" if finding.verdict.label else "abstained"
+
+
+def said(finding: Finding) -> str:
+    """The verdict in a word or few, or why there is none."""
+    if finding.reason:
+        return f"not read: {finding.reason}"
+    if finding.verdict is None:
+        return finding.silence
+    return finding.verdict.label or f"abstains: {finding.verdict.reason}"
+
+
+def _classifier(bundle: Bundle) -> Section:
+    held = bundle.confidence.calibration
+    text = (
+        f"{len(bundle.classes)} classes ({', '.join(bundle.classes)}) of {bundle.base} adapters, "
+        f"from {len(bundle.layers)} layers; trained on {bundle.training.get('dataset', 'unknown')}."
+    )
+    if held is None:
+        return Section("The classifier", (text, "It is not calibrated, and abstains from all."))
+    rows = tuple(
+        (Cell(name), Cell("none" if value is None else f"{value:.3f}"))
+        for name, value in held.test.items()
+    )
+    caption = "Measured on its own test rows, which are like its training rows."
+    return Section("The classifier", (text, Grid(("", "value"), rows, caption)))
+
+
+def _copies(copies: Copies) -> Section | None:
+    rows = [("the same", names) for names in copies.equal] + [("near", n) for n in copies.near]
+    cells = [
+        (kind, ", ".join(_short(name, SHORT_NAME) for name in names[:NAMED]), f"{len(names)}")
+        for kind, names in rows[:LISTED]
+    ]
+    return _table("Copies", ("updates are", "such as", "files"), cells, len(rows), numbers=1)
+
+
+def _table(
+    title: str,
+    head: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    total: int,
+    numbers: int = 0,
+) -> Section | None:
+    if not rows:
+        return None
+    cells = tuple((Cell(_short(row[0])), *map(Cell, row[1:])) for row in rows)
+    caption = f"The first {len(rows)} of {total}; --json has all." if total > len(rows) else ""
+    return Section(title, (Grid(head, cells, caption, len(head) - numbers),))
+
+
+def _map(
+    title: str, names: Sequence[str], maps: Sequence[dict[str, float]], text: str
+) -> Section | None:
+    if not maps:
+        return None
+    columns = tuple(dict.fromkeys(name for values in maps for name in values))
+    values = tuple(tuple(values.get(name) for name in columns) for values in maps)
+    short = tuple(FILLER.sub("", name) for name in columns)
+    caption = f"The first {len(maps)} files." if len(maps) == MAPPED else ""
+    return Section(title, (text, Heat(short, tuple(map(_short, names)), values, caption)))
+
+
+def _shares(norms: dict[str, float]) -> dict[str, float]:
+    """Squared norms by block, as shares of their sum."""
+    sums: dict[str, float] = {}
+    for name, norm in norms.items():
+        found = BLOCK.match(name)
+        block = found[0] if found else name
+        sums[block] = sums.get(block, 0.0) + norm**2
+    total = sum(sums.values()) or 1.0
+    return {block: value / total for block, value in sums.items()}
+
+
+def _short(text: str, longest: int = LONGEST_NAME) -> str:
+    """The end of a long name tells more than its start."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
+def _keep(kept: list[Reviewed], one: Reviewed, most: int) -> None:
+    if len(kept) < most:
+        kept.append(one)
