@@ -1,8 +1,15 @@
 """Real adapters of the bundled collection."""
 
+from pathlib import Path
+
 import pytest
 
 from lora_ws.collection import AdapterSet, load
+from lora_ws.featurizers import DeltaPCA
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.features import prepare
+from lora_ws.learn.run import fit_seed
+from lora_ws.learn.spec import ExperimentSpec, FitSpec
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +22,23 @@ def mini(_cache: None) -> AdapterSet:
 def twins(_cache: None) -> AdapterSet:
     """Adapters of the same images and seeds as `mini`, row by row, trained with another prompt."""
     return load("lora-ws-mini", subset="per_adapter/constant")
+
+
+@pytest.fixture(scope="session")
+def bundle(_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier of updates, trained on `mini`."""
+    spec = ExperimentSpec(
+        subset="per_adapter/class",
+        featurizer=DeltaPCA(kernel="left", landmarks=512),
+        fit=FitSpec(hidden=(64,), max_epochs=20),
+    )
+    prepared = prepare(spec)
+    fitted = fit_seed(spec, prepared, 0)
+    made = Bundle.build(prepared, fitted.module, fitted.record)
+    return made.save(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def layers(mini: AdapterSet) -> tuple[tuple[str, int, int], ...]:
+    """What `factories.write_adapter` needs to write rows of `mini`."""
+    return tuple((s.name, s.in_features, s.out_features) for s in mini.layout.layers)

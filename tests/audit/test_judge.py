@@ -1,0 +1,186 @@
+"""One batch of files in, one finding a file out, whatever the files are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import write_adapter as write_row
+from safetensors.numpy import load_file, save_file
+
+from lora_ws.adapters import Place, place_of, read_adapter
+from lora_ws.adapters.writer import write_adapter
+from lora_ws.audit.judge import Finding, judge
+from lora_ws.collection import AdapterSet
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.evidence import layer_evidence
+
+Layers = tuple[tuple[str, int, int], ...]
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Bundle:
+    return Bundle.load(bundle)
+
+
+def findings(places: list[Place], bundle: Bundle | None = None, **options: bool) -> list[Finding]:
+    found = [one.finding for one in judge(places, bundle, **options)]
+    assert all(found)
+    return [one for one in found if one]
+
+
+@pytest.mark.parametrize("spelling", ["peft", "kohya", "diffusers"])
+def test_another_spelling_gets_the_same_verdict(
+    spelling: str, mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    rows = range(400, 412)
+    plain = [write_row(tmp_path / f"{row}.safetensors", mini.weights[row], layers) for row in rows]
+    other = [
+        write_adapter(read_adapter(file), tmp_path / file.stem, spelling)  # type: ignore[arg-type]
+        for file in plain
+    ]
+    was = findings([place_of(file) for file in plain], classifier)
+    now = findings([place_of(file) for file in other], classifier)
+    for one, again in zip(was, now, strict=True):
+        assert one.verdict
+        assert again.verdict
+        assert (one.verdict.label, one.verdict.reason) == (
+            again.verdict.label,
+            again.verdict.reason,
+        )
+        assert again.verdict.confidence == pytest.approx(one.verdict.confidence, abs=1e-3)
+        assert one.sha256 != again.sha256
+        assert one.update_hash == again.update_hash
+
+
+def test_verdicts_are_those_of_the_weights(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    rows = list(range(0, 500, 25))
+    files = [write_row(tmp_path / f"{row}.safetensors", mini.weights[row], layers) for row in rows]
+    expected = classifier.verdict(np.asarray(mini.weights[rows]))
+    found = findings([place_of(file) for file in files], classifier)
+    assert [one.verdict and one.verdict.label for one in found] == [one.label for one in expected]
+    assert len({one.verdict.label for one in found if one.verdict}) > 5
+
+
+def test_what_is_read_of_a_layer_is_what_it_needs(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
+    more = {
+        f"unet.{name}_out.0.lora.{role}.weight": np.ones(shape, np.float32)
+        for name in ("mid_block.attentions.0.transformer_blocks.0.attn1.to",)
+        for role, shape in (("down", (1, 64)), ("up", (64, 1)))
+    }
+    save_file({**load_file(file), **more}, file)
+    (whole,) = findings([place_of(file)], classifier)
+    (part,) = findings([place_of(file)], classifier, whole=False)
+    assert (whole.beyond, part.beyond) == (1, 1)
+    assert part.verdict == whole.verdict
+    assert whole.update_hash
+    assert not part.update_hash
+    assert part.bytes_read <= whole.bytes_read
+
+
+def test_without_a_classifier_a_file_is_told_of(
+    mini: AdapterSet, layers: Layers, tmp_path: Path
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
+    ((key, finding, signature),) = judge([place_of(file)])
+    assert finding
+    assert finding.facts
+    assert signature
+    assert finding.silence == "no model was given"
+    assert (finding.facts.base, finding.facts.ranks) == ("tiny-sd", {"1": 64})
+    assert finding.update_hash == signature.hash
+    assert judge([place_of(file)], known={key}) == [(key, None, None)]
+
+
+def test_a_file_of_another_base_is_named_and_not_judged(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    file = write_row(tmp_path / "a.safetensors", np.ones(768 + 1280), ((name, 768, 1280),))
+    (finding,) = findings([place_of(file)], classifier)
+    assert finding.verdict is None
+    assert finding.silence.startswith("content: no detector for this base: it is SD1.x")
+    assert finding.facts
+
+
+def test_a_bad_file_stops_no_other(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    good = write_row(tmp_path / "good.safetensors", mini.weights[0], layers)
+    bad = {
+        "html": b"<!DOCTYPE html><html></html>",
+        "empty": b"",
+        "truncated": good.read_bytes()[:-4],
+        "lfs-pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    }
+    for reason, content in bad.items():
+        (tmp_path / f"{reason}.safetensors").write_bytes(content)
+    places = [place_of(tmp_path / f"{name}.safetensors") for name in (*bad, "good", "missing")]
+    places.append(place_of(tmp_path / "a.ckpt"))
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x02}q\x00.")
+    found = findings(places, classifier)
+    assert [one.reason for one in found] == [*bad, "", "missing", "pickle"]
+    assert found[len(bad)].verdict is not None
+    assert all(
+        str(place.path) in one.message
+        for place, one in zip(places, found, strict=True)
+        if one.reason
+    )
+
+
+def test_a_reader_that_fails_in_a_way_not_foreseen_is_a_finding(
+    mini: AdapterSet, layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of a file")
+
+    monkeypatch.setattr("lora_ws.audit.judge.describe", fail)
+    (finding,) = findings([place_of(file)])
+    assert finding.reason == "failed"
+    assert finding.message == f"{file}: ZeroDivisionError: of a file"
+
+
+def test_settings_beside_a_file_are_part_of_its_content(
+    mini: AdapterSet, layers: Layers, tmp_path: Path
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
+    folder = tmp_path / "peft"
+    write_adapter(read_adapter(file), folder, "peft")
+    ((key, finding, _),) = judge([place_of(folder)])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 7}))
+    ((other, again, _),) = judge([place_of(folder)])
+    assert finding
+    assert again
+    assert key != other
+    assert finding.sha256 == again.sha256
+    assert finding.update_hash != again.update_hash
+
+
+def test_findings_survive_json(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[460], layers)
+    places = [place_of(file), place_of(tmp_path / "missing.safetensors")]
+    for finding in findings(places, classifier, evidence=True):
+        assert Finding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
+
+
+def test_evidence_is_the_fall_of_the_log_odds(mini: AdapterSet, classifier: Bundle) -> None:
+    row = np.asarray(mini.weights[460])
+    found = layer_evidence(classifier, row)
+    assert set(found) == set(classifier.layers)
+    layer, down, up = next(p for p in classifier.layout.pairs() if "attn2.to_q" in p[0].name)
+    without = row.copy()
+    without[down] = without[up] = 0
+    both = classifier.predict_proba(np.stack([row, without]))
+    best = both[0].argmax()
+    odds = np.log(both[:, best] / (1 - both[:, best]))
+    assert found[layer.name] == pytest.approx(odds[0] - odds[1], rel=1e-3)
