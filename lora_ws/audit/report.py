@@ -23,7 +23,8 @@ TRIAGE = (
 )
 # A name up to its second number: down_blocks.0.attentions.1.
 BLOCK = re.compile(r"^.*?\.\d+(?:\.[a-z_]+\.\d+)?")
-# What names of layers can do without.
+# What labels can do without: the end of a file's name, and parts of names of layers.
+USUAL = re.compile(r"(/(pytorch_lora_weights|adapter_model))?\.safetensors$")
 FILLER = re.compile(r"_blocks?(?=\.)|\.attentions|\.transformer_blocks")
 
 
@@ -38,6 +39,7 @@ class Report:
         refused: the first that could not be read.
         answered: the first with a verdict, or an abstention.
         mapped: the first with norms.
+        root: the folders that all files are in.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -46,10 +48,13 @@ class Report:
     refused: list[Reviewed] = field(default_factory=list)
     answered: list[Reviewed] = field(default_factory=list)
     mapped: list[Reviewed] = field(default_factory=list)
+    root: tuple[str, ...] | None = None
 
     def add(self, one: Reviewed) -> None:
         """Take in one file."""
         finding = one.finding
+        folders = tuple(finding.file.split("/")[:-1])
+        self.root = folders if self.root is None else _common(self.root, folders)
         self.counts[outcome(finding)] += 1
         self.counts["files"] += 1
         if one.flags:
@@ -100,11 +105,22 @@ class Report:
         return Grid(("", "count"), tuple(cells))
 
     def _summary(self, bytes_read: int | None) -> Section:
-        read = [] if bytes_read is None else [f"{bytes_read / 1e6:.1f} MB were read for it."]
-        return Section("Summary", (TRIAGE, self.grid(), *read))
+        said = [f"Names are below {'/'.join(self.root)}."] if self.root else []
+        if bytes_read is not None:
+            said.append(f"{bytes_read / 1e6:.1f} MB were read for it.")
+        return Section("Summary", (TRIAGE, self.grid(), " ".join(said)))
+
+    def _name(self, finding: Finding) -> str:
+        return _short(finding.file[len("/".join((*(self.root or ()), ""))) :])
+
+    def _label(self, finding: Finding) -> str:
+        return _short(USUAL.sub("", self._name(finding)), SHORT_NAME)
 
     def _flagged(self) -> Section | None:
-        rows = [(one.finding.file, "; ".join(one.flags), said(one.finding)) for one in self.flagged]
+        rows = [
+            (self._name(one.finding), "; ".join(one.flags), said(one.finding))
+            for one in self.flagged
+        ]
         return _table("Flagged", ("file", "why", "verdict"), rows, self.counts["flagged"])
 
     def _verdicts(self) -> Section | None:
@@ -112,10 +128,14 @@ class Report:
         rows = []
         for finding, _, nearest in self.answered:
             assert finding.verdict is not None
-            near = f"{_short(nearest[0].name, SHORT_NAME)} ({nearest[0].cosine:.2f})" if nearest else ""
+            near = (
+                f"{_short(nearest[0].name, SHORT_NAME)} ({nearest[0].cosine:.2f})"
+                if nearest
+                else ""
+            )
             confidence = f"{finding.verdict.confidence:.2f}"
             could = ", ".join(finding.verdict.conformal_set) or "none of them"
-            rows.append((finding.file, said(finding), could, near, confidence))
+            rows.append((self._name(finding), said(finding), could, near, confidence))
         if not any(row[3] for row in rows):
             head, rows = head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
         total = self.counts["answered"] + self.counts["abstained"]
@@ -129,18 +149,19 @@ class Report:
             "update is taken away, beside the largest in its row. Layers that say the same hide "
             "each other."
         )
-        names = [f"{said(finding)} · {finding.file}" for finding in found]
+        names = [f"{said(finding)} · {self._label(finding)}" for finding in found]
         return _map("What verdicts rest on", names, maps, text)
 
     def _norms(self) -> Section | None:
         found = [one.finding for one in self.mapped]
         maps = [_shares(finding.facts.norms) for finding in found if finding.facts]
         text = "Share of the update's squared norm, by block."
-        return _map("Where updates are", [finding.file for finding in found], maps, text)
+        names = [self._label(finding) for finding in found]
+        return _map("Where updates are", names, maps, text)
 
     def _refused(self) -> Section | None:
         rows = [
-            (finding.file, finding.reason, finding.message.removeprefix(f"{finding.file}: "))
+            (self._name(finding), finding.reason, finding.message.removeprefix(f"{finding.file}: "))
             for finding, _, _ in self.refused
         ]
         return _table(
@@ -203,7 +224,7 @@ def _table(
 ) -> Section | None:
     if not rows:
         return None
-    cells = tuple((Cell(_short(row[0])), *map(Cell, row[1:])) for row in rows)
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
     caption = f"The first {len(rows)} of {total}; --json has all." if total > len(rows) else ""
     return Section(title, (Grid(head, cells, caption, len(head) - numbers),))
 
@@ -217,7 +238,7 @@ def _map(
     values = tuple(tuple(values.get(name) for name in columns) for values in maps)
     short = tuple(FILLER.sub("", name) for name in columns)
     caption = f"The first {len(maps)} files." if len(maps) == MAPPED else ""
-    return Section(title, (text, Heat(short, tuple(map(_short, names)), values, caption)))
+    return Section(title, (text, Heat(short, tuple(names), values, caption)))
 
 
 def _shares(norms: dict[str, float]) -> dict[str, float]:
@@ -229,6 +250,11 @@ def _shares(norms: dict[str, float]) -> dict[str, float]:
         sums[block] = sums.get(block, 0.0) + norm**2
     total = sum(sums.values()) or 1.0
     return {block: value / total for block, value in sums.items()}
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return one[: same.index(False) if False in same else len(same)]
 
 
 def _short(text: str, longest: int = LONGEST_NAME) -> str:

@@ -20,7 +20,7 @@ caption { caption-side: bottom; text-align: left; color: #5a6472; padding-top: .
   max-width: 60rem; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; max-width: 34rem; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; max-width: 42rem; }
 thead th { border-bottom: 2px solid #1d2430; }
 tbody tr { border-bottom: 1px solid #e4e8ee; }
 img { max-width: 100%; height: auto; }
