@@ -192,9 +192,10 @@ def said(finding: Finding) -> str:
 
 def _classifier(bundle: Bundle) -> Section:
     held = bundle.confidence.calibration
+    data = bundle.training.get("dataset", "unknown")
     text = (
         f"{len(bundle.classes)} classes ({', '.join(bundle.classes)}) of {bundle.base} adapters, "
-        f"from {len(bundle.layers)} layers; trained on {bundle.training.get('dataset', 'unknown')}."
+        f"from {len(bundle.layers)} layers, {bundle.size_mb:.1f} MiB; trained on {data}."
     )
     if held is None:
         return Section("The classifier", (text, "It is not calibrated, and abstains from all."))

@@ -291,21 +291,42 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n le
     return pipeline.text_encoder(input_ids=ids).last_hidden_state
 
 
-@torch.no_grad()
-def generate(
-    pipeline: Any, prompts: Sequence[str], guidance: float = 3.0, steps: int = 30, seed: int = 0
-) -> Float[Tensor, "n 3 height width"]:
-    """Make one image a prompt with DDIM; image k has its own noise whatever stands before it."""
+def initial_noise(pipeline: Any, seeds: Sequence[int]) -> Float[Tensor, "n channels h w"]:
+    """Noise that images start from: of each seed, whatever stands beside it."""
     side = int(pipeline.unet.config.sample_size)
     channels = int(pipeline.unet.config.in_channels)
-    noise = [
-        torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed + k))
-        for k in range(len(prompts))
+    drawn = [
+        torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
     ]
+    return torch.stack(drawn)
+
+
+@torch.no_grad()
+def generate(
+    pipeline: Any,
+    prompts: Sequence[str],
+    guidance: float = 3.0,
+    steps: int = 30,
+    seed: int = 0,
+    noise: Float[Tensor, "n channels h w"] | None = None,
+) -> Float[Tensor, "n 3 height width"]:
+    """Make one image a prompt with the pipeline's scheduler.
+
+    Args:
+        pipeline: the base; adapters may be attached to it.
+        prompts: one an image.
+        guidance: scale of guidance; 1 for none.
+        steps: of denoising.
+        seed: image k starts from the noise of ``seed + k``.
+        noise: where images start, instead.
+    """
+    if noise is None:
+        noise = initial_noise(pipeline, range(seed, seed + len(prompts)))
     return (
         pipeline(
             list(prompts),
-            latents=torch.stack(noise),
+            latents=noise,
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="pt",
