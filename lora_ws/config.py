@@ -144,10 +144,16 @@ def class_path(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+# Names that an error lists in full.
+FEW = 16
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ``, did you mean `x`?`` for the closest known word, or a full stop."""
+    """Return ``, did you mean `x`?`` for the closest known word, or name all if they are few."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean `{close[0]}`?" if close else "."
+    if close:
+        return f", did you mean `{close[0]}`?"
+    return f"; expected one of {', '.join(known)}" if 0 < len(known) <= FEW else "."
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -243,7 +249,8 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
 
 
 def _featurizers() -> list[str]:
-    return list(importlib.import_module("lora_ws.featurizers").__all__)
+    rooms = importlib.import_module("lora_ws.featurizers")
+    return [name for name in rooms.__all__ if isinstance(getattr(rooms, name), type)]
 
 
 def _init_names(path: str) -> list[str]:

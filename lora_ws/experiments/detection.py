@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_ws.experiments.spec import Protocol
-from lora_ws.experiments.tasks import Task, read, run_tasks
+from lora_ws.experiments.tasks import Task, run_tasks
 from lora_ws.learn.features import open_data
 from lora_ws.learn.run import CURVES
 from lora_ws.learn.spec import ExperimentSpec, slug
@@ -48,7 +48,7 @@ def chosen_layers(
             if task.folder not in choices:
                 chosen[protocol][name] = task
                 continue
-            best = _best({x: read(t.folder) for x, t in choices[task.folder].items()})
+            best = _best({x: t.records for x, t in choices[task.folder].items()})
             spec = task.spec.vary(matrices=(best,))
             chosen[protocol][name] = replace(task, spec=spec, folder=task.folder / "chosen")
             table.append((Cell(f"{name}, {protocol}"), Cell(best)))
@@ -99,7 +99,7 @@ def _nested(rows: Mapping[str, Task], layers: list[str], processes: int) -> list
     for name, folds in plan.items():
         honest, peeked = [], []
         for fold in folds:
-            records = {layer: read(task.folder) for layer, task in fold.items()}
+            records = {layer: task.records for layer, task in fold.items()}
             tested = {layer: summarise(r, "accuracy").mean for layer, r in records.items()}
             honest.append(tested[_best(records)])
             peeked.append(max(tested.values()))

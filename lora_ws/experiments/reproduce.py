@@ -116,9 +116,9 @@ def _table(name: str, spec: TableSpec, options: Options) -> Path:
     everything += [task for rows in controls.values() for task in rows.values()]
     run_tasks(everything, options.processes, name)
     by_protocol: dict[Protocol, Rows] = {
-        p: {n: read(t.folder) for n, t in rows.items()} for p, rows in plan.items()
+        p: {n: t.records for n, t in rows.items()} for p, rows in plan.items()
     }
-    by_control = {c: {n: read(t.folder) for n, t in rows.items()} for c, rows in controls.items()}
+    by_control = {c: {n: t.records for n, t in rows.items()} for c, rows in controls.items()}
     sections = _table_sections(spec, folder, by_protocol, plan, by_control, subset)
     if spec.layer_by:
         sections += [*layers, *detection_sections(plan, folder)]
@@ -265,7 +265,7 @@ def _figure2(spec: LayersSpec, options: Options) -> Path:
             flags,
             dataset=options.dataset or spec.dataset,
             subset=options.subset,
-            seeds=options.seeds or flags.seeds,
+            seeds=flags.seeds if options.seeds is None else options.seeds,
             processes=options.processes,
         )
         points = run_sweep(flags, home)
@@ -319,7 +319,7 @@ def _figure3(spec: ComponentsSpec, options: Options) -> Path:
         tasks = [Task(own, home, components=spec.components)]
         places = dict(zip(spec.components, tasks[0].folders, strict=True))
     run_tasks(tasks, options.processes, "figure3")
-    records = {k: read(place) for k, place in places.items()}
+    records = {k: read(place, own.seeds) for k, place in places.items()}
     measured = {k: r for k, r in records.items() if r}
     values = {
         part: {k: _percent(r, key) for k, r in measured.items()}
@@ -379,7 +379,7 @@ def _write(
     write_report(folder, title, [Section("What this is", (_intro(source),)), *sections])
     lines = []
     for task in {task.folder: task for task in tasks}.values():
-        lines += tables.stamp(read(task.folder), task.folder.relative_to(out / "runs"))
+        lines += tables.stamp(task.records, task.folder.relative_to(out / "runs"))
     if not lines:
         raise ConfigError(f"{folder}: expected records, found none")
     (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -155,7 +155,9 @@ def recipe(name: str, dataset: str, subset: str | None, seeds: int | None) -> Ex
     """A recipe of `training/` on some collection."""
     spec = load_spec(ExperimentSpec, recipe_file(name))
     # Flags of a recipe that name the recipe's own collection do not carry over to another.
-    return replace(spec, dataset=dataset, subset=subset, seeds=seeds or spec.seeds)
+    return replace(
+        spec, dataset=dataset, subset=subset, seeds=spec.seeds if seeds is None else seeds
+    )
 
 
 def recipe_file(name: str) -> Path:

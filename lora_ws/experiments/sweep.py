@@ -55,7 +55,7 @@ def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:
     ]
     first, count = parse_shard(spec.shard)
     run_tasks(tasks[first::count], cores(spec.processes), f"sweep over {spec.over}")
-    points = [Point(name, read(t.folder)) for name, t in zip(places, tasks, strict=True)]
+    points = [Point(name, t.records) for name, t in zip(places, tasks, strict=True)]
     return [point for point in points if point.records]
 
 
@@ -130,10 +130,11 @@ def _places(spec: SweepSpec, zoo: AdapterSet, folder: Path) -> dict[str, tuple[s
         return {name: (name,) for name in layers}
     if spec.over == "matrices":
         return {matrix.name: (matrix.name,) for matrix in zoo.layout.matrices}
-    measured = [Point(name, read(folder / "layers" / slug(name))) for name in layers]
+    seeds, home = spec.experiment().seeds, folder / "layers"
+    measured = [Point(name, read(home / slug(name), seeds)) for name in layers]
     if missing := [point.name for point in measured if not point.records]:
         raise ConfigError(
-            f"over=all_but_top: expected a finished sweep over layers in {folder / 'layers'}, got "
+            f"over=all_but_top: expected a finished sweep over layers in {home}, got "
             f"none of `{missing[0]}`; run the sweep with --over layers first"
         )
     ordered = [point.name for point in top_points(measured, len(measured))]

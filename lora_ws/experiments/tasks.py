@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_ws.errors import TrainingError
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, open_data, prepare, split_rows
-from lora_ws.learn.run import RECORDS, STATE, run, run_together
+from lora_ws.learn.run import RECORDS, STATE, check_same, run, run_together
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, read_records
@@ -39,6 +39,17 @@ class Task:
         return tuple(self.folder / f"k{k}" for k in self.components) or (self.folder,)
 
     @property
+    def runs(self) -> list[tuple[ExperimentSpec, Path]]:
+        """Its experiments, each with its folder."""
+        specs = [self.spec.vary(n_components=k) for k in self.components] or [self.spec]
+        return list(zip(specs, self.folders, strict=True))
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Those of the seeds that it asks for; the folder may hold more."""
+        return read(self.folder, self.spec.seeds)
+
+    @property
     def done(self) -> int:
         """How many seeds have a record."""
         return sum(_lines(folder / RECORDS) for folder in self.folders)
@@ -54,10 +65,16 @@ def run_tasks(tasks: Sequence[Task], processes: int, title: str) -> None:
     """Do what is not done yet.
 
     Raises:
+        ConfigError: a folder holds another experiment.
         TrainingError: one failed; what was finished is kept.
     """
     unique = list({task.folder: task for task in tasks}.values())
     todo = [task for task in unique if task.done < task.total]
+    for task in unique:
+        # Those to do are checked when they are run.
+        if task not in todo:
+            for spec, folder in task.runs:
+                check_same(spec, folder, read_records(folder / RECORDS))
     if not todo:
         return
     held = sum(task.done for task in unique)
@@ -93,7 +110,7 @@ def perform(task: Task) -> None:
         return
     rank = _rank(task.spec)
     whole: Prepared | None = None
-    for k, folder in zip(task.components, task.folders, strict=True):
+    for (own, folder), k in zip(task.runs, task.components, strict=True):
         if (folder / NOT_APPLICABLE).exists() or _lines(folder / RECORDS) >= task.spec.seeds:
             continue
         if k > rank:
@@ -103,7 +120,6 @@ def perform(task: Task) -> None:
         if whole is None:
             most = max(k for k in task.components if k <= rank)
             whole = prepare(task.spec.vary(n_components=most))
-        own = task.spec.vary(n_components=k)
         run(own, folder, full=task.full, prepared=_cut(whole, own, k))
 
 
@@ -112,9 +128,10 @@ def _stackable(task: Task) -> bool:
     return not task.full and not task.components and engine_of(task.spec) == "batched"
 
 
-def read(folder: Path) -> list[RunRecord]:
-    """The records of a finished task, by seed."""
-    return sorted(read_records(folder / RECORDS), key=lambda record: record.seed)
+def read(folder: Path, seeds: int) -> list[RunRecord]:
+    """The records of the first seeds of a run, in their order."""
+    held = [record for record in read_records(folder / RECORDS) if record.seed < seeds]
+    return sorted(held, key=lambda record: record.seed)
 
 
 def _rank(spec: ExperimentSpec) -> int:

@@ -119,11 +119,15 @@ def for_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Prepared:
     return replace(prepared, labels=labels)
 
 
+# Adapters of a class: one to train, to validate and to test.
+LEAST = 3
+
+
 def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     """The rows of each part that an experiment uses.
 
     Raises:
-        DataError: a part is empty.
+        DataError: a part is empty, or a class has fewer than 3 adapters or none to train on.
     """
     # Numbers differ from row to row, so it is the card's classes that the parts share alike.
     label = None if spec.regression else spec.label
@@ -134,6 +138,18 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
                 f"`{zoo.card.name}`: expected rows to {WHY[name]}, its split gives none; set "
                 "split.fractions in the card, or choose another --split"
             )
+    if not spec.regression:
+        labels, names = zoo.labels(label)
+        for rows, least, what in (
+            (np.arange(len(labels)), LEAST, "adapters"),
+            (split.train, 1, "adapter to train on"),
+        ):
+            counts = np.bincount(labels[rows], minlength=len(names))
+            if counts.min() < least:
+                raise DataError(
+                    f"`{zoo.card.name}`: expected at least {least} {what} of each class, got "
+                    f"{counts.min()} of `{names[counts.argmin()]}`; add some or leave the class out"
+                )
     return split
 
 

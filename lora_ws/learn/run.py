@@ -204,7 +204,7 @@ def _enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
         raise ConfigError(f"{out} is being run by another process; choose another --out") from error
     held.callback((out / FEATURES).unlink, missing_ok=True)
     records = read_records(out / RECORDS)
-    _check_same(spec, out, records)
+    check_same(spec, out, records)
     return records
 
 
@@ -318,8 +318,12 @@ def measure(module: LoraModule, batches: Any, trainer: L.Trainer) -> Measured:
     return computed(module.metrics, *module.tested)
 
 
-def _check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
-    """Refuse a folder whose records come from another experiment or other data."""
+def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
+    """Refuse a folder whose records come from another experiment or other data.
+
+    Raises:
+        ConfigError: they do; the message says in what.
+    """
     file = out / CONFIG
     if not records or not file.is_file():
         return
