@@ -131,6 +131,8 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     """
     # Numbers differ from row to row, so it is the card's classes that the parts share alike.
     label = None if spec.regression else spec.label
+    if not spec.regression:
+        _check_classes(zoo, spec, np.arange(len(zoo)), LEAST)
     split = Split(*(part[: spec.first_rows] for part in zoo.split(label)))
     for name, part in split._asdict().items():
         if not len(part):
@@ -139,18 +141,19 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
                 "split.fractions in the card, or choose another --split"
             )
     if not spec.regression:
-        labels, names = zoo.labels(label)
-        for rows, least, what in (
-            (np.arange(len(labels)), LEAST, "adapters"),
-            (split.train, 1, "adapter to train on"),
-        ):
-            counts = np.bincount(labels[rows], minlength=len(names))
-            if counts.min() < least:
-                raise DataError(
-                    f"`{zoo.card.name}`: expected at least {least} {what} of each class, got "
-                    f"{counts.min()} of `{names[counts.argmin()]}`; add some or leave the class out"
-                )
+        _check_classes(zoo, spec, split.train, 1)
     return split
+
+
+def _check_classes(zoo: AdapterSet, spec: ExperimentSpec, rows: np.ndarray, least: int) -> None:
+    labels, names = zoo.labels(spec.label)
+    counts = np.bincount(labels[rows], minlength=len(names))
+    if counts.min() < least:
+        where = "" if len(rows) == len(zoo) else " to train on"
+        raise DataError(
+            f"`{zoo.card.name}`: expected at least {least} adapters of each class{where}, got "
+            f"{counts.min()} of `{names[counts.argmin()]}`; add some or leave the class out"
+        )
 
 
 def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
