@@ -111,4 +111,4 @@ def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.Cap
     store = zoo.select(keep).save(tmp_path / "store")
     flags = ["--out", str(tmp_path / "out"), "--seeds", "1", "--processes", "1"]
     assert main(["reproduce", "table1", "--dataset", str(store), *flags]) == 2
-    assert "smallest class: 2" in capsys.readouterr().err
+    assert "at least 3 adapters of each class, got 2 of `cat`" in capsys.readouterr().err
