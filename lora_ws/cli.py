@@ -32,12 +32,16 @@ COMMANDS = {
     "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
     "scan": ("lora_ws.commands.scan:scan", "triage folders, lists and Hub repositories"),
     "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
+    "serve": ("lora_ws.commands.serve:serve", "a web page and an API for single files"),
     "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }
 
 
-# Packages of the `diffusion` extra.
-EXTRA = ("diffusers", "peft", "transformers", "tokenizers", "accelerate")
+# Packages that only an extra brings, and which.
+EXTRAS = {
+    **dict.fromkeys(("diffusers", "peft", "transformers", "tokenizers", "accelerate"), "diffusion"),
+    **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
+}
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
@@ -112,9 +116,9 @@ def _call(name: str, args: list[str]) -> int:
         target = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA:
+        if package not in EXTRAS:
             raise
-        needs = f"`{name}` needs {package}: pip install 'lora_ws[diffusion]'"
+        needs = f"`{name}` needs {package}: pip install 'lora_ws[{EXTRAS[package]}]'"
         raise ConfigError(needs) from error
     from lora_ws.config import parse
 

@@ -1,12 +1,22 @@
 """Pages in Debian's Chromium, headless: what a reader's browser makes of them."""
 
+import base64
+import html
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
+from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium")
 # Run by a script at the end of the page: what was loaded, and from where.
@@ -32,9 +42,6 @@ FLAGS = [
 
 def open_page(page: Path, folder: Path) -> tuple[str, dict]:
     """The document as the browser holds it, and what the probe saw; skips without Chromium."""
-    import html
-    import json
-
     if CHROMIUM is None:
         pytest.skip("no Chromium (Debian's package chromium)")
     probed = folder / "probed.html"
@@ -46,3 +53,72 @@ def open_page(page: Path, folder: Path) -> tuple[str, dict]:
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     return done.stdout, json.loads(html.unescape(found[1]))
+
+
+class Tab:
+    """A page that a test acts on, through Chromium's DevTools protocol."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket, self._count = socket, 0
+
+    def call(self, method: str, **params: Any) -> dict:
+        self._count += 1
+        self._socket.send(json.dumps({"id": self._count, "method": method, "params": params}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def value(self, script: str) -> Any:
+        """What a script gives."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """What a script gives once that is true."""
+        for _ in range(300):
+            if found := self.value(script):
+                return found
+            time.sleep(0.1)
+        raise AssertionError(
+            f"{script} never was; the page says {self.value('document.body.innerText')}"
+        )
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file as a person would."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def picture(self, file: Path) -> None:
+        """Write a PNG of the page."""
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        file.write_bytes(base64.b64decode(data))
+
+
+@contextmanager
+def open_tab(url: str, folder: Path) -> Iterator[Tab]:
+    """A tab on a page; skips without Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium (Debian's package chromium)")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
+    command += ["--remote-debugging-port=0", "about:blank"]
+    env = {**os.environ, "HOME": str(folder)}
+    child = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stderr is not None
+        line = next(line for line in child.stderr if "DevTools listening on" in line)
+        Thread(target=child.stderr.read, daemon=True).start()
+        home = line.split()[-1].split("/")[2]
+        tabs = json.loads(urlopen(f"http://{home}/json").read())
+        (address,) = [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]
+        with connect(address, max_size=None) as socket:
+            tab = Tab(socket)
+            tab.call("Page.navigate", url=url)
+            tab.wait("document.readyState === 'complete'")
+            yield tab
+    finally:
+        child.kill()
+        child.wait()

@@ -50,8 +50,9 @@ class Place:
         if self.path is None:
             return self._open_remote()
         file = self.file()
-        _refuse_pickle(str(file))
-        return LocalSource(file), settings_beside(file)
+        name = str(file) if self.path.is_dir() else self.name
+        _refuse_pickle(name)
+        return LocalSource(file, name), settings_beside(file)
 
     def file(self) -> Path:
         """The file of weights on this machine.

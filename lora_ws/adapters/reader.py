@@ -123,9 +123,8 @@ def open_pickled(
     """
     place = handle if isinstance(handle, Place) else place_of(handle)
     file = place.file()
-    source = LocalSource(convert_pickle(file, folder / PEFT_WEIGHTS))
     # Messages are about the file that the user knows.
-    source.name = str(file)
+    source = LocalSource(convert_pickle(file, folder / PEFT_WEIGHTS), str(file))
     return AdapterFile.of(source, settings_beside(file), limits)
 
 

@@ -90,6 +90,7 @@ class LocalSource(Source):
 
     Args:
         path: the file.
+        name: what messages call it; None for its path.
 
     Example:
         >>> source = LocalSource(__file__)
@@ -97,9 +98,9 @@ class LocalSource(Source):
         ([b'\"\"\"'], 3)
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
-        self.name = str(path)
+        self.name = str(path) if name is None else name
         self.moved = 0
 
     def _sha256(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lora_ws.adapters import Adapter, AdapterFile, Place
 from lora_ws.adapters.facts import Facts, describe
+from lora_ws.adapters.header import LIMITS, Limits
 from lora_ws.adapters.projection import Projection, project
 from lora_ws.adapters.source import Source
 from lora_ws.audit.folder import Signature
@@ -107,6 +108,7 @@ def judge(
     whole: bool | None = None,
     evidence: bool = False,
     known: Container[str] = (),
+    limits: Limits = LIMITS,
 ) -> list[Judged]:
     """Read a batch of files and classify what can be classified.
 
@@ -118,11 +120,12 @@ def judge(
             machine whole and those on the Hub in parts.
         evidence: say what each layer adds to a verdict: as many classifications as layers.
         known: keys of contents that need not be read again.
+        limits: on what a file may be.
 
     Returns:
         One a place, in their order. Whatever is wrong with a file stands in its finding.
     """
-    read = [_read(place, bundle, whole, known) for place in places]
+    read = [_read(place, bundle, whole, known, limits) for place in places]
     judged = [found.judged for found in read]
     found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
@@ -137,7 +140,13 @@ def judge(
     return judged
 
 
-def _read(place: Place, bundle: Bundle | None, whole: bool | None, known: Container[str]) -> _Read:
+def _read(
+    place: Place,
+    bundle: Bundle | None,
+    whole: bool | None,
+    known: Container[str],
+    limits: Limits,
+) -> _Read:
     key, source = "", None
     try:
         source, config = place.open()
@@ -147,7 +156,7 @@ def _read(place: Place, bundle: Bundle | None, whole: bool | None, known: Contai
         key = _key(source, config, whole)
         if key in known:
             return _Read(Judged(key, None))
-        return _examine(place, key, AdapterFile.of(source, config), bundle, whole)
+        return _examine(place, key, AdapterFile.of(source, config, limits), bundle, whole)
     except AdapterError as error:
         reason, why = error.reason, str(error)
     except NotAvailableError as error:
@@ -170,11 +179,13 @@ def refused(place: Place, reason: str, why: str, source: Source | None = None) -
         source: its bytes, where it could be opened.
     """
     message = why if place.name in why else f"{place.name}: {why}"
-    if source is None:
+    # A source that cannot be reached has no hash and no revision either.
+    if source is None or reason in PASSING:
         return Finding(place.name, reason=reason, message=message)
-    # A source that fails does so for its hash too.
-    sha256 = "" if reason in PASSING else source.sha256 or ""
-    return Finding(place.name, sha256, source.revision, reason, message, bytes_read=source.moved)
+    return Finding(
+        *(place.name, source.sha256 or "", source.revision, reason, message),
+        bytes_read=source.moved,
+    )
 
 
 def _key(source: Source, config: str | None, whole: bool) -> str:

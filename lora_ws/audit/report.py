@@ -38,7 +38,7 @@ class Report:
         flagged: the first that were.
         refused: the first that could not be read.
         answered: the first with a verdict, or an abstention.
-        mapped: the first with norms.
+        read: the first that could be read.
         root: the folders that all files are in.
     """
 
@@ -47,7 +47,7 @@ class Report:
     flagged: list[Reviewed] = field(default_factory=list)
     refused: list[Reviewed] = field(default_factory=list)
     answered: list[Reviewed] = field(default_factory=list)
-    mapped: list[Reviewed] = field(default_factory=list)
+    read: list[Reviewed] = field(default_factory=list)
     root: tuple[str, ...] | None = None
 
     def add(self, one: Reviewed) -> None:
@@ -66,8 +66,7 @@ class Report:
             self.bases[finding.facts.base] += 1
             if finding.verdict:
                 _keep(self.answered, one, LISTED)
-            if finding.facts.norms:
-                _keep(self.mapped, one, MAPPED)
+            _keep(self.read, one, LISTED)
 
     def page(
         self,
@@ -90,6 +89,8 @@ class Report:
             self._flagged(),
             self._verdicts(),
             self._evidence(),
+            self._facts(),
+            self._claims(),
             self._norms(),
             _copies(copies) if copies else None,
             self._refused(),
@@ -107,7 +108,7 @@ class Report:
     def _summary(self, bytes_read: int | None) -> Section:
         said = [f"Names are below {'/'.join(self.root)}."] if self.root else []
         if bytes_read is not None:
-            said.append(f"{bytes_read / 1e6:.1f} MB were read for it.")
+            said.append(f"{bytes_read / 1e6:.3g} MB were read for it.")
         return Section("Summary", (TRIAGE, self.grid(), " ".join(said)))
 
     def _name(self, finding: Finding) -> str:
@@ -152,8 +153,28 @@ class Report:
         names = [f"{said(finding)} · {self._label(finding)}" for finding in found]
         return _map("What verdicts rest on", names, maps, text)
 
+    def _facts(self) -> Section | None:
+        head = ("file", "base", "modules", "ranks", "scales", "what is odd", "norm")
+        rows = []
+        for finding, _, _ in self.read:
+            facts = finding.facts
+            assert facts is not None
+            modules = ", ".join(f"{count} of {name}" for name, count in facts.modules.items())
+            kinds = (modules, ", ".join(facts.ranks), ", ".join(facts.scales))
+            norm = f"{facts.norm:.3g}" if facts.norms else ""
+            rows.append((self._label(finding), facts.base, *kinds, "; ".join(facts.odd), norm))
+        return _table("What files are", head, rows, sum(self.bases.values()), numbers=1)
+
+    def _claims(self) -> Section | None:
+        """Of a single file."""
+        if self.counts["files"] != 1 or not self.read:
+            return None
+        facts = self.read[0].finding.facts
+        claims = list(facts.claims.items()) if facts else []
+        return _table("What the file claims, unchecked", ("name", "value"), claims, len(claims))
+
     def _norms(self) -> Section | None:
-        found = [one.finding for one in self.mapped]
+        found = [f for f, _, _ in self.read if f.facts and f.facts.norms][:MAPPED]
         maps = [_shares(finding.facts.norms) for finding in found if finding.facts]
         text = "Share of the update's squared norm, by block."
         names = [self._label(finding) for finding in found]

@@ -78,7 +78,8 @@ class Scan:
     def __getitem__(self, row: int) -> Finding:
         if row in self.loose:
             return self.loose[row]
-        return replace(self.ledger.get(self.keys[row]), file=self.names[row])
+        found, name = self.ledger.get(self.keys[row]), self.names[row]
+        return replace(found, file=name, message=found.message.replace(found.file, name))
 
     def __iter__(self) -> Iterator[Finding]:
         return (self[row] for row in range(len(self)))

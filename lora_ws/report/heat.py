@@ -10,7 +10,7 @@ STYLE = """
 table.heat { border-collapse: separate; border-spacing: 1px; font-size: .72rem; }
 table.heat th, table.heat td { padding: 0; }
 table.heat td { min-width: .8rem; height: .95rem; }
-table.heat thead th { border: 0; height: 9.5rem; vertical-align: bottom; font-weight: normal; }
+table.heat thead th { border: 0; vertical-align: bottom; font-weight: normal; }
 table.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
 table.heat tbody tr { border: 0; }
 table.heat tbody th { padding-right: .6rem; text-align: left; font-weight: normal;

@@ -133,11 +133,14 @@ def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: P
     assert (first.new, again.new) == (len(places), 1)
     (folder / "good-401.safetensors").rename(folder / "renamed.safetensors")
     (folder / "good-402.safetensors").write_bytes((folder / "foreign.safetensors").read_bytes())
+    (folder / "bad" / "cut.safetensors").rename(folder / "cut too.safetensors")
     third = scan(find_all([str(folder)]), spec)
     assert third.new == 1
     names = {Path(finding.file).name: finding for finding in third}
     assert names["renamed.safetensors"].verdict
     assert names["good-402.safetensors"].silence
+    assert "cut too.safetensors: " in names["cut too.safetensors"].message
+    assert "bad" not in names["cut too.safetensors"].message
 
 
 CHILD = """
@@ -283,6 +286,29 @@ def test_a_hub_repository_is_scanned_in_parts(
             "page.safetensors": "html",
         }
         assert len(found["good-400.safetensors"]["revision"]) == 40
+
+
+def test_a_hub_that_fails_in_the_middle_stops_nothing(
+    server: HubServer,
+    hub_env: Callable[..., dict[str, str]],
+    folder: Path,
+    bundle: Path,
+    tmp_path: Path,
+) -> None:
+    repository = tmp_path / "hub" / "models" / "someone" / "loras"
+    repository.mkdir(parents=True)
+    good = (folder / "good-400.safetensors").read_bytes()
+    (repository / "good.safetensors").write_bytes(good)
+    names = ("good", "gone")
+    listed = tmp_path / "list.txt"
+    lines_of = [f"hub:someone/loras/{name}.safetensors" for name in names]
+    listed.write_text("\n".join([*lines_of, "hub:nobody/loras/a.safetensors"]))
+    out = tmp_path / "o.jsonl"
+    args = ["scan", listed, "--model", bundle, "--json", out, "--cache", tmp_path / "cache"]
+    command = [sys.executable, "-m", "lora_ws", *map(str, args)]
+    done = subprocess.run(command, env=hub_env(), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert [became(line) for line in lines(out)] == ["judged", "missing", "remote"]
 
 
 def test_similar_and_dedup_see_through_spellings(

@@ -23,8 +23,9 @@ FLOORS = {
     "experiments": 5,
     "audit": 5,
     "zoo": 5,
-    "commands": 6,
-    "cli": 6,
+    "web": 6,
+    "commands": 7,
+    "cli": 7,
 }
 MODULES = [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in FLOORS]
 
