@@ -24,7 +24,7 @@ from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.confidence import Verdict
 from lora_ws.learn.evidence import layer_evidence
 
-NO_MODEL = "no model was given"
+NO_MODEL = "content: no detector for this base, as no model was given"
 # Reasons that may be gone when a file is read again.
 PASSING = ("missing", "unreadable", "remote", "failed")
 

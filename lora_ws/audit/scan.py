@@ -23,6 +23,8 @@ from lora_ws.errors import ConfigError
 from lora_ws.learn.bundle import INFO, Bundle
 from lora_ws.workers import map_batches
 
+# Of what is kept; another one is kept apart.
+FORMAT = 1
 LOST = "the process that read it ended; it may take too much memory"
 
 
@@ -117,6 +119,7 @@ def scan(
         DataError: another process scans in the same way.
     """
     settings = {
+        "format": FORMAT,
         "lora_ws": version("lora_ws"),
         "bundle": spec.bundle and file_sha256(spec.bundle / INFO),
         "evidence": spec.evidence,

@@ -91,7 +91,7 @@ def test_without_a_classifier_a_file_is_told_of(
     assert finding
     assert finding.facts
     assert signature
-    assert finding.silence == "no model was given"
+    assert finding.silence.startswith("content: no detector for this base")
     assert (finding.facts.base, finding.facts.ranks) == ("tiny-sd", {"1": 64})
     assert finding.update_hash == signature.hash
     assert judge([place_of(file)], known={key}) == [(key, None, None)]
