@@ -1,10 +1,9 @@
 """Adapters that act together on one base model: their names, their factors, how much of each."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.diffusion.bank import AdapterBank
@@ -50,16 +49,29 @@ class Stack:
             AdapterError: a file cannot be read, or holds more than the bank can apply.
             LayoutError: they are not of one base.
         """
+        if not adapters:
+            raise ConfigError("adapters: expected at least one, got none")
         read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
         bank = AdapterBank.from_adapters(read, ignore_other)
-        scales = (1.0,) * len(read) if scales is None else tuple(map(float, scales))
         names = _names(read) if names is None else tuple(names)
-        for what, given in (("scales", scales), ("names", names)):
-            if len(given) != len(read):
-                raise ConfigError(f"{what}: expected {len(read)}, one an adapter, got {len(given)}")
-        if not bool(torch.tensor(scales).isfinite().all()):
-            raise ConfigError(f"scales: expected finite numbers, got {scales}")
-        return cls(names, bank, scales)
+        if len(names) != len(read):
+            raise ConfigError(f"names: expected {len(read)}, one an adapter, got {len(names)}")
+        return cls(names, bank, (1.0,) * len(read)).scaled(scales)
+
+    def scaled(self, scales: Sequence[float] | None) -> "Stack":
+        """The same adapters at other scales; None keeps them.
+
+        Raises:
+            ConfigError: there are more or fewer than adapters, or not all are finite.
+        """
+        if scales is None:
+            return self
+        given = tuple(map(float, scales))
+        if len(given) != len(self):
+            raise ConfigError(f"scales: expected {len(self)}, one an adapter, got {len(given)}")
+        if not all(map(math.isfinite, given)):
+            raise ConfigError(f"scales: expected finite numbers, got {given}")
+        return replace(self, scales=given)
 
 
 def _names(adapters: Sequence[Adapter]) -> tuple[str, ...]:

@@ -1,0 +1,139 @@
+"""Let a pipeline run with several adapters at once, by any method, in one forward pass a step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_ws.adapters import Adapter
+from lora_ws.diffusion.methods import Merge, Method, Mix, Step
+from lora_ws.diffusion.mixture import Mixture
+from lora_ws.diffusion.stack import Stack
+
+
+@contextmanager
+def compose(
+    pipeline: Any,
+    adapters: Stack | Sequence[Adapter | str | Path],
+    method: Method | None = None,
+    scales: Sequence[float] | None = None,
+) -> Iterator[Stack]:
+    """Let a diffusers pipeline with a U-Net run with adapters until the block ends.
+
+    The U-Net is watched, not the pipeline: whatever the pipeline does around it, guidance
+    included, stays as it is. A step begins where the timestep changes. Adapters of text encoders
+    are refused unless the `Stack` was made without them.
+
+    Args:
+        pipeline: with ``unet`` and ``scheduler``; it is left as found, however the block ends.
+        adapters: a stack, read adapters, or names of files.
+        method: how they act together; None merges them.
+        scales: one an adapter; None takes those of the stack, or all of each.
+
+    Yields:
+        The stack.
+
+    Raises:
+        ConfigError: scales or method do not fit the adapters.
+        LayoutError: the adapters are of another base.
+        AdapterError: a file cannot be read, or holds more than a U-Net's part.
+
+    Example:
+        >>> from lora_ws.diffusion.methods import Composite
+        >>> from lora_ws.diffusion.pipeline import generate, load_pipeline
+        >>> with compose(load_pipeline("digit-sd"), []) as stack: ...
+        Traceback (most recent call last):
+        ...
+        lora_ws.errors.ConfigError: adapters: expected at least one, got none
+    """
+    if isinstance(adapters, Stack):
+        stack = adapters if scales is None else adapters.scaled(scales)
+    else:
+        stack = Stack.of(adapters, scales)
+    method = Merge() if method is None else method
+    method.check(len(stack))
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    conductor = _Conductor(method, stack.scales, lambda: len(scheduler.timesteps))
+    with ExitStack() as held:
+        # Before the bank's own hook, which counts the batch that is made here.
+        for handle in conductor.watch(unet):
+            held.callback(handle.remove)
+        first = method.mix(Step(0, 1), stack.scales).rows[:1]
+        conductor.mixture = held.enter_context(stack.bank.attach(unet, first))
+        yield stack
+
+
+class _Conductor:
+    """Counts steps, and has the mixtures of each run as one batch."""
+
+    def __init__(self, method: Method, scales: tuple[float, ...], steps: Callable[[], int]) -> None:
+        self.mixture: Mixture | None = None
+        self._method, self._scales, self._steps = method, scales, steps
+        self._time: float | None = None
+        self._step = Step(-1, 0)
+        self._mix: Mix | None = None
+        self._batch = 0
+
+    def watch(self, unet: nn.Module) -> Iterator[Any]:
+        yield unet.register_forward_pre_hook(self._widen, with_kwargs=True)
+        yield unet.register_forward_hook(self._join)
+
+    def _widen(
+        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        sample = args[0] if args else kwargs["sample"]
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        self._advance(float(torch.as_tensor(timestep).flatten()[0]))
+        assert self.mixture is not None
+        self._mix = self._method.mix(self._step, self._scales)
+        self._batch, copies = len(sample), len(self._mix.rows)
+        if copies == 1:
+            self.mixture.set(self._mix.rows)
+            return args, kwargs
+        # Mixture by mixture, each with the whole batch.
+        self.mixture.set(self._mix.rows.repeat_interleave(self._batch, dim=0))
+        return _repeated(args, self._batch, copies), _repeated(kwargs, self._batch, copies)
+
+    def _advance(self, time: float) -> None:
+        if time == self._time:
+            return
+        new = self._time is None or time > self._time
+        call = self._step.call + (new and self._time is not None)
+        self._step = Step(0 if new else self._step.number + 1, self._steps(), call)
+        self._time = time
+
+    def _join(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        assert self._mix is not None
+        if len(self._mix.rows) == 1:
+            return output
+        if isinstance(output, tuple):
+            return (self._joined(output[0]), *output[1:])
+        output["sample"] = self._joined(output["sample"])
+        return output
+
+    def _joined(self, predictions: Tensor) -> Tensor:
+        assert self._mix is not None
+        weights = self._mix.weights.to(predictions)
+        parts = predictions.unflatten(0, (len(weights), self._batch))
+        if weights.ndim == 1:
+            return torch.tensordot(weights, parts, dims=1)
+        if weights.shape[1:] != parts.shape[3:]:
+            weights = functional.interpolate(weights[None], parts.shape[3:], mode="area")[0]
+        return (weights[:, None, None] * parts).sum(0)
+
+
+def _repeated(value: Any, batch: int, copies: int) -> Any:
+    """Repeat every tensor that has the batch as its first dimension."""
+    if isinstance(value, Tensor):
+        if value.ndim and len(value) == batch:
+            return value.repeat(copies, *[1] * (value.ndim - 1))
+        return value
+    if isinstance(value, dict):
+        return {name: _repeated(item, batch, copies) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_repeated(item, batch, copies) for item in value)
+    return value

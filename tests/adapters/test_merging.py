@@ -1,0 +1,115 @@
+"""Merging against dense arithmetic and peft's merge functions on dense updates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.utils import merge_utils
+
+from lora_ws.adapters import Adapter, read_adapter
+from lora_ws.adapters.adapter import Module
+from lora_ws.adapters.merging import dare, merge_adapters, ties
+from lora_ws.adapters.writer import write_adapter
+from lora_ws.errors import AdapterError, ConfigError
+
+NAME = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+OTHER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+SCALES = (0.8, -1.0, 0.5)
+
+
+def module(seed: int, rank: int, name: str = NAME, inputs: int = 9, **more: object) -> Module:
+    rng = np.random.default_rng(seed)
+    down = rng.standard_normal((rank, inputs)).astype(np.float32)
+    up = rng.standard_normal((7, rank)).astype(np.float32)
+    return Module("unet", name, "lora", down, up, 1.5, "test", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def adapters() -> list[Adapter]:
+    """Ranks 1, 2 and 3; the last adapts one more module."""
+    made = [Adapter({NAME: module(k, k + 1)}, f"{k}.safetensors", "") for k in range(3)]
+    made[2].modules[OTHER] = module(9, 2, OTHER)  # type: ignore[index]
+    return made
+
+
+def dense(found: Module) -> np.ndarray:
+    return found.scale * found.up.astype(float) @ found.down.astype(float)
+
+
+def expected(adapters: list[Adapter], name: str = NAME) -> np.ndarray:
+    pairs = zip(adapters, SCALES, strict=True)
+    return np.sum([s * dense(a.modules[name]) for a, s in pairs if name in a.modules], axis=0)
+
+
+def test_a_linear_merge_is_the_sum_of_updates(adapters: list[Adapter]) -> None:
+    merged, energy = merge_adapters(adapters, SCALES)
+    assert energy == 1
+    assert {name: m.rank for name, m in merged.modules.items()} == {NAME: 6, OTHER: 2}
+    for name in (NAME, OTHER):
+        assert np.allclose(dense(merged.modules[name]), expected(adapters, name), atol=1e-5)
+
+
+def test_a_merge_of_lower_rank_is_the_best_of_it(adapters: list[Adapter]) -> None:
+    merged, energy = merge_adapters(adapters, SCALES, rank=2)
+    wanted, whole, kept = {}, 0.0, 0.0
+    for name in (NAME, OTHER):
+        left, values, right = np.linalg.svd(expected(adapters, name))
+        wanted[name] = left[:, :2] * values[:2] @ right[:2]
+        whole, kept = whole + (values**2).sum(), kept + (values[:2] ** 2).sum()
+        assert np.allclose(dense(merged.modules[name]), wanted[name], atol=1e-5)
+    assert energy == pytest.approx(kept / whole)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+def test_ties_is_pefts_on_dense_updates(density: float) -> None:
+    updates = np.random.default_rng(0).standard_normal((3, 7, 9))
+    theirs = merge_utils.ties([torch.from_numpy(u) for u in updates], torch.ones(3), density)
+    assert np.allclose(ties(updates, density), theirs.numpy(), atol=1e-12)
+
+
+def test_ties_of_adapters_is_that_of_their_updates(adapters: list[Adapter]) -> None:
+    merged, energy = merge_adapters(adapters, SCALES, "ties", rank=7, density=0.5)
+    pairs = zip(adapters, SCALES, strict=True)
+    updates = np.stack([s * dense(a.modules[NAME]) for a, s in pairs])
+    assert np.allclose(dense(merged.modules[NAME]), ties(updates, 0.5), atol=1e-5)
+    assert energy == pytest.approx(1)
+
+
+def test_dare_keeps_a_share_and_the_mean() -> None:
+    updates = np.ones((2, 300, 300))
+    found = dare(updates, 0.25, np.random.default_rng(0))
+    assert found.mean() == pytest.approx(2, rel=0.01)
+    values, counts = np.unique(found, return_counts=True)
+    assert values.tolist() == [0, 4, 8]
+    assert counts / found.size == pytest.approx([0.5625, 0.375, 0.0625], abs=0.01)
+    whole = dare(updates, 1.0, np.random.default_rng(0))
+    assert (whole == 2).all()
+
+
+def test_what_is_dropped_hangs_on_the_seed_alone(adapters: list[Adapter]) -> None:
+    one, same, other = (
+        dense(merge_adapters(adapters, SCALES, "dare", seed=seed).adapter.modules[NAME])
+        for seed in (0, 0, 1)
+    )
+    assert (one == same).all()
+    assert np.abs(one - other).max() > 0.1
+
+
+def test_a_merged_adapter_is_a_file_like_any_other(adapters: list[Adapter], tmp_path: Path) -> None:
+    merged = merge_adapters(adapters, SCALES).adapter
+    again = read_adapter(write_adapter(merged, tmp_path / "out", "diffusers"))
+    assert np.allclose(dense(again.modules[NAME]), expected(adapters), atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(adapters: list[Adapter]) -> None:
+    with pytest.raises(ConfigError, match="scales: expected 3"):
+        merge_adapters(adapters, [1.0])
+    with pytest.raises(ConfigError, match="density"):
+        merge_adapters(adapters, SCALES, "ties", density=0)
+    foreign = Adapter({NAME: module(0, 1, inputs=5)}, "foreign.safetensors", "")
+    with pytest.raises(AdapterError, match=r"foreign\.safetensors: .*other widths"):
+        merge_adapters([adapters[0], foreign], [1, 1])
+    conv = Adapter({NAME: module(0, 1, kernel=(3, 3))}, "conv.safetensors", "")
+    with pytest.raises(AdapterError, match="is a convolution"):
+        merge_adapters([conv], [1])

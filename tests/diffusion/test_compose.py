@@ -1,0 +1,328 @@
+"""Composition against diffusers, loops written by hand, and the paper's formulas."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.compose import compose
+from lora_ws.diffusion.methods import (
+    METHODS,
+    Composite,
+    Merge,
+    Method,
+    Regions,
+    Schedule,
+    Switch,
+    method_named,
+)
+from lora_ws.diffusion.pipeline import adapter_layout, encode_prompts, generate, load_pipeline
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import AdapterError, ConfigError, LayoutError
+
+PROMPTS = ["a photo of three", "a photo of seven"]
+SCALES = (0.8, 1.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def _pipeline() -> Any:
+    return load_pipeline("digit-sd")
+
+
+@pytest.fixture
+def pipeline(_pipeline: Any) -> Iterator[Any]:
+    """Left as it was found, by every test."""
+    before = copy.deepcopy(_pipeline.unet.state_dict())
+    yield _pipeline
+    unet = _pipeline.unet
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+    assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
+
+
+def write(folder: Path, layout: Layout, seed: int, size: float = 0.3) -> Path:
+    """An adapter as diffusers writes it, of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in layout.layers:
+        for role, shape in (("A", layer.down_shape), ("B", layer.up_shape)):
+            values = size * torch.randn(shape, generator=generator)
+            tensors[f"unet.{layer.name}.lora_{role}.weight"] = values
+    file = folder / f"adapter{seed}.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+@pytest.fixture
+def files(_pipeline: Any, tmp_path: Path) -> list[Path]:
+    """Three adapters of ranks 1, 2 and 3, the last of fewer modules."""
+    ranks = enumerate((1, 2, 3))
+    layouts = [
+        adapter_layout(_pipeline.unet, rank, ("to_q", "to_v")[: 1 + (k < 2)]) for k, rank in ranks
+    ]
+    return [write(tmp_path, layout, k) for k, layout in enumerate(layouts)]
+
+
+@pytest.fixture
+def adapters(files: list[Path]) -> list[Adapter]:
+    return [read_adapter(file) for file in files]
+
+
+def images(pipeline: Any, guidance: float = 3.0, steps: int = 6) -> Tensor:
+    return generate(pipeline, PROMPTS, guidance, steps, seed=3)
+
+
+def composed(
+    pipeline: Any, adapters: Any, method: Method, scales: Any = None, **how: Any
+) -> Tensor:
+    with compose(pipeline, adapters, method, scales):
+        return images(pipeline, **how)
+
+
+def close(one: Tensor, other: Tensor, atol: float = 1e-5) -> None:
+    assert torch.allclose(one, other, atol=atol, rtol=0), (one - other).abs().max()
+
+
+def merged_weights(unet: Any, adapters: list[Adapter], scales: Any) -> Any:
+    """A copy of the U-Net with updates added to its weights."""
+    made = copy.deepcopy(unet)
+    for adapter, scale in zip(adapters, scales, strict=True):
+        for name, module in adapter.modules.items():
+            update = torch.from_numpy(scale * module.scale * module.up @ module.down)
+            made.get_submodule(name).weight.data += update
+    return made
+
+
+@pytest.mark.parametrize("adapters_of", range(1, 6))
+@pytest.mark.parametrize("tau", range(1, 8))
+def test_turns_of_switch_are_those_of_the_formula(adapters_of: int, tau: int) -> None:
+    k = adapters_of
+    formula = [int(((t - 1) % (k * tau)) / tau) for t in range(1, 61)]
+    assert [Switch(tau).turn(step, k) for step in range(60)] == formula
+    released = [Switch(tau, compat=True).turn(step, k) for step in range(60)]
+    assert released[: tau + 1] == [0] * (tau + 1)
+    assert released[1:] == formula[:-1]
+
+
+def test_weighted_turns_have_their_shares() -> None:
+    turns = [Switch(tau=5, weights=(3, 1, 1)).turn(step, 3) for step in range(30)]
+    assert [turns.count(k) for k in range(3)] == [18, 6, 6]
+    assert turns[:15] == turns[15:]
+
+
+def test_turns_follow_the_steps_of_the_pipeline(pipeline: Any, adapters: list[Adapter]) -> None:
+    seen = []
+    with compose(pipeline, adapters, Switch(tau=2), SCALES):
+        name = adapters[0].layout.layers[0].name
+
+        def note(module: Any, args: Any, output: Tensor) -> None:
+            update = output - torch.nn.functional.linear(args[0], module.weight, module.bias)
+            alone = [
+                scale * args[0] @ torch.from_numpy(a.modules[name].up @ a.modules[name].down).T
+                for a, scale in zip(adapters, SCALES, strict=True)
+            ]
+            seen.append(min(range(3), key=lambda k: float((update - alone[k]).abs().max())))
+
+        with pipeline.unet.get_submodule(name).register_forward_hook(note):
+            images(pipeline, steps=9)
+    assert seen == [0, 0, 1, 1, 2, 2, 0, 0, 1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_adapter_is_that_adapter(name: str, pipeline: Any, adapters: list[Adapter]) -> None:
+    expected = composed(pipeline, adapters[:1], Merge(), [0.7])
+    assert torch.equal(composed(pipeline, adapters[:1], method_named(name), [0.7]), expected)
+    assert (expected - images(pipeline)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_untrained_adapters_change_nothing(name: str, pipeline: Any) -> None:
+    bank = AdapterBank.fresh(adapter_layout(pipeline.unet, 2), 2)
+    stack = Stack(("a", "b"), bank, (1.0, 1.0))
+    close(composed(pipeline, stack, method_named(name)), images(pipeline))
+
+
+def test_merge_is_merged_weights_and_what_diffusers_does(
+    pipeline: Any, adapters: list[Adapter], files: list[Path]
+) -> None:
+    ours = composed(pipeline, adapters, Merge(), SCALES)
+    own = pipeline.unet
+    pipeline.unet = merged_weights(own, adapters, SCALES)
+    merged = images(pipeline)
+    pipeline.unet = copy.deepcopy(own)
+    for k, file in enumerate(files):
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=f"a{k}")
+    pipeline.set_adapters(["a0", "a1", "a2"], list(SCALES))
+    theirs = images(pipeline)
+    pipeline.unet = own
+    close(ours, merged)
+    close(ours, theirs)
+
+
+def test_normalised_merge_divides(pipeline: Any, adapters: list[Adapter]) -> None:
+    thirds = [scale / 3 for scale in SCALES]
+    close(
+        composed(pipeline, adapters, Merge(normalised=True), SCALES),
+        composed(pipeline, adapters, Merge(), thirds),
+    )
+
+
+def ddim(pipeline: Any, unets: list[Any], weights: list[float], guidance: float) -> Tensor:
+    """A loop by hand: guidance in every model, then the mean (section 3 of the paper)."""
+    from lora_ws.diffusion.pipeline import decode_latents, initial_noise
+
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(6)
+    text, empty = encode_prompts(pipeline, PROMPTS), encode_prompts(pipeline, ["", ""])
+    latents = initial_noise(pipeline, [3, 4]) * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for time in scheduler.timesteps:
+            noise = torch.zeros_like(latents)
+            for unet, weight in zip(unets, weights, strict=True):
+                plain = unet(latents, time, empty).sample
+                asked = unet(latents, time, text).sample
+                noise += weight * (plain + guidance * (asked - plain))
+            latents = scheduler.step(noise, time, latents).prev_sample
+    return decode_latents(pipeline, latents)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("weights", [None, (2.0, 1.0, 1.0)])
+def test_composite_is_the_mean_of_guided_predictions(
+    guidance: float, weights: Any, pipeline: Any, adapters: list[Adapter]
+) -> None:
+    pairs = zip(adapters, SCALES, strict=True)
+    unets = [merged_weights(pipeline.unet, [adapter], [scale]) for adapter, scale in pairs]
+    shares = [weight / sum(weights or (1, 1, 1)) for weight in weights or (1, 1, 1)]
+    expected = ddim(pipeline, unets, shares, guidance)
+    close(composed(pipeline, adapters, Composite(weights), SCALES, guidance=guidance), expected)
+
+
+def test_composite_of_equal_ones_is_one_and_order_is_nothing_to_it(
+    pipeline: Any, adapters: list[Adapter]
+) -> None:
+    one = composed(pipeline, adapters[1:2], Merge())
+    close(composed(pipeline, [adapters[1]] * 3, Composite()), one)
+    forth = composed(pipeline, adapters, Composite(), SCALES)
+    back = composed(pipeline, adapters[::-1], Composite(), SCALES[::-1])
+    close(forth, back)
+    switched = composed(pipeline, adapters, Switch(1), SCALES)
+    assert (
+        switched - composed(pipeline, adapters[::-1], Switch(1), SCALES[::-1])
+    ).abs().max() > 0.01
+
+
+def test_long_turns_are_the_first_adapter_alone(pipeline: Any, adapters: list[Adapter]) -> None:
+    alone = composed(pipeline, adapters[:1], Merge(), SCALES[:1])
+    close(composed(pipeline, adapters, Switch(tau=6), SCALES), alone)
+
+
+def test_regions_are_their_owners(pipeline: Any, adapters: list[Adapter]) -> None:
+    masks = torch.zeros(3, 8, 8)
+    masks[0, :, :4], masks[1, :4, 4:], masks[2, 6:, 4:] = 1, 1, 1
+    unet, text = pipeline.unet, encode_prompts(pipeline, PROMPTS)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with compose(pipeline, adapters, Regions(masks), SCALES):
+            whole = unet(x, 500, text).sample
+            (as_tuple,) = unet(x, 500, text, return_dict=False)
+        base = unet(x, 500, text).sample
+        expected = base * (1 - masks.sum(0))
+        for mask, adapter, scale in zip(masks, adapters, SCALES, strict=True):
+            expected += mask * merged_weights(unet, [adapter], [scale])(x, 500, text).sample
+    close(whole, expected)
+    close(as_tuple, expected)
+
+
+def test_schedules_turn_adapters_on_and_off(pipeline: Any, adapters: list[Adapter]) -> None:
+    whole = Schedule(((0, 1), (0, 1), (0, 1)))
+    close(
+        composed(pipeline, adapters, whole, SCALES), composed(pipeline, adapters, Merge(), SCALES)
+    )
+    turns = Schedule(((0, 0.5), (0.5, 1)))
+    close(
+        composed(pipeline, adapters[:2], turns, SCALES[:2]),
+        composed(pipeline, adapters[:2], Switch(tau=3), SCALES[:2]),
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_second_call_is_the_first_again(
+    name: str, pipeline: Any, adapters: list[Adapter]
+) -> None:
+    with compose(pipeline, adapters, method_named(name), SCALES):
+        assert torch.equal(images(pipeline), images(pipeline))
+
+
+def test_the_released_composite_forgets_at_the_second_call(
+    pipeline: Any, adapters: list[Adapter]
+) -> None:
+    with compose(pipeline, adapters, Composite(compat=True), SCALES):
+        first, second = images(pipeline), images(pipeline)
+    close(first, composed(pipeline, adapters, Composite(), SCALES))
+    close(second, composed(pipeline, adapters[2:], Merge(), SCALES[2:]))
+
+
+def test_a_failure_leaves_the_pipeline_as_it_was(pipeline: Any, adapters: list[Adapter]) -> None:
+    before = images(pipeline)
+
+    def fail(*_: object, **__: object) -> dict:
+        raise RuntimeError("in a step")
+
+    block = compose(pipeline, adapters, Composite(), SCALES)
+    with pytest.raises(RuntimeError, match="in a step"), block:
+        pipeline(PROMPTS, num_inference_steps=4, callback_on_step_end=fail)
+    assert torch.equal(images(pipeline), before)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "scales": (lambda p, a: compose(p, a, Merge(), [1.0]), "scales: expected 3"),
+    "not finite": (lambda p, a: compose(p, a, Merge(), [1, 2, float("nan")]), "finite"),
+    "none": (lambda p, a: compose(p, []), "at least one"),
+    "tau": (lambda p, a: compose(p, a, Switch(tau=0)), "tau: expected at least 1"),
+    "weights": (lambda p, a: compose(p, a, Composite((1.0, 2.0))), "weights: expected 3"),
+    "masks": (lambda p, a: compose(p, a, Regions(torch.ones(2, 8, 8))), "masks: expected"),
+    "windows": (lambda p, a: compose(p, a, Schedule(((0, 1),))), "windows: expected 3"),
+    "window": (lambda p, a: compose(p, a, Schedule(((0, 1), (1, 0), (0, 1)))), "start < stop"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_does_not_fit_is_named(wrong: str, pipeline: Any, adapters: list[Adapter]) -> None:
+    call, text = WRONG[wrong]
+    with pytest.raises(ConfigError, match=text), call(pipeline, adapters):
+        raise AssertionError("it began")
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean `switch`"):
+        method_named("swich")
+
+
+def test_adapters_of_another_base_are_refused(pipeline: Any, tmp_path: Path) -> None:
+    (first, *_) = adapter_layout(pipeline.unet).layers
+    foreign = Layout.from_layers([LayerSpec(first.name, 768, 320, 1)])
+    file = write(tmp_path, foreign, 0)
+    with pytest.raises(LayoutError, match="is this their base"), compose(pipeline, [file]):
+        raise AssertionError("it began")
+
+
+def test_a_text_encoders_part_is_not_left_out_in_silence(
+    pipeline: Any, files: list[Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    more = {f"{name}.lora_A.weight": torch.ones(1, 48), f"{name}.lora_B.weight": torch.ones(48, 1)}
+    file = tmp_path / "both.safetensors"
+    save_file({**load_file(files[0]), **more}, file)
+    with pytest.raises(AdapterError, match="ignore_other=True"), compose(pipeline, [file]):
+        raise AssertionError("it began")
+    stack = Stack.of([file], ignore_other=True)
+    close(composed(pipeline, stack, Merge()), composed(pipeline, files[:1], Merge()))
