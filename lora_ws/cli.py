@@ -32,6 +32,7 @@ COMMANDS = {
     "predict": ("lora_ws.commands.predict:predict", "name the class of adapter files"),
     "scan": ("lora_ws.commands.scan:scan", "triage folders, lists and Hub repositories"),
     "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
+    "compose": ("lora_ws.commands.compose:compose", "images with several adapters at once"),
     "serve": ("lora_ws.commands.serve:serve", "a web page and an API for single files"),
     "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }

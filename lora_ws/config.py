@@ -13,7 +13,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -86,12 +86,24 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
             nargs="+" if repeated else None,
             help=_argument_help(target, parameter.name),
         )
+    lists = {p.name: kind for p in keywords if (kind := _list_of(p.annotation))}
+    for parameter in keywords if lists else []:
+        if kind := lists.get(parameter.name):
+            empty = parameter.default is inspect.Parameter.empty
+            parser.add_argument(
+                f"--{parameter.name}",
+                type=kind,
+                nargs="+",
+                required=empty,
+                default=None if empty else parameter.default,
+                help=_argument_help(target, parameter.name),
+            )
     if spec_type:
         parser.add_class_arguments(spec_type, None, as_group=False, sub_configs=False)
     elif isinstance(target, type):
         parser.add_class_arguments(target, None, as_group=False, sub_configs=False)
     elif keywords:
-        skip: set[str | int] = {parameter.name for parameter in positional}
+        skip: set[str | int] = {*lists, *(parameter.name for parameter in positional)}
         parser.add_function_arguments(target, None, as_group=False, skip=skip)
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
@@ -195,6 +207,12 @@ def _positional(
     parameters = list(inspect.signature(target).parameters.values())
     first = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     return first, [p for p in parameters if p not in first]
+
+
+def _list_of(annotation: Any) -> type | None:
+    """What a flag that takes several words, ``--adapters a b``, is a list of."""
+    kinds = (annotation, *get_args(annotation))
+    return next((k for k in (str, float) if list[k] in kinds), None)
 
 
 def _summary(target: Callable[..., Any]) -> str:

@@ -148,6 +148,14 @@ class AdapterBank(nn.Module):
         """What stands in the bank, for printing."""
         return f"{len(self)} adapters, {len(self.trainable)} trained, {len(self.factors)} modules"
 
+    def modules_of(self, model: nn.Module) -> list[nn.Module]:
+        """The modules of a model that are adapted, in the layout's order.
+
+        Raises:
+            LayoutError: the model has no such module, or it does not fit: another base.
+        """
+        return [_find(model, layer) for layer in self.layout.layers]
+
     @contextmanager
     def attach(self, model: nn.Module, scales: Any) -> Iterator["Mixture"]:
         """Let the model run with adapters until the block ends, however it ends.
@@ -167,7 +175,7 @@ class AdapterBank(nn.Module):
             LayoutError: the model has no such module, or it does not fit.
             ConfigError: the scales, or in a forward pass the batch, do not fit.
         """
-        modules = [_find(model, layer) for layer in self.layout.layers]
+        modules = self.modules_of(model)
         mixture = Mixture(self._slot, scales)
         with ExitStack() as stack:
             for handle in mixture.watch(model):

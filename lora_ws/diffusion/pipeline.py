@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.config import nearest
 from lora_ws.errors import ConfigError, NotAvailableError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
@@ -284,6 +285,30 @@ def token_ids(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     ).input_ids
 
 
+def check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
+    """Refuse prompts of which a text encoder would see only a part.
+
+    Raises:
+        ConfigError: a prompt is too long, or holds a word that a small base does not know.
+    """
+    tokenizer = pipeline.tokenizer
+    most, unknown = tokenizer.model_max_length, tokenizer.unk_token_id
+    for prompt in prompts:
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > most:
+            raise ConfigError(
+                f"prompt: expected at most {most} tokens, its two ends counted, got {len(ids)} in "
+                f"`{prompt}`; shorten it"
+            )
+        if unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id) and unknown in ids:
+            word = next(w for w in prompt.split() if unknown in tokenizer(w).input_ids)
+            known = sorted(w for w in tokenizer.get_vocab() if not w.startswith("<"))
+            raise ConfigError(
+                f"prompt: among the {len(known)} words of the base is no `{word}`"
+                f"{nearest(word, known)}"
+            )
+
+
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n length width"]:
     """Text embeddings as the U-Net takes them."""
@@ -310,6 +335,7 @@ def generate(
     steps: int = 30,
     seed: int = 0,
     noise: Float[Tensor, "n channels h w"] | None = None,
+    negative: str = "",
 ) -> Float[Tensor, "n 3 height width"]:
     """Make one image a prompt with the pipeline's scheduler.
 
@@ -320,12 +346,14 @@ def generate(
         steps: of denoising.
         seed: image k starts from the noise of ``seed + k``.
         noise: where images start, instead.
+        negative: prompt of what not to draw.
     """
     if noise is None:
         noise = initial_noise(pipeline, range(seed, seed + len(prompts)))
     return (
         pipeline(
             list(prompts),
+            negative_prompt=[negative] * len(prompts),
             latents=noise,
             num_inference_steps=steps,
             guidance_scale=guidance,

@@ -2,12 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+LABEL_WIDTH, TEXT_SIZE = 220, 14
 
-def save_grid(images: Sequence[Tensor] | Tensor, columns: int, file: Path, scale: int = 2) -> Path:
+
+def save_grid(
+    images: Sequence[Tensor] | Tensor,
+    columns: int,
+    file: Path,
+    scale: int = 2,
+    labels: Sequence[str] = (),
+) -> Path:
     """Write images ``[3, height, width]`` from -1 to 1 as one PNG, row by row.
 
     Args:
@@ -15,6 +24,7 @@ def save_grid(images: Sequence[Tensor] | Tensor, columns: int, file: Path, scale
         columns: images a row.
         file: where to write.
         scale: each pixel becomes ``scale`` by ``scale``.
+        labels: what stands before each row; none leaves no room for them.
     """
     from PIL import Image
 
@@ -27,6 +37,22 @@ def save_grid(images: Sequence[Tensor] | Tensor, columns: int, file: Path, scale
     picture = picture.resize(
         (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
     )
+    if labels:
+        picture = _labelled(picture, labels)
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file)
     return file
+
+
+def _labelled(picture: Any, labels: Sequence[str]) -> Any:
+    from PIL import Image, ImageDraw, ImageFont
+
+    whole = Image.new("RGB", (picture.width + LABEL_WIDTH, picture.height), "white")
+    whole.paste(picture, (LABEL_WIDTH, 0))
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(TEXT_SIZE)
+    height = picture.height / len(labels)
+    for k, label in enumerate(labels):
+        while draw.textlength(label, font) > LABEL_WIDTH - 16:
+            label = f"{label.rstrip('…')[:-1]}…"
+        draw.text((8, (k + 0.5) * height), label, "#1d2430", font, anchor="lm")
+    return whole
