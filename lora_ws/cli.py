@@ -33,6 +33,7 @@ COMMANDS = {
     "scan": ("lora_ws.commands.scan:scan", "triage folders, lists and Hub repositories"),
     "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
     "compose": ("lora_ws.commands.compose:compose", "images with several adapters at once"),
+    "attribute": ("lora_ws.commands.attribute:attribute", "which adapter did what to a picture"),
     "serve": ("lora_ws.commands.serve:serve", "a web page and an API for single files"),
     "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }

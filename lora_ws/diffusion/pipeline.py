@@ -328,6 +328,45 @@ def initial_noise(pipeline: Any, seeds: Sequence[int]) -> Float[Tensor, "n chann
 
 
 @torch.no_grad()
+def denoise(
+    pipeline: Any,
+    latents: Float[Tensor, "n channels h w"],
+    prompts: Sequence[str],
+    guidance: float = 3.0,
+    steps: int = 30,
+    start: int = 0,
+    negative: str = "",
+) -> Iterator[Float[Tensor, "n channels h w"]]:
+    """Denoise from a step on, as the pipeline does, and show the latents on the way.
+
+    Args:
+        pipeline: the base; adapters may be attached to it.
+        latents: noise, or what a run with as many steps had before step ``start``.
+        prompts: one a latent.
+        guidance: scale of guidance; 1 for none.
+        steps: of the whole run.
+        start: the first step to do, from 0; above 0 for schedulers without memory, such as DDIM.
+        negative: prompt of what not to draw.
+
+    Yields:
+        The latents after each step.
+    """
+    scheduler, device = pipeline.scheduler, pipeline.unet.device
+    scheduler.set_timesteps(steps, device=device)
+    guided = guidance > 1
+    text = encode_prompts(pipeline, [negative] * (guided * len(prompts)) + list(prompts))
+    latents = latents.to(device) * (scheduler.init_noise_sigma if start == 0 else 1)
+    for time in scheduler.timesteps[start:]:
+        x = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
+        noise = pipeline.unet(x, time, encoder_hidden_states=text).sample
+        if guided:
+            plain, asked = noise.chunk(2)
+            noise = plain + guidance * (asked - plain)
+        latents = scheduler.step(noise, time, latents).prev_sample
+        yield latents
+
+
+@torch.no_grad()
 def generate(
     pipeline: Any,
     prompts: Sequence[str],

@@ -19,6 +19,7 @@ FLOORS = {
     "collection": 3,
     "diffusion": 3,
     "featurizers": 3,
+    "attribution": 4,
     "learn": 4,
     "experiments": 5,
     "audit": 5,

@@ -1,0 +1,110 @@
+"""A page that shows which adapter did what to a picture."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.attribution.ablation import Ablation, Drawing
+from lora_ws.attribution.shapley import Shapley
+from lora_ws.report.grid import Cell, Grid, ranked
+from lora_ws.report.images import save_grid
+from lora_ws.report.page import Figure, Section, to_page
+
+# Pixels a side that a picture has at least.
+SHOWN = 128
+
+
+def write_attribution(
+    folder: Path,
+    drawing: Drawing,
+    ablation: Ablation,
+    shapley: Shapley | None = None,
+    learned: dict[str, str] | None = None,
+) -> Path:
+    """Write ``attribution.png`` and ``attribution.html`` into a folder.
+
+    Args:
+        folder: made if missing.
+        drawing: what was drawn.
+        ablation: what leaving out did.
+        shapley: values of the same adapters, of the distance to the picture without any.
+        learned: name -> what a classifier says an adapter learned.
+    """
+    grid = shares_grid(ablation, shapley, learned)
+    picture = save_pictures(ablation, folder / "attribution.png")
+    text = (
+        f"Prompt: {drawing.prompt}. Seed {drawing.seed}, {drawing.steps} steps, guidance "
+        f"{drawing.guidance:g}. Every picture starts from the same noise."
+    )
+    legend = (
+        "First row: the picture with all adapters, and with none. Then a row an adapter: the "
+        "picture without it, what that changed, and the change over the picture; the brightest is "
+        "the largest change of any adapter."
+    )
+    page = to_page(
+        "Which adapter did this?",
+        [
+            Section("Shares", (text, grid)),
+            Section("Pictures", (Figure(picture, legend),)),
+        ],
+    )
+    file = folder / "attribution.html"
+    file.write_text(page)
+    return file
+
+
+def shares_grid(
+    ablation: Ablation, shapley: Shapley | None, learned: dict[str, str] | None
+) -> Grid:
+    """Effect, share and value of each adapter."""
+    effects, shares = ablation.effects.tolist(), ablation.shares.tolist()
+    columns = {
+        "effect": [Cell(f"{value:.4f}") for value in effects],
+        "share": ranked(shares, [f"{100 * value:.1f} %" for value in shares]),
+    }
+    caption = (
+        "Effect: mean absolute difference that leaving the adapter out makes, of pixels from -1 to "
+        "1; share: of the sum of effects."
+    )
+    if shapley is not None:
+        values = zip(shapley.values, shapley.errors, strict=True)
+        texts = [f"{v:.4f} ± {e:.4f}" if e else f"{v:.4f}" for v, e in values]
+        columns["Shapley value"] = ranked(shapley.values.tolist(), texts)
+        caption += (
+            " Shapley value: what the adapter adds on average to the distance from the picture "
+            f"without any, from {shapley.subsets} pictures."
+        )
+    names = [Cell(name) for name in ablation.names]
+    if learned:
+        columns = {"learned": [Cell(learned.get(n, "")) for n in ablation.names], **columns}
+    rows = tuple(zip(names, *columns.values(), strict=True))
+    return Grid(("adapter", *columns), rows, caption, 2 if learned else 1)
+
+
+def save_pictures(ablation: Ablation, file: Path) -> Path:
+    """The pictures and maps of an ablation as one grid."""
+    maps = ablation.maps / ablation.maps.max().clamp(min=1e-12)
+    blank = torch.ones_like(ablation.whole)
+    tiles = [ablation.whole, ablation.bare, blank]
+    for without, change in zip(ablation.without, maps, strict=True):
+        tiles += [without, heat(change), over(ablation.whole, change)]
+    labels = ["all, and none", *(f"without {name}" for name in ablation.names)]
+    scale = max(1, -(-SHOWN // ablation.whole.shape[-1]))
+    return save_grid(tiles, 3, file, scale, labels)
+
+
+def heat(change: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
+    """A map from 0 to 1 as a picture from black over red to white."""
+    channels = [(3 * change - k).clamp(0, 1) for k in range(3)]
+    return torch.stack(channels) * 2 - 1
+
+
+def over(
+    picture: Float[Tensor, "3 height width"], change: Float[Tensor, "height width"]
+) -> Float[Tensor, "3 height width"]:
+    """A picture in grey, with what changed in red."""
+    grey = picture.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    red = torch.tensor([1.0, -0.6, -0.8])[:, None, None]
+    return grey + change * (red - grey)

@@ -1,0 +1,92 @@
+"""`attribute` as users meet it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from browser import open_page
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+
+from lora_ws.cli import main
+from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> Path:
+    layout = adapter_layout(load_pipeline("digit-sd").unet, 2)
+    (tmp_path / "loras").mkdir()
+    for seed, name in enumerate(("ink", "dots")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            f"unet.{layer.name}.lora_{role}.weight": 0.3 * torch.randn(shape, generator=generator)
+            for layer in layout.layers
+            for role, shape in (("A", layer.down_shape), ("B", layer.up_shape))
+        }
+        save_file(tensors, tmp_path / "loras" / f"{name}.safetensors")
+    return tmp_path / "loras"
+
+
+def run(*args: object) -> int:
+    return main(["attribute", "--base", "digit-sd", *map(str, args)])
+
+
+def test_a_page_shows_shares_and_maps(
+    loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = (loras / "ink.safetensors", loras / "dots.safetensors")
+    drawn = ("--prompt", "a photo of three", "--steps", 5, "--scales", 1, 0.2)
+    assert run("--adapters", *files, *drawn, "--shapley", "true", "--out", tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", shown)]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares[0] > shares[1]
+    page = tmp_path / "out" / "attribution.html"
+    dom, probe = open_page(page, tmp_path)
+    assert (probe["images"], probe["shown"], probe["fetched"]) == (1, 1, [])
+    assert "from 4 pictures" in dom
+
+
+def test_a_picture_says_what_it_was_made_of(
+    loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = PngInfo()
+    text = "a photo of three <lora:ink:0.8> <lora:dots:0.4>\nSteps: 5, Seed: 3, CFG scale: 2"
+    info.add_text("parameters", text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    picture = ("--from_image", tmp_path / "a.png", "--lora_dir", loras)
+    assert run(*picture, "--out", tmp_path / "one") == 0
+    told = capsys.readouterr().out
+    files = (loras / "ink.safetensors", loras / "dots.safetensors")
+    drawn = ("--prompt", "a photo of three", "--steps", 5, "--seed", 3, "--guidance", 2)
+    more = ("--scales", 0.8, 0.4, "--out", tmp_path / "two")
+    assert run("--adapters", *files, *drawn, *more) == 0
+    assert told.split("Effect")[0] == capsys.readouterr().out.split("Effect")[0]
+
+
+WRONG = {
+    "nothing": ((), "expected --adapters and --prompt"),
+    "no folder": (("--from_image", "{picture}"), "lora_dir: expected the folder"),
+    "no picture": (("--from_image", "{loras}/ink.safetensors"), "expected a picture"),
+    "a word": (("--adapters", "{loras}/ink.safetensors", "--prompt", "tree"), "no `tree`"),
+    "scales": (
+        ("--adapters", "{loras}/ink.safetensors", "--prompt", "three", "--scales", "1", "2"),
+        "scales: expected 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_named(
+    wrong: str, loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = PngInfo()
+    info.add_text("parameters", "three <lora:ink:1>")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    args, text = WRONG[wrong]
+    filled = [arg.format(picture=tmp_path / "a.png", loras=loras) for arg in args]
+    assert run(*filled, "--out", tmp_path / "out") == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
