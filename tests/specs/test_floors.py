@@ -20,6 +20,7 @@ FLOORS = {
     "diffusion": 3,
     "featurizers": 3,
     "attribution": 4,
+    "components": 4,
     "learn": 4,
     "experiments": 5,
     "audit": 5,

@@ -1,0 +1,1 @@
+"""Which weights of a model make a concept, and edits that take it away or strengthen it (CAD)."""

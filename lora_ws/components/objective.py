@@ -1,0 +1,177 @@
+"""What is measured of a model: how much a concept is in its predictions, or how well it draws it.
+
+Nguyen et al. 2024 (CAD, "Unveiling concept attribution in diffusion models"). One trajectory a seed
+gives all latents, each with its own timestep; the released code starts anew for every step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lora_ws.config import nearest
+from lora_ws.diffusion.pipeline import (
+    check_prompts,
+    denoise,
+    encode_images,
+    encode_prompts,
+    initial_noise,
+)
+from lora_ws.errors import ConfigError
+
+Eligible = Literal["ff", "attention", "all"]
+# The released ablation touches matrices of the feed-forward parts of transformer blocks alone.
+PARTS = {"ff": (".ff.",), "attention": (".attn1.", ".attn2."), "all": ("",)}
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """``J = sum_i ||Phi(z_i, t_i, c) - target_i||^2``, and what a large J means.
+
+    Attributes:
+        latents: z.
+        times: t.
+        text: embedding of c ``[1, length, width]``.
+        targets: what predictions are compared with; constants.
+        sign: 1 where J grows with the concept (erasing), -1 where it shrinks (a training loss).
+    """
+
+    latents: Float[Tensor, "n channels h w"]
+    times: Int[Tensor, " n"]
+    text: Float[Tensor, "1 length width"]
+    targets: Float[Tensor, "n channels h w"]
+    sign: int
+
+    def value(self, unet: nn.Module) -> float:
+        """J of a model."""
+        with torch.no_grad():
+            return float(sum(map(float, self._parts(unet))))
+
+    def gradients(self, unet: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """dJ/dw of these weights, in float32; no other gradient is kept."""
+        found = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+        with _asking(weights):
+            for part in self._parts(unet):
+                grads = torch.autograd.grad(part, list(weights.values()))
+                for total, grad in zip(found.values(), grads, strict=True):
+                    total += grad.float()
+        return found
+
+    def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
+        for k in range(0, len(self.latents), _ROWS_AT_ONCE):
+            rows = slice(k, k + _ROWS_AT_ONCE)
+            z = self.latents[rows]
+            text = self.text.expand(len(z), -1, -1)
+            said = unet(z, self.times[rows], encoder_hidden_states=text).sample
+            yield (said - self.targets[rows]).float().square().sum()
+
+
+def erase_objective(
+    pipeline: Any,
+    concept: str,
+    *,
+    base: str = "",
+    seeds: Sequence[int] = (0,),
+    steps: int = 50,
+    guidance: float = 3.0,
+) -> Objective:
+    """How far the concept moves predictions from those of a base prompt.
+
+    Args:
+        pipeline: a diffusers pipeline with a U-Net.
+        concept: prompt of what is looked for.
+        base: prompt to compare with.
+        seeds: a trajectory each.
+        steps: latents of each.
+        guidance: scale of guidance on the way.
+
+    Raises:
+        ConfigError: a prompt is too long, or there are no seeds.
+    """
+    check_prompts(pipeline, [concept, base])
+    if not seeds:
+        raise ConfigError("seeds: expected at least one, got none")
+    noise = initial_noise(pipeline, seeds)
+    run = denoise(pipeline, noise, [concept] * len(seeds), guidance, steps)
+    latents = [noise * pipeline.scheduler.init_noise_sigma, *run][:-1]
+    times = pipeline.scheduler.timesteps.repeat_interleave(len(seeds))
+    return _against(pipeline, torch.cat(latents), times, concept, base)
+
+
+def _against(pipeline: Any, latents: Tensor, times: Tensor, concept: str, base: str) -> Objective:
+    asked, plain = encode_prompts(pipeline, [concept, base]).split(1)
+    with torch.no_grad():
+        targets = [
+            pipeline.unet(z, t, encoder_hidden_states=plain.expand(len(z), -1, -1)).sample
+            for z, t in zip(latents.split(_ROWS_AT_ONCE), times.split(_ROWS_AT_ONCE), strict=True)
+        ]
+    return Objective(latents, times, asked, torch.cat(targets), 1)
+
+
+def amplify_objective(
+    pipeline: Any,
+    concept: str,
+    images: Float[Tensor, "n 3 height width"],
+    *,
+    steps: int = 50,
+    seed: int = 0,
+) -> Objective:
+    """The training loss on images of the concept, at each of the steps that sampling uses.
+
+    Args:
+        pipeline: a diffusers pipeline with a U-Net.
+        concept: prompt of what the images show.
+        images: from -1 to 1.
+        steps: noise levels.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: the prompt is too long.
+    """
+    check_prompts(pipeline, [concept])
+    pipeline.scheduler.set_timesteps(steps)
+    latents = encode_images(pipeline, images)
+    times = pipeline.scheduler.timesteps.repeat_interleave(len(latents))
+    clean = latents.repeat(steps, 1, 1, 1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    noisy = pipeline.scheduler.add_noise(clean, noise, times)
+    return Objective(noisy, times, encode_prompts(pipeline, [concept]), noise, -1)
+
+
+def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Parameter]:
+    """The weights that may be scored and edited: matrices of some parts of a U-Net, by name.
+
+    Raises:
+        ConfigError: there is no such part, or the model has none of it.
+    """
+    if which not in PARTS:
+        raise ConfigError(f"eligible: there is no `{which}`{nearest(which, list(PARTS))}")
+    least = 2 if which == "all" else 1
+    found = {
+        name: weight
+        for name, weight in unet.named_parameters()
+        if weight.ndim >= 2
+        and (weight.ndim == 2 or least == 2)
+        and any(part in name for part in PARTS[which])
+    }
+    if not found:
+        raise ConfigError(f"eligible: {type(unet).__name__} has no matrices of `{which}`")
+    return found
+
+
+@contextmanager
+def _asking(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Let these weights ask for gradients."""
+    before = {name: weight.requires_grad for name, weight in weights.items()}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(before[name])

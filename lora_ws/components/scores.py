@@ -1,0 +1,157 @@
+"""Contributions of weights: ``w * dJ/dw``, with one sign: positive supports the concept.
+
+To first order J falls by the sum of the scores of the weights that are set to zero. That holds for
+small edits alone, and `validity` says how well.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_ws.components.objective import Objective
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+
+Scores = dict[str, Tensor]
+Group = Literal["row", "column", "matrix", "block"]
+
+
+def contributions(
+    objective: Objective, unet: nn.Module, weights: Mapping[str, nn.Parameter]
+) -> Scores:
+    """Score every weight from one pass.
+
+    Args:
+        objective: what the concept is measured by.
+        unet: the model.
+        weights: of it, by name; see `eligible_weights`.
+
+    Returns:
+        Name -> scores of the shape of the weight, float32.
+    """
+    grads = objective.gradients(unet, weights)
+    return {
+        name: objective.sign * weight.detach().float() * grads[name]
+        for name, weight in weights.items()
+    }
+
+
+def contrast(concept: Scores, others: Sequence[Scores]) -> Scores:
+    """What supports a concept more than it supports others that are to be kept.
+
+    Args:
+        concept: scores of the concept.
+        others: scores of those to keep; the mean of their positive parts is taken off.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not others:
+        raise ConfigError("preserve: expected at least one concept to keep, got none")
+    return {
+        name: score - torch.stack([other[name].clamp(min=0) for other in others]).mean(dim=0)
+        for name, score in concept.items()
+    }
+
+
+def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
+    """Sums over rows, columns, matrices, or blocks of the model.
+
+    Returns:
+        Name -> sums: one a row (output) or column (input) of the matrix; one for a matrix or block.
+    """
+    if by == "block":
+        blocks: dict[str, Tensor] = {}
+        for name, score in scores.items():
+            block = ".".join(name.split(".")[:4])
+            blocks[block] = blocks.get(block, torch.zeros(())) + score.sum()
+        return blocks
+    flat = {name: score.flatten(1) for name, score in scores.items()}
+    sums = {"row": lambda x: x.sum(1), "column": lambda x: x.sum(0), "matrix": lambda x: x.sum()}
+    return {name: sums[by](score) for name, score in flat.items()}
+
+
+def adapter_scores(
+    objective: Objective, pipeline: Any, stack: Stack
+) -> dict[str, Float[Tensor, "k rank"]]:
+    """Scores of every rank of every adapter, from one pass with all of them on.
+
+    ``s[i, m, r] = scale_i * <dJ/dW_m, b_r a_r^T>``; the sum over m and r is the derivative of J by
+    the scale of adapter i, times the scale: what taking the adapter away would do, to first order.
+
+    Returns:
+        Module -> scores, a row an adapter.
+    """
+    unet, bank = pipeline.unet, stack.bank
+    modules = zip(bank.layout.layers, bank.modules_of(unet), strict=True)
+    weights = {layer.name: module.get_parameter("weight") for layer, module in modules}
+    scales = torch.tensor(stack.scales)
+    with bank.attach(unet, scales):
+        grads = objective.gradients(unet, weights)
+    found = {}
+    for layer, down, up in bank.layout.pairs():
+        rows = bank.rows()
+        a = rows[:, down].reshape(len(stack), *layer.down_shape)
+        b = rows[:, up].reshape(len(stack), *layer.up_shape)
+        effect = torch.einsum("oi,kor,kri->kr", grads[layer.name], b, a)
+        found[layer.name] = objective.sign * scales[:, None] * effect
+    return found
+
+
+class Validity(NamedTuple):
+    """How well first order predicts.
+
+    Attributes:
+        correlation: Pearson's, of predicted and true changes of J; nan where they do not vary.
+        predicted: changes of J that scores predict ``[masks]``.
+        true: those that are measured.
+    """
+
+    correlation: float
+    predicted: Float[np.ndarray, " masks"]
+    true: Float[np.ndarray, " masks"]
+
+
+def validity(
+    objective: Objective,
+    unet: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    scores: Scores,
+    *,
+    share: float = 0.01,
+    masks: int = 20,
+    seed: int = 0,
+) -> Validity:
+    """Set random weights to zero, and compare what happens with what scores predict.
+
+    Args:
+        objective: what the scores are of.
+        unet: left as found.
+        weights: that were scored.
+        scores: of them.
+        share: of the weights that are set to zero.
+        masks: how many times.
+        seed: of the masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    before, predicted, true = objective.value(unet), [], []
+    for _ in range(masks):
+        held = {name: weight.detach().clone() for name, weight in weights.items()}
+        total = 0.0
+        try:
+            for name, weight in weights.items():
+                off = torch.rand(weight.shape, generator=generator) < share
+                total += float(scores[name][off].sum())
+                weight.data[off] = 0
+            true.append(objective.sign * (before - objective.value(unet)))
+        finally:
+            for name, weight in weights.items():
+                weight.data.copy_(held[name])
+        predicted.append(total)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = float(np.corrcoef(predicted, true)[0, 1])
+    return Validity(correlation, np.array(predicted), np.array(true))

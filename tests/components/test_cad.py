@@ -1,0 +1,273 @@
+"""Contributions against true ablation, finite differences and brute force; edits bit by bit."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from lora_ws.components.edit import SparseEdit, choose, magnitude_control, random_control
+from lora_ws.components.objective import (
+    Objective,
+    amplify_objective,
+    eligible_weights,
+    erase_objective,
+)
+from lora_ws.components.scores import (
+    adapter_scores,
+    contrast,
+    contributions,
+    grouped,
+    validity,
+)
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError, DataError
+
+
+class Linear(nn.Module):
+    """A denoiser whose squared error is linear in no weight, but whose prediction is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"ff": nn.Linear(4, 4, bias=False)})
+
+    def forward(self, z: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
+        return SimpleNamespace(sample=self.block["ff"](z.flatten(1)).view_as(z))
+
+
+class Sum(Objective):
+    """A J that is linear in the weights, so that first order is all there is."""
+
+    def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
+        said = unet(self.latents, self.times, encoder_hidden_states=self.text).sample
+        yield (said * self.targets).sum()
+
+
+@pytest.fixture
+def linear() -> tuple[Linear, Sum]:
+    torch.manual_seed(0)
+    objective = Sum(
+        torch.randn(5, 1, 2, 2), torch.zeros(5), torch.zeros(1, 1, 1), torch.randn(5, 1, 2, 2), 1
+    )
+    return Linear(), objective
+
+
+@pytest.fixture(scope="module")
+def _pipeline() -> Any:
+    return load_pipeline("digit-sd")
+
+
+@pytest.fixture
+def pipeline(_pipeline: Any) -> Iterator[Any]:
+    """Left as it was found, by every test."""
+    before = copy.deepcopy(_pipeline.unet.state_dict())
+    yield _pipeline
+    unet = _pipeline.unet
+    assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
+    assert not any(weight.requires_grad for weight in unet.parameters())
+
+
+@pytest.fixture(scope="module")
+def objective(_pipeline: Any) -> Objective:
+    return erase_objective(_pipeline, "a photo of three", steps=8)
+
+
+@pytest.fixture(scope="module")
+def scores(_pipeline: Any, objective: Objective) -> dict[str, Tensor]:
+    return contributions(objective, _pipeline.unet, eligible_weights(_pipeline.unet))
+
+
+def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Sum]) -> None:
+    model, objective = linear
+    weights = eligible_weights(model)
+    scores = contributions(objective, model, weights)["block.ff.weight"]
+    whole = objective.value(model)
+    for k in range(16):
+        other = copy.deepcopy(model)
+        other.block.ff.weight.data.view(-1)[k] = 0
+        assert float(scores.flatten()[k]) == pytest.approx(whole - objective.value(other), abs=1e-5)
+    held = {"block.ff.weight": scores}
+    sums = {by: grouped(held, by)["block.ff.weight"] for by in ("row", "column", "matrix")}  # type: ignore[arg-type]
+    assert torch.allclose(sums["row"], scores.sum(1))
+    assert torch.allclose(sums["column"], scores.sum(0))
+    assert float(sums["matrix"]) == pytest.approx(whole, abs=1e-5)
+    found = validity(objective, model, weights, held, share=0.3)
+    assert found.correlation == pytest.approx(1)
+    assert found.predicted == pytest.approx(found.true, abs=1e-4)
+
+
+def test_the_derivative_of_shrinking_all_is_the_sum_of_scores(
+    pipeline: Any, objective: Objective, scores: dict[str, Tensor]
+) -> None:
+    weights = eligible_weights(pipeline.unet)
+    held = {name: weight.detach().clone() for name, weight in weights.items()}
+    total, changes = float(sum(score.sum() for score in scores.values())), []
+    for size in (1e-2, -1e-2):
+        for weight in weights.values():
+            weight.data.mul_(1 - size)
+        changes.append(objective.value(pipeline.unet))
+        for name, weight in weights.items():
+            weight.data.copy_(held[name])
+    assert (changes[1] - changes[0]) / 2e-2 == pytest.approx(total, rel=0.02)
+
+
+def test_scores_rank_single_weights_as_taking_them_away_does(
+    pipeline: Any, objective: Objective, scores: dict[str, Tensor]
+) -> None:
+    name = max(scores, key=lambda key: float(scores[key].abs().max()))
+    weight, flat = dict(pipeline.unet.named_parameters())[name], scores[name].flatten()
+    places = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:50]
+    whole, true = objective.value(pipeline.unet), []
+    for place in places:
+        kept = weight.data.view(-1)[place].clone()
+        weight.data.view(-1)[place] = 0
+        true.append(whole - objective.value(pipeline.unet))
+        weight.data.view(-1)[place] = kept
+    assert spearmanr(true, flat[places]).statistic > 0.7
+
+
+def test_signs_agree_between_the_objectives(pipeline: Any) -> None:
+    images = generate(pipeline, ["a photo of three"] * 2, steps=4)
+    loss = amplify_objective(pipeline, "a photo of three", images, steps=5)
+    weights = eligible_weights(pipeline.unet)
+    scores, grads = (
+        contributions(loss, pipeline.unet, weights),
+        loss.gradients(pipeline.unet, weights),
+    )
+    for name, weight in weights.items():
+        assert torch.allclose(scores[name], -weight * grads[name])
+    assert loss.sign == -1
+
+
+@pytest.mark.parametrize(("which", "text"), [("ff", ".ff."), ("attention", ".attn")])
+def test_eligible_weights_are_matrices_of_their_part(which: Any, text: str, pipeline: Any) -> None:
+    found = eligible_weights(pipeline.unet, which)
+    assert found
+    assert all(text in name and weight.ndim == 2 for name, weight in found.items())
+    assert set(found) < set(eligible_weights(pipeline.unet, "all"))
+
+
+def numbers(*rows: list[float]) -> dict[str, Tensor]:
+    return {"w": torch.tensor(rows)}
+
+
+SCORED = numbers([5, -1, 3, 0], [-2, -3, -4, 1], [9, 8, 7, 6])
+CHOICES = {
+    ("row", 0.5): [0, 2, 7, 8, 9],
+    ("matrix", 0.25): [8, 9, 10],
+    ("global", 0.25): [8, 9, 10],
+    ("matrix", 1.0): [0, 2, 7, 8, 9, 10, 11],
+    ("row", 0.2): [],
+}
+
+
+@pytest.mark.parametrize(("per", "budget"), CHOICES)
+def test_choices_are_the_best_positive_ones(per: Any, budget: float) -> None:
+    edit = choose(SCORED, {"w": nn.Parameter(torch.ones(3, 4))}, budget, per)
+    assert edit.indices.get("w", torch.tensor([])).tolist() == CHOICES[per, budget]
+    assert edit.changed == len(CHOICES[per, budget])
+
+
+def test_controls_change_as_many_of_each_matrix(pipeline: Any, scores: dict[str, Tensor]) -> None:
+    weights = eligible_weights(pipeline.unet)
+    edit = choose(scores, weights, 0.01)
+    random, largest = random_control(edit, weights, 0), magnitude_control(edit, weights)
+    for name, at in edit.indices.items():
+        assert len(random.indices[name].unique()) == len(largest.indices[name].unique()) == len(at)
+        flat = weights[name].detach().abs().flatten()
+        assert flat[largest.indices[name]].min() >= flat.sort(descending=True).values[len(at)]
+    same = random_control(edit, weights, 0)
+    assert all(torch.equal(random.indices[k], same.indices[k]) for k in edit.indices)
+
+
+def test_an_edit_is_undone_bit_by_bit_and_survives_its_file(
+    pipeline: Any, scores: dict[str, Tensor], tmp_path: Path
+) -> None:
+    weights = eligible_weights(pipeline.unet)
+    edit = choose(scores, weights, 0.02, "global")
+    plain = generate(pipeline, ["a photo of three"], steps=4)
+    with edit.applied(pipeline.unet):
+        changed = generate(pipeline, ["a photo of three"], steps=4)
+        assert sum(int((weight == 0).sum()) for weight in weights.values()) == edit.changed
+    assert (changed - plain).abs().max() > 0.01
+    assert torch.equal(generate(pipeline, ["a photo of three"], steps=4), plain)
+    again = SparseEdit.load(edit.save(tmp_path / "edit.safetensors"))
+    other = copy.deepcopy(pipeline.unet)
+    again.apply(other)
+    with edit.applied(pipeline.unet):
+        for one, two in zip(pipeline.unet.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, two)
+    with pytest.raises(ConfigError, match="same base, once"):
+        again.apply(other)
+
+
+def test_what_is_no_edit_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="expected an edit"):
+        SparseEdit.load(tmp_path / "a.safetensors")
+
+
+def test_contrast_takes_off_what_others_need() -> None:
+    others = [numbers([4.0, -4.0]), numbers([2.0, -1.0])]
+    assert contrast(numbers([5.0, 5.0]), others)["w"].tolist() == [[2.0, 5.0]]
+    with pytest.raises(ConfigError, match="at least one"):
+        contrast(numbers([1.0]), [])
+
+
+def test_scores_of_ranks_sum_to_the_derivative_of_scales(
+    pipeline: Any, objective: Objective
+) -> None:
+    layout = adapter_layout(pipeline.unet, 2)
+    rows = 0.1 * torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
+    stack = Stack(("a", "b"), AdapterBank.from_rows(rows, layout), (0.8, 0.5))
+    found = adapter_scores(objective, pipeline, stack)
+    assert {scores.shape for scores in found.values()} == {(2, 2)}
+    sums = torch.stack([scores.sum(1) for scores in found.values()]).sum(0)
+    for k, scale in enumerate(stack.scales):
+        changes = []
+        for size in (1 - 1e-2, 1 + 1e-2):
+            scales = torch.tensor([s * (size if n == k else 1) for n, s in enumerate(stack.scales)])
+            with stack.bank.attach(pipeline.unet, scales):
+                changes.append(objective.value(pipeline.unet))
+        derivative = (changes[1] - changes[0]) / (2e-2 * scale)
+        assert float(sums[k]) == pytest.approx(scale * derivative, rel=0.02)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "concept": (lambda p: erase_objective(p, "a photo of tree"), "no `tree`"),
+    "seeds": (lambda p: erase_objective(p, "three", seeds=()), "seeds: expected"),
+    "eligible": (lambda p: eligible_weights(p.unet, "fff"), "did you mean `ff`"),
+    "budget": (lambda p: choose({}, {}, 0), "budget: expected"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_named(wrong: str, pipeline: Any) -> None:
+    call, text = WRONG[wrong]
+    with pytest.raises(ConfigError, match=text):
+        call(pipeline)
+
+
+def test_scores_of_a_batch_are_those_of_its_rows(pipeline: Any, objective: Objective) -> None:
+    """Gradients of a sum are sums of gradients, whatever is computed at once."""
+    weights = eligible_weights(pipeline.unet)
+    whole = objective.gradients(pipeline.unet, weights)
+    totals = {name: np.zeros(weight.shape) for name, weight in weights.items()}
+    for k in range(len(objective.latents)):
+        rows = slice(k, k + 1)
+        one = Objective(
+            *(objective.latents[rows], objective.times[rows], objective.text),
+            *(objective.targets[rows], 1),
+        )
+        for name, grad in one.gradients(pipeline.unet, weights).items():
+            totals[name] += grad.numpy()
+    for name, total in totals.items():
+        assert np.allclose(whole[name].numpy(), total, atol=1e-3, rtol=1e-3)
