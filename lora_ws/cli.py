@@ -34,6 +34,8 @@ COMMANDS = {
     "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
     "compose": ("lora_ws.commands.compose:compose", "images with several adapters at once"),
     "attribute": ("lora_ws.commands.attribute:attribute", "which adapter did what to a picture"),
+    "components erase": ("lora_ws.commands.components:erase", "take a concept out of a base"),
+    "components amplify": ("lora_ws.commands.components:amplify", "strengthen a concept"),
     "serve": ("lora_ws.commands.serve:serve", "a web page and an API for single files"),
     "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }

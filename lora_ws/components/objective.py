@@ -37,15 +37,20 @@ class Objective:
         latents: z.
         times: t.
         text: embedding of c ``[1, length, width]``.
-        targets: what predictions are compared with; constants.
+        against: what predictions are compared with: an embedding, for the model's own predictions
+            of another prompt, or constants like the latents.
         sign: 1 where J grows with the concept (erasing), -1 where it shrinks (a training loss).
+        stop_gradient: take predictions of the other prompt for constants in gradients, as CAD
+            does. Scores are then no first order of J, which `validity` shows, but edits by them
+            leave other concepts more alone.
     """
 
     latents: Float[Tensor, "n channels h w"]
     times: Int[Tensor, " n"]
     text: Float[Tensor, "1 length width"]
-    targets: Float[Tensor, "n channels h w"]
+    against: Float[Tensor, "1 length width"] | Float[Tensor, "n channels h w"]
     sign: int
+    stop_gradient: bool = True
 
     def value(self, unet: nn.Module) -> float:
         """J of a model."""
@@ -65,10 +70,18 @@ class Objective:
     def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
         for k in range(0, len(self.latents), _ROWS_AT_ONCE):
             rows = slice(k, k + _ROWS_AT_ONCE)
-            z = self.latents[rows]
-            text = self.text.expand(len(z), -1, -1)
-            said = unet(z, self.times[rows], encoder_hidden_states=text).sample
-            yield (said - self.targets[rows]).float().square().sum()
+            said = self._predict(unet, rows, self.text)
+            if self.against.ndim == self.text.ndim:
+                target = self._predict(unet, rows, self.against)
+                target = target.detach() if self.stop_gradient else target
+            else:
+                target = self.against[rows]
+            yield (said - target).float().square().sum()
+
+    def _predict(self, unet: nn.Module, rows: slice, text: Tensor) -> Tensor:
+        z = self.latents[rows]
+        text = text.expand(len(z), -1, -1)
+        return unet(z, self.times[rows], encoder_hidden_states=text).sample
 
 
 def erase_objective(
@@ -79,6 +92,7 @@ def erase_objective(
     seeds: Sequence[int] = (0,),
     steps: int = 50,
     guidance: float = 3.0,
+    stop_gradient: bool = True,
 ) -> Objective:
     """How far the concept moves predictions from those of a base prompt.
 
@@ -89,6 +103,7 @@ def erase_objective(
         seeds: a trajectory each.
         steps: latents of each.
         guidance: scale of guidance on the way.
+        stop_gradient: see `Objective`.
 
     Raises:
         ConfigError: a prompt is too long, or there are no seeds.
@@ -100,17 +115,8 @@ def erase_objective(
     run = denoise(pipeline, noise, [concept] * len(seeds), guidance, steps)
     latents = [noise * pipeline.scheduler.init_noise_sigma, *run][:-1]
     times = pipeline.scheduler.timesteps.repeat_interleave(len(seeds))
-    return _against(pipeline, torch.cat(latents), times, concept, base)
-
-
-def _against(pipeline: Any, latents: Tensor, times: Tensor, concept: str, base: str) -> Objective:
     asked, plain = encode_prompts(pipeline, [concept, base]).split(1)
-    with torch.no_grad():
-        targets = [
-            pipeline.unet(z, t, encoder_hidden_states=plain.expand(len(z), -1, -1)).sample
-            for z, t in zip(latents.split(_ROWS_AT_ONCE), times.split(_ROWS_AT_ONCE), strict=True)
-        ]
-    return Objective(latents, times, asked, torch.cat(targets), 1)
+    return Objective(torch.cat(latents), times, asked, plain, 1, stop_gradient)
 
 
 def amplify_objective(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,7 @@ class Sum(Objective):
 
     def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
         said = unet(self.latents, self.times, encoder_hidden_states=self.text).sample
-        yield (said * self.targets).sum()
+        yield (said * self.against).sum()
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def pipeline(_pipeline: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def objective(_pipeline: Any) -> Objective:
-    return erase_objective(_pipeline, "a photo of three", steps=8)
+    return erase_objective(_pipeline, "a photo of three", steps=8, stop_gradient=False)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,22 @@ def test_scores_rank_single_weights_as_taking_them_away_does(
         true.append(whole - objective.value(pipeline.unet))
         weight.data.view(-1)[place] = kept
     assert spearmanr(true, flat[places]).statistic > 0.7
+
+
+def test_as_released_the_other_prediction_is_a_constant(
+    pipeline: Any, objective: Objective
+) -> None:
+    weights = eligible_weights(pipeline.unet)
+    rows = range(len(objective.latents))
+    with torch.no_grad():
+        parts = [
+            objective._predict(pipeline.unet, slice(k, k + 1), objective.against) for k in rows
+        ]
+    fixed = replace(objective, against=torch.cat(parts))
+    released = replace(objective, stop_gradient=True).gradients(pipeline.unet, weights)
+    for name, grad in fixed.gradients(pipeline.unet, weights).items():
+        assert torch.allclose(released[name], grad, atol=1e-3)
+    assert fixed.value(pipeline.unet) == pytest.approx(objective.value(pipeline.unet), rel=1e-4)
 
 
 def test_signs_agree_between_the_objectives(pipeline: Any) -> None:
@@ -215,6 +232,13 @@ def test_what_is_no_edit_is_named(tmp_path: Path) -> None:
         SparseEdit.load(tmp_path / "a.safetensors")
 
 
+def test_first_order_predicts_small_random_edits(
+    pipeline: Any, objective: Objective, scores: dict[str, Tensor]
+) -> None:
+    weights = eligible_weights(pipeline.unet)
+    assert validity(objective, pipeline.unet, weights, scores).correlation > 0.9
+
+
 def test_contrast_takes_off_what_others_need() -> None:
     others = [numbers([4.0, -4.0]), numbers([2.0, -1.0])]
     assert contrast(numbers([5.0, 5.0]), others)["w"].tolist() == [[2.0, 5.0]]
@@ -263,10 +287,7 @@ def test_scores_of_a_batch_are_those_of_its_rows(pipeline: Any, objective: Objec
     totals = {name: np.zeros(weight.shape) for name, weight in weights.items()}
     for k in range(len(objective.latents)):
         rows = slice(k, k + 1)
-        one = Objective(
-            *(objective.latents[rows], objective.times[rows], objective.text),
-            *(objective.targets[rows], 1),
-        )
+        one = replace(objective, latents=objective.latents[rows], times=objective.times[rows])
         for name, grad in one.gradients(pipeline.unet, weights).items():
             totals[name] += grad.numpy()
     for name, total in totals.items():

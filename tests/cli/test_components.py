@@ -1,0 +1,73 @@
+"""`components erase` and `amplify` as users meet them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from browser import open_page
+
+from lora_ws.cli import main
+from lora_ws.components.edit import SparseEdit
+from lora_ws.diffusion.pipeline import load_pipeline
+
+ERASE = (
+    "erase",
+    "--base",
+    "digit-sd",
+    "--concept",
+    "a photo of one",
+    "--seeds",
+    "1",
+    "--steps",
+    "6",
+)
+AMPLIFY = ("amplify", "--base", "digit-sd", "--concept", "a photo of one", "--images", "2")
+
+
+def run(*args: object) -> int:
+    return main(["components", *map(str, args)])
+
+
+@pytest.mark.parametrize(
+    ("args", "budget"), [((*ERASE, "--preserve", "a photo of six"), 0.02), (AMPLIFY, 0.01)]
+)
+def test_an_edit_is_kept_with_its_controls_and_a_page(
+    args: tuple[str, ...], budget: float, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(*args, "--budget", budget, "--out", out) == 0
+    told = json.loads((out / "edit.json").read_text())
+    own, random, largest = told["outcomes"]
+    assert own["changed"] == random["changed"] == largest["changed"]
+    edit = SparseEdit.load(out / "edit.safetensors")
+    pipeline = load_pipeline("digit-sd")
+    ff = [w for n, w in pipeline.unet.named_parameters() if ".ff." in n and w.ndim == 2]
+    # A matrix with fewer weights that speak for it gives fewer.
+    assert 0.9 * budget * sum(w.numel() for w in ff) <= edit.changed == own["changed"]
+    edit.apply(pipeline.unet)
+    assert sum(int((w == 0).sum()) for w in ff) == edit.changed
+    if args[0] == "erase":
+        assert own["true"] > random["true"]
+    dom, probe = open_page(out / "edit.html", tmp_path)
+    assert (probe["images"], probe["shown"], probe["fetched"]) == (1, 1, [])
+    assert "correlation" in dom
+
+
+WRONG = {
+    "a word": ((*ERASE, "--preserve", "a photo of tree"), "no `tree`"),
+    "budget": ((*ERASE, "--budget", 2), "budget: expected"),
+    "eligible": ((*ERASE, "--eligible", "conv"), "expected ff, attention, all"),
+    "seeds": ((*ERASE, "--seeds", 0), "expected at least 1"),
+    "images": ((*AMPLIFY, "--images", 0), "expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_named(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, text = WRONG[wrong]
+    before = torch.random.get_rng_state()
+    assert run(*args, "--out", tmp_path / "out") == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert torch.equal(before, torch.random.get_rng_state())
