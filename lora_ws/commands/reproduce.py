@@ -5,9 +5,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from lora_ws.config import nearest
+from lora_ws.config import load_spec, nearest
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.spec import PROTOCOLS, SweepSpec, cores
+from lora_ws.experiments.spec import PROTOCOLS, SweepSpec, cores, eval_file
 from lora_ws.learn.spec import slug
 
 
@@ -24,12 +24,12 @@ def reproduce(
     rows: tuple[str, ...] | None = None,
     out: Path | None = None,
 ) -> None:
-    """Run a table or figure of the paper and report it beside the published numbers.
+    """Run a table or figure and report it beside the published numbers.
 
     A run that was cut off continues when the same command is given again.
 
     Args:
-        what: table1, table2, figure2, figure3, or all
+        what: table1, table2, figure2, figure3, or all of these; cad, which takes --out alone
         dataset: a collection instead of the bundled one, such as lora-ws-10k
         subset: a subset of it; null takes the card's first
         protocol: how data are split and models chosen; null takes all three for tables and clean
@@ -44,10 +44,13 @@ def reproduce(
     from lora_ws.experiments.reproduce import NAMES, Options
     from lora_ws.experiments.reproduce import reproduce as run
 
-    if what not in (*NAMES, "all"):
-        raise ConfigError(f"no table or figure `{what}`{nearest(what, NAMES)}")
-    names = NAMES if what == "all" else (what,)
     console = Console(highlight=False, soft_wrap=True)
+    if what == "cad":
+        console.print(f"cad: {_cad(out or Path('runs', 'reproduce', 'cad')) / 'report.html'}")
+        return
+    if what not in (*NAMES, "all"):
+        raise ConfigError(f"no table or figure `{what}`{nearest(what, (*NAMES, 'cad'))}")
+    names = NAMES if what == "all" else (what,)
     protocols = (protocol,) if protocol and protocol != "all" else PROTOCOLS
     home = out or Path("runs", "reproduce", slug(dataset or "bundled"), subset or "")
     for name in names:
@@ -63,6 +66,13 @@ def reproduce(
         )
         folder = run(name, options)
         console.print(f"{name}: {folder / 'report.html'}")
+
+
+def _cad(out: Path) -> Path:
+    # Needs the `diffusion` extra.
+    from lora_ws.experiments.cad import CadSpec, run_cad
+
+    return run_cad(load_spec(CadSpec, eval_file("cad")), out)
 
 
 def sweep(spec: SweepSpec) -> None:
