@@ -125,6 +125,8 @@ NO_FILE = [
     "hub:owner/name",
     "hub:owner/../../x.safetensors",
     "hub:owner/name/../../x.safetensors",
+    "hub:owner/name/folder/..x.safetensors",
+    "hub:owner/name/x.safetensors@..",
     "hub:owner/name/list.txt",
     "hub:owner/name/a\0.safetensors",
     f"hub:owner/name/{'a' * 400}.safetensors",
