@@ -24,6 +24,7 @@ COMMANDS = {
     "zoo base": ("lora_ws.commands.zoo:base", "train a small diffusion model"),
     "zoo build": ("lora_ws.commands.zoo:build", "train many adapters at once"),
     "zoo merge": ("lora_ws.commands.zoo:merge", "join shares of one collection"),
+    "zoo testbed": ("lora_ws.commands.zoo:testbed", "train adapters for trying composition"),
     "zoo baselines": ("lora_ws.commands.zoo:baselines", "what plain inputs tell of a collection"),
     "zoo export": ("lora_ws.commands.zoo:export", "write a collection as folders or parquet"),
     "zoo publish": ("lora_ws.commands.zoo:publish", "put a collection on the Hub"),

@@ -5,7 +5,7 @@ the same without the mean over pixels, its share the effect over the sum of effe
 does what another does too has no effect by this; `lora_ws.attribution.shapley` sees it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,17 @@ class Ablation:
         whole: with all ``[3, height, width]``, from -1 to 1.
         bare: with none.
         without: without each ``[k, 3, height, width]``.
+        strip: how all of these came about, in this order: pictures after some of the steps
+            ``[k + 2, shown, 3, height, width]``; of no steps where none were asked for.
+        steps: which, counted from 1.
     """
 
     names: tuple[str, ...]
     whole: Float[Tensor, "3 height width"]
     bare: Float[Tensor, "3 height width"]
     without: Float[Tensor, "k 3 height width"]
+    strip: Float[Tensor, "pictures shown 3 height width"]
+    steps: tuple[int, ...] = ()
 
     @property
     def maps(self) -> Float[Tensor, "k height width"]:
@@ -79,9 +84,17 @@ class Ablation:
 
 
 def ablate(
-    pipeline: Any, stack: Stack, drawing: Drawing, *, start: int = 0, batch: int = 16
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    *,
+    start: int = 0,
+    batch: int = 16,
+    shown: int = 0,
 ) -> Ablation:
     """Draw with all adapters, with none, and without each, all in batches through the bank.
+
+    What an adapter does to the text encoder is left out with it.
 
     Args:
         pipeline: the base; left as found.
@@ -90,6 +103,7 @@ def ablate(
         start: leave adapters out from this step on, where 0 is the true ablation; before it all
             pictures are that with all adapters, which is drawn once.
         batch: pictures at once.
+        shown: how many pictures on the way are kept.
 
     Raises:
         ConfigError: the prompt is too long, or ``start`` is no step.
@@ -99,8 +113,13 @@ def ablate(
     everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
     but_one = ~torch.eye(k, dtype=torch.bool)
     subsets = torch.cat([everyone, no_one, but_one])
-    images = draw_subsets(pipeline, stack, drawing, subsets, start=start, batch=batch)
-    return Ablation(stack.names, images[0], images[1], images[2:])
+    first, last = start + 1, drawing.steps
+    spread = torch.linspace(first, last, min(shown, last - start)).round().int().tolist()
+    steps = sorted({*spread, last})
+    strip = _strips(pipeline, stack, drawing, subsets, start, batch, steps)
+    images = strip[:, -1]
+    kept = strip if spread else strip[:, :0]
+    return Ablation(stack.names, images[0], images[1], images[2:], kept, tuple(spread))
 
 
 def draw_subsets(
@@ -122,6 +141,19 @@ def draw_subsets(
         start: see `ablate`.
         batch: pictures at once.
     """
+    return _strips(pipeline, stack, drawing, subsets, start, batch, [drawing.steps])[:, 0]
+
+
+def _strips(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    subsets: Bool[Tensor, "m k"],
+    start: int,
+    batch: int,
+    steps: Sequence[int],
+) -> Float[Tensor, "m steps 3 height width"]:
+    """Pictures of each subset after some steps, counted from 1."""
     if not 0 <= start < drawing.steps:
         raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
     if batch < 1:
@@ -131,22 +163,19 @@ def draw_subsets(
     scales = torch.tensor(stack.scales)
     latents = initial_noise(pipeline, [drawing.seed])
     if start:
-        with stack.bank.attach(pipeline.unet, scales):
+        with stack.attach(pipeline, scales):
             run = denoise(pipeline, latents, *_how(drawing, 1), 0, drawing.negative)
             latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
     found = []
     for rows in subsets.split(batch):
-        with stack.bank.attach(pipeline.unet, rows * scales):
+        with stack.attach(pipeline, rows * scales):
             begun = latents.expand(len(rows), -1, -1, -1)
             run = denoise(pipeline, begun, *_how(drawing, len(rows)), start, drawing.negative)
-            found.append(decode_latents(pipeline, _last(run)).cpu())
+            kept = [x for number, x in enumerate(run, start + 1) if number in steps]
+            pictures = decode_latents(pipeline, torch.cat(kept)).cpu()
+            found.append(pictures.unflatten(0, (len(steps), len(rows))).transpose(0, 1))
     return torch.cat(found)
 
 
 def _how(drawing: Drawing, count: int) -> tuple[Sequence[str], float, int]:
     return [drawing.prompt] * count, drawing.guidance, drawing.steps
-
-
-def _last(run: Iterable[Tensor]) -> Tensor:
-    *_, last = run
-    return last

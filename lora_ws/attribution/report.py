@@ -8,12 +8,13 @@ from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, Drawing
 from lora_ws.attribution.shapley import Shapley
+from lora_ws.report.charts import chart_shares
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, to_page
 
 # Pixels a side that a picture has at least.
-SHOWN = 128
+SHOWN, STRIP = 128, 64
 
 
 def write_attribution(
@@ -23,7 +24,7 @@ def write_attribution(
     shapley: Shapley | None = None,
     learned: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``attribution.png`` and ``attribution.html`` into a folder.
+    """Write ``attribution.html`` and its pictures, also as PNG files, into a folder.
 
     Args:
         folder: made if missing.
@@ -43,13 +44,16 @@ def write_attribution(
         "picture without it, what that changed, and the change over the picture; the brightest is "
         "the largest change of any adapter."
     )
-    page = to_page(
-        "Which adapter did this?",
-        [
-            Section("Shares", (text, grid)),
-            Section("Pictures", (Figure(picture, legend),)),
-        ],
-    )
+    chart = Figure(shares_chart(ablation, folder / "shares.png"), "What each adapter changed.")
+    sections = [
+        Section("Shares", (text, chart, grid)),
+        Section("Pictures", (Figure(picture, legend),)),
+    ]
+    if ablation.steps:
+        strip = save_strip(ablation, folder / "strip.png")
+        said = f"After steps {', '.join(map(str, ablation.steps))}: what is there by then."
+        sections.append(Section("Step by step", (Figure(strip, said),)))
+    page = to_page("Which adapter did this?", sections)
     file = folder / "attribution.html"
     file.write_text(page)
     return file
@@ -93,6 +97,19 @@ def save_pictures(ablation: Ablation, file: Path) -> Path:
     labels = ["all, and none", *(f"without {name}" for name in ablation.names)]
     scale = max(1, -(-SHOWN // ablation.whole.shape[-1]))
     return save_grid(tiles, 3, file, scale, labels)
+
+
+def save_strip(ablation: Ablation, file: Path) -> Path:
+    """How the pictures of an ablation came about, a row each."""
+    labels = ["all", "none", *(f"without {name}" for name in ablation.names)]
+    scale = max(1, -(-STRIP // ablation.whole.shape[-1]))
+    return save_grid(ablation.strip.flatten(0, 1), len(ablation.steps), file, scale, labels)
+
+
+def shares_chart(ablation: Ablation, file: Path) -> Path:
+    """Shares as bars."""
+    shares = dict(zip(ablation.names, (100 * ablation.shares).tolist(), strict=True))
+    return chart_shares(shares, file, "share of the sum of effects, percent")
 
 
 def heat(change: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:

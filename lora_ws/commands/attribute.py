@@ -36,6 +36,7 @@ def attribute(
     shapley: bool = False,
     start: int = 0,
     batch: int = 16,
+    shown: int = 6,
     model: str | None = None,
     ignore_other: bool = False,
     out: Path = Path("attribution"),
@@ -56,8 +57,9 @@ def attribute(
         shapley: also Shapley values, from all subsets of up to 6 adapters, sampled beyond.
         start: leave out from this step on; later is cheaper and less true (docs/attribution.md).
         batch: pictures at once.
+        shown: pictures on the way that the page shows.
         model: bundle of a classifier that says what each adapter learned.
-        ignore_other: leave out what is no linear U-Net module, such as adapters of the text encoder
+        ignore_other: leave out what is no linear module of U-Net or text encoder, as convolutions
         out: folder for the page and the picture.
     """
     said = read_picture(from_image) if from_image else None
@@ -76,7 +78,7 @@ def attribute(
     drawing = Drawing(prompt, **{**told, **known})
     stack = Stack.of(adapters, scales, ignore_other=ignore_other)
     pipeline = load_pipeline(base)
-    ablation = ablate(pipeline, stack, drawing, start=start, batch=batch)
+    ablation = ablate(pipeline, stack, drawing, start=start, batch=batch, shown=shown)
     values = None
     if shapley:
         values = _values(pipeline, stack, drawing, ablation, start, batch)

@@ -1,5 +1,6 @@
 """`lora-ws reproduce` and `lora-ws sweep`: the paper's tables and figures, and what layers tell."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,13 @@ from lora_ws.config import load_spec, nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.spec import PROTOCOLS, SweepSpec, cores, eval_file
 from lora_ws.learn.spec import slug
+
+# Experiments on pictures: class of the specification, and what runs it.
+PICTURES = {
+    "attribution": ("AttributionSpec", "run_attribution"),
+    "cad": ("CadSpec", "run_cad"),
+    "composition": ("CompositionSpec", "run_composition"),
+}
 
 
 def reproduce(
@@ -29,7 +37,8 @@ def reproduce(
     A run that was cut off continues when the same command is given again.
 
     Args:
-        what: table1, table2, figure2, figure3, or all of these; cad, which takes --out alone
+        what: table1, table2, figure2, figure3, or all of these; composition, attribution or cad,
+            which take --out alone
         dataset: a collection instead of the bundled one, such as lora-ws-10k
         subset: a subset of it; null takes the card's first
         protocol: how data are split and models chosen; null takes all three for tables and clean
@@ -45,11 +54,12 @@ def reproduce(
     from lora_ws.experiments.reproduce import reproduce as run
 
     console = Console(highlight=False, soft_wrap=True)
-    if what == "cad":
-        console.print(f"cad: {_cad(out or Path('runs', 'reproduce', 'cad')) / 'report.html'}")
+    if what in PICTURES:
+        folder = _pictures(what, out or Path("runs", "reproduce", what))
+        console.print(f"{what}: {folder / 'report.html'}")
         return
     if what not in (*NAMES, "all"):
-        raise ConfigError(f"no table or figure `{what}`{nearest(what, (*NAMES, 'cad'))}")
+        raise ConfigError(f"no table or figure `{what}`{nearest(what, (*NAMES, *PICTURES))}")
     names = NAMES if what == "all" else (what,)
     protocols = (protocol,) if protocol and protocol != "all" else PROTOCOLS
     home = out or Path("runs", "reproduce", slug(dataset or "bundled"), subset or "")
@@ -68,11 +78,12 @@ def reproduce(
         console.print(f"{name}: {folder / 'report.html'}")
 
 
-def _cad(out: Path) -> Path:
+def _pictures(what: str, out: Path) -> Path:
+    """An experiment on what a diffusion model draws."""
+    spec, run = PICTURES[what]
     # Needs the `diffusion` extra.
-    from lora_ws.experiments.cad import CadSpec, run_cad
-
-    return run_cad(load_spec(CadSpec, eval_file("cad")), out)
+    home = import_module(f"lora_ws.experiments.{what}")
+    return getattr(home, run)(load_spec(getattr(home, spec), eval_file(what)), out)
 
 
 def sweep(spec: SweepSpec) -> None:

@@ -18,6 +18,7 @@ from lora_ws.zoo.baselines import (
 from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.publish import publish_zoo, write_folders, write_parquet
 from lora_ws.zoo.spec import ZooSpec
+from lora_ws.zoo.testbed import TestbedSpec, build_testbed
 
 
 def base(spec: BaseSpec) -> None:
@@ -66,6 +67,12 @@ def baselines(zoo: str, /, *, photos: str | None = None) -> None:
             raise
         console.print(f"{MEAN_LATENT}: not measured ({error}); name the photos with --photos\n")
     console.print(baselines_markdown(measure_baselines(opened, latents)))
+
+
+def testbed(spec: TestbedSpec) -> None:
+    """Train the small testbed of composition: an adapter for each element of a picture."""
+    built = build_testbed(spec)
+    Console().print(f"{spec.out}: {len(built.members)} adapters of {spec.base}")
 
 
 def export(

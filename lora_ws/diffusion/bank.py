@@ -6,7 +6,7 @@ Training many adapters at once, composing them and leaving some out are three ki
 one adapter a row, a weighted row, rows with zeros.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -100,14 +100,9 @@ class AdapterBank(nn.Module):
         Raises:
             AdapterError: a file holds more than the bank can apply.
         """
-        for adapter in adapters:
-            beyond = adapter.beyond_layout
-            if beyond and not ignore_other:
-                raise AdapterError(
-                    f"{adapter.source}: `{beyond[0]}` (of {len(beyond)}) "
-                    "is no factor of a linear U-Net module, and the adapter would act without it; "
-                    "pass ignore_other=True to leave such tensors out"
-                )
+        if not ignore_other:
+            for adapter in adapters:
+                check_whole(adapter)
         rows = [adapter.flat() for adapter in adapters]
         return cls([adapter.layout for adapter in adapters], rows, trainable, dtype)
 
@@ -239,6 +234,24 @@ class _Factors(nn.Module):
         if not len(self.down):
             return self.frozen_down, self.frozen_up
         return torch.cat([self.down, self.frozen_down]), torch.cat([self.up, self.frozen_up])
+
+
+def check_whole(adapter: Adapter, applied: Container[str] = ()) -> None:
+    """Refuse an adapter of which a part would be left out in silence.
+
+    Args:
+        adapter: read from a file.
+        applied: names of modules beside the U-Net's linear ones that are applied.
+
+    Raises:
+        AdapterError: it has more.
+    """
+    if beyond := [name for name in adapter.beyond_layout if name not in applied]:
+        raise AdapterError(
+            f"{adapter.source}: `{beyond[0]}` (of {len(beyond)}) is no linear module of a U-Net"
+            f"{' or text encoder' if applied else ''}, and the adapter would act without it; "
+            "pass ignore_other=True to leave such tensors out"
+        )
 
 
 def _find(model: nn.Module, layer: LayerSpec) -> nn.Module:

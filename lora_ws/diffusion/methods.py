@@ -8,7 +8,7 @@ inside the denoiser gives their formulas with and without it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -36,17 +36,24 @@ class Mix(NamedTuple):
     """Mixtures of k adapters that run side by side, and the weights of their predictions.
 
     Attributes:
-        rows: scales, one row a mixture ``[m, k]``.
+        rows: scales, one row a mixture ``[m, k]``, or one for each of s samples ``[m, s, k]``, of
+            which a batch is a multiple.
         weights: ``[m]``, or ``[m, height, width]`` at any resolution, which the latent's replaces.
     """
 
-    rows: Float[Tensor, "m k"]
+    rows: Float[Tensor, "m k"] | Float[Tensor, "m s k"]
     weights: Float[Tensor, " m"] | Float[Tensor, "m height width"]
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way of composing adapters."""
+    """A way of composing adapters.
+
+    Attributes:
+        alone: every mixture is of one adapter, or of none.
+    """
+
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, adapters: int) -> None:
@@ -98,6 +105,7 @@ class Switch(Method):
         compat: as the released scripts, where the first turn is one step longer.
     """
 
+    alone: ClassVar[bool] = True
     tau: int = 5
     weights: tuple[float, ...] | None = None
     compat: bool = False
@@ -144,6 +152,7 @@ class Composite(Method):
             later use the last adapter.
     """
 
+    alone: ClassVar[bool] = True
     weights: tuple[float, ...] | None = None
     compat: bool = False
 
@@ -170,6 +179,7 @@ class Regions(Method):
             sum to more than 1 they are divided by the sum.
     """
 
+    alone: ClassVar[bool] = True
     masks: Float[Tensor, "k height width"]
 
     def check(self, adapters: int) -> None:
@@ -222,6 +232,40 @@ class Schedule(Method):
         at = step.number / step.steps
         on = torch.tensor([float(start <= at < stop) for start, stop in self.windows])
         return Mix((torch.tensor(scales) * on)[None], torch.ones(1))
+
+
+@final
+@dataclass(frozen=True)
+class Together(Method):
+    """Several sets of the adapters at once, each composed by the same method.
+
+    Sample j of a batch is drawn with set ``j`` modulo the number of sets.
+
+    Attributes:
+        method: of every set; one that weighs predictions alike everywhere.
+        sets: places of adapters, in the order of their turns; all of one size.
+    """
+
+    method: Method
+    sets: tuple[tuple[int, ...], ...]
+
+    def check(self, adapters: int) -> None:
+        """See `Method.check`."""
+        sizes = {len(places) for places in self.sets}
+        if len(sizes) != 1 or not {k for s in self.sets for k in s} <= set(range(adapters)):
+            raise ConfigError(
+                f"sets: expected sets of one size of places from 0 to {adapters - 1}, got "
+                f"{self.sets}"
+            )
+        self.method.check(*sizes)
+
+    def mix(self, step: Step, scales: Sequence[float]) -> Mix:
+        """The mixtures of each set."""
+        mixes = [self.method.mix(step, [scales[k] for k in places]) for places in self.sets]
+        rows = torch.zeros(len(mixes[0].rows), len(self.sets), len(scales))
+        for n, (places, mix) in enumerate(zip(self.sets, mixes, strict=True)):
+            rows[:, n, list(places)] = mix.rows
+        return Mix(rows, mixes[0].weights)
 
 
 METHODS: dict[str, Method] = {

@@ -236,11 +236,12 @@ def base_facts(name: str) -> dict[str, Any]:
 def adapter_layout(
     unet: torch.nn.Module, rank: int = 1, targets: Sequence[str] = QUERY_VALUE
 ) -> Layout:
-    """Layout of an adapter of every linear module whose last name is one of ``targets``."""
+    """Layout of an adapter of every linear module whose name ends in one of ``targets``."""
+    ends = tuple(f".{target}" for target in targets)
     found = [
         LayerSpec(name, module.in_features, module.out_features, rank)
         for name, module in unet.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets
+        if isinstance(module, torch.nn.Linear) and name.endswith(ends)
     ]
     if not found:
         raise ConfigError(

@@ -1,12 +1,16 @@
 """Adapters that act together on one base model: their names, their factors, how much of each."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lora_ws.adapters import Adapter, read_adapter
-from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.bank import AdapterBank, check_whole
+from lora_ws.diffusion.mixture import Mixture
+from lora_ws.diffusion.texts import encoder_of, text_banks, text_modules
 from lora_ws.errors import ConfigError
 
 
@@ -16,13 +20,15 @@ class Stack:
 
     Attributes:
         names: what reports call them.
-        bank: their factors.
+        bank: their factors in the U-Net.
         scales: how much of each, beside what its file asks for; 1 is all of it.
+        texts: name of a text encoder -> their factors in it; none where no adapter has any.
     """
 
     names: tuple[str, ...]
     bank: AdapterBank
     scales: tuple[float, ...]
+    texts: Mapping[str, AdapterBank] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,21 +48,25 @@ class Stack:
             adapters: read already, or names of files as `read_adapter` takes them.
             scales: one an adapter; None takes all of each.
             names: one an adapter; None takes those of the files.
-            ignore_other: see `AdapterBank.from_adapters`.
+            ignore_other: leave out what is no linear module of a U-Net or text encoder, such as
+                convolutions; otherwise such a file is refused.
 
         Raises:
             ConfigError: no adapters, or as many scales or names as there are none for.
-            AdapterError: a file cannot be read, or holds more than the bank can apply.
+            AdapterError: a file cannot be read, or holds more than can be applied.
             LayoutError: they are not of one base.
         """
         if not adapters:
             raise ConfigError("adapters: expected at least one, got none")
         read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
-        bank = AdapterBank.from_adapters(read, ignore_other)
+        if not ignore_other:
+            for adapter in read:
+                check_whole(adapter, text_modules(adapter))
+        bank = AdapterBank.from_adapters(read, ignore_other=True)
         names = _names(read) if names is None else tuple(names)
         if len(names) != len(read):
             raise ConfigError(f"names: expected {len(read)}, one an adapter, got {len(names)}")
-        return cls(names, bank, (1.0,) * len(read)).scaled(scales)
+        return cls(names, bank, (1.0,) * len(read), text_banks(read)).scaled(scales)
 
     def scaled(self, scales: Sequence[float] | None) -> "Stack":
         """The same adapters at other scales; None keeps them.
@@ -72,6 +82,25 @@ class Stack:
         if not all(map(math.isfinite, given)):
             raise ConfigError(f"scales: expected finite numbers, got {given}")
         return replace(self, scales=given)
+
+    @contextmanager
+    def attach(self, pipeline: Any, scales: Any) -> Iterator[Mixture]:
+        """Let U-Net and text encoders of a pipeline run with adapters until the block ends.
+
+        Args:
+            pipeline: left as found.
+            scales: a row a sample, or one for all; see `AdapterBank.attach`.
+
+        Yields:
+            The mixture of the U-Net.
+
+        Raises:
+            LayoutError: the adapters are of another base.
+        """
+        with ExitStack() as held:
+            for component, bank in self.texts.items():
+                held.enter_context(bank.attach(encoder_of(pipeline, component), scales))
+            yield held.enter_context(self.bank.attach(pipeline.unet, scales))
 
 
 def _names(adapters: Sequence[Adapter]) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 """A digit erased from ``digit-sd``: what is left of it, and of the others, by method and budget."""
 
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_ws.components.digits import NAMES, DigitJudge
 from lora_ws.components.edit import Per, SparseEdit, choose, magnitude_control, random_control
 from lora_ws.components.objective import Objective, eligible_weights, erase_objective
 from lora_ws.components.scores import contrast, contributions, validity
+from lora_ws.diffusion.digits import NAMES, DigitJudge
 from lora_ws.diffusion.pipeline import generate, load_pipeline
-from lora_ws.errors import ConfigError, DataError
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.records import Records
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, write_report
 from lora_ws.report.progress import progress
 
-RECORDS, CONFIG = "records.jsonl", "config.json"
 METHODS = {
     "random": "as many weights, drawn at random",
     "largest": "as many weights, the largest of each matrix",
@@ -105,7 +104,8 @@ def run_cad(spec: CadSpec, out: Path) -> Path:
     """
     pipeline, judge = load_pipeline(spec.base), DigitJudge.train()
     weights = eligible_weights(pipeline.unet)
-    done = {record.key: record for record in _held(spec, out)}
+    records = Records(out, spec, CadRecord)
+    done = {record.key: record for record in records.held}
     total = len(spec.digits) * (1 + len(METHODS) * len(spec.budgets))
     valid: dict[str, dict[str, float]] = {}
     with progress("cad", total, len(done)) as advance:
@@ -118,8 +118,7 @@ def run_cad(spec: CadSpec, out: Path) -> Path:
                 target, others = _judged(spec, pipeline, judge, digit, block)
                 changed = edit.changed if edit else 0
                 record = CadRecord(digit, method, budget, changed, target, others)
-                with (out / RECORDS).open("a") as file:
-                    file.write(json.dumps(asdict(record)) + "\n")
+                records.append(record)
                 done[record.key] = record
                 advance()
             _pictures(spec, pipeline, digit, edits, out / f"{digit}.png")
@@ -183,25 +182,6 @@ def _pictures(spec: CadSpec, pipeline: Any, digit: str, edits: Edits, file: Path
                 rows.append(generate(pipeline, prompts, spec.guidance, 20))
             labels.append(f"{name}: {method}")
     save_grid(torch.cat(rows), SHOWN_IMAGES, file, 4, labels)
-
-
-def _held(spec: CadSpec, out: Path) -> list[CadRecord]:
-    out.mkdir(parents=True, exist_ok=True)
-    config = {k: v for k, v in asdict(spec).items() if k not in ("title", "source", "published")}
-    plain, file = json.loads(json.dumps(config)), out / CONFIG
-    if file.is_file() and json.loads(file.read_text()) != plain:
-        raise ConfigError(f"{out} holds another experiment; choose another --out")
-    file.write_text(json.dumps(plain, indent=1) + "\n")
-    if not (out / RECORDS).is_file():
-        return []
-    text = (out / RECORDS).read_text()
-    # A kill may have cut the last line short.
-    whole = text[: text.rfind("\n") + 1]
-    (out / RECORDS).write_text(whole)
-    try:
-        return [CadRecord(**json.loads(line)) for line in whole.splitlines()]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{out / RECORDS}: damaged ({error}); choose another --out") from error
 
 
 def _report(

@@ -41,6 +41,23 @@ def chart_bars(
     return _save(figure, file)
 
 
+def chart_shares(shares: Mapping[str, float], file: Path, xlabel: str) -> Path:
+    """A horizontal bar a name, with its number, in percent.
+
+    Args:
+        shares: name -> percent.
+        file: PNG to write; the SVG stands beside it.
+        xlabel: what the bars measure.
+    """
+    figure = Figure(figsize=(7, 0.7 + 0.35 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(shares), list(shares.values()), 0.7, color=COLORS[0])
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    axes.set(xlabel=xlabel, xlim=(0, 105))
+    axes.invert_yaxis()
+    return _save(figure, file)
+
+
 def chart_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], file: Path) -> Path:
     """Learning curves: mean and range over seeds of validation loss and accuracy by epoch.
 
@@ -118,6 +135,8 @@ def chart_lines(
     *,
     chance: float,
     xlabel: str,
+    ylabel: str = "accuracy, percent",
+    guess: str = "largest class",
 ) -> Path:
     """Accuracy over a number on a logarithmic axis, with bands of a standard deviation.
 
@@ -126,6 +145,8 @@ def chart_lines(
         file: PNG to write; the SVG stands beside it.
         chance: where a dotted line marks guessing, in percent.
         xlabel: what the number is.
+        ylabel: what is plotted.
+        guess: what the dotted line is.
     """
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
@@ -134,8 +155,8 @@ def chart_lines(
         mean, std = np.array(list(points.values())).T
         axes.plot(x, mean, "o-", color=COLORS[k], label=series, markersize=4)
         axes.fill_between(x, mean - std, mean + std, color=COLORS[k], alpha=0.15, linewidth=0)
-    axes.axhline(chance, color="0.4", linestyle=":", label="largest class")
-    axes.set(xscale="log", xlabel=xlabel, ylabel="accuracy, percent", ylim=(0, 100))
+    axes.axhline(chance, color="0.4", linestyle=":", label=guess)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
     ticks = sorted({x for points in values.values() for x in points})
     axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45)
     axes.minorticks_off()

@@ -52,7 +52,7 @@ def finetune(
     pipeline: Any,
     bank: AdapterBank,
     latents: Sequence[Float[Tensor, "images channels h w"]],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[str]],
     seeds: Sequence[int],
     spec: FinetuneSpec,
 ) -> Finetuned:
@@ -65,24 +65,23 @@ def finetune(
         pipeline: the frozen base.
         bank: fresh adapters; trained in place.
         latents: images of each adapter.
-        prompts: prompt of each.
+        prompts: prompt of each, or one for each of its images.
         seeds: seed of each adapter's order of images, noise and noise levels.
         spec: the recipe.
     """
     n, batch = len(bank), spec.batch_size
-    device = latents[0].device
     params = [p for p in bank.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         params, spec.learning_rate, weight_decay=spec.weight_decay, foreach=True
     )
-    # Sample k belongs to adapter k modulo n, as the bank repeats its scales.
-    context = encode_prompts(pipeline, prompts).repeat(batch, 1, 1)
     levels = pipeline.scheduler.config.num_train_timesteps
-    draws = [_Draws(seed, x, batch, levels) for seed, x in zip(seeds, latents, strict=True)]
+    texts = _embedded(pipeline, prompts, latents)
+    draws = [_Draws(*one, batch, levels) for one in zip(seeds, latents, texts, strict=True)]
     losses, norms = [], []
-    with bank.attach(pipeline.unet, torch.eye(n, device=device)):
+    with bank.attach(pipeline.unet, torch.eye(n, device=latents[0].device)):
         for _ in range(spec.steps):
-            clean, noise, level = (
+            # Sample k belongs to adapter k modulo n, as the bank repeats its scales.
+            clean, context, noise, level = (
                 torch.stack(parts, 1).flatten(0, 1)
                 for parts in zip(*(draw.next() for draw in draws), strict=True)
             )
@@ -97,17 +96,32 @@ def finetune(
     return Finetuned(bank.rows(), torch.stack(losses, 1).cpu(), torch.stack(norms, 1).cpu())
 
 
+def _embedded(
+    pipeline: Any, prompts: Sequence[str | Sequence[str]], latents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Embeddings of each adapter's images, ``[images, length, width]``; each prompt read once."""
+    texts = [
+        [said] * len(own) if isinstance(said, str) else list(said)
+        for said, own in zip(prompts, latents, strict=True)
+    ]
+    known = {text: k for k, text in enumerate(dict.fromkeys(t for own in texts for t in own))}
+    embedded = encode_prompts(pipeline, list(known))
+    return [embedded[[known[text] for text in own]] for own in texts]
+
+
 class _Draws:
     """One adapter's stream of images, noise and noise levels, the same in any company."""
 
-    def __init__(self, seed: int, latents: Tensor, batch: int, levels: int) -> None:
+    def __init__(
+        self, seed: int, latents: Tensor, context: Tensor, batch: int, levels: int
+    ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.latents = latents
+        self.latents, self.context = latents, context
         self.batch = batch
         self.levels = levels
         self.order: list[int] = []
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Every image once in each epoch, in a new order.
         while len(self.order) < self.batch:
             self.order += torch.randperm(len(self.latents), generator=self.generator).tolist()
@@ -115,4 +129,4 @@ class _Draws:
         clean = self.latents[index]
         noise = torch.randn(clean.shape, generator=self.generator).to(clean.device)
         level = torch.randint(self.levels, (self.batch,), generator=self.generator)
-        return clean, noise, level.to(clean.device)
+        return clean, self.context[index], noise, level.to(clean.device)

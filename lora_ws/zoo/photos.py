@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lora_ws.diffusion.digits import NAMES, digit_pictures
 from lora_ws.errors import ConfigError, DataError, NotAvailableError
 
 DIGITS = "digits"
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Columns of the image set that the paper's authors published.
 PUBLISHED = ("image", "category_label", "category_name")
 
@@ -144,22 +144,18 @@ def load_photos(spec: PhotoSpec, size: int) -> Photos:
 
 def _digits(split: str, size: int) -> Photos:
     """Handwritten digits: even and odd are the general classes, each of five leaves."""
-    from sklearn.datasets import load_digits
-
     if split not in ("train", "test"):
         raise ConfigError(f"split: digits have `train` and `test`, got `{split}`")
-    bunch: Any = load_digits()
-    target = np.asarray(bunch.target)
+    pictures, target = digit_pictures(size)
     keep = []
     for digit in range(10):
         own = np.flatnonzero(target == digit)
         half = len(own) // 2
         keep.append(own[:half] if split == "train" else own[half:])
     index = np.sort(np.concatenate(keep))
-    grey = torch.tensor(bunch.images[index] / 16, dtype=torch.float32)[:, None]
-    scaled = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear")
-    pixels = (scaled * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(3, axis=3)
-    leaves = tuple(DIGIT_NAMES[k] for k in target[index])
+    scaled = (pictures[torch.from_numpy(index)] + 1) / 2
+    pixels = (scaled * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    leaves = tuple(NAMES[k] for k in target[index])
     return Photos(pixels, tuple(("even", "odd")[k % 2] for k in target[index]), leaves)
 
 

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from scipy.spatial.distance import cosine as scipy_cosine
 from torch import Tensor
 
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
+from lora_ws.diffusion import compose
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.compose import compose
 from lora_ws.diffusion.methods import (
     METHODS,
     Composite,
@@ -21,10 +23,19 @@ from lora_ws.diffusion.methods import (
     Regions,
     Schedule,
     Switch,
+    Together,
     method_named,
 )
-from lora_ws.diffusion.pipeline import adapter_layout, encode_prompts, generate, load_pipeline
+from lora_ws.diffusion.pipeline import (
+    adapter_layout,
+    encode_prompts,
+    generate,
+    initial_noise,
+    load_pipeline,
+    token_ids,
+)
 from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.texts import prompt_weights
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
 
 PROMPTS = ["a photo of three", "a photo of seven"]
@@ -313,16 +324,168 @@ def test_adapters_of_another_base_are_refused(pipeline: Any, tmp_path: Path) -> 
         raise AssertionError("it began")
 
 
-def test_a_text_encoders_part_is_not_left_out_in_silence(
+TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def spoken(files: list[Path], tmp_path: Path) -> list[Path]:
+    """Two adapters, of the text encoder too."""
+    made = []
+    for k, file in enumerate(files[:2]):
+        generator = torch.Generator().manual_seed(100 + k)
+        down, up = (torch.randn(shape, generator=generator) for shape in ((2, 48), (48, 2)))
+        more = {f"{TEXT}.lora_A.weight": down, f"{TEXT}.lora_B.weight": up}
+        made.append(tmp_path / f"spoken{k}.safetensors")
+        save_file({**load_file(file), **more}, made[-1])
+    return made
+
+
+def text_encoder(pipeline: Any, file: Path, scale: float, onto: Any = None) -> Any:
+    """A copy of the text encoder with an adapter's update added to its weights."""
+    made, tensors = copy.deepcopy(onto or pipeline.text_encoder), load_file(file)
+    update = tensors[f"{TEXT}.lora_B.weight"] @ tensors[f"{TEXT}.lora_A.weight"]
+    made.encoder.layers[0].self_attn.q_proj.weight.data += scale * update
+    return made
+
+
+def test_text_encoders_adapters_are_added_taken_from_the_first_or_left_out(
+    pipeline: Any, spoken: list[Path], files: list[Path]
+) -> None:
+    own, scales = pipeline.text_encoder, SCALES[:2]
+    first = text_encoder(pipeline, spoken[0], scales[0])
+    encoders = {
+        "merged": text_encoder(pipeline, spoken[1], scales[1], first),
+        "first": first,
+        "none": own,
+    }
+    drawn = {}
+    for mode, encoder in encoders.items():
+        with compose(pipeline, spoken, Composite(), scales, text=mode):  # type: ignore[arg-type]
+            drawn[mode] = images(pipeline)
+        pipeline.text_encoder = encoder
+        try:
+            close(drawn[mode], composed(pipeline, files[:2], Composite(), scales))
+        finally:
+            pipeline.text_encoder = own
+    assert (drawn["merged"] - drawn["first"]).abs().max() > 0.01
+    assert (drawn["first"] - drawn["none"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("method", [Composite(), Switch(tau=6)], ids=["composite", "switch"])
+@pytest.mark.parametrize("by_hand", [False, True], ids=["pipeline", "denoise"])
+def test_each_prediction_sees_its_own_adapters_text(
+    method: Method, by_hand: bool, pipeline: Any, spoken: list[Path]
+) -> None:
+    scales, own = SCALES[:2], pipeline.text_encoder
+    with compose(pipeline, spoken, method, scales, text="per_adapter"):
+        if by_hand:
+            from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
+
+            *_, last = denoise(pipeline, initial_noise(pipeline, [3, 4]), PROMPTS, 3.0, 6)
+            drawn = decode_latents(pipeline, last)
+        else:
+            drawn = images(pipeline)
+    texts = []
+    for file, scale in zip(spoken, scales, strict=True):
+        pipeline.text_encoder = text_encoder(pipeline, file, scale)
+        pipeline.text_encoder, encoder = own, pipeline.text_encoder
+        texts.append(encoder)
+    unets = [
+        merged_weights(pipeline.unet, [_unet_part(file)], [scale])
+        for file, scale in zip(spoken, scales, strict=True)
+    ]
+    weights = [1.0, 0.0] if isinstance(method, Switch) else [0.5, 0.5]
+    expected = ddim_with_texts(pipeline, unets, texts, weights)
+    close(drawn, expected)
+
+
+def _unet_part(file: Path) -> Adapter:
+    read = read_adapter(file)
+    return replace(read, modules=read.linear)
+
+
+def ddim_with_texts(
+    pipeline: Any, unets: list[Any], encoders: list[Any], weights: list[float]
+) -> Tensor:
+    """`ddim` where every model has embeddings of its own."""
+    from lora_ws.diffusion.pipeline import decode_latents, initial_noise, token_ids
+
+    scheduler, noise = pipeline.scheduler, initial_noise(pipeline, [3, 4])
+    scheduler.set_timesteps(6)
+    latents = noise * scheduler.init_noise_sigma
+    with torch.no_grad():
+        said = [
+            [encoder(input_ids=token_ids(pipeline, texts))[0] for texts in (PROMPTS, ["", ""])]
+            for encoder in encoders
+        ]
+        for time in scheduler.timesteps:
+            total = torch.zeros_like(latents)
+            for unet, (text, empty), weight in zip(unets, said, weights, strict=True):
+                plain = unet(latents, time, empty).sample
+                total += weight * (plain + 3.0 * (unet(latents, time, text).sample - plain))
+            latents = scheduler.step(total, time, latents).prev_sample
+    return decode_latents(pipeline, latents)
+
+
+def test_texts_of_each_adapter_need_a_method_that_runs_each_alone(
+    pipeline: Any, spoken: list[Path]
+) -> None:
+    block = compose(pipeline, spoken, Merge(), text="per_adapter")
+    with pytest.raises(ConfigError, match="Switch or Composite, got Merge"), block:
+        raise AssertionError("it began")
+    with (
+        compose(pipeline, spoken, Composite(), text="per_adapter"),
+        pytest.raises(ConfigError, match="embedded inside the block"),
+    ):
+        pipeline(prompt_embeds=torch.randn(1, 10, 48), guidance_scale=1.0, num_inference_steps=2)
+
+
+def test_what_cannot_be_applied_is_not_left_out_in_silence(
     pipeline: Any, files: list[Path], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
-    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    more = {f"{name}.lora_A.weight": torch.ones(1, 48), f"{name}.lora_B.weight": torch.ones(48, 1)}
+    name = "unet.down_blocks.0.resnets.0.conv1"
+    more = {
+        f"{name}.lora_A.weight": torch.ones(1, 32, 3, 3),
+        f"{name}.lora_B.weight": torch.ones(32, 1, 1, 1),
+    }
     file = tmp_path / "both.safetensors"
     save_file({**load_file(files[0]), **more}, file)
     with pytest.raises(AdapterError, match="ignore_other=True"), compose(pipeline, [file]):
         raise AssertionError("it began")
     stack = Stack.of([file], ignore_other=True)
     close(composed(pipeline, stack, Merge()), composed(pipeline, files[:1], Merge()))
+
+
+@pytest.mark.parametrize("method", [Merge(), Switch(tau=2), Composite()], ids=str)
+def test_sets_together_are_each_set_by_itself(
+    method: Method, pipeline: Any, adapters: list[Adapter]
+) -> None:
+    sets = ((0, 1), (2, 0), (1, 2))
+    with compose(pipeline, adapters, Together(method, sets), SCALES):
+        noise = initial_noise(pipeline, [3, 3, 3, 4, 4, 4])
+        drawn = generate(pipeline, [PROMPTS[0]] * 6, 3.0, 6, noise=noise)
+    for n, places in enumerate(sets):
+        chosen, scales = [adapters[k] for k in places], [SCALES[k] for k in places]
+        with compose(pipeline, chosen, method, scales):
+            alone = generate(pipeline, [PROMPTS[0]] * 2, 3.0, 6, seed=3)
+        close(drawn[n::3], alone)
+
+
+def test_prompts_weigh_adapters(pipeline: Any) -> None:
+    prompt, triggers = "a photo of three", ("three", "photo")
+    encoder, ids = pipeline.text_encoder, lambda text: token_ids(pipeline, [text])
+    pooled = [
+        encoder(input_ids=ids(text)).pooler_output[0]
+        for text in (prompt, "a photo of", "a of three", *triggers)
+    ]
+    cosine = [1 - scipy_cosine(pooled[0], other) for other in pooled[1:]]
+    absence = [1 - value for value in cosine[:2]]
+    expected = [value / sum(absence) for value in absence]
+    assert prompt_weights(pipeline, prompt, triggers, "absence") == pytest.approx(
+        expected, abs=1e-5
+    )
+    presence = [value / sum(cosine[2:]) for value in cosine[2:]]
+    found = prompt_weights(pipeline, prompt, triggers, "presence")
+    assert found == pytest.approx(presence, abs=1e-5)
+    with pytest.raises(ConfigError, match="phrases of the prompt, got `seven`"):
+        prompt_weights(pipeline, prompt, ["seven"], "absence")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from browser import open_page
 
-from lora_ws.components.digits import NAMES, DigitJudge
 from lora_ws.config import load_spec
+from lora_ws.diffusion.digits import NAMES, DigitJudge
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.cad import METHODS, CadSpec, run_cad
 from lora_ws.experiments.spec import eval_file

@@ -13,6 +13,8 @@ from lora_ws.adapters import Adapter
 from lora_ws.diffusion.methods import Merge, Method, Mix, Step
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.texts import EachOwn, TextMode, encoder_of
+from lora_ws.errors import ConfigError
 
 
 @contextmanager
@@ -21,18 +23,22 @@ def compose(
     adapters: Stack | Sequence[Adapter | str | Path],
     method: Method | None = None,
     scales: Sequence[float] | None = None,
+    *,
+    text: TextMode = "merged",
 ) -> Iterator[Stack]:
     """Let a diffusers pipeline with a U-Net run with adapters until the block ends.
 
     The U-Net is watched, not the pipeline: whatever the pipeline does around it, guidance
-    included, stays as it is. A step begins where the timestep changes. Adapters of text encoders
-    are refused unless the `Stack` was made without them.
+    included, stays as it is. A step begins where the timestep changes.
 
     Args:
         pipeline: with ``unet`` and ``scheduler``; it is left as found, however the block ends.
         adapters: a stack, read adapters, or names of files.
         method: how they act together; None merges them.
         scales: one an adapter; None takes those of the stack, or all of each.
+        text: what adapters of text encoders do: all are added (merged), as the released scripts
+            have it for Merge and Composite; the first one's is used, as they have it for Switch;
+            each prediction sees its own adapter's embeddings (per_adapter); or none.
 
     Yields:
         The stack.
@@ -40,11 +46,10 @@ def compose(
     Raises:
         ConfigError: scales or method do not fit the adapters.
         LayoutError: the adapters are of another base.
-        AdapterError: a file cannot be read, or holds more than a U-Net's part.
+        AdapterError: a file cannot be read, or holds more than can be applied.
 
     Example:
-        >>> from lora_ws.diffusion.methods import Composite
-        >>> from lora_ws.diffusion.pipeline import generate, load_pipeline
+        >>> from lora_ws.diffusion.pipeline import load_pipeline
         >>> with compose(load_pipeline("digit-sd"), []) as stack: ...
         Traceback (most recent call last):
         ...
@@ -57,22 +62,51 @@ def compose(
     method = Merge() if method is None else method
     method.check(len(stack))
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    conductor = _Conductor(method, stack.scales, lambda: len(scheduler.timesteps))
+    own = _each_own(pipeline, stack, method) if text == "per_adapter" else None
+    conductor = _Conductor(method, stack.scales, lambda: len(scheduler.timesteps), own)
     with ExitStack() as held:
+        if own is not None:
+            held.enter_context(own.watch(pipeline))
+        elif text != "none":
+            row = torch.tensor(stack.scales)
+            row[len(row) if text == "merged" else 1 :] = 0
+            for component, bank in stack.texts.items():
+                held.enter_context(bank.attach(encoder_of(pipeline, component), row))
         # Before the bank's own hook, which counts the batch that is made here.
         for handle in conductor.watch(unet):
             held.callback(handle.remove)
-        first = method.mix(Step(0, 1), stack.scales).rows[:1]
-        conductor.mixture = held.enter_context(stack.bank.attach(unet, first))
+        conductor.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
         yield stack
+
+
+def _each_own(pipeline: Any, stack: Stack, method: Method) -> EachOwn | None:
+    if not stack.texts:
+        return None
+    if not method.alone:
+        raise ConfigError(
+            "text: per_adapter needs a method that runs adapters alone, such as Switch or "
+            f"Composite, got {type(method).__name__}"
+        )
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        raise ConfigError(
+            f"text: per_adapter needs a pipeline with one text encoder, and "
+            f"{type(pipeline).__name__} has more; choose merged, first or none"
+        )
+    return EachOwn(dict(stack.texts), stack.scales)
 
 
 class _Conductor:
     """Counts steps, and has the mixtures of each run as one batch."""
 
-    def __init__(self, method: Method, scales: tuple[float, ...], steps: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        scales: tuple[float, ...],
+        steps: Callable[[], int],
+        own: EachOwn | None = None,
+    ) -> None:
         self.mixture: Mixture | None = None
-        self._method, self._scales, self._steps = method, scales, steps
+        self._method, self._scales, self._steps, self._own = method, scales, steps, own
         self._time: float | None = None
         self._step = Step(-1, 0)
         self._mix: Mix | None = None
@@ -91,12 +125,20 @@ class _Conductor:
         assert self.mixture is not None
         self._mix = self._method.mix(self._step, self._scales)
         self._batch, copies = len(sample), len(self._mix.rows)
-        if copies == 1:
-            self.mixture.set(self._mix.rows)
-            return args, kwargs
         # Mixture by mixture, each with the whole batch.
-        self.mixture.set(self._mix.rows.repeat_interleave(self._batch, dim=0))
-        return _repeated(args, self._batch, copies), _repeated(kwargs, self._batch, copies)
+        rows = self._mix.rows if self._mix.rows.ndim == 3 else self._mix.rows[:, None]
+        times = self._batch // rows.shape[1] if copies > 1 else 1
+        self.mixture.set(rows.repeat(1, max(times, 1), 1).flatten(0, 1))
+        states = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
+        if copies > 1:
+            args = _repeated(args, self._batch, copies)
+            kwargs = _repeated(kwargs, self._batch, copies)
+        if self._own is not None and states is not None:
+            own = self._own.of(states, self._mix.rows)
+            if len(args) > 2:
+                return (*args[:2], own, *args[3:]), kwargs
+            kwargs = {**kwargs, "encoder_hidden_states": own}
+        return args, kwargs
 
     def _advance(self, time: float) -> None:
         if time == self._time:

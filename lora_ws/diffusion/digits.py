@@ -1,9 +1,10 @@
-"""A judge of what ``digit-sd`` draws: a support-vector machine on scikit-learn's digits."""
+"""Digits: scikit-learn's pictures of them, and a judge of those that ``digit-sd`` draws."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
@@ -13,6 +14,21 @@ from torch.nn import functional
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Every fifth image is kept from training, to measure the judge.
 HELD_OUT = 5
+
+
+def digit_pictures(size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[np.ndarray, " n"]]:
+    """All 1797 handwritten digits of scikit-learn.
+
+    Args:
+        size: pixels a side that they are scaled to.
+
+    Returns:
+        Pictures from -1 to 1, and which digits they show.
+    """
+    bunch: Any = load_digits()
+    grey = torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None]
+    scaled = functional.interpolate(grey, size=(size, size), mode="bilinear")
+    return scaled.expand(-1, 3, -1, -1) * 2 - 1, np.asarray(bunch.target)
 
 
 @dataclass(frozen=True, eq=False)

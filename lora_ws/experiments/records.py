@@ -1,0 +1,52 @@
+"""What an experiment on pictures has measured so far: one line a record, in a folder of its own."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lora_ws.errors import ConfigError, DataError
+
+R = TypeVar("R")
+RECORDS, CONFIG = "records.jsonl", "config.json"
+# Of a spec, what does not change what is measured.
+WORDS = ("title", "source", "published")
+
+
+class Records(Generic[R]):
+    """The records of one experiment, on disk before the next is made.
+
+    Args:
+        out: folder; made if missing.
+        spec: dataclass of the experiment.
+        kind: dataclass of a record.
+
+    Raises:
+        ConfigError: the folder holds another experiment.
+        DataError: its records are damaged.
+    """
+
+    def __init__(self, out: Path, spec: Any, kind: type[R]) -> None:
+        self.file, self.held = out / RECORDS, list[R]()
+        out.mkdir(parents=True, exist_ok=True)
+        config = {name: value for name, value in asdict(spec).items() if name not in WORDS}
+        plain, file = json.loads(json.dumps(config)), out / CONFIG
+        if file.is_file() and json.loads(file.read_text()) != plain:
+            raise ConfigError(f"{out} holds another experiment; choose another --out")
+        file.write_text(json.dumps(plain, indent=1) + "\n")
+        if not self.file.is_file():
+            return
+        text = self.file.read_text()
+        # A kill may have cut the last line short.
+        whole = text[: text.rfind("\n") + 1]
+        self.file.write_text(whole)
+        try:
+            self.held += [kind(**json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.file}: damaged ({error}); choose another --out") from error
+
+    def append(self, record: R) -> None:
+        """Keep a record."""
+        with self.file.open("a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")  # type: ignore[call-overload]
+        self.held.append(record)
