@@ -21,6 +21,7 @@ FLOORS = {
     "featurizers": 3,
     "attribution": 4,
     "components": 4,
+    "composition": 4,
     "learn": 4,
     "experiments": 5,
     "audit": 5,

@@ -1,0 +1,1 @@
+"""How well adapters act together: sets of them, judges of what they draw."""
