@@ -6,12 +6,14 @@ neighbours in time. Everything runs on one thread of torch and of the BLAS behin
 """
 
 import argparse
+import logging
 import math
 import multiprocessing
 import os
 import statistics
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -26,6 +28,9 @@ import numpy as np
 import torch
 
 from lora_ws import Layout
+from lora_ws.adapters.adapter import Adapter, Module
+from lora_ws.adapters.writer import write_adapter
+from lora_ws.diffusion.bank import AdapterBank
 
 torch.set_num_threads(1)
 
@@ -90,6 +95,39 @@ def synthetic(n: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndar
     for _, _, up in layout.pairs():
         weights[:, up] *= np.float32(1e-3)
     return weights, labels
+
+
+def adapter_files(folder: Path, layout: Layout, n: int, seed: int, size: float = 0.1) -> list[Path]:
+    """Files as diffusers writes them, so that peers load what we read.
+
+    Args:
+        folder: where they go, a folder each.
+        layout: what each adapts, of a U-Net.
+        n: how many.
+        seed: of the factors.
+        size: standard deviation of B; A is as before training.
+    """
+    random = np.random.default_rng(seed)
+    files = []
+    for k, row in enumerate(AdapterBank.fresh(layout, n, seed=seed).rows().numpy()):
+        modules = {}
+        for layer, down, _ in layout.pairs():
+            name, a = layer.name, row[down].reshape(layer.down_shape)
+            b = size * random.standard_normal(layer.up_shape, dtype=np.float32)
+            modules[name] = Module("unet", name, "lora", a, b, 1.0, "none")
+        adapter = Adapter(modules, f"adapter{k}", sha256="")
+        files.append(write_adapter(adapter, folder / adapter.source, "diffusers"))
+    return files
+
+
+def with_adapters(pipeline: Any, files: Sequence[Path]) -> Any:
+    """Have diffusers load adapters into a pipeline, named as their files, without its warnings."""
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        for file in files:
+            pipeline.load_lora_weights(str(file), adapter_name=file.stem)
+    return pipeline
 
 
 def measure(call: Callable[[], Any], units: int = 1) -> Cost:
