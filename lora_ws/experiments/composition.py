@@ -25,6 +25,7 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.stack import Stack
+from lora_ws.experiments.quoted import PublishedTable, published_section
 from lora_ws.experiments.records import Records
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
@@ -44,21 +45,6 @@ METHODS: dict[str, tuple[Method, float]] = {
 # Sets drawn in one batch, and pictures shown of a set.
 AT_ONCE, SHOWN = 24, 8
 Names = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """Numbers of others.
-
-    Attributes:
-        title: what they are.
-        head: of the columns.
-        rows: as printed.
-    """
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -243,17 +229,11 @@ def _sections(bench: _Bench, done: Done, folder: Path) -> list[Section]:
         Section("Turns of Switch", _tau_parts(spec, done, folder)),
         Section("Pictures", (pictures,)),
         single,
-        Section(
-            "Published",
-            (
-                spec.source,
-                *(
-                    Grid(t.head, tuple(tuple(map(Cell, row)) for row in t.rows), t.title)
-                    for t in spec.published
-                ),
-                "CLIPScore and a vision model's judgement are not measured here: both need models "
-                "that are not bundled; see lora_ws.composition.clip_score and .endpoint.",
-            ),
+        published_section(
+            spec.source,
+            spec.published,
+            "CLIPScore and a vision model's judgement are not measured here: both need models that "
+            "are not bundled; see lora_ws.composition.clip_score and .endpoint.",
         ),
     ]
 

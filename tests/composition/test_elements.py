@@ -1,0 +1,67 @@
+"""The small testbed: what its adapters add can be seen, by a judge that can see it."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import maximum_filter
+
+from lora_ws.composition.elements import ELEMENTS, ElementJudge, render
+from lora_ws.composition.testbed import bundled
+from lora_ws.diffusion.conductor import compose
+from lora_ws.diffusion.digits import NAMES, digit_pictures
+from lora_ws.diffusion.pipeline import decode_latents, encode_images, generate, load_pipeline
+from lora_ws.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def judge() -> ElementJudge:
+    pictures, digits = digit_pictures(16)
+    pipeline = load_pipeline("digit-sd")
+    return ElementJudge.train(
+        pictures,
+        [NAMES[k] for k in digits],
+        lambda x: decode_latents(pipeline, encode_images(pipeline, x)),
+    )
+
+
+def test_elements_are_drawn_as_they_say() -> None:
+    pictures, _ = digit_pictures(16)
+    one = pictures[:1]
+    bold = maximum_filter(one[0, 0].numpy(), size=3, mode="constant", cval=-9)
+    assert np.allclose(render(one, ["bold"])[0, 0].numpy(), bold)
+    hoops, pins = render(one, ["hoops"]), render(one, ["pinstripes"])
+    assert torch.equal(hoops[..., 2:4, :], one[..., 2:4, :])
+    assert float(hoops[..., 0:2, :].max()) <= -0.5
+    assert torch.equal(pins[..., :, 2:4], one[..., :, 2:4])
+    foot, side = render(one, ["footlight"]), render(one, ["sidelight"])
+    assert float(foot[..., -1, :].min()) == float(side[..., :, -1].min()) == pytest.approx(0.2)
+    sun, ball = render(one, ["sun"]), render(one, ["ball"])
+    assert float(sun[..., 1:4, 1:4].min()) == float(ball[..., 12:15, 12:15].min()) == 1
+    assert torch.equal(sun[..., 5:, 5:], one[..., 5:, 5:])
+
+
+def test_the_judge_is_right_on_digits_it_has_not_seen(judge: ElementJudge) -> None:
+    accuracy = judge.accuracy
+    assert min(accuracy[c] for c in accuracy if c != "character") > 0.95
+    assert accuracy["character"] > 0.7
+    with pytest.raises(ConfigError, match="did you mean `three`"):
+        judge.shown(torch.zeros(1, 3, 16, 16), "thre")
+
+
+def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
+    pipeline, testbed = load_pipeline("digit-sd"), bundled()
+
+    def draw() -> torch.Tensor:
+        return generate(pipeline, ["a photo of sks"] * 8, 3.0, 20)
+
+    plain = draw()
+    for member in testbed.members:
+        with compose(pipeline, [testbed.file(member)]):
+            shown = judge.shown(draw(), member.id).mean()
+        assert shown >= 0.5, member.id
+        assert shown > judge.shown(plain, member.id).mean() + 0.3, member.id
+
+
+def test_every_element_has_its_adapter() -> None:
+    assert {member.id for member in bundled().members} == set(ELEMENTS)
+    assert all(ELEMENTS[m.id].category == m.category for m in bundled().members)
