@@ -158,6 +158,10 @@ class ElementJudge:
             raise ConfigError(f"element: there is no `{name}`{nearest(name, list(ELEMENTS))}")
         return self.machines[ELEMENTS[name].category].predict(_pixels(pictures)) == name
 
+    def digits(self, pictures: Pictures) -> list[str]:
+        """The digit that each picture shows, whatever elements are in it."""
+        return self.machines["character"].predict(_pixels(pictures)).tolist()
+
 
 def _pixels(pictures: Pictures) -> Float[np.ndarray, "n pixels"]:
     grey = functional.interpolate(pictures.mean(1, keepdim=True), (SIZE, SIZE), mode="area")

@@ -165,6 +165,26 @@ def chart_lines(
     return _save(figure, file)
 
 
+def chart_trade(
+    series: Mapping[str, Sequence[tuple[float, float]]], file: Path, xlabel: str, ylabel: str
+) -> Path:
+    """What is lost over what is paid: a line a series, from 0 to 1 upwards.
+
+    Args:
+        series: name -> points (paid, kept).
+        file: PNG to write; the SVG stands beside it.
+        xlabel: what is paid.
+        ylabel: what is kept.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for k, (name, points) in enumerate(series.items()):
+        axes.plot(*zip(*points, strict=True), "o-", color=COLORS[k], label=name, markersize=4)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.03))
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, file)
+
+
 def chart_map(
     points: Float[np.ndarray, "rows 2"],
     labels: Int[np.ndarray, " rows"],
