@@ -1,7 +1,7 @@
 """A sparse autoencoder of activations: few codes of each, from which it can be rebuilt.
 
-``z = relu(E x + b)``, ``x' = D z + c`` of standardised x, with columns of D of norm 1; the loss of a
-row is the mean squared error of the numbers of x' plus ``l1`` times the sum of z.
+``z = relu(E x + b)``, ``x' = D z + c`` of standardised x, with columns of D of norm 1; the loss of
+a row is the mean squared error of the numbers of x' plus ``l1`` times the sum of z.
 """
 
 import copy
