@@ -95,12 +95,20 @@ def ablate(
         ConfigError: the prompt is too long, or ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    k = len(stack)
-    everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
-    but_one = ~torch.eye(k, dtype=torch.bool)
-    subsets = torch.cat([everyone, no_one, but_one])
+    subsets = leave_one_out(len(stack))
     images = draw_subsets(pipeline, stack, drawing, subsets, start=start, batch=batch)
     return Ablation(stack.names, images[0], images[1], images[2:])
+
+
+def leave_one_out(k: int) -> Bool[Tensor, "m k"]:
+    """The subsets of an ablation: all, none, and all but each.
+
+    Example:
+        >>> leave_one_out(2).int().tolist()
+        [[1, 1], [0, 0], [0, 1], [1, 0]]
+    """
+    everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
+    return torch.cat([everyone, no_one, ~torch.eye(k, dtype=torch.bool)])
 
 
 def draw_subsets(
@@ -122,25 +130,58 @@ def draw_subsets(
         start: see `ablate`.
         batch: pictures at once.
     """
-    if not 0 <= start < drawing.steps:
-        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
-    if batch < 1:
-        raise ConfigError(f"batch: expected at least 1, got {batch}")
-    stack.bank.modules_of(pipeline.unet)
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
+    _check(pipeline, stack, drawing, start, batch)
     scales = torch.tensor(stack.scales)
     latents = initial_noise(pipeline, [drawing.seed])
     if start:
         with stack.bank.attach(pipeline.unet, scales):
             run = denoise(pipeline, latents, *_how(drawing, 1), 0, drawing.negative)
             latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
-    found = []
+    return finish_subsets(pipeline, stack, drawing, subsets, latents, start=start, batch=batch)
+
+
+def finish_subsets(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    subsets: Bool[Tensor, "m k"],
+    latents: Float[Tensor, "1 channels h w"],
+    *,
+    start: int,
+    batch: int = 16,
+) -> Float[Tensor, "m 3 height width"]:
+    """Finish one picture with each of several subsets of the adapters.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters.
+        drawing: what is drawn.
+        subsets: which adapters are on, a row a picture.
+        latents: before step ``start``; at 0, the noise that the drawing starts from.
+        start: the first step to do.
+        batch: pictures at once.
+
+    Raises:
+        ConfigError: the prompt is too long, or ``start`` is no step.
+        LayoutError: the adapters are of another base.
+    """
+    _check(pipeline, stack, drawing, start, batch)
+    scales, found = torch.tensor(stack.scales), []
     for rows in subsets.split(batch):
         with stack.bank.attach(pipeline.unet, rows * scales):
             begun = latents.expand(len(rows), -1, -1, -1)
             run = denoise(pipeline, begun, *_how(drawing, len(rows)), start, drawing.negative)
             found.append(decode_latents(pipeline, _last(run)).cpu())
     return torch.cat(found)
+
+
+def _check(pipeline: Any, stack: Stack, drawing: Drawing, start: int, batch: int) -> None:
+    if not 0 <= start < drawing.steps:
+        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
+    if batch < 1:
+        raise ConfigError(f"batch: expected at least 1, got {batch}")
+    stack.bank.modules_of(pipeline.unet)
+    check_prompts(pipeline, [drawing.prompt, drawing.negative])
 
 
 def _how(drawing: Drawing, count: int) -> tuple[Sequence[str], float, int]:
