@@ -65,13 +65,9 @@ def invert(
     """
     _check(pipeline, fixed_point_iters, guidance_scale)
     check_prompts(pipeline, [drawing.prompt, drawing.negative])
-    # Below 1 there is no guidance either.
-    if max(guidance_scale, 1) != max(drawing.guidance, 1):
-        warnings.warn(
-            f"guidance_scale: the drawing is guided by {drawing.guidance:g} and its inversion by "
-            f"{guidance_scale:g}, so that it does not lead back to where the drawing began",
-            stacklevel=2,
-        )
+    if said := _mismatch(guidance_scale, drawing):
+        # One frame more than usual: that of no_grad.
+        warnings.warn(said, stacklevel=3)
     scheduler, device = pipeline.scheduler, pipeline.unet.device
     scheduler.set_timesteps(drawing.steps, device=device)
     alphas, stride = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // drawing.steps
@@ -129,6 +125,16 @@ def pseudo_ablate(
     subsets = leave_one_out(len(stack))
     images = finish_subsets(pipeline, stack, drawing, subsets, begun, start=start, batch=batch)
     return Ablation(stack.names, images[0], images[1], images[2:])
+
+
+def _mismatch(guidance: float, drawing: Drawing) -> str:
+    # Below 1 there is no guidance either.
+    if max(guidance, 1) == max(drawing.guidance, 1):
+        return ""
+    return (
+        f"guidance_scale: the drawing is guided by {drawing.guidance:g} and its inversion by "
+        f"{guidance:g}, so that it does not lead back to where the drawing began"
+    )
 
 
 def _back(

@@ -33,7 +33,7 @@ from lora_ws.threads import threads
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
 BLOCKS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
-DRAWINGS = [Drawing("a photo of cat", "dog", seed, 3, 2.0) for seed in (0, 1)]
+DRAWINGS = [Drawing("a photo of cat", "dog", seed, 2, 2.0) for seed in (0, 1)]
 FIRST, LAST = "down_blocks.0.", "up_blocks.1."
 
 
@@ -96,7 +96,7 @@ def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
                 drawing.prompt,
                 negative_prompt=drawing.negative,
                 latents=run[0],
-                num_inference_steps=3,
+                num_inference_steps=2,
                 guidance_scale=2.0,
                 output_type="latent",
                 callback_on_step_end=lambda _, __, ___, kept, run=run: (
@@ -113,7 +113,7 @@ def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
             norms = [np.linalg.norm(a[1:] - a[0], axis=1) / np.linalg.norm(a[0]) for a in arrays]
             change.append(np.stack(norms, axis=1))
     assert found.blocks == BLOCKS
-    assert len(variance) == 6
+    assert len(variance) == 4
     assert found.variance.numpy() == pytest.approx(np.mean(variance, axis=0), rel=1e-3, abs=1e-9)
     assert found.change.numpy() == pytest.approx(np.mean(change, axis=0), rel=1e-3, abs=1e-6)
     assert found.worst.numpy() == pytest.approx(np.max(change, axis=(0, 1)), rel=1e-3, abs=1e-6)
@@ -131,7 +131,7 @@ def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipelin
                 drawing.prompt,
                 negative_prompt=drawing.negative,
                 latents=initial_noise(pipeline, [drawing.seed]),
-                num_inference_steps=3,
+                num_inference_steps=2,
                 guidance_scale=2.0,
                 output_type="latent",
             ).images[0]

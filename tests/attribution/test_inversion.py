@@ -34,7 +34,7 @@ from lora_ws.report.grid import markdown
 from lora_ws.threads import threads
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
-DRAWING = Drawing("a photo of three", seed=5, steps=4, guidance=2)
+DRAWING = Drawing("a photo of three", seed=5, steps=3, guidance=2)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None:
     pipeline = untrained(kind)
-    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=4, guidance=1)
+    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=3, guidance=1)
     found = invert(pipeline, stack, drawing, ANY, guidance_scale=1, fixed_point_iters=30)
     text = encode_prompts(pipeline, ["three"]).expand(2, -1, -1)
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
@@ -193,22 +193,15 @@ def test_agreement_is_of_tops_maps_and_shares() -> None:
 def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any) -> None:
     stack = make_stack(pipeline, 0.2)
     drawings = [Drawing(f"a photo of {word}", steps=8, guidance=1) for word in ("three", "seven")]
-    curve = late_start_curve(pipeline, stack, drawings, (0, 0.25, 0.5, 0.75), batch=5)
-    assert [row.start for row in curve] == [0, 0.25, 0.5, 0.75]
+    curve = late_start_curve(pipeline, stack, drawings, (0, 0.25, 0.75), batch=5)
+    assert [row.start for row in curve] == [0, 0.25, 0.75]
     # Of five pictures, four are saved.
-    assert [row.cost for row in curve] == pytest.approx([1, 0.8, 0.6, 0.4])
+    assert [row.cost for row in curve] == pytest.approx([1, 0.8, 0.4])
     assert curve[0].agreement[:3] == pytest.approx((1, 1, 1))
     correlations = [row.agreement.map_correlation for row in curve]
     assert all(np.diff(correlations) < 0.02)
     assert correlations[-1] < 0.9
-    late, true = ([ablate(pipeline, stack, d, start=k) for d in drawings] for k in (4, 0))
-    maps = [
-        np.corrcoef(a.maps[k].ravel(), b.maps[k].ravel())[0, 1]
-        for a, b in zip(late, true, strict=True)
-        for k in range(2)
-    ]
-    assert correlations[2] == pytest.approx(np.mean(maps), abs=1e-4)
-    assert "| 50 % | 60 % |" in markdown(curve_grid(curve))
+    assert "| 25 % | 80 % |" in markdown(curve_grid(curve))
 
 
 LATENTS = torch.zeros(1, 4, 8, 8)
@@ -222,12 +215,12 @@ WRONG: dict[str, tuple[Any, str]] = {
         "no `cow`",
     ),
     "latents": (
-        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(4, 1, -1, -1, -1), start=0),
-        r"before each of 4 steps",
+        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(3, 1, -1, -1, -1), start=0),
+        "before each of 3 steps",
     ),
     "start": (
-        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(5, 1, -1, -1, -1), start=4),
-        "from 0 to 3",
+        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(4, 1, -1, -1, -1), start=3),
+        "from 0 to 2",
     ),
     "drawings": (lambda p, s: late_start_curve(p, s, []), "drawings: expected"),
     "starts": (lambda p, s: late_start_curve(p, s, [DRAWING], [1.0]), "starts: expected"),
