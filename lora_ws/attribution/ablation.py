@@ -56,7 +56,7 @@ class Ablation:
         bare: with none.
         without: without each ``[k, 3, height, width]``.
         strip: how all of these came about, in this order: pictures after some of the steps
-            ``[k + 2, shown, 3, height, width]``; of no steps where none were asked for.
+            ``[k + 2, shown, 3, height, width]``; None where none were asked for.
         steps: which, counted from 1.
     """
 
@@ -64,7 +64,7 @@ class Ablation:
     whole: Float[Tensor, "3 height width"]
     bare: Float[Tensor, "3 height width"]
     without: Float[Tensor, "k 3 height width"]
-    strip: Float[Tensor, "pictures shown 3 height width"]
+    strip: Float[Tensor, "pictures shown 3 height width"] | None = None
     steps: tuple[int, ...] = ()
 
     @property
@@ -109,17 +109,31 @@ def ablate(
         ConfigError: the prompt is too long, or ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    k = len(stack)
-    everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
-    but_one = ~torch.eye(k, dtype=torch.bool)
-    subsets = torch.cat([everyone, no_one, but_one])
     first, last = start + 1, drawing.steps
     spread = torch.linspace(first, last, min(shown, last - start)).round().int().tolist()
-    steps = sorted({*spread, last})
-    strip = _strips(pipeline, stack, drawing, subsets, start, batch, steps)
-    images = strip[:, -1]
-    kept = strip if spread else strip[:, :0]
+    strip = finish_subsets(
+        pipeline,
+        stack,
+        drawing,
+        leave_one_out(len(stack)),
+        _begun(pipeline, stack, drawing, start, batch),
+        start=start,
+        batch=batch,
+        steps=sorted({*spread, last}),
+    )
+    images, kept = strip[:, -1], strip if spread else None
     return Ablation(stack.names, images[0], images[1], images[2:], kept, tuple(spread))
+
+
+def leave_one_out(k: int) -> Bool[Tensor, "m k"]:
+    """The subsets of an ablation: all, none, and all but each.
+
+    Example:
+        >>> leave_one_out(2).int().tolist()
+        [[1, 1], [0, 0], [0, 1], [1, 0]]
+    """
+    everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
+    return torch.cat([everyone, no_one, ~torch.eye(k, dtype=torch.bool)])
 
 
 def draw_subsets(
@@ -141,32 +155,41 @@ def draw_subsets(
         start: see `ablate`.
         batch: pictures at once.
     """
-    return _strips(pipeline, stack, drawing, subsets, start, batch, [drawing.steps])[:, 0]
+    begun = _begun(pipeline, stack, drawing, start, batch)
+    return finish_subsets(
+        pipeline, stack, drawing, subsets, begun, start=start, batch=batch, steps=[drawing.steps]
+    )[:, 0]
 
 
-def _strips(
+def finish_subsets(
     pipeline: Any,
     stack: Stack,
     drawing: Drawing,
     subsets: Bool[Tensor, "m k"],
+    latents: Float[Tensor, "1 channels h w"],
+    *,
     start: int,
-    batch: int,
     steps: Sequence[int],
+    batch: int = 16,
 ) -> Float[Tensor, "m steps 3 height width"]:
-    """Pictures of each subset after some steps, counted from 1."""
-    if not 0 <= start < drawing.steps:
-        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
-    if batch < 1:
-        raise ConfigError(f"batch: expected at least 1, got {batch}")
-    stack.bank.modules_of(pipeline.unet)
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
-    scales = torch.tensor(stack.scales)
-    latents = initial_noise(pipeline, [drawing.seed])
-    if start:
-        with stack.attach(pipeline, scales):
-            run = denoise(pipeline, latents, *_how(drawing, 1), 0, drawing.negative)
-            latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
-    found = []
+    """Finish one picture with each of several subsets of the adapters.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters.
+        drawing: what is drawn.
+        subsets: which adapters are on, a row a picture.
+        latents: before step ``start``; at 0, the noise that the drawing starts from.
+        start: the first step to do.
+        steps: after which pictures are taken, counted from 1.
+        batch: pictures at once.
+
+    Raises:
+        ConfigError: the prompt is too long, or ``start`` is no step.
+        LayoutError: the adapters are of another base.
+    """
+    _check(pipeline, stack, drawing, start, batch)
+    scales, found = torch.tensor(stack.scales), []
     for rows in subsets.split(batch):
         with stack.attach(pipeline, rows * scales):
             begun = latents.expand(len(rows), -1, -1, -1)
@@ -175,6 +198,28 @@ def _strips(
             pictures = decode_latents(pipeline, torch.cat(kept)).cpu()
             found.append(pictures.unflatten(0, (len(steps), len(rows))).transpose(0, 1))
     return torch.cat(found)
+
+
+def _begun(
+    pipeline: Any, stack: Stack, drawing: Drawing, start: int, batch: int
+) -> Float[Tensor, "1 channels h w"]:
+    """The latents before a step of the drawing with all adapters."""
+    _check(pipeline, stack, drawing, start, batch)
+    latents = initial_noise(pipeline, [drawing.seed])
+    if start:
+        with stack.attach(pipeline, torch.tensor(stack.scales)):
+            run = denoise(pipeline, latents, *_how(drawing, 1), 0, drawing.negative)
+            latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
+    return latents
+
+
+def _check(pipeline: Any, stack: Stack, drawing: Drawing, start: int, batch: int) -> None:
+    if not 0 <= start < drawing.steps:
+        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
+    if batch < 1:
+        raise ConfigError(f"batch: expected at least 1, got {batch}")
+    stack.bank.modules_of(pipeline.unet)
+    check_prompts(pipeline, [drawing.prompt, drawing.negative])
 
 
 def _how(drawing: Drawing, count: int) -> tuple[Sequence[str], float, int]:

@@ -1,5 +1,6 @@
 """A page that shows which adapter did what to a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,8 +50,8 @@ def write_attribution(
         Section("Shares", (text, chart, grid)),
         Section("Pictures", (Figure(picture, legend),)),
     ]
-    if ablation.steps:
-        strip = save_strip(ablation, folder / "strip.png")
+    if ablation.strip is not None:
+        strip = save_strip(ablation.names, ablation.strip, folder / "strip.png")
         said = f"After steps {', '.join(map(str, ablation.steps))}: what is there by then."
         sections.append(Section("Step by step", (Figure(strip, said),)))
     page = to_page("Which adapter did this?", sections)
@@ -99,11 +100,13 @@ def save_pictures(ablation: Ablation, file: Path) -> Path:
     return save_grid(tiles, 3, file, scale, labels)
 
 
-def save_strip(ablation: Ablation, file: Path) -> Path:
+def save_strip(
+    names: Sequence[str], strip: Float[Tensor, "pictures shown 3 height width"], file: Path
+) -> Path:
     """How the pictures of an ablation came about, a row each."""
-    labels = ["all", "none", *(f"without {name}" for name in ablation.names)]
-    scale = max(1, -(-STRIP // ablation.whole.shape[-1]))
-    return save_grid(ablation.strip.flatten(0, 1), len(ablation.steps), file, scale, labels)
+    labels = ["all", "none", *(f"without {name}" for name in names)]
+    scale = max(1, -(-STRIP // strip.shape[-1]))
+    return save_grid(strip.flatten(0, 1), strip.shape[1], file, scale, labels)
 
 
 def shares_chart(ablation: Ablation, file: Path) -> Path:

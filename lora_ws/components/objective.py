@@ -5,7 +5,6 @@ gives all latents, each with its own timestep; the released code starts anew for
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lora_ws.config import nearest
+from lora_ws.diffusion.gradients import asking
 from lora_ws.diffusion.pipeline import (
     check_prompts,
     denoise,
@@ -60,7 +60,7 @@ class Objective:
     def gradients(self, unet: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """dJ/dw of these weights, in float32; no other gradient is kept."""
         found = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-        with _asking(weights):
+        with asking(weights.values()):
             for part in self._parts(unet):
                 grads = torch.autograd.grad(part, list(weights.values()))
                 for total, grad in zip(found.values(), grads, strict=True):
@@ -168,16 +168,3 @@ def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Pa
     if not found:
         raise ConfigError(f"eligible: {type(unet).__name__} has no matrices of `{which}`")
     return found
-
-
-@contextmanager
-def _asking(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Let these weights ask for gradients."""
-    before = {name: weight.requires_grad for name, weight in weights.items()}
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(before[name])

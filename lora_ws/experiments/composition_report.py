@@ -43,7 +43,7 @@ def sections(
     )
     how = (
         f"Every set with a character ({counts}) is drawn for `{spec.prompt}`, which names no "
-        f"digit: which it is the character's adapter must say. Pictures a set and method: {spec.images}. "
+        f"digit: the character's adapter must say which. Pictures a set and method: {spec.images}. "
         f"Every set of the others ({bare}) is drawn for `{spec.named}` with {spec.digits} digits "
         "each: there the prompt says which digit, and adapters should leave it alone."
     )

@@ -133,6 +133,6 @@ def test_sampled_values_are_near_and_know_how_near() -> None:
 
 
 def test_leaving_out_misses_what_two_do_alike_and_shapley_does_not() -> None:
-    found = shapley(lambda rows: rows[:, :2].any(axis=1) + 0.0, 3)
+    found = shapley(lambda rows: rows[:, :2].any(axis=1).astype(float), 3)
     assert found.values == pytest.approx([0.5, 0.5, 0])
     assert found.subsets == 8

@@ -1,0 +1,180 @@
+"""How far a cheap attribution agrees with true ablation, and what starting late saves and loses."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.attribution.ablation import Ablation, Drawing, ablate
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+from lora_ws.report.grid import Cell, Grid
+
+STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
+
+
+class Attribution(Protocol):
+    """What a picture is ascribed to, by whatever method; such as an `Ablation`."""
+
+    @property
+    def maps(self) -> Float[Tensor, "k height width"] | None:
+        """Where each of k adapters acted; None for methods that do not say."""
+        ...
+
+    @property
+    def shares(self) -> Float[Tensor, " k"]:
+        """How much of the picture is each adapter's."""
+        ...
+
+
+class Agreement(NamedTuple):
+    """Agreement of two methods, averaged over pictures.
+
+    Attributes:
+        top1: share of pictures that both ascribe to the same adapter. Where one adapter leads in
+            all pictures, this is easy: look at the others.
+        map_correlation: Pearson's over pixels, of the maps of each adapter.
+        share_correlation: Pearson's over the adapters of a picture, of their shares.
+        pictures: how many.
+
+    Means leave out what does not vary; nan where nothing does.
+    """
+
+    top1: float
+    map_correlation: float
+    share_correlation: float
+    pictures: int
+
+
+class LateStart(NamedTuple):
+    """Ablation that leaves adapters out from some step on, against true ablation.
+
+    Attributes:
+        start: share of the steps before it.
+        cost: calls of the model for a picture, over those of true ablation.
+        agreement: with true ablation.
+    """
+
+    start: float
+    cost: float
+    agreement: Agreement
+
+
+def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agreement:
+    """Compare a method with another on the same pictures.
+
+    Args:
+        cheap: attributions by the one, a picture each.
+        true: by the other, of the same pictures and adapters.
+
+    Raises:
+        ConfigError: not as many of both, none, or of other numbers of adapters or pixels.
+    """
+    if len(cheap) != len(true) or not true:
+        raise ConfigError(
+            f"expected attributions of the same pictures, got {len(cheap)} and {len(true)}"
+        )
+    same, maps, shares = [], [], []
+    for one, other in zip(cheap, true, strict=True):
+        first, second = _array(one.shares), _array(other.shares)
+        if first.shape != second.shape:
+            raise ConfigError(
+                f"expected shares of the same adapters, got {len(first)} and {len(second)}"
+            )
+        same.append(first.argmax() == second.argmax())
+        shares.append(_correlation(first, second))
+        maps += _map_correlations(one.maps, other.maps)
+    return Agreement(float(np.mean(same)), _mean(maps), _mean(shares), len(true))
+
+
+def late_start_curve(
+    pipeline: Any,
+    stack: Stack,
+    drawings: Sequence[Drawing],
+    starts: Sequence[float] = STARTS,
+    *,
+    true: Sequence[Ablation] | None = None,
+    batch: int = 16,
+) -> list[LateStart]:
+    """Measure what leaving adapters out from a later step on saves, and how well it agrees.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the adapters.
+        drawings: pictures that are averaged over.
+        starts: shares of the steps that are done with all adapters, from 0 to below 1.
+        true: ablations of the same drawings, where there are some already.
+        batch: pictures at once.
+
+    Raises:
+        ConfigError: no drawings, a start that is no such share, or a prompt is too long.
+        LayoutError: the adapters are of another base.
+    """
+    if not drawings:
+        raise ConfigError("drawings: expected at least one, got none")
+    if wrong := [start for start in starts if not 0 <= start < 1]:
+        raise ConfigError(f"starts: expected shares from 0 to below 1, got {wrong[0]}")
+    true = true or [ablate(pipeline, stack, drawing, batch=batch) for drawing in drawings]
+    rows = []
+    for start in starts:
+        steps = [min(round(start * d.steps), d.steps - 1) for d in drawings]
+        late = [
+            ablate(pipeline, stack, drawing, start=step, batch=batch) if step else whole
+            for drawing, step, whole in zip(drawings, steps, true, strict=True)
+        ]
+        # With all adapters, with none, and without each: all but one are saved until the start.
+        pictures = len(stack) + 2
+        costs = [
+            1 - step / drawing.steps * (pictures - 1) / pictures
+            for drawing, step in zip(drawings, steps, strict=True)
+        ]
+        done = [step / drawing.steps for drawing, step in zip(drawings, steps, strict=True)]
+        rows.append(LateStart(_mean(done), _mean(costs), agreement(late, true)))
+    return rows
+
+
+def curve_grid(curve: Sequence[LateStart]) -> Grid:
+    """A curve as a table."""
+    rows = tuple(
+        (
+            Cell(f"{100 * row.start:.0f} %"),
+            Cell(f"{100 * row.cost:.0f} %"),
+            Cell(f"{row.agreement.top1:.2f}"),
+            Cell(f"{row.agreement.map_correlation:.2f}"),
+            Cell(f"{row.agreement.share_correlation:.2f}"),
+        )
+        for row in curve
+    )
+    pictures = curve[0].agreement.pictures if curve else 0
+    caption = f"Against true ablation, over {pictures} pictures."
+    head = ("start", "cost", "same adapter first", "correlation of maps", "of shares")
+    return Grid(head, rows, caption, 0)
+
+
+def _map_correlations(one: Tensor | None, other: Tensor | None) -> list[float]:
+    if one is None or other is None:
+        return []
+    if one.shape != other.shape:
+        raise ConfigError(
+            f"expected maps of the same pixels, got {list(one.shape)} and {list(other.shape)}"
+        )
+    pairs = zip(_array(one), _array(other), strict=True)
+    return [_correlation(first.ravel(), second.ravel()) for first, second in pairs]
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's; nan where one of them does not vary."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()

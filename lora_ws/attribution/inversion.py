@@ -1,0 +1,224 @@
+"""Latents that a picture went through, by DDIM inversion, and ablation from them.
+
+A step of DDIM (Song et al. 2021) goes from x_t to x_s, of less noise, by the noise e that the model
+predicts at x_t. Backwards x_t is not known; textbook inversion takes the prediction at x_s instead,
+and drawing leads back to a picture that is off by a tenth. The equation says that x_t is a fixed
+point, and a few iterations find one, faster by Anderson's rule (1965).
+
+A latent that leads back to the picture need not be the one that it came from: several noises end in
+nearly one picture, the more so where adapters act strongly.
+
+Ablation that starts late compares what adapters can still change, not what they did: most of a
+picture is settled in its first steps. `lora_ws.attribution.agreement` measures how much that costs.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.attribution.ablation import Ablation, Drawing, finish_subsets, leave_one_out
+from lora_ws.diffusion.pipeline import check_prompts, encode_prompts
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+
+# Relative to the latents; a step is not iterated further below it.
+_CONVERGED = 1e-5
+
+
+@torch.no_grad()
+def invert(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    latents: Float[Tensor, "n channels h w"],
+    *,
+    guidance_scale: float,
+    fixed_point_iters: int = 8,
+) -> Float[Tensor, "times n channels h w"]:
+    """Find the latents before each step of a drawing from those of its picture.
+
+    Args:
+        pipeline: a base with a DDIM scheduler; left as found.
+        stack: the adapters that the picture was drawn with.
+        drawing: how it was drawn; its seed is not used.
+        latents: of the picture, as `trajectory` ends or `encode_images` gives them.
+        guidance_scale: of the inversion; should be that of the drawing.
+        fixed_point_iters: for each step, at most, beyond textbook inversion, which is 0.
+
+    Returns:
+        Latents in the order of the drawing: the noise first, the picture's own last.
+
+    Warns:
+        UserWarning: inversion and drawing are guided differently, and the latents found are not
+            those that the picture went through.
+
+    Raises:
+        ConfigError: the scheduler is not DDIM or clips what it predicts, a number is below what
+            it can be, or the prompt is too long.
+        LayoutError: the adapters are of another base.
+    """
+    _check(pipeline, fixed_point_iters, guidance_scale)
+    check_prompts(pipeline, [drawing.prompt, drawing.negative])
+    if said := _mismatch(guidance_scale, drawing):
+        # One frame more than usual: that of no_grad.
+        warnings.warn(said, stacklevel=3)
+    scheduler, device = pipeline.scheduler, pipeline.unet.device
+    scheduler.set_timesteps(drawing.steps, device=device)
+    alphas, stride = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // drawing.steps
+    found = [latents.to(device)]
+    with stack.attach(pipeline, torch.tensor(stack.scales)):
+        predict = _predictor(pipeline, drawing, len(latents), guidance_scale)
+        for time in scheduler.timesteps.flip(0):
+            less = int(time) - stride
+            kept = float(alphas[less] if less >= 0 else scheduler.final_alpha_cumprod)
+            found.append(
+                _back(found[-1], time, float(alphas[int(time)]), kept, predict, fixed_point_iters)
+            )
+    return torch.stack(found[::-1])
+
+
+def pseudo_ablate(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    latents: Float[Tensor, "times 1 channels h w"],
+    *,
+    start: int,
+    batch: int = 16,
+) -> Ablation:
+    """Leave adapters out from latents on that a picture went through, cached or inverted.
+
+    All pictures, that with all adapters too, are finished from the same latents, so that what
+    inversion lost counts for none of the adapters.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the adapters.
+        drawing: how the picture was drawn.
+        latents: what `trajectory` or `invert` returned.
+        start: the first step without an adapter; from cached latents, 0 is the true ablation.
+        batch: pictures at once.
+
+    Raises:
+        ConfigError: not as many latents as the drawing needs, the prompt is too long, or ``start``
+            is no step.
+        LayoutError: the adapters are of another base.
+    """
+    expected = (drawing.steps + 1, 1)
+    if latents.ndim != 5 or tuple(latents.shape[:2]) != expected:
+        raise ConfigError(
+            f"latents: expected those of one picture before each of {drawing.steps} steps and "
+            f"after the last, [{expected[0]}, 1, channels, h, w], got {list(latents.shape)}"
+        )
+    if not 0 <= start < drawing.steps:
+        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
+    begun = latents[start]
+    if start == 0:
+        # Denoising scales the noise that it starts from.
+        begun = begun / pipeline.scheduler.init_noise_sigma
+    subsets = leave_one_out(len(stack))
+    images = finish_subsets(
+        pipeline, stack, drawing, subsets, begun, start=start, batch=batch, steps=[drawing.steps]
+    )[:, 0]
+    return Ablation(stack.names, images[0], images[1], images[2:])
+
+
+def _mismatch(guidance: float, drawing: Drawing) -> str:
+    # Below 1 there is no guidance either.
+    if max(guidance, 1) == max(drawing.guidance, 1):
+        return ""
+    return (
+        f"guidance_scale: the drawing is guided by {drawing.guidance:g} and its inversion by "
+        f"{guidance:g}, so that it does not lead back to where the drawing began"
+    )
+
+
+def _back(
+    x: Tensor,
+    time: Tensor,
+    kept: float,
+    kept_less: float,
+    predict: Callable[[Tensor, Tensor, float], Tensor],
+    iterations: int,
+) -> Tensor:
+    """From x_s to x_t, where a step of DDIM from x_t leads to x_s."""
+    guess, best, lowest = x, x, torch.full((len(x), 1, 1, 1), math.inf).to(x)
+    before: tuple[Tensor, Tensor] | None = None
+    for _ in range(iterations + 1):
+        noise = predict(guess, time, kept)
+        clean = (x - math.sqrt(1 - kept_less) * noise) / math.sqrt(kept_less)
+        after = math.sqrt(kept) * clean + math.sqrt(1 - kept) * noise
+        apart = after - guess
+        guess = after if before is None else _accelerated(after, apart, *before)
+        before = after, apart
+        # Where the model is steep, iterations part again: keep what was nearest to a fixed point.
+        error = _norms(apart)
+        nearer = error < lowest
+        best, lowest = torch.where(nearer, guess, best), torch.where(nearer, error, lowest)
+        if bool((error <= _CONVERGED * _norms(x)).all()):
+            break
+    return best
+
+
+def _accelerated(after: Tensor, apart: Tensor, after_1: Tensor, apart_1: Tensor) -> Tensor:
+    """Anderson's step of memory 1; where noise is low, plain iterations hardly contract."""
+    turn = apart - apart_1
+    share = (apart * turn).sum(dim=(1, 2, 3), keepdim=True) / (_norms(turn) ** 2).clamp(min=1e-30)
+    return after - share * (after - after_1)
+
+
+def _norms(x: Tensor) -> Float[Tensor, "n 1 1 1"]:
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def _predictor(
+    pipeline: Any, drawing: Drawing, count: int, guidance: float
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The noise that the model predicts, guided."""
+    guided = guidance > 1
+    text = encode_prompts(
+        pipeline, [drawing.negative] * (guided * count) + [drawing.prompt] * count
+    )
+    velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
+
+    def predict(x: Tensor, time: Tensor, kept: float) -> Tensor:
+        twice = torch.cat([x] * (1 + guided))
+        said = pipeline.unet(twice, time, encoder_hidden_states=text).sample
+        if guided:
+            plain, asked = said.chunk(2)
+            said = plain + guidance * (asked - plain)
+        return math.sqrt(kept) * said + math.sqrt(1 - kept) * x if velocity else said
+
+    return predict
+
+
+def _check(pipeline: Any, iterations: int, guidance: float) -> None:
+    scheduler = pipeline.scheduler
+    if not isinstance(scheduler, DDIMScheduler):
+        raise ConfigError(
+            f"scheduler: expected DDIMScheduler, got {type(scheduler).__name__}; set "
+            "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config) and draw "
+            "the picture with it"
+        )
+    config = scheduler.config
+    if config.clip_sample or config.thresholding:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "scheduler: expected one that can be inverted, this one clips what it predicts; set "
+            "clip_sample=False and thresholding=False"
+        )
+    if config.prediction_type not in ("epsilon", "v_prediction"):  # type: ignore[attr-defined]
+        raise ConfigError(
+            "scheduler: expected prediction_type epsilon or v_prediction, got "
+            f"{config.prediction_type}"  # type: ignore[attr-defined]
+        )
+    if iterations < 0 or not math.isfinite(guidance):
+        raise ConfigError(
+            "expected fixed_point_iters of 0 or more and a finite guidance_scale, got "
+            f"{iterations} and {guidance}"
+        )

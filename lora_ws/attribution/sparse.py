@@ -1,0 +1,300 @@
+"""Is a mixture of adapters the sum of them inside the model? Through sparse codes, and without.
+
+Were it so, the change that a mixture makes to an activation would be a weighted sum of the changes
+that each adapter makes alone, and least squares would return the scales. Sparse codes are said to
+make that so. The same on raw activations tells whether codes are to blame where it is not, and
+references at the scales of the mixture, whose weights would be 1, whether the sizes are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import nnls
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lora_ws.attribution.ablation import Drawing
+from lora_ws.attribution.autoencoder import SparseAutoencoder
+from lora_ws.attribution.trajectory import Moment, record
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+from lora_ws.report.grid import Cell, Grid
+
+# What the middle of the U-Net's attention returns.
+MIDDLE = "mid_block.attentions.0"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What the middle of a U-Net returns for several mixtures along their trajectories.
+
+    Attributes:
+        activations: means over places, with the prompt.
+        latents: what the model saw.
+    """
+
+    activations: Float[Tensor, "drawings mixtures steps width"]
+    latents: Float[Tensor, "drawings mixtures steps numbers"]
+
+    def vectors(self) -> tuple[Float[Tensor, "n width"], Int[np.ndarray, " n"]]:
+        """All activations, a row each, and which drawing each is of."""
+        shape = self.activations.shape[:3]
+        drawing = np.arange(shape[0])[:, None, None]
+        return self.activations.flatten(0, 2), np.broadcast_to(drawing, shape).ravel()
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Weights of references in a mixture.
+
+    Attributes:
+        least_squares: ordinary.
+        non_negative: none of them below 0.
+        r2: share of the mixture's squared norm that ordinary least squares explain.
+        condition: number of the references; large where some are alike, inf where they do not
+            determine the weights.
+    """
+
+    least_squares: Float[np.ndarray, " k"]
+    non_negative: Float[np.ndarray, " k"]
+    r2: float
+    condition: float
+
+
+@dataclass(frozen=True, eq=False)
+class Superposition:
+    """How far changes add up.
+
+    Attributes:
+        unit: weights of references at scale 1; the scales, did they add up.
+        own: of references at the scales of the mixture; ones, did they add up.
+        additivity: ``||mixture - sum of references at its scales|| / ||mixture||``; 0 for sums.
+    """
+
+    unit: Fit
+    own: Fit
+    additivity: float
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """A mixture of adapters taken apart.
+
+    Attributes:
+        names: of the k adapters.
+        scales: of the mixture.
+        codes: by sparse codes.
+        raw: by the activations themselves.
+    """
+
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
+    codes: Superposition
+    raw: Superposition
+
+    def grid(self) -> Grid:
+        """True scales and those recovered."""
+        parts = {"codes": self.codes, "activations": self.raw}
+        columns = {"scale": [f"{scale:g}" for scale in self.scales]}
+        for name, part in parts.items():
+            columns[name] = [f"{weight:.3f}" for weight in part.unit.least_squares]
+            columns[f"{name}, not negative"] = [f"{w:.3f}" for w in part.unit.non_negative]
+            columns[f"{name}, of 1"] = [f"{weight:.3f}" for weight in part.own.least_squares]
+        rows = zip(self.names, *columns.values(), strict=True)
+        caption = (
+            "Weights of the change that each adapter makes alone, in the change of the mixture: at "
+            "scale 1, where they would be the scales did changes add up, and at its own scale, "
+            "where they would be 1. "
+        ) + " ".join(
+            f"By {name}: residual R2 {part.unit.r2:.3f}, condition {part.unit.condition:.3g}, "
+            f"distance from a sum {part.additivity:.3f}."
+            for name, part in parts.items()
+        )
+        cells = tuple(tuple(map(Cell, row)) for row in rows)
+        return Grid(("adapter", *columns), cells, caption)
+
+
+def record_middle(
+    pipeline: Any,
+    stack: Stack,
+    drawings: Sequence[Drawing],
+    scales: Any,
+    *,
+    steps: Sequence[int] | None = None,
+    forced: bool = False,
+    module: str = MIDDLE,
+) -> Recording:
+    """Draw with several mixtures, and keep what the middle of the U-Net returns.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters.
+        drawings: each is drawn with every mixture, from the same noise; of as many steps each.
+        scales: how much of each adapter, a row ``[k]`` a mixture.
+        steps: which are kept, from 0; None for all.
+        forced: every mixture sees the latents of the full stack, rather than its own.
+        module: what is listened to; returns ``[batch, width, height, width of the picture]``.
+
+    Raises:
+        ConfigError: no drawings, drawings of different length, no such step or module, or a prompt
+            is too long.
+        LayoutError: the adapters are of another base.
+    """
+    counts = sorted({drawing.steps for drawing in drawings})
+    if len(counts) != 1:
+        raise ConfigError(f"drawings: expected some of as many steps each, got steps {counts}")
+    kept = list(range(counts[0]) if steps is None else steps)
+    if not kept or not set(kept) <= set(range(counts[0])):
+        raise ConfigError(f"steps: expected numbers from 0 to {counts[0] - 1}, got {kept}")
+
+    def pooled(moment: Moment) -> tuple[Tensor, Tensor]:
+        # The last part is that with the prompt, be there guidance or not.
+        asked = moment.outputs[module][:, -1]
+        return asked.flatten(2).mean(dim=2).cpu(), moment.latents.flatten(1).cpu()
+
+    activations, latents = [], []
+    for drawing in drawings:
+        found = record(pipeline, stack, drawing, scales, [module], pooled, forced=forced)
+        activations.append(torch.stack([found[step][0] for step in kept], dim=1))
+        latents.append(torch.stack([found[step][1] for step in kept], dim=1))
+    return Recording(torch.stack(activations), torch.stack(latents))
+
+
+def decomposition_rows(scales: Sequence[float]) -> Float[Tensor, "rows k"]:
+    """The mixtures that `superposition` wants: none, each at 1, each at its scale, all at theirs.
+
+    Example:
+        >>> decomposition_rows([0.5]).tolist()
+        [[0.0], [1.0], [0.5], [0.5]]
+    """
+    own = torch.tensor(scales, dtype=torch.float32)
+    return torch.cat([torch.zeros(1, len(own)), torch.eye(len(own)), own.diag(), own[None]])
+
+
+def decompose_middle(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    autoencoder: SparseAutoencoder,
+    *,
+    step: int | None = None,
+    forced: bool = False,
+) -> Decomposition:
+    """Take the stack apart by what each adapter does alone to the middle of the U-Net.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters, at the scales that are looked for.
+        drawing: what is drawn.
+        autoencoder: of such activations.
+        step: at which is looked; None for half of the way.
+        forced: see `record_middle`.
+
+    Raises:
+        ConfigError: see `record_middle`.
+        LayoutError: the adapters are of another base.
+    """
+    rows, at = decomposition_rows(stack.scales), drawing.steps // 2 if step is None else step
+    found = record_middle(pipeline, stack, [drawing], rows, steps=[at], forced=forced)
+    raw = found.activations[0, :, 0]
+    codes = autoencoder.encode(raw)
+    return Decomposition(stack.names, stack.scales, superposition(codes), superposition(raw))
+
+
+def superposition(outputs: Float[Tensor, "rows width"]) -> Superposition:
+    """Take a mixture apart, from outputs of the mixtures of `decomposition_rows`.
+
+    Raises:
+        ConfigError: there are not as many rows as for any number of adapters.
+    """
+    k, odd = divmod(len(outputs) - 2, 2)
+    if k < 1 or odd:
+        raise ConfigError(
+            f"outputs: expected 2 k + 2 rows for k adapters, got {len(outputs)}; run the mixtures "
+            "of decomposition_rows"
+        )
+    values = outputs.double().numpy()
+    changes = values[1:] - values[0]
+    unit, own, mixture = changes[:k], changes[k:-1], changes[-1]
+    return Superposition(
+        fit_changes(mixture, unit), fit_changes(mixture, own), additivity(mixture, own)
+    )
+
+
+def fit_changes(
+    mixture: Float[np.ndarray, " width"], references: Float[np.ndarray, "k width"]
+) -> Fit:
+    """Weights of references whose sum is nearest to a mixture.
+
+    Example:
+        >>> fit_changes(np.array([2.0, 6.0]), np.eye(2)).least_squares.tolist()
+        [2.0, 6.0]
+    """
+    columns = references.T.astype(np.float64)
+    weights, _, rank, singular = np.linalg.lstsq(columns, mixture, rcond=None)
+    left = np.square(mixture - columns @ weights).sum()
+    whole = np.square(mixture).sum()
+    condition = singular[0] / singular[-1] if rank == len(references) else np.inf
+    positive, _ = nnls(columns, mixture)
+    return Fit(weights, positive, float(1 - left / whole) if whole else 1.0, float(condition))
+
+
+def additivity(
+    mixture: Float[np.ndarray, " width"], references: Float[np.ndarray, "k width"]
+) -> float:
+    """``||mixture - sum of references|| / ||mixture||``; 0 where there is nothing to add.
+
+    Example:
+        >>> additivity(np.array([3.0, 4.0]), np.array([[3.0, 0.0]]))
+        0.8
+    """
+    apart = np.linalg.norm(mixture - references.sum(axis=0))
+    return float(apart / np.linalg.norm(mixture)) if apart else 0.0
+
+
+def latent_r2(recording: Recording, *, folds: int = 5) -> float:
+    """How much of the activations' changes follows from the latents' changes alone, linearly.
+
+    Changes are those from the first mixture, which should be the one without adapters. The
+    regression is ridge; R2 is of rows that it was not fitted on, and rows of a drawing stay
+    together.
+
+    Args:
+        recording: of at least two drawings and two mixtures, along trajectories of their own.
+        folds: of the cross-validation; at most as many as drawings are used.
+
+    Raises:
+        ConfigError: there are fewer, or latents do not differ.
+    """
+    drawings, mixtures = recording.activations.shape[:2]
+    if drawings < 2 or mixtures < 2 or folds < 2:
+        raise ConfigError(
+            "expected at least 2 drawings, 2 mixtures and 2 folds, got "
+            f"{drawings}, {mixtures} and {folds}"
+        )
+    apart = recording.latents[:, 1:] - recording.latents[:, :1]
+    if not bool(apart.any()):
+        raise ConfigError(
+            "recording: expected latents that differ among mixtures, these are all the same; "
+            "record with forced=False and a step above 0"
+        )
+    changed = recording.activations[:, 1:] - recording.activations[:, :1]
+    groups = np.arange(drawings).repeat(changed[0, ..., 0].numel())
+    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
+    predicted = cross_val_predict(
+        ridge,
+        apart.flatten(0, 2).double().numpy(),
+        changed.flatten(0, 2).double().numpy(),
+        groups=groups,
+        cv=GroupKFold(min(folds, drawings)),
+    )
+    true = changed.flatten(0, 2).double().numpy()
+    return float(r2_score(true, predicted, multioutput="variance_weighted"))

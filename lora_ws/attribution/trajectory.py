@@ -1,0 +1,158 @@
+"""One drawing with several mixtures of adapters at once, and what modules return on the way."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_ws.attribution.ablation import Drawing
+from lora_ws.config import nearest
+from lora_ws.diffusion.pipeline import check_prompts, denoise, encode_prompts, initial_noise
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Moment(NamedTuple):
+    """What happens at a step.
+
+    Attributes:
+        latents: before it, a row a mixture.
+        outputs: module -> what it returned, a part of the batch a mixture
+            ``[mixtures, parts, ...]``; with guidance the parts are without the prompt and with it.
+    """
+
+    latents: Float[Tensor, "mixtures channels h w"]
+    outputs: dict[str, Tensor]
+
+
+def trajectory(
+    pipeline: Any, stack: Stack, drawing: Drawing, scales: Any = None
+) -> Float[Tensor, "times mixtures channels h w"]:
+    """Latents before each step, and after the last one, of mixtures from the same noise.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters.
+        drawing: what is drawn.
+        scales: how much of each adapter, a row ``[k]`` a mixture; None for the stack's own.
+
+    Raises:
+        ConfigError: the prompt is too long, or the scales do not fit.
+        LayoutError: the adapters are of another base.
+    """
+    rows = _rows(stack, scales)
+    check_prompts(pipeline, [drawing.prompt, drawing.negative])
+    noise = initial_noise(pipeline, [drawing.seed]).expand(len(rows), -1, -1, -1)
+    with stack.attach(pipeline, rows):
+        run = list(_run(pipeline, noise, drawing))
+    return torch.stack([noise.to(run[0]) * pipeline.scheduler.init_noise_sigma, *run])
+
+
+def record(
+    pipeline: Any,
+    stack: Stack,
+    drawing: Drawing,
+    scales: Any,
+    modules: Sequence[str],
+    reduce: Callable[[Moment], T],
+    *,
+    forced: bool = False,
+) -> list[T]:
+    """Draw with several mixtures at once, and keep something of every step.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the k adapters.
+        drawing: what is drawn.
+        scales: how much of each adapter, a row ``[k]`` a mixture.
+        modules: of the U-Net, by name; of a tuple that one returns, the first is taken.
+        reduce: makes what is kept of a step.
+        forced: every mixture sees the latents of the full stack, rather than its own.
+
+    Returns:
+        What ``reduce`` returned, a step each.
+
+    Raises:
+        ConfigError: there is no such module, or see `trajectory`.
+        LayoutError: the adapters are of another base.
+    """
+    rows, kept = _rows(stack, scales), []
+    check_prompts(pipeline, [drawing.prompt, drawing.negative])
+    noise = initial_noise(pipeline, [drawing.seed]).expand(len(rows), -1, -1, -1)
+    teacher = trajectory(pipeline, stack, drawing)[:-1] if forced else None
+    with _watched(pipeline.unet, modules) as seen, stack.attach(pipeline, rows):
+        if teacher is None:
+            latents = noise * pipeline.scheduler.init_noise_sigma
+            for after in _run(pipeline, noise, drawing):
+                kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
+                latents = after
+        else:
+            for latents in _forced(pipeline, teacher.expand(-1, len(rows), -1, -1, -1), drawing):
+                kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
+    return kept
+
+
+def _rows(stack: Stack, scales: Any) -> Float[Tensor, "mixtures k"]:
+    rows = torch.as_tensor(stack.scales if scales is None else scales, dtype=torch.float32)
+    rows = rows[None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[1] != len(stack) or not len(rows):
+        raise ConfigError(
+            f"scales: expected rows of {len(stack)} numbers, one an adapter, got "
+            f"shape {list(rows.shape)}"
+        )
+    return rows
+
+
+def _run(pipeline: Any, noise: Tensor, drawing: Drawing) -> Iterator[Tensor]:
+    prompts = [drawing.prompt] * len(noise)
+    return denoise(
+        pipeline, noise, prompts, drawing.guidance, drawing.steps, negative=drawing.negative
+    )
+
+
+@torch.no_grad()
+def _forced(pipeline: Any, latents: Tensor, drawing: Drawing) -> Iterator[Tensor]:
+    """Call the model on latents of every step as denoising would, without going on from them."""
+    scheduler, count = pipeline.scheduler, latents.shape[1]
+    scheduler.set_timesteps(drawing.steps, device=pipeline.unet.device)
+    guided = drawing.guidance > 1
+    asked = [drawing.negative] * (guided * count) + [drawing.prompt] * count
+    text = encode_prompts(pipeline, asked)
+    for now, time in zip(latents, scheduler.timesteps, strict=True):
+        x = scheduler.scale_model_input(torch.cat([now] * (1 + guided)), time)
+        pipeline.unet(x, time, encoder_hidden_states=text)
+        yield now
+
+
+def _by_mixture(seen: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {name: x.unflatten(0, (-1, count)).transpose(0, 1) for name, x in seen.items()}
+
+
+@contextmanager
+def _watched(unet: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What modules returned last."""
+    modules, seen, handles = dict(unet.named_modules()), {}, []
+    for name in names:
+        if name not in modules:
+            raise ConfigError(
+                f"{type(unet).__name__} has no module `{name}`{nearest(name, list(modules))}"
+            )
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    try:
+        for name in names:
+            handles.append(modules[name].register_forward_hook(keep(name)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

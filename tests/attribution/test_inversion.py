@@ -1,0 +1,267 @@
+"""Inversion against diffusers and by drawing again, late ablation against true, and agreement."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from torch import Tensor
+
+from lora_ws.attribution.ablation import Drawing, ablate
+from lora_ws.attribution.agreement import agreement, curve_grid, late_start_curve
+from lora_ws.attribution.inversion import invert, pseudo_ablate
+from lora_ws.attribution.trajectory import trajectory
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.pipeline import (
+    PipelineSize,
+    adapter_layout,
+    build_pipeline,
+    denoise,
+    encode_prompts,
+    load_pipeline,
+)
+from lora_ws.diffusion.stack import Stack
+from lora_ws.errors import ConfigError
+from lora_ws.report.grid import markdown
+from lora_ws.threads import threads
+
+SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
+DRAWING = Drawing("a photo of three", seed=5, steps=3, guidance=2)
+
+
+@pytest.fixture(scope="module")
+def _pipeline() -> Any:
+    return load_pipeline("digit-sd")
+
+
+@pytest.fixture
+def pipeline(_pipeline: Any) -> Iterator[Any]:
+    """Left as it was found, by every test; on one thread, where rows of a batch are alike."""
+    before, scheduler = copy.deepcopy(_pipeline.unet.state_dict()), _pipeline.scheduler
+    settings = dict(scheduler.config)
+    with threads(1):
+        yield _pipeline
+    unet = _pipeline.unet
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+    assert not any(w.requires_grad for w in unet.parameters())
+    assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
+    assert _pipeline.scheduler is scheduler
+    assert dict(scheduler.config) == settings
+
+
+def make_stack(pipeline: Any, size: float = 0.1) -> Stack:
+    """Three adapters of random numbers; the last one is untrained and does nothing."""
+    layout = adapter_layout(pipeline.unet, 2)
+    rows = size * torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0))
+    for _, _, up in layout.pairs():
+        rows[2, up] = 0
+    return Stack(("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0))
+
+
+def drawn(pipeline: Any, stack: Stack, drawing: Drawing, noise: Tensor) -> Tensor:
+    """The latents that a drawing ends with."""
+    with stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
+        run = denoise(pipeline, noise, [drawing.prompt], drawing.guidance, drawing.steps)
+        return list(run)[-1]
+
+
+def off(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_there_and_back_is_within_a_hundredth(pipeline: Any) -> None:
+    stack, drawing = make_stack(pipeline), replace(DRAWING, steps=10)
+    last = trajectory(pipeline, stack, drawing)[-1]
+    errors = []
+    for iterations in (0, 10):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            back = invert(
+                pipeline, stack, drawing, last, guidance_scale=2, fixed_point_iters=iterations
+            )
+        assert torch.equal(back[-1], last)
+        errors.append(off(drawn(pipeline, stack, drawing, back[0]), last))
+    assert errors[1] < 0.01 < 0.1 < errors[0]
+
+
+def untrained(kind: str = "epsilon") -> Any:
+    pipeline = build_pipeline(SIZE, ["three"])
+    config: Any = pipeline.scheduler.config
+    pipeline.scheduler = DDIMScheduler.from_config(config, prediction_type=kind)
+    return pipeline
+
+
+ANY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
+    pipeline = untrained()
+    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=6, guidance=1)
+    found = invert(pipeline, stack, drawing, ANY, guidance_scale=1, fixed_point_iters=0)
+    inverse: Any = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    inverse.set_timesteps(6)
+    expected, text = [ANY], encode_prompts(pipeline, ["three"]).expand(2, -1, -1)
+    with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
+        for time in inverse.timesteps:
+            said = pipeline.unet(expected[-1], time, encoder_hidden_states=text).sample
+            expected.append(inverse.step(said, time, expected[-1]).prev_sample)
+    assert torch.allclose(found, torch.stack(expected[::-1]), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None:
+    pipeline = untrained(kind)
+    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=3, guidance=1)
+    found = invert(pipeline, stack, drawing, ANY, guidance_scale=1, fixed_point_iters=30)
+    text = encode_prompts(pipeline, ["three"]).expand(2, -1, -1)
+    with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
+        for k, time in enumerate(pipeline.scheduler.timesteps):
+            said = pipeline.unet(found[k], time, encoder_hidden_states=text).sample
+            step = pipeline.scheduler.step(said, time, found[k]).prev_sample
+            assert off(step, found[k + 1]) < 1e-4
+
+
+def test_other_guidance_is_warned_of(pipeline: Any) -> None:
+    stack, drawing = make_stack(pipeline), replace(DRAWING, steps=1)
+    last = torch.zeros(1, 4, 8, 8)
+    with pytest.warns(UserWarning, match="guided by 2 and its inversion by 1"):
+        invert(pipeline, stack, drawing, last, guidance_scale=1, fixed_point_iters=0)
+
+
+def test_from_the_first_of_cached_latents_it_is_the_true_ablation(pipeline: Any) -> None:
+    stack = make_stack(pipeline)
+    cached = trajectory(pipeline, stack, DRAWING)
+    true, found = (
+        ablate(pipeline, stack, DRAWING),
+        pseudo_ablate(pipeline, stack, DRAWING, cached, start=0),
+    )
+    assert found.names == true.names
+    for name in ("whole", "bare", "without"):
+        assert torch.equal(getattr(found, name), getattr(true, name))
+    late = pseudo_ablate(pipeline, stack, DRAWING, cached, start=2)
+    expected = ablate(pipeline, stack, DRAWING, start=2)
+    assert torch.allclose(late.without, expected.without, atol=2e-5)
+    assert float(late.effects[0]) < float(true.effects[0])
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_an_adapter_of_zeros_changes_nothing(pipeline: Any, start: int) -> None:
+    stack = make_stack(pipeline)
+    cached = trajectory(pipeline, stack, DRAWING)
+    inverted = invert(pipeline, stack, DRAWING, cached[-1], guidance_scale=2, fixed_point_iters=1)
+    for latents in (cached, inverted):
+        maps = pseudo_ablate(pipeline, stack, DRAWING, latents, start=start).maps
+        assert not maps[2].any()
+        assert (maps[:2].amax(dim=(1, 2)) > 0).all()
+
+
+def attribution(maps: np.ndarray, shares: list[float]) -> Any:
+    return SimpleNamespace(maps=torch.tensor(maps), shares=torch.tensor(shares))
+
+
+def test_agreement_is_of_tops_maps_and_shares() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.random((2, 2, 3, 4, 4))
+    one[1, 2] = 0
+    ours = [attribution(one[0], [0.6, 0.3, 0.1]), attribution(one[1], [0.2, 0.8, 0.0])]
+    true = [attribution(two[0], [0.5, 0.2, 0.3]), attribution(two[1], [0.5, 0.4, 0.1])]
+    found = agreement(ours, true)
+    pairs = [(p, k) for p in range(2) for k in range(3) if (p, k) != (1, 2)]
+    maps = [np.corrcoef(one[p, k].ravel(), two[p, k].ravel())[0, 1] for p, k in pairs]
+    shares = [
+        np.corrcoef(a.shares.numpy(), b.shares.numpy())[0, 1]
+        for a, b in zip(ours, true, strict=True)
+    ]
+    assert found.top1 == 0.5
+    assert found.map_correlation == pytest.approx(np.mean(maps))
+    assert found.share_correlation == pytest.approx(np.mean(shares))
+    assert found.pictures == 2
+    without: Any = SimpleNamespace(maps=None, shares=torch.tensor([0.5, 0.2, 0.3]))
+    blind = agreement([without], true[:1])
+    assert (blind.top1, blind.share_correlation) == (1, pytest.approx(1))
+    assert np.isnan(blind.map_correlation)
+
+
+def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any) -> None:
+    stack = make_stack(pipeline, 0.2)
+    drawings = [Drawing(f"a photo of {word}", steps=8, guidance=1) for word in ("three", "seven")]
+    curve = late_start_curve(pipeline, stack, drawings, (0, 0.25, 0.75), batch=5)
+    assert [row.start for row in curve] == [0, 0.25, 0.75]
+    # Of five pictures, four are saved.
+    assert [row.cost for row in curve] == pytest.approx([1, 0.8, 0.4])
+    assert curve[0].agreement[:3] == pytest.approx((1, 1, 1))
+    correlations = [row.agreement.map_correlation for row in curve]
+    assert all(np.diff(correlations) < 0.02)
+    assert correlations[-1] < 0.9
+    assert "| 25 % | 80 % |" in markdown(curve_grid(curve))
+
+
+LATENTS = torch.zeros(1, 4, 8, 8)
+WRONG: dict[str, tuple[Any, str]] = {
+    "iterations": (
+        lambda p, s: invert(p, s, DRAWING, LATENTS, guidance_scale=2, fixed_point_iters=-1),
+        "0 or more",
+    ),
+    "prompt": (
+        lambda p, s: invert(p, s, Drawing("a cow"), LATENTS, guidance_scale=3),
+        "no `cow`",
+    ),
+    "latents": (
+        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(3, 1, -1, -1, -1), start=0),
+        "before each of 3 steps",
+    ),
+    "start": (
+        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(4, 1, -1, -1, -1), start=3),
+        "from 0 to 2",
+    ),
+    "drawings": (lambda p, s: late_start_curve(p, s, []), "drawings: expected"),
+    "starts": (lambda p, s: late_start_curve(p, s, [DRAWING], [1.0]), "starts: expected"),
+    "pictures": (lambda p, s: agreement([], []), "the same pictures"),
+    "adapters": (
+        lambda p, s: agreement(
+            [attribution(np.zeros((1, 2, 2)), [1.0])], [attribution(np.zeros((2, 2, 2)), [1.0, 0])]
+        ),
+        "the same adapters",
+    ),
+    "pixels": (
+        lambda p, s: agreement(
+            [attribution(np.zeros((1, 2, 2)), [1.0])], [attribution(np.zeros((1, 3, 2)), [1.0])]
+        ),
+        "the same pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_named(wrong: str, pipeline: Any) -> None:
+    call, text = WRONG[wrong]
+    with pytest.raises(ConfigError, match=text):
+        call(pipeline, make_stack(pipeline))
+
+
+SCHEDULERS: dict[str, tuple[type, dict[str, Any], str]] = {
+    "another": (PNDMScheduler, {}, "DDIMScheduler.from_config"),
+    "clips": (DDIMScheduler, {"clip_sample": True}, "clip_sample=False"),
+    "kind": (DDIMScheduler, {"prediction_type": "sample"}, "epsilon or v_prediction"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_cannot_be_inverted_are_refused(name: str, pipeline: Any) -> None:
+    kind, options, text = SCHEDULERS[name]
+    scheduler: Any = kind
+    other = SimpleNamespace(
+        scheduler=scheduler.from_config(pipeline.scheduler.config, **options),
+        unet=pipeline.unet,
+        tokenizer=pipeline.tokenizer,
+    )
+    with pytest.raises(ConfigError, match=text):
+        invert(other, make_stack(pipeline), DRAWING, LATENTS, guidance_scale=2)
