@@ -209,19 +209,14 @@ def _boxes(bench: _Bench) -> Values:
         for one in bench.true
     ]
     probes = [renoise(bench.pipeline, bench.stack, drawing) for drawing in bench.drawings]
-    found: Values = {
-        "owners": [[row[k] for row in owners].count(n) for k in range(len(boxes)) for n in names]
-    }
+    columns = zip(*owners, strict=True)
+    found: Values = {"owners": [[column.count(name) for name in names] for column in columns]}
     for method in BOX_METHODS:
         scored = [
             box_scores(bench.pipeline.unet, bench.stack, probe, boxes, method=method)  # type: ignore[arg-type]
             for probe in probes
         ]
-        right = [
-            one.top[k] == own[k]
-            for one, own in zip(scored, owners, strict=True)
-            for k in range(len(boxes))
-        ]
+        right = [np.equal(one.top, own) for one, own in zip(scored, owners, strict=True)]
         shares = torch.stack([one.shares for one in scored]).mean(dim=0)
         found[method] = {"right": float(np.mean(right)), "shares": shares.tolist()}
     return found

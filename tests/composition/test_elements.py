@@ -9,7 +9,14 @@ from lora_ws.composition.elements import ELEMENTS, ElementJudge, render
 from lora_ws.composition.testbed import bundled
 from lora_ws.diffusion.conductor import compose
 from lora_ws.diffusion.digits import NAMES, digit_pictures
-from lora_ws.diffusion.pipeline import decode_latents, encode_images, generate, load_pipeline
+from lora_ws.diffusion.methods import Merge, Together
+from lora_ws.diffusion.pipeline import (
+    decode_latents,
+    encode_images,
+    generate,
+    initial_noise,
+    load_pipeline,
+)
 from lora_ws.errors import ConfigError
 
 
@@ -50,16 +57,18 @@ def test_the_judge_is_right_on_digits_it_has_not_seen(judge: ElementJudge) -> No
 
 def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
     pipeline, testbed = load_pipeline("digit-sd"), bundled()
-
-    def draw() -> torch.Tensor:
-        return generate(pipeline, ["a photo of sks"] * 8, 3.0, 20)
-
-    plain = draw()
-    for member in testbed.members:
-        with compose(pipeline, [testbed.file(member)]):
-            shown = judge.shown(draw(), member.id).mean()
-        assert shown >= 0.5, member.id
-        assert shown > judge.shown(plain, member.id).mean() + 0.3, member.id
+    names = [member.id for member in testbed.members]
+    files = [testbed.file(member) for member in testbed.members]
+    sets, images = tuple((k,) for k in range(len(names))), 4
+    noise = initial_noise(pipeline, range(images))
+    plain = generate(pipeline, ["a photo of sks"] * images, 3.0, 12, noise=noise)
+    with compose(pipeline, files, Together(Merge(), sets)):
+        every = noise.repeat_interleave(len(names), 0)
+        drawn = generate(pipeline, ["a photo of sks"] * len(every), 3.0, 12, noise=every)
+    for k, name in enumerate(names):
+        shown = judge.shown(drawn[k :: len(names)], name).mean()
+        assert shown >= 0.5, name
+        assert shown > judge.shown(plain, name).mean() + 0.2, name
 
 
 def test_every_element_has_its_adapter() -> None:

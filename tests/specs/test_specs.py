@@ -11,6 +11,9 @@ from lora_ws.collection import DatasetCard
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.config import load_spec, spec_files, spec_root, to_plain
 from lora_ws.errors import ConfigError, NotAvailableError
+from lora_ws.experiments.attribution import AttributionSpec
+from lora_ws.experiments.cad import CadSpec
+from lora_ws.experiments.composition import CompositionSpec
 from lora_ws.experiments.spec import (
     ComponentsSpec,
     LayersSpec,
@@ -23,6 +26,7 @@ from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.records import METRICS
 from lora_ws.zoo.base import BaseSpec
 from lora_ws.zoo.build import ZooSpec
+from lora_ws.zoo.testbed import TestbedSpec
 
 ROOT = Path(__file__).parents[2]
 CARDS = spec_files("datasets")
@@ -31,6 +35,7 @@ SWEEPS = [name for name in TRAINING if name.startswith("figure2/")]
 RECIPES = [name for name in TRAINING if not name.startswith(("zoo/", "figure2/"))]
 ZOO_RECIPES = {
     "zoo/digit_sd": BaseSpec,
+    "zoo/digit_testbed": TestbedSpec,
     "zoo/tiny_sd": BaseSpec,
     "zoo/lora_ws_mini": ZooSpec,
     "zoo/lora_ws_mini_flagged": ZooSpec,
@@ -110,6 +115,16 @@ def test_figures() -> None:
     assert set(printed) <= set(components.components)
     for recipe in components.recipes.values():
         recipe_file(recipe)
+
+
+PICTURES = {"attribution": AttributionSpec, "cad": CadSpec, "composition": CompositionSpec}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_experiments_on_pictures(name: str) -> None:
+    spec = load_spec(PICTURES[name], eval_file(name))
+    assert spec.source
+    assert spec.published
 
 
 def test_zoo_recipes() -> None:

@@ -1,0 +1,62 @@
+"""The experiment on sets of adapters: small, resumed, and what a slow run must show."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+from browser import open_page
+
+from lora_ws.config import load_spec
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.composition import run_composition
+from lora_ws.experiments.composition_spec import METHODS, CompositionRecord, CompositionSpec
+from lora_ws.experiments.spec import eval_file
+
+
+@pytest.fixture(scope="module")
+def full() -> CompositionSpec:
+    return load_spec(CompositionSpec, eval_file("composition"))
+
+
+def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: Path) -> None:
+    spec = replace(full, sizes=(2, 5), steps=2, images=1, digits=1, taus=(1, 2), tau_size=2)
+    report = run_composition(spec, tmp_path / "out") / "report.html"
+    file = tmp_path / "out" / "records.jsonl"
+    lines = file.read_text().splitlines()
+    records = [CompositionRecord(**json.loads(line)) for line in lines]
+    assert {record.method for record in records} == {*METHODS, "switch, tau 1", "switch, tau 2"}
+    sets = {(record.size, bool(record.kept)): len(record.sets) for record in records}
+    assert sets == {(1, False): 11, (2, False): 24, (5, False): 48, (4, True): 16}
+    for record in records:
+        assert record.array.shape == (len(record.sets), 1, record.size)
+        own = [np.mean(shown) for shown in record.shown]
+        assert record.share[0] == pytest.approx(100 * mean(own))
+    dom, probe = open_page(report, tmp_path)
+    assert (probe["images"], probe["shown"], probe["fetched"]) == (3, 3, [])
+    assert all(method in dom for method in METHODS)
+    # As a kill in the middle of the last line leaves it.
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])
+    run_composition(spec, tmp_path / "out")
+    assert file.read_text().splitlines() == lines
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        run_composition(replace(spec, images=2), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_switch_and_composite_keep_digits_that_merging_breaks(
+    full: CompositionSpec, tmp_path: Path
+) -> None:
+    spec = replace(full, sizes=(4,), images=1, taus=(5,), tau_size=4)
+    run_composition(spec, tmp_path)
+    records = [
+        CompositionRecord(**json.loads(line))
+        for line in (tmp_path / "records.jsonl").read_text().splitlines()
+    ]
+    kept = {r.method: float(np.mean(r.kept)) for r in records if r.kept and r.size == 3}
+    assert min(kept["switch"], kept["composite"]) >= kept["merge"] + 0.2
+    # What is averaged away with the damage: no method wins both.
+    shown = {r.method: r.share[0] for r in records if r.kept and r.size == 3}
+    assert shown["merge"] > shown["composite"]
