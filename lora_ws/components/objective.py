@@ -171,6 +171,17 @@ def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Pa
 
 
 @contextmanager
+def restored(weights: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """Give copies of weights, and put every bit back when the block ends, however it ends."""
+    held = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield held
+    finally:
+        for name, weight in weights.items():
+            weight.data.copy_(held[name])
+
+
+@contextmanager
 def _asking(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Let these weights ask for gradients."""
     before = {name: weight.requires_grad for name, weight in weights.items()}

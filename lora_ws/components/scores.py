@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.components.objective import Objective
+from lora_ws.components.objective import Objective, restored
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 
@@ -58,6 +58,11 @@ def contrast(concept: Scores, others: Sequence[Scores]) -> Scores:
     }
 
 
+def block_of(name: str) -> str:
+    """The block of a U-Net that a weight is in, such as ``down_blocks.1.attentions.0``."""
+    return ".".join(name.split(".")[:4])
+
+
 def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
     """Sums over rows, columns, matrices, or blocks of the model.
 
@@ -67,7 +72,7 @@ def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
     if by == "block":
         blocks: dict[str, Tensor] = {}
         for name, score in scores.items():
-            block = ".".join(name.split(".")[:4])
+            block = block_of(name)
             blocks[block] = blocks.get(block, torch.zeros(())) + score.sum()
         return blocks
     flat = {name: score.flatten(1) for name, score in scores.items()}
@@ -140,17 +145,13 @@ def validity(
     generator = torch.Generator().manual_seed(seed)
     before, predicted, true = objective.value(unet), [], []
     for _ in range(masks):
-        held = {name: weight.detach().clone() for name, weight in weights.items()}
         total = 0.0
-        try:
+        with restored(weights):
             for name, weight in weights.items():
                 off = torch.rand(weight.shape, generator=generator) < share
                 total += float(scores[name][off].sum())
                 weight.data[off] = 0
             true.append(objective.sign * (before - objective.value(unet)))
-        finally:
-            for name, weight in weights.items():
-                weight.data.copy_(held[name])
         predicted.append(total)
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = float(np.corrcoef(predicted, true)[0, 1])
