@@ -30,6 +30,18 @@ class Linear(nn.Module):
         return SimpleNamespace(sample=torch.stack(said).sum(0).view_as(z))
 
 
+class Deep(nn.Module):
+    """A denoiser with two matrices in a row: J is of the fourth degree in their size."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        layers = [nn.Linear(width, width, bias=False) for _ in range(2)]
+        self.block = nn.ModuleDict({"ff": nn.Sequential(*layers)})
+
+    def forward(self, z: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
+        return SimpleNamespace(sample=self.block["ff"](z.flatten(1)).view_as(z))
+
+
 class Sum(Objective):
     """A J that is linear in the weights of `Linear`, so that first order is all there is."""
 

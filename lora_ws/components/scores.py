@@ -1,7 +1,8 @@
 """Contributions of weights: ``w * dJ/dw``, with one sign: positive supports the concept.
 
 To first order J falls by the sum of the scores of the weights that are set to zero. That holds for
-small edits alone, and `validity` says how well.
+small edits alone, and `validity` says how well. `integrated` scores sum to what happens when all
+go.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,46 @@ def contributions(
         name: objective.sign * weight.detach().float() * grads[name]
         for name, weight in weights.items()
     }
+
+
+def integrated(
+    objective: Objective, unet: nn.Module, weights: Mapping[str, nn.Parameter], points: int = 8
+) -> Scores:
+    """Score every weight by its gradient averaged on the way from all weights off to all on.
+
+    ``w * integral of dJ/dw(a w) da`` from 0 to 1, against saturation: a weight whose work others
+    would take over has no gradient at the full model. Where gradients are those of J (constants to
+    compare with, or no `stop_gradient`) scores sum to what setting all of the weights to zero does.
+
+    Args:
+        objective: what the concept is measured by.
+        unet: the model, left as found.
+        weights: of it, by name; all of them go the way together.
+        points: gradients on the way, a pass each; Gauss-Legendre, exact where J is a polynomial of
+            degree up to ``2 * points`` in ``a``.
+
+    Returns:
+        Name -> scores of the shape of the weight, float32.
+
+    Raises:
+        ConfigError: there are no points.
+
+    Source: Sundararajan et al. 2017 (integrated gradients), with zeros for the baseline.
+    """
+    if points < 1:
+        raise ConfigError(f"points: expected at least 1, got {points}")
+    found = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+    with restored(weights) as full:
+        for place, share in zip(*np.polynomial.legendre.leggauss(points), strict=True):
+            for name, weight in weights.items():
+                weight.data.copy_(full[name] * float(1 + place) / 2)
+            for name, grad in objective.gradients(unet, weights).items():
+                found[name] += float(share) / 2 * objective.sign * full[name].float() * grad
+    return found
+
+
+Method = Literal["taylor", "integrated"]
+METHODS = {"taylor": contributions, "integrated": integrated}
 
 
 def contrast(concept: Scores, others: Sequence[Scores]) -> Scores:
@@ -108,7 +149,7 @@ def adapter_scores(
 
 
 class Validity(NamedTuple):
-    """How well first order predicts.
+    """How well scores predict.
 
     Attributes:
         correlation: Pearson's, of predicted and true changes of J; nan where they do not vary.
