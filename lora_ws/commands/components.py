@@ -1,14 +1,15 @@
 """`lora-ws components erase` and `amplify`: find the weights that make a concept, and edit them."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lora_ws.components.edit import Per, choose
 from lora_ws.components.objective import (
     Eligible,
-    Objective,
     amplify_objective,
     eligible_weights,
     erase_objective,
@@ -54,10 +55,8 @@ def erase(
     check_prompts(pipeline, [concept, *keep])
     _check(seeds)
 
-    def objective(prompt: str) -> Objective:
-        how = {"seeds": range(seeds), "steps": steps, "guidance": guidance}
-        return erase_objective(pipeline, prompt, **how)  # type: ignore[arg-type]
-
+    how: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "guidance": guidance}
+    objective = partial(erase_objective, pipeline, **how)
     weights = eligible_weights(pipeline.unet, eligible)
     measured = objective(concept)
     score = METHODS[scores]
