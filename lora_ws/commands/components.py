@@ -1,20 +1,21 @@
 """`lora-ws components erase` and `amplify`: find the weights that make a concept, and edit them."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lora_ws.components.edit import Per, choose
 from lora_ws.components.objective import (
     Eligible,
-    Objective,
     amplify_objective,
     eligible_weights,
     erase_objective,
 )
 from lora_ws.components.report import outcomes, with_controls, write_edit
-from lora_ws.components.scores import contrast, contributions, validity
+from lora_ws.components.scores import METHODS, Method, contrast, validity
 from lora_ws.diffusion.pipeline import check_prompts, generate, load_pipeline
 from lora_ws.errors import ConfigError
 
@@ -27,6 +28,7 @@ def erase(
     budget: float = 0.05,
     per: Per = "matrix",
     eligible: Eligible = "ff",
+    scores: Method = "taylor",
     seeds: int = 3,
     steps: int = 50,
     guidance: float = 3.0,
@@ -41,6 +43,8 @@ def erase(
         budget: share of the weights
         per: of each row, of each matrix, or of all (global)
         eligible: ff, the feed-forward parts of transformer blocks; attention; or all
+        scores: taylor, weight times gradient; or integrated, gradients averaged on the way from
+            all of these weights off to all on
         seeds: trajectories that scores are from.
         steps: latents of each.
         guidance: scale of guidance on the way, and of the pictures.
@@ -51,20 +55,19 @@ def erase(
     check_prompts(pipeline, [concept, *keep])
     _check(seeds)
 
-    def objective(prompt: str) -> Objective:
-        how = {"seeds": range(seeds), "steps": steps, "guidance": guidance}
-        return erase_objective(pipeline, prompt, **how)  # type: ignore[arg-type]
-
+    how: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "guidance": guidance}
+    objective = partial(erase_objective, pipeline, **how)
     weights = eligible_weights(pipeline.unet, eligible)
     measured = objective(concept)
-    scores = contributions(measured, pipeline.unet, weights)
-    others = [contributions(objective(prompt), pipeline.unet, weights) for prompt in keep]
-    chosen = choose(contrast(scores, others) if others else scores, weights, budget, per)
+    score = METHODS[scores]
+    own = score(measured, pipeline.unet, weights)
+    others = [score(objective(prompt), pipeline.unet, weights) for prompt in keep]
+    chosen = choose(contrast(own, others) if others else own, weights, budget, per)
     facts = {"erased": concept, "preserved": ", ".join(keep) or "nothing", "base": base}
-    facts |= {"budget": f"{budget:g} of each {per}", "eligible": eligible}
+    facts |= {"budget": f"{budget:g} of each {per}", "eligible": eligible, "scores": scores}
     edits = with_controls("erased", replace(chosen, facts=facts), weights)
-    found = outcomes(edits, measured, pipeline.unet, scores)
-    valid = validity(measured, pipeline.unet, weights, scores)
+    found = outcomes(edits, measured, pipeline.unet, own)
+    valid = validity(measured, pipeline.unet, weights, own)
     page = write_edit(out, pipeline, edits, found, valid, [concept, *keep], guidance=guidance)
     Console(highlight=False, soft_wrap=True).print(f"{chosen.changed} weights set to 0\n{page}")
 
@@ -76,6 +79,7 @@ def amplify(
     budget: float = 0.001,
     per: Per = "matrix",
     eligible: Eligible = "ff",
+    scores: Method = "taylor",
     images: int = 16,
     steps: int = 50,
     guidance: float = 3.0,
@@ -90,6 +94,8 @@ def amplify(
         budget: share of the weights
         per: of each row, of each matrix, or of all (global)
         eligible: ff, the feed-forward parts of transformer blocks; attention; or all
+        scores: taylor, weight times gradient; or integrated, gradients averaged on the way from
+            all of these weights off to all on
         images: how many are drawn to judge by.
         steps: noise levels.
         guidance: scale of guidance of the images.
@@ -102,14 +108,14 @@ def amplify(
     weights = eligible_weights(pipeline.unet, eligible)
     drawn = generate(pipeline, [concept] * images, guidance, seed=seed)
     measured = amplify_objective(pipeline, concept, drawn, steps=steps, seed=seed)
-    scores = contributions(measured, pipeline.unet, weights)
-    against = {name: -score for name, score in scores.items()}
+    own = METHODS[scores](measured, pipeline.unet, weights)
+    against = {name: -score for name, score in own.items()}
     chosen = choose(against, weights, budget, per)
     facts = {"amplified": concept, "base": base, "budget": f"{budget:g} of each {per}"}
-    facts |= {"eligible": eligible}
+    facts |= {"eligible": eligible, "scores": scores}
     edits = with_controls("amplified", replace(chosen, facts=facts), weights)
-    found = outcomes(edits, measured, pipeline.unet, scores)
-    valid = validity(measured, pipeline.unet, weights, scores)
+    found = outcomes(edits, measured, pipeline.unet, own)
+    valid = validity(measured, pipeline.unet, weights, own)
     page = write_edit(out, pipeline, edits, found, valid, [concept], guidance=guidance)
     Console(highlight=False, soft_wrap=True).print(f"{chosen.changed} weights set to 0\n{page}")
 

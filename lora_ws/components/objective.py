@@ -5,6 +5,7 @@ gives all latents, each with its own timestep; the released code starts anew for
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,6 +94,7 @@ def erase_objective(
     steps: int = 50,
     guidance: float = 3.0,
     stop_gradient: bool = True,
+    compat: bool = False,
 ) -> Objective:
     """How far the concept moves predictions from those of a base prompt.
 
@@ -104,6 +106,11 @@ def erase_objective(
         steps: latents of each.
         guidance: scale of guidance on the way.
         stop_gradient: see `Objective`.
+        compat: pair latents with times as the released code does: the latent after step t with
+            the time of step t, which speaks of one step more noise than is left in it. The first
+            noise is not used and the finished latent is. Nothing else of that code is reproduced:
+            it starts from fresh noise for every step, without seeds, and sums gradients in half
+            precision.
 
     Raises:
         ConfigError: a prompt is too long, or there are no seeds.
@@ -112,8 +119,8 @@ def erase_objective(
     if not seeds:
         raise ConfigError("seeds: expected at least one, got none")
     noise = initial_noise(pipeline, seeds)
-    run = denoise(pipeline, noise, [concept] * len(seeds), guidance, steps)
-    latents = [noise * pipeline.scheduler.init_noise_sigma, *run][:-1]
+    run = [*denoise(pipeline, noise, [concept] * len(seeds), guidance, steps)]
+    latents = run if compat else [noise * pipeline.scheduler.init_noise_sigma, *run[:-1]]
     times = pipeline.scheduler.timesteps.repeat_interleave(len(seeds))
     asked, plain = encode_prompts(pipeline, [concept, base]).split(1)
     return Objective(torch.cat(latents), times, asked, plain, 1, stop_gradient)
@@ -168,3 +175,14 @@ def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Pa
     if not found:
         raise ConfigError(f"eligible: {type(unet).__name__} has no matrices of `{which}`")
     return found
+
+
+@contextmanager
+def restored(weights: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """Give copies of weights, and put every bit back when the block ends, however it ends."""
+    held = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield held
+    finally:
+        for name, weight in weights.items():
+            weight.data.copy_(held[name])

@@ -23,7 +23,7 @@ SHOWN = 96
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an edit did to the objective, first order beside the truth.
+    """What an edit did to the objective, what scores predict beside the truth.
 
     Attributes:
         name: of the edit.
@@ -82,7 +82,7 @@ def write_edit(
         pipeline: unedited, and left so.
         edits: the first is the one that is kept; the others are its controls.
         found: what they did.
-        valid: how well first order predicts.
+        valid: how well scores predict.
         prompts: the concept, and what is to be kept.
         guidance: scale of guidance of the pictures.
         steps: of denoising them.
@@ -109,9 +109,9 @@ def write_edit(
         for o in found
     ]
     caption = (
-        "By how much the measure of the concept falls. First order holds for small edits: over "
-        f"{len(valid.true)} random edits of one weight in a hundred its predictions and the truth "
-        f"have a correlation of {valid.correlation:.2f}."
+        "By how much the measure of the concept falls. Scores hold for small edits: over "
+        f"{len(valid.true)} random edits of one weight in a hundred their predictions and the "
+        f"truth have a correlation of {valid.correlation:.2f}."
     )
     grid = Grid(("edit", "weights set to 0", "predicted", "true"), tuple(cells), caption)
     text = "; ".join(f"{name}: {value}" for name, value in edit.facts.items())

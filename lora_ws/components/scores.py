@@ -1,7 +1,8 @@
 """Contributions of weights: ``w * dJ/dw``, with one sign: positive supports the concept.
 
 To first order J falls by the sum of the scores of the weights that are set to zero. That holds for
-small edits alone, and `validity` says how well.
+small edits alone, and `validity` says how well. `integrated` scores sum to what happens when all
+go.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.components.objective import Objective
+from lora_ws.components.objective import Objective, restored
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 
@@ -40,6 +41,46 @@ def contributions(
     }
 
 
+def integrated(
+    objective: Objective, unet: nn.Module, weights: Mapping[str, nn.Parameter], points: int = 8
+) -> Scores:
+    """Score every weight by its gradient averaged on the way from all weights off to all on.
+
+    ``w * integral of dJ/dw(a w) da`` from 0 to 1, against saturation: a weight whose work others
+    would take over has no gradient at the full model. Where gradients are those of J (constants to
+    compare with, or no `stop_gradient`) scores sum to what setting all of the weights to zero does.
+
+    Args:
+        objective: what the concept is measured by.
+        unet: the model, left as found.
+        weights: of it, by name; all of them go the way together.
+        points: gradients on the way, a pass each; Gauss-Legendre, exact where J is a polynomial of
+            degree up to ``2 * points`` in ``a``.
+
+    Returns:
+        Name -> scores of the shape of the weight, float32.
+
+    Raises:
+        ConfigError: there are no points.
+
+    Source: Sundararajan et al. 2017 (integrated gradients), with zeros for the baseline.
+    """
+    if points < 1:
+        raise ConfigError(f"points: expected at least 1, got {points}")
+    found = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+    with restored(weights) as full:
+        for place, share in zip(*np.polynomial.legendre.leggauss(points), strict=True):
+            for name, weight in weights.items():
+                weight.data.copy_(full[name] * float(1 + place) / 2)
+            for name, grad in objective.gradients(unet, weights).items():
+                found[name] += float(share) / 2 * objective.sign * full[name].float() * grad
+    return found
+
+
+Method = Literal["taylor", "integrated"]
+METHODS = {"taylor": contributions, "integrated": integrated}
+
+
 def contrast(concept: Scores, others: Sequence[Scores]) -> Scores:
     """What supports a concept more than it supports others that are to be kept.
 
@@ -58,6 +99,11 @@ def contrast(concept: Scores, others: Sequence[Scores]) -> Scores:
     }
 
 
+def block_of(name: str) -> str:
+    """The block of a U-Net that a weight is in, such as ``down_blocks.1.attentions.0``."""
+    return ".".join(name.split(".")[:4])
+
+
 def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
     """Sums over rows, columns, matrices, or blocks of the model.
 
@@ -67,7 +113,7 @@ def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
     if by == "block":
         blocks: dict[str, Tensor] = {}
         for name, score in scores.items():
-            block = ".".join(name.split(".")[:4])
+            block = block_of(name)
             blocks[block] = blocks.get(block, torch.zeros(())) + score.sum()
         return blocks
     flat = {name: score.flatten(1) for name, score in scores.items()}
@@ -103,7 +149,7 @@ def adapter_scores(
 
 
 class Validity(NamedTuple):
-    """How well first order predicts.
+    """How well scores predict.
 
     Attributes:
         correlation: Pearson's, of predicted and true changes of J; nan where they do not vary.
@@ -140,17 +186,13 @@ def validity(
     generator = torch.Generator().manual_seed(seed)
     before, predicted, true = objective.value(unet), [], []
     for _ in range(masks):
-        held = {name: weight.detach().clone() for name, weight in weights.items()}
         total = 0.0
-        try:
+        with restored(weights):
             for name, weight in weights.items():
                 off = torch.rand(weight.shape, generator=generator) < share
                 total += float(scores[name][off].sum())
                 weight.data[off] = 0
             true.append(objective.sign * (before - objective.value(unet)))
-        finally:
-            for name, weight in weights.items():
-                weight.data.copy_(held[name])
         predicted.append(total)
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = float(np.corrcoef(predicted, true)[0, 1])

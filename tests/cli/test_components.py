@@ -9,7 +9,13 @@ from browser import open_page
 
 from lora_ws.cli import main
 from lora_ws.components.edit import SparseEdit
-from lora_ws.diffusion.pipeline import load_pipeline
+from lora_ws.components.objective import (
+    amplify_objective,
+    eligible_weights,
+    erase_objective,
+)
+from lora_ws.components.scores import integrated
+from lora_ws.diffusion.pipeline import generate, load_pipeline
 
 ERASE = (
     "erase",
@@ -54,7 +60,28 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
     assert "correlation" in dom
 
 
+@pytest.mark.parametrize("args", [ERASE, (*AMPLIFY, "--steps", "6")])
+def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None:
+    assert run(*args, "--budget", 0.02, "--scores", "integrated", "--out", tmp_path) == 0
+    edit = SparseEdit.load(tmp_path / "edit.safetensors")
+    told = json.loads((tmp_path / "edit.json").read_text())
+    assert told["scores"] == edit.facts["scores"] == "integrated"
+    pipeline, prompt = load_pipeline("digit-sd"), "a photo of one"
+    if args[0] == "erase":
+        objective = erase_objective(pipeline, prompt, seeds=[0], steps=6)
+    else:
+        images = generate(pipeline, [prompt] * 2)
+        objective = amplify_objective(pipeline, prompt, images, steps=6)
+    scores = integrated(objective, pipeline.unet, eligible_weights(pipeline.unet))
+    for name, at in edit.indices.items():
+        signed = objective.sign * scores[name].flatten()
+        lowest = signed[at].min()
+        assert lowest > 0
+        assert int((signed > lowest).sum()) < len(at)
+
+
 WRONG = {
+    "scores": ((*ERASE, "--scores", "second"), "expected taylor, integrated"),
     "a word": ((*ERASE, "--preserve", "a photo of tree"), "no `tree`"),
     "budget": ((*ERASE, "--budget", 2), "budget: expected"),
     "eligible": ((*ERASE, "--eligible", "conv"), "expected ff, attention, all"),

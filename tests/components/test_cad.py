@@ -1,15 +1,14 @@
 """Contributions against true ablation, finite differences and brute force; edits bit by bit."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from denoisers import Linear, Sum, asking
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -28,65 +27,28 @@ from lora_ws.components.scores import (
     validity,
 )
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
+from lora_ws.diffusion.pipeline import adapter_layout, generate
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError, DataError
 
 
-class Linear(nn.Module):
-    """A denoiser whose squared error is linear in no weight, but whose prediction is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.ModuleDict({"ff": nn.Linear(4, 4, bias=False)})
-
-    def forward(self, z: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
-        return SimpleNamespace(sample=self.block["ff"](z.flatten(1)).view_as(z))
-
-
-class Sum(Objective):
-    """A J that is linear in the weights, so that first order is all there is."""
-
-    def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
-        said = unet(self.latents, self.times, encoder_hidden_states=self.text).sample
-        yield (said * self.against).sum()
-
-
 @pytest.fixture
-def linear() -> tuple[Linear, Sum]:
+def linear() -> tuple[Linear, Objective]:
     torch.manual_seed(0)
-    objective = Sum(
-        torch.randn(5, 1, 2, 2), torch.zeros(5), torch.zeros(1, 1, 1), torch.randn(5, 1, 2, 2), 1
-    )
-    return Linear(), objective
+    return Linear(), asking(Sum)
 
 
 @pytest.fixture(scope="module")
-def _pipeline() -> Any:
-    return load_pipeline("digit-sd")
-
-
-@pytest.fixture
-def pipeline(_pipeline: Any) -> Iterator[Any]:
-    """Left as it was found, by every test."""
-    before = copy.deepcopy(_pipeline.unet.state_dict())
-    yield _pipeline
-    unet = _pipeline.unet
-    assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
-    assert not any(weight.requires_grad for weight in unet.parameters())
+def objective(digit_sd: Any) -> Objective:
+    return erase_objective(digit_sd, "a photo of three", steps=8, stop_gradient=False)
 
 
 @pytest.fixture(scope="module")
-def objective(_pipeline: Any) -> Objective:
-    return erase_objective(_pipeline, "a photo of three", steps=8, stop_gradient=False)
+def scores(digit_sd: Any, objective: Objective) -> dict[str, Tensor]:
+    return contributions(objective, digit_sd.unet, eligible_weights(digit_sd.unet))
 
 
-@pytest.fixture(scope="module")
-def scores(_pipeline: Any, objective: Objective) -> dict[str, Tensor]:
-    return contributions(objective, _pipeline.unet, eligible_weights(_pipeline.unet))
-
-
-def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Sum]) -> None:
+def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Objective]) -> None:
     model, objective = linear
     weights = eligible_weights(model)
     scores = contributions(objective, model, weights)["block.ff.weight"]

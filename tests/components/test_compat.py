@@ -1,0 +1,55 @@
+"""The pairing of latents and times, ours and that of the released code, against a plain loop."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_ws.components.objective import erase_objective
+
+CONCEPT, SEEDS, STEPS, GUIDANCE = "a photo of three", (4, 9), 6, 3.0
+
+
+@torch.no_grad()
+def by_hand(pipeline: Any, after: bool) -> tuple[Tensor, Tensor, float]:
+    """Latents, times and J of a guided DDIM loop, each latent taken before or after its step."""
+    tokens = pipeline.tokenizer(
+        [CONCEPT, ""], padding="max_length", max_length=10, return_tensors="pt"
+    ).input_ids
+    asked, plain = pipeline.text_encoder(tokens)[0].split(1)
+
+    def noise_of(z: Tensor, time: int, text: Tensor) -> Tensor:
+        return pipeline.unet(z, time, text.expand(len(z), -1, -1)).sample
+
+    alphas = pipeline.scheduler.alphas_cumprod
+    shape = (4, *[pipeline.unet.config.sample_size] * 2)
+    z = torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS]
+    )
+    gap = 1000 // STEPS
+    latents, times, total = [], [], 0.0
+    for k in range(STEPS):
+        time, before = (STEPS - 1 - k) * gap + 1, z
+        empty = noise_of(z, time, plain)
+        guided = empty + GUIDANCE * (noise_of(z, time, asked) - empty)
+        now, then = alphas[time], alphas[max(time - gap, 0)]
+        image = (z - (1 - now).sqrt() * guided) / now.sqrt()
+        z = then.sqrt() * image + (1 - then).sqrt() * guided
+        paired = z if after else before
+        error = noise_of(paired, time, asked) - noise_of(paired, time, plain)
+        total += float(error.square().sum())
+        latents.append(paired)
+        times += [time] * len(SEEDS)
+    return torch.cat(latents), torch.tensor(times), total
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_latents_are_paired_with_times_as_said(compat: bool, pipeline: Any) -> None:
+    latents, times, total = by_hand(pipeline, after=compat)
+    objective = erase_objective(
+        pipeline, CONCEPT, seeds=SEEDS, steps=STEPS, guidance=GUIDANCE, compat=compat
+    )
+    assert objective.times.tolist() == times.tolist()
+    assert torch.allclose(objective.latents, latents, atol=1e-4)
+    assert objective.value(pipeline.unet) == pytest.approx(total, rel=1e-4)
