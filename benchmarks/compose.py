@@ -34,13 +34,8 @@ from torch import Tensor
 from lora_ws.diffusion.compose import compose
 from lora_ws.diffusion.methods import Composite
 from lora_ws.diffusion.mixture import Mixture
-from lora_ws.diffusion.pipeline import (
-    adapter_layout,
-    encode_prompts,
-    generate,
-    initial_noise,
-    load_pipeline,
-)
+from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import Stack
 
 RANK, COMPOSED, LOADED = 4, 3, 22

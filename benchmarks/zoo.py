@@ -12,7 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional as F
 
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import adapter_layout, encode_prompts, load_pipeline
+from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.zoo.finetune import FinetuneSpec, finetune
 
 TOGETHER, STEPS, TURNS = 100, 10, 3

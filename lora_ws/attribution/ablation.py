@@ -13,12 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lora_ws.diffusion.pipeline import (
-    check_prompts,
-    decode_latents,
-    denoise,
-    initial_noise,
-)
+from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
+from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 

@@ -30,7 +30,8 @@ from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.config import nearest
 from lora_ws.diffusion.gradients import asking
-from lora_ws.diffusion.pipeline import encode_prompts, image_size
+from lora_ws.diffusion.pipeline import image_size
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, Drawing, finish_subsets, leave_one_out
-from lora_ws.diffusion.pipeline import check_prompts, encode_prompts
+from lora_ws.diffusion.prompts import check_prompts, encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lora_ws.attribution.ablation import Drawing
 from lora_ws.config import nearest
-from lora_ws.diffusion.pipeline import check_prompts, denoise, encode_prompts, initial_noise
+from lora_ws.diffusion.pipeline import denoise, initial_noise
+from lora_ws.diffusion.prompts import check_prompts, encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 

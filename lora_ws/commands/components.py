@@ -16,7 +16,8 @@ from lora_ws.components.objective import (
 )
 from lora_ws.components.report import outcomes, with_controls, write_edit
 from lora_ws.components.scores import METHODS, Method, contrast, validity
-from lora_ws.diffusion.pipeline import check_prompts, generate, load_pipeline
+from lora_ws.diffusion.pipeline import generate, load_pipeline
+from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.errors import ConfigError
 
 

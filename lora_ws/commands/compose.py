@@ -12,13 +12,13 @@ from lora_ws.composition.page import strip_steps, write_composition
 from lora_ws.diffusion.conductor import compose as composing
 from lora_ws.diffusion.methods import Composite, Method, MethodName, Switch, method_named
 from lora_ws.diffusion.pipeline import (
-    check_prompts,
     decode_latents,
     denoise,
     generate,
     initial_noise,
     load_pipeline,
 )
+from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.diffusion.texts import TextMode, prompt_weights
 from lora_ws.errors import ConfigError

@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from lora_ws.config import nearest
 from lora_ws.diffusion.gradients import asking
-from lora_ws.diffusion.pipeline import (
-    check_prompts,
-    denoise,
-    encode_images,
-    encode_prompts,
-    initial_noise,
-)
+from lora_ws.diffusion.pipeline import denoise, encode_images, initial_noise
+from lora_ws.diffusion.prompts import check_prompts, encode_prompts
 from lora_ws.errors import ConfigError
 
 Eligible = Literal["ff", "attention", "all"]

@@ -19,7 +19,7 @@ from lora_ws.adapters import Adapter
 from lora_ws.adapters.adapter import Module
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import token_ids
+from lora_ws.diffusion.prompts import token_ids
 from lora_ws.errors import ConfigError, LayoutError
 
 TextMode = Literal["merged", "first", "per_adapter", "none"]

@@ -12,6 +12,7 @@ table.heat th, table.heat td { padding: 0; }
 table.heat td { min-width: .8rem; height: .95rem; }
 table.heat thead th { border: 0; vertical-align: bottom; font-weight: normal; }
 table.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
+p.caption { color: #5a6472; font-size: .85rem; max-width: 60rem; margin: .4rem 0; }
 table.heat tbody tr { border: 0; }
 table.heat tbody th { padding-right: .6rem; text-align: left; font-weight: normal;
   max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
@@ -36,7 +37,7 @@ class Heat:
 
 
 def to_html(heat: Heat) -> str:
-    """A table element; all text is escaped. The deepest colour is the largest size in a row."""
+    """A table and its caption; all text is escaped. The deepest colour is the largest of a row."""
     head = "".join(f"<th><span>{html.escape(name)}</span></th>" for name in heat.columns)
     body = [
         f'<tr><th title="{html.escape(name)}">{html.escape(name)}</th>{_cells(heat, row)}</tr>'
@@ -44,8 +45,10 @@ def to_html(heat: Heat) -> str:
     ]
     rows = "\n".join(body)
     return (
-        f'<table class="heat"><caption>{html.escape(heat.caption)}</caption>'
-        f"<thead><tr><th></th>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+        f'<table class="heat"><thead><tr><th></th>{head}</tr></thead>\n'
+        f"<tbody>{rows}</tbody></table>"
+        # Beside the table: inside, it would be as narrow as a few cells.
+        f'<p class="caption">{html.escape(heat.caption)}</p>'
     )
 
 

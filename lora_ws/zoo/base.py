@@ -22,8 +22,8 @@ from lora_ws.diffusion.pipeline import (
     decode_latents,
     encode_images,
     generate,
-    token_ids,
 )
+from lora_ws.diffusion.prompts import token_ids
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.report.images import save_grid
 from lora_ws.report.progress import progress

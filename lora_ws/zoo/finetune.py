@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import encode_prompts
+from lora_ws.diffusion.prompts import encode_prompts
 
 
 @dataclass(frozen=True)

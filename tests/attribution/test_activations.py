@@ -21,11 +21,11 @@ from lora_ws.diffusion.pipeline import (
     PipelineSize,
     adapter_layout,
     build_pipeline,
-    encode_prompts,
     generate,
     initial_noise,
     load_pipeline,
 )
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import markdown

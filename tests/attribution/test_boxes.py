@@ -20,13 +20,8 @@ from lora_ws.attribution.boxes import (
     renoise,
 )
 from lora_ws.diffusion.bank import AdapterBank
-from lora_ws.diffusion.pipeline import (
-    PipelineSize,
-    adapter_layout,
-    build_pipeline,
-    encode_prompts,
-    load_pipeline,
-)
+from lora_ws.diffusion.pipeline import PipelineSize, adapter_layout, build_pipeline, load_pipeline
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 

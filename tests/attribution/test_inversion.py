@@ -25,9 +25,9 @@ from lora_ws.diffusion.pipeline import (
     adapter_layout,
     build_pipeline,
     denoise,
-    encode_prompts,
     load_pipeline,
 )
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import markdown

@@ -26,14 +26,8 @@ from lora_ws.diffusion.methods import (
     Together,
     method_named,
 )
-from lora_ws.diffusion.pipeline import (
-    adapter_layout,
-    encode_prompts,
-    generate,
-    initial_noise,
-    load_pipeline,
-    token_ids,
-)
+from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
+from lora_ws.diffusion.prompts import encode_prompts, token_ids
 from lora_ws.diffusion.stack import Stack
 from lora_ws.diffusion.texts import prompt_weights
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
@@ -408,7 +402,8 @@ def ddim_with_texts(
     pipeline: Any, unets: list[Any], encoders: list[Any], weights: list[float]
 ) -> Tensor:
     """`ddim` where every model has embeddings of its own."""
-    from lora_ws.diffusion.pipeline import decode_latents, initial_noise, token_ids
+    from lora_ws.diffusion.pipeline import decode_latents, initial_noise
+    from lora_ws.diffusion.prompts import token_ids
 
     scheduler, noise = pipeline.scheduler, initial_noise(pipeline, [3, 4])
     scheduler.set_timesteps(6)

@@ -24,9 +24,9 @@ from lora_ws.diffusion.pipeline import (
     adapter_layout,
     base_facts,
     build_pipeline,
-    encode_prompts,
     load_pipeline,
 )
+from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.errors import ConfigError, DataError, TrainingError
 from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.finetune import FinetuneSpec, finetune

@@ -1,0 +1,53 @@
+"""Prompts as a pipeline reads them: tokens, embeddings, and what would be cut off in silence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.config import nearest
+from lora_ws.errors import ConfigError
+
+
+def token_ids(pipeline: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids ``[n, length]`` of prompts, padded."""
+    return pipeline.tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
+    """Refuse prompts of which a text encoder would see only a part.
+
+    Raises:
+        ConfigError: a prompt is too long, or holds a word that a small base does not know.
+    """
+    tokenizer = pipeline.tokenizer
+    most, unknown = tokenizer.model_max_length, tokenizer.unk_token_id
+    for prompt in prompts:
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > most:
+            raise ConfigError(
+                f"prompt: expected at most {most} tokens, its two ends counted, got {len(ids)} in "
+                f"`{prompt}`; shorten it"
+            )
+        if unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id) and unknown in ids:
+            word = next(w for w in prompt.split() if unknown in tokenizer(w).input_ids)
+            known = sorted(w for w in tokenizer.get_vocab() if not w.startswith("<"))
+            raise ConfigError(
+                f"prompt: among the {len(known)} words of the base is no `{word}`"
+                f"{nearest(word, known)}"
+            )
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n length width"]:
+    """Text embeddings as the U-Net takes them."""
+    ids = token_ids(pipeline, prompts).to(pipeline.text_encoder.device)
+    return pipeline.text_encoder(input_ids=ids).last_hidden_state
