@@ -1,9 +1,11 @@
 """`compose` as users meet it."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from browser import open_page
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -46,6 +48,26 @@ def test_the_grid_has_a_row_for_none_each_and_all(
     assert len(set(tiles)) == 5
 
 
+def test_a_page_shows_pictures_steps_and_sizes(files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    assert run(files, "--scales", 1, 0.5, 0.1, "--out", out) == 0
+    dom, probe = open_page(tmp_path / "grid.html", tmp_path)
+    assert (probe["images"], probe["shown"], probe["fetched"]) == (2, 2, [])
+    assert "after steps 1, 2, 3, 4, 5, 6, 7, 8" in dom
+    assert re.search(r"The largest update is [\d.]+ times the smallest", dom)
+    assert dom.count("concept2: ") == 6, "five blocks, and all of them"
+    with Image.open(tmp_path / "grid-steps.png") as strip:
+        assert strip.size == (8 * 96, 96)
+
+
+def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
+    plain, weighed = tmp_path / "plain.png", tmp_path / "weighed.png"
+    args = ("--method", "switch", "--out")
+    assert run(files, *args, plain) == 0
+    assert run(files, *args, weighed, "--triggers", "photo", "of", "three") == 0
+    assert plain.read_bytes() != weighed.read_bytes()
+
+
 def test_a_merge_is_written_as_one_adapter(files: list[str], tmp_path: Path) -> None:
     scales = (1, 0.5, 0.8)
     args = ("--scales", *scales, "--out", tmp_path / "g.png", "--export", tmp_path / "merged")
@@ -65,6 +87,21 @@ WRONG = {
     "scales": (("three",), ("--scales", 1, 2), "scales: expected 3"),
     "a method": (("three",), ("--method", "swap"), "expected merge"),
     "no merge to write": (("three",), ("--method", "switch", "--export", "x"), "is no merge"),
+    "triggers of a merge": (
+        ("a photo of three",),
+        ("--triggers", "a", "photo", "three"),
+        "switch or composite",
+    ),
+    "few triggers": (
+        ("a photo of three",),
+        ("--method", "switch", "--triggers", "three"),
+        "triggers: expected 3",
+    ),
+    "a trigger that is not in the prompt": (
+        ("a photo of three",),
+        ("--method", "switch", "--triggers", "photo", "three", "seven"),
+        "phrases of the prompt, got `seven`",
+    ),
     "a base": (("three",), ("--base", "tiny-sd"), "is this their base"),
 }
 
