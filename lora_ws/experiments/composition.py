@@ -41,8 +41,8 @@ from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, write_report
 from lora_ws.report.progress import progress
 
-# Sets drawn in one batch, and pictures shown of a set.
-AT_ONCE, SHOWN = 24, 8
+# Sets drawn in one batch, pictures of an adapter alone, and pictures shown of a set.
+AT_ONCE, ALONE, SHOWN = 24, 16, 8
 NOT_MEASURED = (
     "CLIPScore and a vision model's judgement are not measured here: both need models that are not "
     "bundled; see lora_ws.composition.clip_score and .endpoint."
@@ -90,7 +90,8 @@ class _Bench:
             part = sets[k : k + AT_ONCE]
             digits = [[NAMES[(n + i) % 10] for i in range(spec.digits)] for n in range(len(part))]
             prompts = [[spec.named.format(digit) for digit in own] for own in digits]
-            prompts = prompts if named else [[spec.prompt] * spec.images] * len(part)
+            images = spec.images if size > 1 else ALONE
+            prompts = prompts if named else [[spec.prompt] * images] * len(part)
             drawn = self.draw(part, prompts, method, factor)
             for names, own, pictures in zip(part, digits, drawn, strict=True):
                 columns = [self.judge.shown(pictures, one) for one in names]

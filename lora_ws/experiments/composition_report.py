@@ -83,7 +83,11 @@ def _grid(sizes: Iterable[int], value: Callable[[str, int], Value], caption: str
 
 
 def _columns(columns: Mapping[str, list[Value]], caption: str) -> Grid:
-    ranks = [ranked([v for v, _ in column], [t for _, t in column]) for column in columns.values()]
+    # Nothing is no best.
+    ranks = [
+        ranked([value or None for value, _ in column], [text for _, text in column])
+        for column in columns.values()
+    ]
     rows = zip((Cell(name) for name in METHODS), *ranks, strict=True)
     return Grid(("method", *columns), tuple(rows), caption)
 
