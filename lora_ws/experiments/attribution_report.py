@@ -100,8 +100,8 @@ def _block_parts(found: Values) -> tuple[Any, ...]:
         "Cache-safe: no configuration changes it by more than 1 %."
     )
     text = (
-        "On trajectories of their own the latents part too, and every block seems to change: that "
-        "is what the published numbers include."
+        "On trajectories of their own the latents part too, so that every block seems to change, "
+        "even the first, which has no adapter: the published numbers include that."
     )
     return Grid(head, rows, caption), text
 
@@ -126,8 +126,8 @@ def _sparse_parts(names: Sequence[str], scales: Sequence[float], found: Values) 
         f"512 codes, {found['vectors']} vectors; held-out R2 {found['r2']:.3f}. Distance of the "
         f"mixture from the sum of its parts: {found['codes']['additivity']:.2f} in codes, "
         f"{found['activations']['additivity']:.2f} in the activations themselves. "
-        "Changes of the latents explain "
-        f"{found['latent_r2']:.2f} of those of the activations (ridge, R2 on pictures left out)."
+        "Of the changes of the activations those of the latents explain R2 "
+        f"{found['latent_r2']:.2f} (ridge, on pictures left out; below 0: nothing)."
     )
     return Grid(tuple(head), rows, caption), text
 
