@@ -101,7 +101,7 @@ def _block_parts(found: Values) -> tuple[Any, ...]:
     )
     text = (
         "On trajectories of their own the latents part too, so that every block seems to change, "
-        "even the first, which has no adapter: the published numbers include that."
+        "even the first, which has no adapter; the published numbers may include that."
     )
     return Grid(head, rows, caption), text
 
