@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ws.adapters import Adapter
+from lora_ws.config import nearest
 from lora_ws.diffusion.methods import Merge, Method, Mix, Step
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.stack import Stack
@@ -61,6 +62,8 @@ def compose(
         stack = Stack.of(adapters, scales)
     method = Merge() if method is None else method
     method.check(len(stack))
+    if text not in get_args(TextMode):
+        raise ConfigError(f"text: there is no `{text}`{nearest(text, get_args(TextMode))}")
     unet, scheduler = pipeline.unet, pipeline.scheduler
     own = _each_own(pipeline, stack, method) if text == "per_adapter" else None
     conductor = _Conductor(method, stack.scales, lambda: len(scheduler.timesteps), own)

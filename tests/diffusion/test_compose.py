@@ -294,6 +294,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "weights": (lambda p, a: compose(p, a, Composite((1.0, 2.0))), "weights: expected 3"),
     "masks": (lambda p, a: compose(p, a, Regions(torch.ones(2, 8, 8))), "masks: expected"),
     "windows": (lambda p, a: compose(p, a, Schedule(((0, 1),))), "windows: expected 3"),
+    "a mode of text": (lambda p, a: compose(p, a, text="frist"), "did you mean `first`"),
     "window": (lambda p, a: compose(p, a, Schedule(((0, 1), (1, 0), (0, 1)))), "start < stop"),
 }
 
