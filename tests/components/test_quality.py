@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from lora_ws.components.digits import NAMES, DigitJudge
 from lora_ws.components.edit import SparseEdit, choose, magnitude_control, random_control
 from lora_ws.components.objective import (
     Objective,
@@ -21,6 +20,7 @@ from lora_ws.components.objective import (
     restored,
 )
 from lora_ws.components.scores import contrast, contributions, integrated
+from lora_ws.diffusion.digits import NAMES, DigitJudge
 from lora_ws.diffusion.pipeline import generate
 from lora_ws.zoo.photos import PhotoSpec, load_photos
 
