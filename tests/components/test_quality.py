@@ -1,6 +1,6 @@
 """What edits do to the pictures of digit-sd, judged: some minutes, so marked slow.
 
-All ten digits, three seeds and what does not hold: docs/components.md.
+What they print, and what does not hold: docs/components.md.
 """
 
 from collections.abc import Callable, Mapping
