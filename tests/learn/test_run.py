@@ -252,7 +252,12 @@ def test_killed_run_resumes_to_identical_records(spec: ExperimentSpec, tmp_path:
     child = subprocess.Popen(args, cwd=tmp_path, env=os.environ.copy())
     records = out / "records.jsonl"
     deadline = time.monotonic() + 60
-    while not records.exists() and child.poll() is None and time.monotonic() < deadline:
+    # The file is there before its first line is.
+    while (
+        not (records.exists() and records.read_bytes().endswith(b"\n"))
+        and child.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
