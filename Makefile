@@ -15,7 +15,7 @@ test: install
 	# The contract suite runs with array shapes checked at run time.
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 tests/contract \
 		--jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
-	$(BIN)/python -m pytest -q --nbmake notebooks
+	$(BIN)/python -m pytest -q --nbmake -n 2 notebooks
 
 slow: install
 	$(BIN)/python -m pytest -q -m "slow or gpu"

@@ -35,6 +35,8 @@ from lora_ws.experiments.records import Records
 from lora_ws.report.page import Figure, Section, write_report
 from lora_ws.report.progress import progress
 
+# Of noise, that gradients are averaged over.
+LEVELS = 8
 Values = dict[str, Any]
 
 
@@ -208,7 +210,10 @@ def _boxes(bench: _Bench) -> Values:
         ]
         for one in bench.true
     ]
-    probes = [renoise(bench.pipeline, bench.stack, drawing) for drawing in bench.drawings]
+    levels = min(LEVELS, bench.spec.steps)
+    probes = [
+        renoise(bench.pipeline, bench.stack, drawing, levels=levels) for drawing in bench.drawings
+    ]
     columns = zip(*owners, strict=True)
     found: Values = {"owners": [[column.count(name) for name in names] for column in columns]}
     for method in BOX_METHODS:

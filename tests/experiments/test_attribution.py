@@ -16,7 +16,7 @@ from lora_ws.experiments.spec import eval_file
 @pytest.fixture(scope="module")
 def spec() -> AttributionSpec:
     full = load_spec(AttributionSpec, eval_file("attribution"))
-    return replace(full, digits=("three", "seven"), seeds=1, steps=8, starts=(0.0, 0.5), resume=4)
+    return replace(full, digits=("three", "seven"), seeds=1, steps=4, starts=(0.0, 0.5), resume=2)
 
 
 def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: Path) -> None:
