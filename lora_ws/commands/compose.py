@@ -31,6 +31,7 @@ def compose(
     prompt: str,
     method: MethodName = "merge",
     scales: list[float] | None = None,
+    tau: int | None = None,
     triggers: list[str] | None = None,
     text: TextMode = "merged",
     negative: str = "",
@@ -53,6 +54,7 @@ def compose(
         method: merge adds them all, merge-normalised their mean; switch lets each act for five
             steps in turn; composite averages what each would do
         scales: one an adapter; null takes all of each
+        tau: steps of a turn of switch; null takes 5
         triggers: phrase of the prompt that each adapter is for; switch and composite then weigh
             adapters by how much the prompt asks for them
         text: of adapters of the text encoder all are added (merged), the first is taken, each
@@ -70,8 +72,13 @@ def compose(
     way = method_named(method)
     if export is not None and not method.startswith("merge"):
         raise ConfigError(f"export: {method} is no merge, so there is no one adapter to write")
+    if tau is not None:
+        if not isinstance(way, Switch):
+            raise ConfigError(f"tau: {method} has no turns; expected the method switch")
+        way = replace(way, tau=tau)
     read = [read_adapter(name) for name in adapters]
     stack = Stack.of(read, scales, ignore_other=ignore_other)
+    way.check(len(stack))
     pipeline = load_pipeline(base)
     stack.bank.modules_of(pipeline.unet)
     check_prompts(pipeline, [prompt, negative])

@@ -60,6 +60,15 @@ def test_a_page_shows_pictures_steps_and_sizes(files: list[str], tmp_path: Path)
         assert strip.size == (8 * 96, 96)
 
 
+def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> None:
+    args = ("--method", "switch", "--out")
+    assert run(files, *args, tmp_path / "5.png") == 0
+    assert run(files, *args, tmp_path / "as 5.png", "--tau", 5) == 0
+    assert run(files, *args, tmp_path / "1.png", "--tau", 1) == 0
+    five, again, one = ((tmp_path / f"{n}.png").read_bytes() for n in ("5", "as 5", "1"))
+    assert five == again != one
+
+
 def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
     plain, weighed = tmp_path / "plain.png", tmp_path / "weighed.png"
     args = ("--method", "switch", "--out")
@@ -92,6 +101,8 @@ WRONG = {
         ("--triggers", "a", "photo", "three"),
         "switch or composite",
     ),
+    "turns of a merge": (("a photo of three",), ("--tau", 3), "merge has no turns"),
+    "no turns": (("a photo of three",), ("--method", "switch", "--tau", 0), "at least 1 step"),
     "few triggers": (
         ("a photo of three",),
         ("--method", "switch", "--triggers", "three"),
