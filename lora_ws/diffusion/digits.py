@@ -1,5 +1,6 @@
 """Digits: scikit-learn's pictures of them, and a judge of those that ``digit-sd`` draws."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,21 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional
 
+from lora_ws.errors import ConfigError
+
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Every fifth image is kept from training, to measure the judge.
 HELD_OUT = 5
+
+
+def check_digits(names: Iterable[str]) -> None:
+    """Refuse what is no name of a digit.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    if unknown := [name for name in names if name not in NAMES]:
+        raise ConfigError(f"digits: expected {', '.join(NAMES)}, got `{unknown[0]}`")
 
 
 def digit_pictures(size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[np.ndarray, " n"]]:

@@ -25,7 +25,7 @@ from lora_ws.attribution.sparse import (
 )
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.composition.testbed import bundled
-from lora_ws.diffusion.digits import NAMES
+from lora_ws.diffusion.digits import check_digits
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.stack import Stack
 from lora_ws.errors import ConfigError
@@ -79,8 +79,7 @@ class AttributionSpec:
     published: tuple[PublishedTable, ...]
 
     def __post_init__(self) -> None:
-        if unknown := [digit for digit in self.digits if digit not in NAMES]:
-            raise ConfigError(f"digits: expected {', '.join(NAMES)}, got `{unknown[0]}`")
+        check_digits(self.digits)
         if len(self.mixture) != len(self.adapters):
             raise ConfigError(
                 f"mixture: expected {len(self.adapters)} scales, got {len(self.mixture)}"

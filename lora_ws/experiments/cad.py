@@ -13,9 +13,8 @@ from torch import nn
 from lora_ws.components.edit import Per, SparseEdit, choose, magnitude_control, random_control
 from lora_ws.components.objective import Objective, eligible_weights, erase_objective
 from lora_ws.components.scores import contrast, contributions, validity
-from lora_ws.diffusion.digits import NAMES, DigitJudge
+from lora_ws.diffusion.digits import NAMES, DigitJudge, check_digits
 from lora_ws.diffusion.pipeline import generate, load_pipeline
-from lora_ws.errors import ConfigError
 from lora_ws.experiments.records import Records
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.images import save_grid
@@ -63,8 +62,7 @@ class CadSpec:
     published: dict[str, str]
 
     def __post_init__(self) -> None:
-        if unknown := [digit for digit in self.digits if digit not in NAMES]:
-            raise ConfigError(f"digits: expected {', '.join(NAMES)}, got `{unknown[0]}`")
+        check_digits(self.digits)
 
 
 @dataclass(frozen=True)
