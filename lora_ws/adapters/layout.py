@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from lora_ws.errors import LayoutError
 
@@ -101,17 +102,41 @@ class Selection(NamedTuple):
             yield factors["down"].layer, factors["down"].columns, factors["up"].columns
 
 
-@dataclass(frozen=True)
+class Group(NamedTuple):
+    """Modules of equal shape, and the columns of the flat vector that hold their factors.
+
+    With rows ``[adapters, params]``, ``rows[:, group.down]`` are the factors of all modules of the
+    group in one gather; ``torch.tensor(group.down)`` makes the index that a network keeps.
+
+    Attributes:
+        layers: the modules in the layout's order.
+        places: their positions in `Layout.layers`.
+        down: columns of A, read-only ``[modules, rank, in_features]``.
+        up: columns of B, read-only ``[modules, out_features, rank]``.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    places: tuple[int, ...]
+    down: Int[np.ndarray, "modules rank in_features"]
+    up: Int[np.ndarray, "modules out_features rank"]
+
+
+@dataclass(frozen=True, repr=False)
 class Layout:
     """The ordered layers of an adapter, and thereby the meaning of each column.
 
     Example:
-        >>> layout = Layout.sd15_qv()
-        >>> len(layout.layers), len(layout.matrices), layout.size
-        (64, 128, 99648)
+        >>> Layout.sd15_qv()
+        Layout(64 layers, rank 1, 99648 parameters, 30d40978803f2c81)
     """
 
     layers: tuple[LayerSpec, ...]
+
+    def __repr__(self) -> str:
+        ranks = sorted({layer.rank for layer in self.layers})
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        count = f"{len(self.layers)} layers" if len(self.layers) > 1 else "1 layer"
+        return f"Layout({count}, {rank}, {self.size} parameters, {self.fingerprint})"
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -206,6 +231,34 @@ class Layout:
         for down, up in zip(self.matrices[::2], self.matrices[1::2], strict=True):
             yield down.layer, down.columns, up.columns
 
+    def groups(self) -> tuple[Group, ...]:
+        """Modules of equal shape (in, out and rank), in the order of the first of each group.
+
+        Example:
+            >>> layout = Layout.sd15_qv()
+            >>> [(len(group.layers), group.down.shape) for group in layout.groups()][:2]
+            [(15, (15, 1, 320)), (5, (5, 1, 768))]
+            >>> rows = np.zeros((10, layout.size), np.float32)
+            >>> rows[:, layout.groups()[0].up].shape
+            (10, 15, 320, 1)
+        """
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> tuple[Group, ...]:
+        starts = [matrix.columns.start for matrix in self.matrices]
+        members: dict[tuple[int, int, int], list[int]] = {}
+        for place, layer in enumerate(self.layers):
+            shape = (layer.in_features, layer.out_features, layer.rank)
+            members.setdefault(shape, []).append(place)
+        found = []
+        for places in members.values():
+            layers = tuple(self.layers[place] for place in places)
+            down = _columns([starts[2 * place] for place in places], layers[0].down_shape)
+            up = _columns([starts[2 * place + 1] for place in places], layers[0].up_shape)
+            found.append(Group(layers, tuple(places), down, up))
+        return tuple(found)
+
     def choose(self, patterns: Sequence[str] | None = None) -> Selection:
         """Choose matrices by name.
 
@@ -285,6 +338,14 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts ``blocks.10`` after ``blocks.9``."""
     parts = re.split(r"(\d+)", name)
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
+
+
+def _columns(starts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Columns of row-major matrices of one shape by where each begins, ``[matrices, *shape]``."""
+    inside = np.arange(shape[0] * shape[1]).reshape(shape)
+    columns = np.asarray(starts)[:, None, None] + inside
+    columns.flags.writeable = False
+    return columns
 
 
 def _layer(name: str, pair: Mapping[str, tuple[int, ...]]) -> LayerSpec:

@@ -49,6 +49,46 @@ def test_columns_tile_the_vector(layers: list[LayerSpec]):
         assert matrix.columns.stop - matrix.columns.start == np.prod(matrix.shape)
 
 
+@given(LAYERS, st.integers(1, 3))
+@example([LayerSpec("b", 2, 3, 2), LayerSpec("c", 2, 3), LayerSpec("a", 2, 3, 2)], 2)
+def test_groups_gather_the_factors_of_every_module(layers: list[LayerSpec], adapters: int):
+    layout = Layout(tuple(layers))
+    rng = np.random.default_rng(0)
+    down = [rng.standard_normal((adapters, x.rank, x.in_features)) for x in layers]
+    up = [rng.standard_normal((adapters, x.out_features, x.rank)) for x in layers]
+    flat = [m.reshape(adapters, -1) for pair in zip(down, up, strict=True) for m in pair]
+    rows = np.concatenate(flat, axis=1)
+    groups = layout.groups()
+    for group in groups:
+        assert group.layers == tuple(layers[place] for place in group.places)
+        assert len({(x.in_features, x.out_features, x.rank) for x in group.layers}) == 1
+        np.testing.assert_array_equal(
+            rows[:, group.down], np.stack([down[place] for place in group.places], axis=1)
+        )
+        np.testing.assert_array_equal(
+            rows[:, group.up], np.stack([up[place] for place in group.places], axis=1)
+        )
+    # Each module is in one group, groups and their modules in the layout's order.
+    assert sorted(place for group in groups for place in group.places) == list(range(len(layers)))
+    assert all(list(group.places) == sorted(group.places) for group in groups)
+    assert [group.places[0] for group in groups] == sorted(group.places[0] for group in groups)
+    # One group a shape, or the gathers would be more than they need be.
+    assert len(groups) == len({(x.in_features, x.out_features, x.rank) for x in layers})
+
+
+def test_groups_are_made_once_and_cannot_be_changed():
+    layout = Layout.sd15_qv()
+    assert layout.groups() is layout.groups()
+    with pytest.raises(ValueError, match="read-only"):
+        layout.groups()[0].down[0] = 0
+
+
+def test_repr_is_one_short_line():
+    text = repr(Layout((LayerSpec("a", 2, 3, 4), LayerSpec("b", 2, 3, 1))))
+    assert text.startswith("Layout(2 layers, ranks 1 to 4, 25 parameters, ")
+    assert repr(Layout((LayerSpec("a", 2, 3),))).startswith("Layout(1 layer, rank 1, 5 parameters,")
+
+
 @given(LAYERS, st.randoms())
 def test_order_of_arrival_does_not_matter(layers: list[LayerSpec], random):
     shuffled = random.sample(layers, len(layers))
