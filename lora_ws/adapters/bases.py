@@ -7,7 +7,7 @@ from lora_ws.adapters.fused import Part
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.methods import Form
-from lora_ws.adapters.outline import Entry
+from lora_ws.adapters.structure import Entry
 
 # Width of the text embedding that cross-attention reads.
 CONTEXTS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL", 64: "tiny-sd"}

@@ -13,12 +13,12 @@ import numpy as np
 from lora_ws.adapters.adapter import Adapter, Module
 from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
+from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
 from lora_ws.adapters.methods import factors
-from lora_ws.adapters.outline import Entry, Outline, check_complete, outline
 from lora_ws.adapters.pickled import convert_pickle
-from lora_ws.adapters.places import PEFT_WEIGHTS, Place, place_of, settings_beside
 from lora_ws.adapters.scale import ScaleRules, read_rules
 from lora_ws.adapters.source import LocalSource, Source
+from lora_ws.adapters.structure import Entry, Structure, check_complete, structure_of
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
 
@@ -30,13 +30,13 @@ class AdapterFile:
     Attributes:
         source: of the bytes.
         header: of the file.
-        outline: the modules that it promises.
+        structure: the modules that it promises.
         config: text of the adapter_config.json beside it, or None.
     """
 
     source: Source
     header: Header
-    outline: Outline
+    structure: Structure
     config: str | None = None
 
     @classmethod
@@ -50,14 +50,14 @@ class AdapterFile:
         """
         header = read_header(source, limits)
         shapes = {key: info.shape for key, info in header.tensors.items()}
-        found = outline(shapes, source.name)
+        found = structure_of(shapes, source.name)
         check_complete(found, source.name)
         return cls(source, header, found, config)
 
     @cached_property
     def base(self) -> Base:
         """The base model, by shapes."""
-        return detect_base(self.outline.entries)
+        return detect_base(self.structure.entries)
 
     @property
     def moved(self) -> int:
@@ -74,7 +74,7 @@ class AdapterFile:
             AdapterError: it has none of them, or values that are not finite.
         """
         source = self.source
-        entries = self.outline.choose(None if only is None else tuple(only))
+        entries = self.structure.choose(None if only is None else tuple(only))
         if not entries:
             raise AdapterError(
                 f"{source.name}: has none of the modules asked for ({', '.join(only or ())})",
@@ -87,14 +87,14 @@ class AdapterFile:
         modules: dict[str, Module] = {}
         for entry in entries:
             modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
-        others = (*self.outline.other_keys, *self.outline.unmapped)
+        others = (*self.structure.other_keys, *self.structure.unmapped)
         metadata = self.header.metadata
         # A hash takes all bytes, which is what a part is read to avoid.
         sha256 = source.sha256 or "" if only is None else ""
         return Adapter(modules, source.name, sha256, metadata, others, source.revision)
 
 
-def open_adapter(handle: str | Path | Place, *, limits: Limits = LIMITS) -> AdapterFile:
+def open_adapter(handle: str | Path | AdapterRef, *, limits: Limits = LIMITS) -> AdapterFile:
     """Check the header of an adapter file.
 
     Args:
@@ -104,12 +104,12 @@ def open_adapter(handle: str | Path | Place, *, limits: Limits = LIMITS) -> Adap
     Raises:
         AdapterError: as `read_adapter`, but for its weights.
     """
-    place = handle if isinstance(handle, Place) else place_of(handle)
-    return AdapterFile.of(*place.open(), limits)
+    ref = handle if isinstance(handle, AdapterRef) else AdapterRef.parse(handle)
+    return AdapterFile.of(*ref.open(), limits)
 
 
 def open_pickled(
-    handle: str | Path | Place, folder: Path, *, limits: Limits = LIMITS
+    handle: str | Path | AdapterRef, folder: Path, *, limits: Limits = LIMITS
 ) -> AdapterFile:
     """Check a pickled adapter, converted by `convert_pickle` in a process of its own.
 
@@ -121,15 +121,15 @@ def open_pickled(
     Raises:
         AdapterError: as `convert_pickle` and `open_adapter`.
     """
-    place = handle if isinstance(handle, Place) else place_of(handle)
-    file = place.file()
+    ref = handle if isinstance(handle, AdapterRef) else AdapterRef.parse(handle)
+    file = ref.file()
     # Messages are about the file that the user knows.
     source = LocalSource(convert_pickle(file, folder / PEFT_WEIGHTS), str(file))
     return AdapterFile.of(source, settings_beside(file), limits)
 
 
 def read_adapter(
-    handle: str | Path | Place, *, only: Sequence[str] | None = None, limits: Limits = LIMITS
+    handle: str | Path | AdapterRef, *, only: Sequence[str] | None = None, limits: Limits = LIMITS
 ) -> Adapter:
     """Read one adapter.
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_ws.adapters import Adapter, AdapterFile, Place
-from lora_ws.adapters.facts import Facts, describe
+from lora_ws.adapters import Adapter, AdapterFile, AdapterRef
 from lora_ws.adapters.header import LIMITS, Limits
 from lora_ws.adapters.projection import Projection, project
 from lora_ws.adapters.source import Source
+from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.folder import Signature
 from lora_ws.audit.modules import adapter_modules
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
@@ -55,7 +55,7 @@ class Finding:
     revision: str = ""
     reason: str = ""
     message: str = ""
-    facts: Facts | None = None
+    facts: AdapterSummary | None = None
     update_hash: str = ""
     verdict: Verdict | None = None
     silence: str = ""
@@ -74,7 +74,7 @@ class Finding:
         """Inverse of `to_dict`, also after JSON."""
         facts, verdict = data["facts"], data["verdict"]
         if facts is not None:
-            facts = Facts(**{**facts, "odd": tuple(facts["odd"])})
+            facts = AdapterSummary(**{**facts, "odd": tuple(facts["odd"])})
         if verdict is not None:
             verdict = Verdict(**{**verdict, "conformal_set": tuple(verdict["conformal_set"])})
         return cls(**{**data, "facts": facts, "verdict": verdict})
@@ -102,7 +102,7 @@ class _Read(NamedTuple):
 
 
 def judge(
-    places: Sequence[Place],
+    refs: Sequence[AdapterRef],
     bundle: Bundle | None = None,
     *,
     whole: bool | None = None,
@@ -113,7 +113,7 @@ def judge(
     """Read a batch of files and classify what can be classified.
 
     Args:
-        places: files; a batch holds one row of the classifier's layout for each of them.
+        refs: files; a batch holds one row of the classifier's layout for each of them.
         bundle: the classifier; None tells of files alone.
         whole: read all of a file, for its norms and signature; else, with a classifier, the layers
             that it needs, and of files of another base the header alone. None reads files on this
@@ -123,9 +123,9 @@ def judge(
         limits: on what a file may be.
 
     Returns:
-        One a place, in their order. Whatever is wrong with a file stands in its finding.
+        One result per file, in their order. Whatever is wrong with a file stands in its finding.
     """
-    read = [_read(place, bundle, whole, known, limits) for place in places]
+    read = [_read(ref, bundle, whole, known, limits) for ref in refs]
     judged = [found.judged for found in read]
     found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
@@ -141,7 +141,7 @@ def judge(
 
 
 def _read(
-    place: Place,
+    ref: AdapterRef,
     bundle: Bundle | None,
     whole: bool | None,
     known: Container[str],
@@ -149,14 +149,14 @@ def _read(
 ) -> _Read:
     key, source = "", None
     try:
-        source, config = place.open()
+        source, config = ref.open()
         if whole is None:
-            whole = place.path is not None
+            whole = ref.path is not None
         whole = whole or bundle is None
         key = _key(source, config, whole)
         if key in known:
             return _Read(Judged(key, None))
-        return _examine(place, key, AdapterFile.of(source, config, limits), bundle, whole)
+        return _examine(ref, key, AdapterFile.of(source, config, limits), bundle, whole)
     except AdapterError as error:
         reason, why = error.reason, str(error)
     except NotAvailableError as error:
@@ -166,24 +166,24 @@ def _read(
     # Whatever a file makes of the reader, the others are judged all the same.
     except Exception as error:
         reason, why = "failed", f"{type(error).__name__}: {error}"
-    return _Read(Judged(key, refused(place, reason, why, source)))
+    return _Read(Judged(key, refused(ref, reason, why, source)))
 
 
-def refused(place: Place, reason: str, why: str, source: Source | None = None) -> Finding:
+def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None) -> Finding:
     """The finding of a file that could not be read.
 
     Args:
-        place: the file.
+        ref: the file.
         reason: a key of `REASONS`.
         why: in words.
         source: its bytes, where it could be opened.
     """
-    message = why if place.name in why else f"{place.name}: {why}"
+    message = why if ref.name in why else f"{ref.name}: {why}"
     # A source that cannot be reached has no hash and no revision either.
     if source is None or reason in PASSING:
-        return Finding(place.name, reason=reason, message=message)
+        return Finding(ref.name, reason=reason, message=message)
     return Finding(
-        *(place.name, source.sha256 or "", source.revision, reason, message),
+        *(ref.name, source.sha256 or "", source.revision, reason, message),
         bytes_read=source.moved,
     )
 
@@ -197,7 +197,7 @@ def _key(source: Source, config: str | None, whole: bool) -> str:
 
 
 def _examine(
-    place: Place, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
+    ref: AdapterRef, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
 ) -> _Read:
     silence = NO_MODEL if bundle is None else _foreign(file, bundle)
     adapter, row = file.read() if whole else None, None
@@ -209,11 +209,11 @@ def _examine(
             if error.reason != "foreign":
                 raise
             silence = str(error)
-    facts = describe(file, adapter)
+    facts = summarize(file, adapter)
     signature = _signature(adapter, facts.norm) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
     finding = Finding(
-        file=place.name,
+        file=ref.name,
         sha256=file.source.sha256 or "",
         revision=file.source.revision,
         facts=facts,

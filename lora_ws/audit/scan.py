@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from lora_ws.adapters import Place, find_places
+from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.adapters.source import file_sha256
 from lora_ws.audit import folder as store
 from lora_ws.audit.judge import Finding, Judged, judge, refused
@@ -99,19 +99,19 @@ class Scan:
         return Index(kept.folder / f"part-{mark}", kept.side, kept.sketches[rows], table)
 
 
-def find_all(what: Sequence[str]) -> list[Place]:
-    """The files under several names, each once; see `find_places`."""
-    places = chain.from_iterable(map(find_places, what))
-    return list({place.name: place for place in places}.values())
+def find_all(what: Sequence[str]) -> list[AdapterRef]:
+    """The files under several names, each once; see `find_adapters`."""
+    refs = chain.from_iterable(map(find_adapters, what))
+    return list({ref.name: ref for ref in refs}.values())
 
 
 def scan(
-    places: Sequence[Place], spec: ScanSpec, advance: Callable[[int], None] = lambda _: None
+    refs: Sequence[AdapterRef], spec: ScanSpec, advance: Callable[[int], None] = lambda _: None
 ) -> Scan:
     """Judge files; of contents that were judged in this way before, nothing is read but the hash.
 
     Args:
-        places: the files.
+        refs: the files.
         spec: how.
         advance: told of files that are done.
 
@@ -131,8 +131,8 @@ def scan(
     new = bytes_read = 0
     with Ledger.writing(folder, settings) as ledger:
         stage = partial(_stage, spec, folder, str(uuid4()))
-        starts = range(0, len(places), spec.batch)
-        batches = (list(places[start : start + spec.batch]) for start in starts)
+        starts = range(0, len(refs), spec.batch)
+        batches = (list(refs[start : start + spec.batch]) for start in starts)
         for judged in map_batches(stage, batches, spec.workers, _lost):
             ledger.add(judged)
             for one in judged:
@@ -143,7 +143,7 @@ def scan(
                         loose[len(keys)] = one.finding
                 keys.append(one.key if kept else "")
             advance(len(judged))
-    return Scan([place.name for place in places], keys, loose, ledger, new, bytes_read)
+    return Scan([ref.name for ref in refs], keys, loose, ledger, new, bytes_read)
 
 
 def library(
@@ -169,14 +169,14 @@ def library(
     return index
 
 
-def _lost(place: Place) -> Judged:
-    return Judged("", refused(place, "failed", LOST))
+def _lost(ref: AdapterRef) -> Judged:
+    return Judged("", refused(ref, "failed", LOST))
 
 
-def _stage(spec: ScanSpec, ledger: Path, run: str, places: list[Place]) -> list[Judged]:
+def _stage(spec: ScanSpec, ledger: Path, run: str, refs: list[AdapterRef]) -> list[Judged]:
     bundle = spec.bundle and _bundle(spec.bundle, run)
     known = _known(ledger, run)
-    return judge(places, bundle, whole=spec.whole, evidence=spec.evidence, known=known)
+    return judge(refs, bundle, whole=spec.whole, evidence=spec.evidence, known=known)
 
 
 @lru_cache(maxsize=1)

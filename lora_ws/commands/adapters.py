@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_ws.adapters import AdapterFile, open_adapter
-from lora_ws.adapters.facts import Facts, describe
 from lora_ws.adapters.reader import open_pickled
+from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.adapters.writer import Spelling, write_adapter
 from lora_ws.errors import AdapterError
 
@@ -24,7 +24,7 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
     """
     opened = open_adapter(file)
     adapter = opened.read()
-    facts = describe(opened, adapter)
+    facts = summarize(opened, adapter)
     if as_json:
         origin = {"file": file, "sha256": adapter.sha256, "revision": adapter.revision}
         print(json.dumps({**origin, **facts.to_dict(), "bytes_read": opened.moved}))  # noqa: T201
@@ -57,7 +57,7 @@ def _open(file: str, folder: Path, allow_pickle: bool) -> AdapterFile:
         return open_pickled(file, folder)
 
 
-def _show(file: str, sha256: str, facts: Facts) -> None:
+def _show(file: str, sha256: str, facts: AdapterSummary) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, show_header=False)
     counts = {"modules": facts.modules, "methods": facts.methods, "ranks": facts.ranks}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from lora_ws.adapters import place_of
+from lora_ws.adapters import AdapterRef
 from lora_ws.attribution.ablation import Ablation, Drawing, ablate, draw_subsets
 from lora_ws.attribution.metadata import find_adapters, read_picture
 from lora_ws.attribution.report import shares_grid, write_attribution
@@ -101,6 +101,6 @@ def _values(
 
 
 def _learned(adapters: list[str], stack: Stack, model: str) -> dict[str, str]:
-    found = judge([place_of(name) for name in adapters], Bundle.from_pretrained(model))
+    found = judge([AdapterRef.parse(name) for name in adapters], Bundle.from_pretrained(model))
     findings = [one.finding for one in found if one.finding]
     return {name: verdict_of(f) for name, f in zip(stack.names, findings, strict=True)}

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_ws.adapters import place_of
+from lora_ws.adapters import AdapterRef
 from lora_ws.audit.judge import Finding, judge
 from lora_ws.errors import ConfigError
 from lora_ws.learn.bundle import Bundle
@@ -42,7 +42,7 @@ def predict(
     table = Table("file", "verdict", "class", "probability", box=None)
     failed, reasons = 0, set()
     for file in files:
-        finding = judge([place_of(file)], bundle, whole=False)[0].finding
+        finding = judge([AdapterRef.parse(file)], bundle, whole=False)[0].finding
         assert finding is not None  # nothing is known already
         verdict = finding.verdict
         if verdict is None:

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from lora_ws.adapters import Place, place_of
+from lora_ws.adapters import AdapterRef
 from lora_ws.adapters.header import LIMITS, shown
 from lora_ws.audit.judge import Finding, judge
 from lora_ws.audit.policy import Reviewed
@@ -159,13 +159,13 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_api(
-    app: FastAPI, said: About, limits: ServerLimits, examine: Callable[[Place], Result]
+    app: FastAPI, said: About, limits: ServerLimits, examine: Callable[[AdapterRef], Result]
 ) -> None:
     room = _Room(limits)
 
-    async def judged(place: Place) -> Result:
+    async def judged(ref: AdapterRef) -> Result:
         async with room.judging:
-            return await asyncio.to_thread(examine, place)
+            return await asyncio.to_thread(examine, ref)
 
     @app.get("/v1/about")
     def about() -> About:
@@ -181,20 +181,20 @@ def _add_api(
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "upload.safetensors")
                 await _receive(request, path, limits)
-                return await judged(Place(shown(name).strip("`"), path))
+                return await judged(AdapterRef(shown(name).strip("`"), path))
 
     @app.post("/v1/hub", responses=ANSWERS)
     async def hub(asked: HubFile) -> Result:
         """Judge a file on the Hub; with a classifier only the layers that it needs are fetched."""
         async with room.enter():
-            return await judged(place_of(asked.id))
+            return await judged(AdapterRef.parse(asked.id))
 
 
 def _examine(
-    place: Place, bundle: Bundle | None, index: Index | None, limits: ServerLimits
+    ref: AdapterRef, bundle: Bundle | None, index: Index | None, limits: ServerLimits
 ) -> Result:
     bounds = replace(LIMITS, total_bytes=limits.max_mb * 1_000_000)
-    (judged,) = judge([place], bundle, evidence=True, limits=bounds)
+    (judged,) = judge([ref], bundle, evidence=True, limits=bounds)
     assert judged.finding is not None  # nothing is known already
     near = index.query(judged.signature.sketch, NEAREST) if index and judged.signature else []
     report = Report()
@@ -202,7 +202,7 @@ def _examine(
     return Result(
         finding=judged.finding,
         nearest=[Near(name=match.name, cosine=match.cosine) for match in near],
-        report=report.page(place.name, bundle=bundle, bytes_read=judged.finding.bytes_read),
+        report=report.page(ref.name, bundle=bundle, bytes_read=judged.finding.bytes_read),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from factories import write_adapter as write_row
 from safetensors.numpy import load_file, save_file
 
-from lora_ws.adapters import Place, place_of, read_adapter
+from lora_ws.adapters import AdapterRef, read_adapter
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.audit.judge import Finding, judge
 from lora_ws.collection import AdapterSet
@@ -23,8 +23,10 @@ def classifier(bundle: Path) -> Bundle:
     return Bundle.load(bundle)
 
 
-def findings(places: list[Place], bundle: Bundle | None = None, **options: bool) -> list[Finding]:
-    found = [one.finding for one in judge(places, bundle, **options)]
+def findings(
+    refs: list[AdapterRef], bundle: Bundle | None = None, **options: bool
+) -> list[Finding]:
+    found = [one.finding for one in judge(refs, bundle, **options)]
     assert all(found)
     return [one for one in found if one]
 
@@ -39,8 +41,8 @@ def test_another_spelling_gets_the_same_verdict(
         write_adapter(read_adapter(file), tmp_path / file.stem, spelling)  # type: ignore[arg-type]
         for file in plain
     ]
-    was = findings([place_of(file) for file in plain], classifier)
-    now = findings([place_of(file) for file in other], classifier)
+    was = findings([AdapterRef.parse(file) for file in plain], classifier)
+    now = findings([AdapterRef.parse(file) for file in other], classifier)
     for one, again in zip(was, now, strict=True):
         assert one.verdict
         assert again.verdict
@@ -59,7 +61,7 @@ def test_verdicts_are_those_of_the_weights(
     rows = list(range(0, 500, 25))
     files = [write_row(tmp_path / f"{row}.safetensors", mini.weights[row], layers) for row in rows]
     expected = classifier.verdict(np.asarray(mini.weights[rows]))
-    found = findings([place_of(file) for file in files], classifier)
+    found = findings([AdapterRef.parse(file) for file in files], classifier)
     assert [one.verdict and one.verdict.label for one in found] == [one.label for one in expected]
     assert len({one.verdict.label for one in found if one.verdict}) > 5
 
@@ -74,8 +76,8 @@ def test_what_is_read_of_a_layer_is_what_it_needs(
         for role, shape in (("down", (1, 64)), ("up", (64, 1)))
     }
     save_file({**load_file(file), **more}, file)
-    (whole,) = findings([place_of(file)], classifier)
-    (part,) = findings([place_of(file)], classifier, whole=False)
+    (whole,) = findings([AdapterRef.parse(file)], classifier)
+    (part,) = findings([AdapterRef.parse(file)], classifier, whole=False)
     assert (whole.beyond, part.beyond) == (1, 1)
     assert part.verdict == whole.verdict
     assert whole.update_hash
@@ -87,14 +89,14 @@ def test_without_a_classifier_a_file_is_told_of(
     mini: AdapterSet, layers: Layers, tmp_path: Path
 ) -> None:
     file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
-    ((key, finding, signature),) = judge([place_of(file)])
+    ((key, finding, signature),) = judge([AdapterRef.parse(file)])
     assert finding
     assert finding.facts
     assert signature
     assert finding.silence.startswith("content: no detector for this base")
     assert (finding.facts.base, finding.facts.ranks) == ("tiny-sd", {"1": 64})
     assert finding.update_hash == signature.hash
-    assert judge([place_of(file)], known={key}) == [(key, None, None)]
+    assert judge([AdapterRef.parse(file)], known={key}) == [(key, None, None)]
 
 
 def test_a_file_of_another_base_is_named_and_not_judged(
@@ -102,7 +104,7 @@ def test_a_file_of_another_base_is_named_and_not_judged(
 ) -> None:
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     file = write_row(tmp_path / "a.safetensors", np.ones(768 + 1280), ((name, 768, 1280),))
-    (finding,) = findings([place_of(file)], classifier)
+    (finding,) = findings([AdapterRef.parse(file)], classifier)
     assert finding.verdict is None
     assert finding.silence.startswith("content: no detector for this base: it is SD1.x")
     assert finding.facts
@@ -120,16 +122,16 @@ def test_a_bad_file_stops_no_other(
     }
     for reason, content in bad.items():
         (tmp_path / f"{reason}.safetensors").write_bytes(content)
-    places = [place_of(tmp_path / f"{name}.safetensors") for name in (*bad, "good", "missing")]
-    places.append(place_of(tmp_path / "a.ckpt"))
+    refs = [
+        AdapterRef.parse(tmp_path / f"{name}.safetensors") for name in (*bad, "good", "missing")
+    ]
+    refs.append(AdapterRef.parse(tmp_path / "a.ckpt"))
     (tmp_path / "a.ckpt").write_bytes(b"\x80\x02}q\x00.")
-    found = findings(places, classifier)
+    found = findings(refs, classifier)
     assert [one.reason for one in found] == [*bad, "", "missing", "pickle"]
     assert found[len(bad)].verdict is not None
     assert all(
-        str(place.path) in one.message
-        for place, one in zip(places, found, strict=True)
-        if one.reason
+        str(ref.path) in one.message for ref, one in zip(refs, found, strict=True) if one.reason
     )
 
 
@@ -141,8 +143,8 @@ def test_a_reader_that_fails_in_a_way_not_foreseen_is_a_finding(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of a file")
 
-    monkeypatch.setattr("lora_ws.audit.judge.describe", fail)
-    (finding,) = findings([place_of(file)])
+    monkeypatch.setattr("lora_ws.audit.judge.summarize", fail)
+    (finding,) = findings([AdapterRef.parse(file)])
     assert finding.reason == "failed"
     assert finding.message == f"{file}: ZeroDivisionError: of a file"
 
@@ -153,10 +155,10 @@ def test_settings_beside_a_file_are_part_of_its_content(
     file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
     folder = tmp_path / "peft"
     write_adapter(read_adapter(file), folder, "peft")
-    ((key, finding, _),) = judge([place_of(folder)])
+    ((key, finding, _),) = judge([AdapterRef.parse(folder)])
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 7}))
-    ((other, again, _),) = judge([place_of(folder)])
+    ((other, again, _),) = judge([AdapterRef.parse(folder)])
     assert finding
     assert again
     assert key != other
@@ -168,8 +170,8 @@ def test_findings_survive_json(
     mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
 ) -> None:
     file = write_row(tmp_path / "a.safetensors", mini.weights[460], layers)
-    places = [place_of(file), place_of(tmp_path / "missing.safetensors")]
-    for finding in findings(places, classifier, evidence=True):
+    refs = [AdapterRef.parse(file), AdapterRef.parse(tmp_path / "missing.safetensors")]
+    for finding in findings(refs, classifier, evidence=True):
         assert Finding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
 
 

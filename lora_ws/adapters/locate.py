@@ -23,7 +23,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
+class AdapterRef:
     """One adapter file, not opened yet.
 
     Attributes:
@@ -39,6 +39,33 @@ class Place:
     repo_id: str = ""
     filename: str = ""
     revision: str | None = None
+
+    @classmethod
+    def parse(cls, handle: str | Path) -> "AdapterRef":
+        """One file, by the name that a user gives it.
+
+        Args:
+            handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it.
+
+        Raises:
+            AdapterError: a name on the Hub that names no file.
+
+        Example:
+            >>> AdapterRef.parse("hub:owner/name/folder/a.safetensors@main").filename
+            'folder/a.safetensors'
+        """
+        text = str(handle)
+        if not text.startswith(HUB):
+            return cls(text, Path(handle))
+        address, _, revision = text.removeprefix(HUB).partition("@")
+        owner, name, *rest = [*address.split("/", 2), "", ""][:3]
+        if not rest[0]:
+            raise AdapterError(
+                f"{text}: expected a file, such as {HUB}{owner or 'owner'}/{name or 'name'}/"
+                "pytorch_lora_weights.safetensors; `lora-ws scan` takes whole repositories",
+                "missing",
+            )
+        return cls(text, None, f"{owner}/{name}", rest[0], revision or None)
 
     def open(self) -> tuple[Source, str | None]:
         """Its bytes, and the text of the adapter_config.json beside a PEFT file.
@@ -87,34 +114,7 @@ class Place:
             return source, None
 
 
-def place_of(handle: str | Path) -> Place:
-    """One file, by the name that a user gives it.
-
-    Args:
-        handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it.
-
-    Raises:
-        AdapterError: a name on the Hub that names no file.
-
-    Example:
-        >>> place_of("hub:owner/name/folder/a.safetensors@main").filename
-        'folder/a.safetensors'
-    """
-    text = str(handle)
-    if not text.startswith(HUB):
-        return Place(text, Path(handle))
-    address, _, revision = text.removeprefix(HUB).partition("@")
-    owner, name, *rest = [*address.split("/", 2), "", ""][:3]
-    if not rest[0]:
-        raise AdapterError(
-            f"{text}: expected a file, such as {HUB}{owner or 'owner'}/{name or 'name'}/"
-            "pytorch_lora_weights.safetensors; `lora-ws scan` takes whole repositories",
-            "missing",
-        )
-    return Place(text, None, f"{owner}/{name}", rest[0], revision or None)
-
-
-def find_places(what: str) -> Iterator[Place]:
+def find_adapters(what: str) -> Iterator[AdapterRef]:
     """All adapter files under a name.
 
     Args:
@@ -136,7 +136,7 @@ def find_places(what: str) -> Iterator[Place]:
             if name := line.partition("#")[0].strip():
                 yield from _listed(name)
     elif path.exists():
-        yield Place(what, path)
+        yield AdapterRef(what, path)
     elif REPOSITORY.fullmatch(what) and path.suffix not in (SAFETENSORS, LIST, *PICKLED):
         yield from _on_hub(f"{HUB}{what}")
     else:
@@ -147,33 +147,33 @@ def find_places(what: str) -> Iterator[Place]:
         )
 
 
-def _listed(name: str) -> Iterator[Place]:
+def _listed(name: str) -> Iterator[AdapterRef]:
     """A name in a list; a file that is not there is found out when it is opened."""
     path = Path(name)
     if path.suffix == LIST or (not path.exists() and path.suffix in (SAFETENSORS, *PICKLED)):
-        yield place_of(name)
+        yield AdapterRef.parse(name)
     else:
-        yield from find_places(name)
+        yield from find_adapters(name)
 
 
-def _in_folder(folder: Path) -> Iterator[Place]:
+def _in_folder(folder: Path) -> Iterator[AdapterRef]:
     """Files in the order of their names; links to folders are not followed."""
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             if Path(name).suffix.lower() in (SAFETENSORS, *PICKLED):
                 file = Path(root, name)
-                yield Place(str(file), file)
+                yield AdapterRef(str(file), file)
 
 
-def _on_hub(what: str) -> Iterator[Place]:
+def _on_hub(what: str) -> Iterator[AdapterRef]:
     address, _, revision = what.removeprefix(HUB).partition("@")
     if address.count("/") > 1:
-        yield place_of(what)
+        yield AdapterRef.parse(what)
         return
     for file in list_adapters(address, revision or None):
         name = f"{HUB}{file.repo_id}/{file.filename}"
-        yield Place(name, None, file.repo_id, file.filename, file.revision)
+        yield AdapterRef(name, None, file.repo_id, file.filename, file.revision)
 
 
 def settings_beside(file: Path) -> str | None:

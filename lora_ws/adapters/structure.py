@@ -45,7 +45,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Outline:
+class Structure:
     """A file's modules, and what else it holds.
 
     Attributes:
@@ -76,7 +76,7 @@ class Outline:
         )
 
 
-def outline(shapes: Shapes, file: str) -> Outline:
+def structure_of(shapes: Shapes, file: str) -> Structure:
     """Sort the tensors of a file into modules.
 
     Args:
@@ -89,7 +89,7 @@ def outline(shapes: Shapes, file: str) -> Outline:
     Example:
         >>> shapes = {"unet.mid_block.attentions.0.proj_in.lora.down.weight": (4, 8)}
         >>> shapes |= {"unet.mid_block.attentions.0.proj_in.lora.up.weight": (8, 4)}
-        >>> outline(shapes, "f").entries[0].form.rank
+        >>> structure_of(shapes, "f").entries[0].form.rank
         4
     """
     try:
@@ -99,7 +99,7 @@ def outline(shapes: Shapes, file: str) -> Outline:
         raise AdapterError(f"{file}: {error}", error.reason) from error.__cause__
 
 
-def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Outline:
+def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
     shapes = dict(items)
     modules: dict[tuple[str, str], dict[str, str]] = {}
     other, unmapped = [], []
@@ -122,7 +122,7 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Outline:
             entries.append(entry)
             other += [key for role, key in keys.items() if role in BESIDE[1:]]
     _check_twice(entries)
-    return Outline(tuple(entries), tuple(other), tuple(unmapped))
+    return Structure(tuple(entries), tuple(other), tuple(unmapped))
 
 
 # Files of one trainer and base have the same tensors.
@@ -160,7 +160,7 @@ def _check_twice(entries: list[Entry]) -> None:
             seen.add(place)
 
 
-def check_complete(found: Outline, file: str) -> None:
+def check_complete(found: Structure, file: str) -> None:
     """Refuse a file that holds no adapter, or too much that is not known.
 
     Raises:

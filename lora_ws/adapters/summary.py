@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lora_ws.adapters.adapter import Adapter
-from lora_ws.adapters.outline import Entry, Outline
 from lora_ws.adapters.reader import AdapterFile
+from lora_ws.adapters.structure import Entry, Structure
 from lora_ws.functional.sketch import update_norm
 
 # Facts of training that files claim; other entries are left out.
@@ -18,7 +18,7 @@ LONGEST_CLAIM = 120
 
 
 @dataclass(frozen=True)
-class Facts:
+class AdapterSummary:
     """An adapter file in plain data.
 
     Attributes:
@@ -50,17 +50,17 @@ class Facts:
         return asdict(self)
 
 
-def describe(file: AdapterFile, adapter: Adapter | None = None) -> Facts:
+def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSummary:
     """Facts of an adapter.
 
     Args:
         file: its header: counts are of all its modules.
         adapter: what was read of it: scales and norms are of these; None for the header alone.
     """
-    entries = file.outline.entries
+    entries = file.structure.entries
     read = list(adapter.modules.values()) if adapter else []
     norms = {m.name: update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
-    return Facts(
+    return AdapterSummary(
         base=file.base.name,
         evidence=file.base.evidence,
         modules=_count((entry, entry.component) for entry in entries),
@@ -69,7 +69,7 @@ def describe(file: AdapterFile, adapter: Adapter | None = None) -> Facts:
         scales=dict(Counter(f"{m.scale:g} ({m.scale_source})" for m in read)),
         norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
         norms=norms,
-        odd=tuple(_odd(file.outline, norms)),
+        odd=tuple(_odd(file.structure, norms)),
         claims={
             name: value if len(value) <= LONGEST_CLAIM else f"{value[:LONGEST_CLAIM]}…"
             for name, value in file.header.metadata.items()
@@ -86,12 +86,12 @@ def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
     return dict(counts)
 
 
-def _odd(outline: Outline, norms: dict[str, float]) -> list[str]:
+def _odd(structure: Structure, norms: dict[str, float]) -> list[str]:
     notes = []
     if silent := [name for name, norm in norms.items() if norm == 0]:
         notes.append(f"{len(silent)} modules have no effect, such as {silent[0]}")
-    if directions := [entry for entry in outline.entries if entry.needs_base]:
+    if directions := [entry for entry in structure.entries if entry.needs_base]:
         notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
-    if others := (*outline.other_keys, *outline.unmapped):
+    if others := (*structure.other_keys, *structure.unmapped):
         notes.append(f"{len(others)} tensors are no part of an update, such as {others[0]}")
     return notes

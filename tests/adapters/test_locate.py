@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ws.adapters import find_places, place_of
+import lora_ws.adapters
+from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.errors import AdapterError
 
 
@@ -17,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(what: str | Path) -> list[str]:
-    return [place.name for place in find_places(str(what))]
+    return [ref.name for ref in find_adapters(str(what))]
 
 
 def test_a_folder_gives_adapters_and_pickles_in_order(folder: Path) -> None:
@@ -34,8 +35,8 @@ def test_a_list_names_files_folders_and_the_hub(folder: Path, tmp_path: Path) ->
     written = tmp_path / "list.txt"
     lines = ("# ours", f"{folder}/b.safetensors  # the first", "", str(folder / "a"))
     written.write_text("\n".join((*lines, "hub:o/r/x.safetensors@main", "gone.safetensors")))
-    found = list(find_places(str(written)))
-    assert [place.name for place in found][-2:] == [
+    found = list(find_adapters(str(written)))
+    assert [ref.name for ref in found][-2:] == [
         "hub:o/r/x.safetensors@main",
         "gone.safetensors",
     ]
@@ -53,9 +54,9 @@ def test_a_list_names_files_folders_and_the_hub(folder: Path, tmp_path: Path) ->
 def test_a_list_in_a_list_is_a_file_and_no_adapter(tmp_path: Path) -> None:
     written = tmp_path / "list.txt"
     written.write_text(str(written))
-    (place,) = find_places(str(written))
+    (ref,) = find_adapters(str(written))
     with pytest.raises(AdapterError) as refused:
-        place.open()
+        ref.open()
     assert refused.value.reason == "pickle"
 
 
@@ -69,7 +70,7 @@ def test_a_name_of_nothing_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hub:", "hub:owner", "hub:owner/name", "hub:owner/name@main"])
 def test_one_file_needs_the_name_of_a_file(name: str) -> None:
     with pytest.raises(AdapterError, match="expected a file"):
-        place_of(name)
+        AdapterRef.parse(name)
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "bin", "pt", "pth", "pkl"])
@@ -77,5 +78,20 @@ def test_a_pickle_is_refused_unopened(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.{suffix}"
     file.write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(AdapterError, match="--allow_pickle") as refused:
-        place_of(file).open()
+        AdapterRef.parse(file).open()
     assert refused.value.reason == "pickle"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Place", AdapterRef),
+        ("find_places", find_adapters),
+        ("place_of", AdapterRef.parse),
+    ],
+)
+def test_old_names_still_work_and_say_the_new_ones(old: str, new: object):
+    with pytest.warns(DeprecationWarning, match="is now (AdapterRef|find_adapters)"):
+        assert getattr(lora_ws.adapters, old) == new
+    with pytest.raises(AttributeError, match="no attribute `Places`"):
+        _ = lora_ws.adapters.Places
