@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_ws.audit import folder as store
-from lora_ws.audit.folder import Signature
-from lora_ws.audit.judge import PASSING, Finding, Judged
+from lora_ws.audit import index_store
+from lora_ws.audit.classify import PASSING, FileResult, Finding
+from lora_ws.audit.index_store import Signature
 from lora_ws.audit.similar import Index
 from lora_ws.errors import DataError
 from lora_ws.functional.sketch import SIDE
@@ -51,12 +51,12 @@ class Ledger:
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
-        with store.writing(folder):
+        with index_store.writing(folder):
             found = cls(folder)
             found._read()
             yield found
 
-    def add(self, batch: Sequence[Judged]) -> None:
+    def add(self, batch: Sequence[FileResult]) -> None:
         """Keep what can be kept: findings of contents that have a key and will not change."""
         new = {
             one.key: one
@@ -100,7 +100,7 @@ class Ledger:
 
     def _sign(self, signatures: dict[str, Signature]) -> None:
         names = list(signatures)
-        store.append(self.folder / SIGNATURES, SIDE, names, list(signatures.values()))
+        index_store.append(self.folder / SIGNATURES, SIDE, names, list(signatures.values()))
         self.signed |= set(names)
 
     def _read(self) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_ws.audit.judge import Finding
+from lora_ws.audit.classify import Finding
 from lora_ws.audit.scan import Scan
 from lora_ws.audit.similar import Index, Match
 from lora_ws.errors import ConfigError

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lora_ws.audit.classify import Finding
 from lora_ws.audit.dedup import Copies
-from lora_ws.audit.judge import Finding
 from lora_ws.audit.policy import Reviewed
 from lora_ws.learn.bundle import Bundle
 from lora_ws.report.grid import Cell, Grid

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.adapters.source import file_sha256
-from lora_ws.audit import folder as store
-from lora_ws.audit.judge import Finding, Judged, judge, refused
+from lora_ws.audit import index_store
+from lora_ws.audit.classify import FileResult, Finding, classify_files, refused
 from lora_ws.audit.ledger import Ledger, read_starts
 from lora_ws.audit.similar import Index
 from lora_ws.config import cache_dir
@@ -34,8 +34,8 @@ class ScanSpec:
 
     Attributes:
         bundle: folder of the classifier; None tells of files alone.
-        whole: see `judge`.
-        evidence: see `judge`.
+        whole: see `classify_files`.
+        evidence: see `classify_files`.
         batch: files judged at once; memory holds one batch a process.
         workers: processes; with 1 it is this one.
         cache: folder for what is known of contents; None takes the user's.
@@ -159,7 +159,7 @@ def library(
     Raises:
         ConfigError: none of the files could be read.
     """
-    if len(what) == 1 and (Path(what[0]) / store.HEAD).is_file():
+    if len(what) == 1 and (Path(what[0]) / index_store.HEAD).is_file():
         return Index.open(what[0])
     found = scan(find_all(what), replace(spec, bundle=None, evidence=False), advance)
     index = found.index()
@@ -169,14 +169,14 @@ def library(
     return index
 
 
-def _lost(ref: AdapterRef) -> Judged:
-    return Judged("", refused(ref, "failed", LOST))
+def _lost(ref: AdapterRef) -> FileResult:
+    return FileResult("", refused(ref, "failed", LOST))
 
 
-def _stage(spec: ScanSpec, ledger: Path, run: str, refs: list[AdapterRef]) -> list[Judged]:
+def _stage(spec: ScanSpec, ledger: Path, run: str, refs: list[AdapterRef]) -> list[FileResult]:
     bundle = spec.bundle and _bundle(spec.bundle, run)
     known = _known(ledger, run)
-    return judge(refs, bundle, whole=spec.whole, evidence=spec.evidence, known=known)
+    return classify_files(refs, bundle, whole=spec.whole, evidence=spec.evidence, known=known)
 
 
 @lru_cache(maxsize=1)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from lora_ws.audit import folder as store
-from lora_ws.audit.folder import Signature, unit
+from lora_ws.audit import index_store
+from lora_ws.audit.index_store import Signature, unit
 from lora_ws.audit.neighbours import graph_search
 from lora_ws.errors import ConfigError, DataError, LoraWsError
 from lora_ws.functional.sketch import (
@@ -109,8 +109,8 @@ class Index:
         folder = Path(folder)
         if side < 1:
             raise ConfigError(f"side: expected at least 1, got {side}; {SIDE} is a good start")
-        if not (folder / store.HEAD).is_file():
-            store.create(folder, side)
+        if not (folder / index_store.HEAD).is_file():
+            index_store.create(folder, side)
         index = cls.open(folder)
         if index.side != side:
             raise DataError(
@@ -127,7 +127,7 @@ class Index:
             NotAvailableError: there is no index in the folder.
             DataError: it is damaged, or of a kind that this version does not read.
         """
-        return cls(Path(folder), *store.read(Path(folder)))
+        return cls(Path(folder), *index_store.read(Path(folder)))
 
     def add(
         self,
@@ -150,7 +150,7 @@ class Index:
         Raises:
             DataError: another process writes to it.
         """
-        with store.writing(self.folder):
+        with index_store.writing(self.folder):
             known = set(Index.open(self.folder).rows["name"].to_pylist())
             names: list[str] = []
             found: list[Signature] = []
@@ -167,9 +167,9 @@ class Index:
                 known.add(name)
                 names.append(name)
                 if len(names) == batch:
-                    store.append(self.folder, self.side, names, found)
+                    index_store.append(self.folder, self.side, names, found)
                     names, found = [], []
-            store.append(self.folder, self.side, names, found)
+            index_store.append(self.folder, self.side, names, found)
         return Index.open(self.folder)
 
     def append(self, names: Sequence[str], signatures: Sequence[Signature]) -> "Index":
@@ -185,11 +185,11 @@ class Index:
         Raises:
             DataError: a name is there, a sketch does not fit, or another process writes.
         """
-        with store.writing(self.folder):
+        with index_store.writing(self.folder):
             known = set(Index.open(self.folder).rows["name"].to_pylist())
             if len(known | set(names)) < len(known) + len(names):
                 raise DataError(f"{self.folder}: expected new names, each once; leave out others")
-            store.append(self.folder, self.side, names, signatures)
+            index_store.append(self.folder, self.side, names, signatures)
         return Index.open(self.folder)
 
     def search(

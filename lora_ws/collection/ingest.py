@@ -14,7 +14,7 @@ from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.files_source import FilesSource
 from lora_ws.collection.parquet_source import ParquetSource, missing_shards
-from lora_ws.collection.source import Batch, Problem, Source, common_parent
+from lora_ws.collection.source import Batch, ImportSource, Problem, common_parent
 from lora_ws.collection.store import StoreWriter, row_hashes
 from lora_ws.errors import DataError
 from lora_ws.report.progress import progress
@@ -108,7 +108,7 @@ def _without_repeats(batch: Batch, seen: dict[str, str]) -> Batch:
     return Batch(batch.weights[mask], rows.filter(pa.array(mask)), problems)
 
 
-def find_source(paths: Sequence[Path], card: DatasetCard) -> Source:
+def find_source(paths: Sequence[Path], card: DatasetCard) -> ImportSource:
     """Choose the importer for what is at ``paths``: parquet files, or folders of adapters.
 
     Raises:

@@ -38,7 +38,7 @@ class Batch:
     problems: list[Problem] = field(default_factory=list)
 
 
-class Source(Protocol):
+class ImportSource(Protocol):
     """Something rows can be imported from."""
 
     def identity(self) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from lora_ws.attribution.metadata import find_adapters, read_picture
 from lora_ws.attribution.report import shares_grid, write_attribution
 from lora_ws.attribution.shapley import Shapley
 from lora_ws.attribution.shapley import shapley as shapley_of
-from lora_ws.audit.judge import judge
+from lora_ws.audit.classify import classify_files
 from lora_ws.audit.report import said as verdict_of
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.stack import Stack
@@ -101,6 +101,8 @@ def _values(
 
 
 def _learned(adapters: list[str], stack: Stack, model: str) -> dict[str, str]:
-    found = judge([AdapterRef.parse(name) for name in adapters], Bundle.from_pretrained(model))
+    found = classify_files(
+        [AdapterRef.parse(name) for name in adapters], Bundle.from_pretrained(model)
+    )
     findings = [one.finding for one in found if one.finding]
     return {name: verdict_of(f) for name, f in zip(stack.names, findings, strict=True)}

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_ws.adapters import AdapterRef
-from lora_ws.audit.judge import Finding, judge
+from lora_ws.audit.classify import Finding, classify_files
 from lora_ws.errors import ConfigError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.confidence import ABSTENTIONS
@@ -42,7 +42,7 @@ def predict(
     table = Table("file", "verdict", "class", "probability", box=None)
     failed, reasons = 0, set()
     for file in files:
-        finding = judge([AdapterRef.parse(file)], bundle, whole=False)[0].finding
+        finding = classify_files([AdapterRef.parse(file)], bundle, whole=False)[0].finding
         assert finding is not None  # nothing is known already
         verdict = finding.verdict
         if verdict is None:

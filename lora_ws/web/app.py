@@ -18,7 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lora_ws.adapters import AdapterRef
 from lora_ws.adapters.header import LIMITS, shown
-from lora_ws.audit.judge import Finding, judge
+from lora_ws.audit.classify import Finding, classify_files
 from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.report import Report
 from lora_ws.audit.similar import Index
@@ -71,8 +71,8 @@ class ServerLimits:
     waiting: int = 8
 
 
-class HubFile(BaseModel):
-    """A file on the Hub."""
+class HubRequest(BaseModel):
+    """Which file on the Hub to judge."""
 
     id: Annotated[str, Field(pattern=HUB_FILE, max_length=400)]
 
@@ -184,7 +184,7 @@ def _add_api(
                 return await judged(AdapterRef(shown(name).strip("`"), path))
 
     @app.post("/v1/hub", responses=ANSWERS)
-    async def hub(asked: HubFile) -> Result:
+    async def hub(asked: HubRequest) -> Result:
         """Judge a file on the Hub; with a classifier only the layers that it needs are fetched."""
         async with room.enter():
             return await judged(AdapterRef.parse(asked.id))
@@ -194,7 +194,7 @@ def _examine(
     ref: AdapterRef, bundle: Bundle | None, index: Index | None, limits: ServerLimits
 ) -> Result:
     bounds = replace(LIMITS, total_bytes=limits.max_mb * 1_000_000)
-    (judged,) = judge([ref], bundle, evidence=True, limits=bounds)
+    (judged,) = classify_files([ref], bundle, evidence=True, limits=bounds)
     assert judged.finding is not None  # nothing is known already
     near = index.query(judged.signature.sketch, NEAREST) if index and judged.signature else []
     report = Report()

@@ -16,8 +16,7 @@ from factories import shared_data
 from safetensors.numpy import load_file
 
 from lora_ws.adapters import read_adapter
-from lora_ws.audit import folder as store
-from lora_ws.audit import similar
+from lora_ws.audit import index_store, similar
 from lora_ws.audit.modules import adapter_modules, file_modules, set_adapters
 from lora_ws.audit.similar import NEAR, Index, rerank, same_update, signature
 from lora_ws.errors import AdapterError, ConfigError, DataError, NotAvailableError
@@ -146,7 +145,7 @@ def test_strangers_files_are_recognised_under_other_spellings(tmp_path):
 def test_search_is_a_sort_of_dense_cosines_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(similar, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(similar, "_BLOCK_QUERIES", 2)
-    monkeypatch.setattr(store, "PART_ROWS", 5)
+    monkeypatch.setattr(index_store, "PART_ROWS", 5)
     index = Index.build(tmp_path, synthetic(33), side=4)
     queries = np.random.default_rng(1).standard_normal((5, 16))
     raw = np.array([sketch(modules, 4) for _, modules in synthetic(33)])
@@ -202,22 +201,22 @@ def test_an_index_killed_in_the_middle_goes_on(tmp_path):
         process = subprocess.Popen([*command, "0.05"], env=dict(os.environ))
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if (folder / store.HEAD).is_file() and len(Index.open(folder)) >= least:
+            if (folder / index_store.HEAD).is_file() and len(Index.open(folder)) >= least:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert least <= len(Index.open(folder)) < 40
     # As if a batch had been on its way to the disk.
-    with (folder / store.SKETCHES).open("ab") as file:
+    with (folder / index_store.SKETCHES).open("ab") as file:
         file.write(b"torn" * 77)
-    (folder / store.ROWS / "000000.partial").write_bytes(b"torn")
+    (folder / index_store.ROWS / "000000.partial").write_bytes(b"torn")
     done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "40"
     index = Index.open(folder)
     np.testing.assert_array_equal(index.sketches, whole.sketches)
     assert index.rows.equals(whole.rows)
-    assert (folder / store.SKETCHES).stat().st_size == 40 * 4 * 256
+    assert (folder / index_store.SKETCHES).stat().st_size == 40 * 4 * 256
 
 
 def test_files_that_cannot_be_read_are_told_and_left_out(tmp_path):
@@ -249,18 +248,18 @@ def test_an_empty_index_and_an_update_of_zero_resemble_nothing(tmp_path):
 
 
 def broken(folder: Path, what: str) -> None:
-    part = folder / store.ROWS / "000000.parquet"
+    part = folder / index_store.ROWS / "000000.parquet"
     if what == "head":
-        (folder / store.HEAD).write_text("{}")
+        (folder / index_store.HEAD).write_text("{}")
     elif what == "no json":
-        (folder / store.HEAD).write_bytes(b"\xff\x00")
+        (folder / index_store.HEAD).write_bytes(b"\xff\x00")
     elif what == "method":
-        (folder / store.HEAD).write_text('{"method": "of another version", "side": 16}')
+        (folder / index_store.HEAD).write_text('{"method": "of another version", "side": 16}')
     elif what == "sketches cut":
-        with (folder / store.SKETCHES).open("r+b") as file:
+        with (folder / index_store.SKETCHES).open("r+b") as file:
             file.truncate(1000)
     elif what == "no sketches":
-        (folder / store.SKETCHES).unlink()
+        (folder / index_store.SKETCHES).unlink()
     elif what == "names cut":
         part.write_bytes(part.read_bytes()[:100])
     elif what == "names of something else":
@@ -268,7 +267,7 @@ def broken(folder: Path, what: str) -> None:
     elif what == "part missing":
         part.rename(part.with_stem("000001"))
     elif what == "part short":
-        (folder / store.ROWS / "000001.parquet").write_bytes(part.read_bytes())
+        (folder / index_store.ROWS / "000001.parquet").write_bytes(part.read_bytes())
     elif what == "no table":
         part.unlink()
         part.parent.rmdir()

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import AdapterRef
-from lora_ws.audit.judge import judge
+from lora_ws.audit.classify import classify_files
 from lora_ws.audit.scan import ScanSpec, library
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA
@@ -80,7 +80,7 @@ def test_a_file_is_judged_as_on_the_command_line(
         about = client.get("/v1/about").json()
     assert answer.status_code == 200
     said = answer.json()
-    expected = judge([AdapterRef.parse(file)], bundle, evidence=True)[0].finding
+    expected = classify_files([AdapterRef.parse(file)], bundle, evidence=True)[0].finding
     assert expected is not None
     assert said["finding"] == json.loads(
         json.dumps({**expected.to_dict(), "file": "a.safetensors"})
@@ -236,7 +236,7 @@ def test_a_person_chooses_a_file_and_sees_the_verdict(
         assert "10 classes of tiny-sd" in tab.wait("document.getElementById('about').innerText")
         tab.choose("#file", hostile)
         verdict = tab.wait("document.getElementById('verdict').innerText")
-        label = judge([AdapterRef.parse(file)], bundle)[0].finding.verdict  # type: ignore[union-attr]
+        label = classify_files([AdapterRef.parse(file)], bundle)[0].finding.verdict  # type: ignore[union-attr]
         assert label is not None
         assert verdict.startswith(label.label or "The classifier abstains")
         assert tab.value("document.getElementById('state').innerText") == HOSTILE

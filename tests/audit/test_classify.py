@@ -8,9 +8,10 @@ import pytest
 from factories import write_adapter as write_row
 from safetensors.numpy import load_file, save_file
 
+import lora_ws.audit.judge
 from lora_ws.adapters import AdapterRef, read_adapter
 from lora_ws.adapters.writer import write_adapter
-from lora_ws.audit.judge import Finding, judge
+from lora_ws.audit.classify import FileResult, Finding, classify_files
 from lora_ws.collection import AdapterSet
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.evidence import layer_evidence
@@ -26,7 +27,7 @@ def classifier(bundle: Path) -> Bundle:
 def findings(
     refs: list[AdapterRef], bundle: Bundle | None = None, **options: bool
 ) -> list[Finding]:
-    found = [one.finding for one in judge(refs, bundle, **options)]
+    found = [one.finding for one in classify_files(refs, bundle, **options)]
     assert all(found)
     return [one for one in found if one]
 
@@ -89,14 +90,14 @@ def test_without_a_classifier_a_file_is_told_of(
     mini: AdapterSet, layers: Layers, tmp_path: Path
 ) -> None:
     file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
-    ((key, finding, signature),) = judge([AdapterRef.parse(file)])
+    ((key, finding, signature),) = classify_files([AdapterRef.parse(file)])
     assert finding
     assert finding.facts
     assert signature
     assert finding.silence.startswith("content: no detector for this base")
     assert (finding.facts.base, finding.facts.ranks) == ("tiny-sd", {"1": 64})
     assert finding.update_hash == signature.hash
-    assert judge([AdapterRef.parse(file)], known={key}) == [(key, None, None)]
+    assert classify_files([AdapterRef.parse(file)], known={key}) == [(key, None, None)]
 
 
 def test_a_file_of_another_base_is_named_and_not_judged(
@@ -143,7 +144,7 @@ def test_a_reader_that_fails_in_a_way_not_foreseen_is_a_finding(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of a file")
 
-    monkeypatch.setattr("lora_ws.audit.judge.summarize", fail)
+    monkeypatch.setattr("lora_ws.audit.classify.summarize", fail)
     (finding,) = findings([AdapterRef.parse(file)])
     assert finding.reason == "failed"
     assert finding.message == f"{file}: ZeroDivisionError: of a file"
@@ -155,10 +156,10 @@ def test_settings_beside_a_file_are_part_of_its_content(
     file = write_row(tmp_path / "a.safetensors", mini.weights[0], layers)
     folder = tmp_path / "peft"
     write_adapter(read_adapter(file), folder, "peft")
-    ((key, finding, _),) = judge([AdapterRef.parse(folder)])
+    ((key, finding, _),) = classify_files([AdapterRef.parse(folder)])
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 7}))
-    ((other, again, _),) = judge([AdapterRef.parse(folder)])
+    ((other, again, _),) = classify_files([AdapterRef.parse(folder)])
     assert finding
     assert again
     assert key != other
@@ -186,3 +187,12 @@ def test_evidence_is_the_fall_of_the_log_odds(mini: AdapterSet, classifier: Bund
     best = both[0].argmax()
     odds = np.log(both[:, best] / (1 - both[:, best]))
     assert found[layer.name] == pytest.approx(odds[0] - odds[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("old", ["judge", "Judged", "Finding"])
+def test_old_names_still_work_and_say_the_new_ones(old: str) -> None:
+    new = {"judge": classify_files, "Judged": FileResult, "Finding": Finding}[old]
+    with pytest.warns(DeprecationWarning, match=r"is now lora_ws\.audit\.classify\."):
+        assert getattr(lora_ws.audit.judge, old) is new
+    with pytest.raises(AttributeError, match="no attribute `judged`"):
+        _ = lora_ws.audit.judge.judged

@@ -1,0 +1,243 @@
+"""One batch of adapter files in, one finding a file out: the stage that every scan is made of.
+
+A pure function of the files' bytes and the classifier; nothing that a file holds ends it.
+"""
+
+import hashlib
+import json
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_ws.adapters import Adapter, AdapterFile, AdapterRef
+from lora_ws.adapters.header import LIMITS, Limits
+from lora_ws.adapters.projection import Projection, project
+from lora_ws.adapters.source import Source
+from lora_ws.adapters.summary import AdapterSummary, summarize
+from lora_ws.audit.index_store import Signature
+from lora_ws.audit.modules import adapter_modules
+from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
+from lora_ws.functional.sketch import sketch, update_hash
+from lora_ws.learn.bundle import Bundle
+from lora_ws.learn.confidence import Verdict
+from lora_ws.learn.evidence import layer_evidence
+
+NO_MODEL = "content: no detector for this base, as no model was given"
+# Reasons that may be gone when a file is read again.
+PASSING = ("missing", "unreadable", "remote", "failed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one file: plain data, one line of JSON.
+
+    Attributes:
+        file: what the user calls it.
+        sha256: of its bytes; empty where they were not read whole and nobody announced it.
+        revision: Hub commit, or empty.
+        reason: why it could not be read, a key of `REASONS`; empty where it could.
+        message: the same in words.
+        facts: base, method, ranks, scales, norms; None of a file that could not be read.
+        update_hash: of the effective update (`update_hash`); empty where parts were read.
+        verdict: of the classifier; None where it has none for this file.
+        silence: why there is no verdict.
+        energy: share of the update, in the layers judged, that fits the classifier's ranks.
+        missing: layers that the classifier reads and the file does not adapt.
+        beyond: modules of the file that were not judged.
+        evidence: layer -> what it adds to the verdict (`layer_evidence`); where it was asked for.
+        bytes_read: of the file.
+    """
+
+    file: str
+    sha256: str = ""
+    revision: str = ""
+    reason: str = ""
+    message: str = ""
+    facts: AdapterSummary | None = None
+    update_hash: str = ""
+    verdict: Verdict | None = None
+    silence: str = ""
+    energy: float | None = None
+    missing: int = 0
+    beyond: int = 0
+    evidence: dict[str, float] | None = None
+    bytes_read: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Finding":
+        """Inverse of `to_dict`, also after JSON."""
+        facts, verdict = data["facts"], data["verdict"]
+        if facts is not None:
+            facts = AdapterSummary(**{**facts, "odd": tuple(facts["odd"])})
+        if verdict is not None:
+            verdict = Verdict(**{**verdict, "conformal_set": tuple(verdict["conformal_set"])})
+        return cls(**{**data, "facts": facts, "verdict": verdict})
+
+
+class FileResult(NamedTuple):
+    """What came of one file.
+
+    Attributes:
+        key: names its content; empty where that could not be told.
+        finding: None where the key is among those known.
+        signature: finds the file's likes again; None where it was not read whole.
+    """
+
+    key: str
+    finding: Finding | None
+    signature: Signature | None = None
+
+
+class _Read(NamedTuple):
+    """A file before the classifier has seen it."""
+
+    judged: FileResult
+    row: Projection | None = None
+
+
+def classify_files(
+    refs: Sequence[AdapterRef],
+    bundle: Bundle | None = None,
+    *,
+    whole: bool | None = None,
+    evidence: bool = False,
+    known: Container[str] = (),
+    limits: Limits = LIMITS,
+) -> list[FileResult]:
+    """Read a batch of files and classify what can be classified.
+
+    Args:
+        refs: files; a batch holds one row of the classifier's layout for each of them.
+        bundle: the classifier; None tells of files alone.
+        whole: read all of a file, for its norms and signature; else, with a classifier, the layers
+            that it needs, and of files of another base the header alone. None reads files on this
+            machine whole and those on the Hub in parts.
+        evidence: say what each layer adds to a verdict: as many classifications as layers.
+        known: keys of contents that need not be read again.
+        limits: on what a file may be.
+
+    Returns:
+        One result per file, in their order. Whatever is wrong with a file stands in its finding.
+    """
+    read = [_read(ref, bundle, whole, known, limits) for ref in refs]
+    judged = [found.judged for found in read]
+    found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
+    rows = [(k, row, finding) for k, row, finding in found if row and finding]
+    if bundle is None or not rows:
+        return judged
+    weights = np.stack([row.weights for _, row, _ in rows])
+    verdicts = bundle.verdict(weights, projected=[not row.exact for _, row, _ in rows])
+    for (k, row, finding), verdict in zip(rows, verdicts, strict=True):
+        shown = layer_evidence(bundle, row.weights) if evidence and verdict.label else None
+        finding = replace(finding, verdict=verdict, evidence=shown)
+        judged[k] = judged[k]._replace(finding=finding)
+    return judged
+
+
+def _read(
+    ref: AdapterRef,
+    bundle: Bundle | None,
+    whole: bool | None,
+    known: Container[str],
+    limits: Limits,
+) -> _Read:
+    key, source = "", None
+    try:
+        source, config = ref.open()
+        if whole is None:
+            whole = ref.path is not None
+        whole = whole or bundle is None
+        key = _key(source, config, whole)
+        if key in known:
+            return _Read(FileResult(key, None))
+        return _examine(ref, key, AdapterFile.of(source, config, limits), bundle, whole)
+    except AdapterError as error:
+        reason, why = error.reason, str(error)
+    except NotAvailableError as error:
+        reason, why = "remote", str(error)
+    except LoraWsError as error:
+        reason, why = "unreadable", str(error)
+    # Whatever a file makes of the reader, the others are judged all the same.
+    except Exception as error:
+        reason, why = "failed", f"{type(error).__name__}: {error}"
+    return _Read(FileResult(key, refused(ref, reason, why, source)))
+
+
+def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None) -> Finding:
+    """The finding of a file that could not be read.
+
+    Args:
+        ref: the file.
+        reason: a key of `REASONS`.
+        why: in words.
+        source: its bytes, where it could be opened.
+    """
+    message = why if ref.name in why else f"{ref.name}: {why}"
+    # A source that cannot be reached has no hash and no revision either.
+    if source is None or reason in PASSING:
+        return Finding(ref.name, reason=reason, message=message)
+    return Finding(
+        *(ref.name, source.sha256 or "", source.revision, reason, message),
+        bytes_read=source.moved,
+    )
+
+
+def _key(source: Source, config: str | None, whole: bool) -> str:
+    """Hash of the weights, of the settings that say how to read them, and of how much is read."""
+    name = source.sha256 or (source.revision and f"{source.name}@{source.revision}")
+    if not name:
+        return ""
+    return hashlib.sha256(json.dumps([name, config, whole]).encode()).hexdigest()
+
+
+def _examine(
+    ref: AdapterRef, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
+) -> _Read:
+    silence = NO_MODEL if bundle is None else _foreign(file, bundle)
+    adapter, row = file.read() if whole else None, None
+    if bundle is not None and not silence:
+        try:
+            adapter = adapter or file.read(bundle.layers)
+            row = project(adapter, bundle.layout, bundle.layers)
+        except AdapterError as error:
+            if error.reason != "foreign":
+                raise
+            silence = str(error)
+    facts = summarize(file, adapter)
+    signature = _signature(adapter, facts.norm) if adapter and whole else None
+    judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
+    finding = Finding(
+        file=ref.name,
+        sha256=file.source.sha256 or "",
+        revision=file.source.revision,
+        facts=facts,
+        update_hash=signature.hash if signature else "",
+        silence=silence,
+        energy=row.energy if row else None,
+        missing=len(row.missing) if row else 0,
+        beyond=sum(facts.modules.values()) - judged if row else 0,
+        bytes_read=file.moved,
+    )
+    return _Read(FileResult(key, finding, signature), row)
+
+
+def _foreign(file: AdapterFile, bundle: Bundle) -> str:
+    """Why the classifier has nothing to say; empty where it may."""
+    # Without a layer that reads text, SD1.x and SD2.x look alike.
+    if bundle.base in file.base.name and not file.base.name.startswith("text encoder"):
+        return ""
+    return (
+        f"content: no detector for this base: it is {file.base.name} ({file.base.evidence}), the "
+        f"model reads {bundle.base}"
+    )
+
+
+def _signature(adapter: Adapter, norm: float) -> Signature:
+    modules = list(adapter_modules(adapter))
+    return Signature(sketch(modules), norm, update_hash(modules))
