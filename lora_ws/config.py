@@ -10,14 +10,15 @@ import importlib.resources
 import inspect
 import os
 import re
-from argparse import ArgumentError
+import textwrap
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lora_ws.errors import ConfigError
 
@@ -76,7 +77,12 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     """
     spec_type = _spec_type(target)
     positional, keywords = _positional(target)
-    parser = _Parser(prog=prog, exit_on_error=False, description=_summary(target))
+    parser = ArgumentParser(
+        prog=prog,
+        exit_on_error=False,
+        description=_summary(target),
+        formatter_class=_Help,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     for parameter in positional:
         repeated = parameter.annotation == list[str]
@@ -149,7 +155,10 @@ def dump_yaml(value: Any, path: Path) -> None:
 
 def class_path(value: Any) -> str:
     """Dotted path of an object's class, the shortest that imports."""
-    kind = type(value)
+    return _import_path(type(value))
+
+
+def _import_path(kind: type) -> str:
     parent = kind.__module__.rpartition(".")[0]
     if parent and getattr(importlib.import_module(parent), kind.__name__, None) is kind:
         return f"{parent}.{kind.__name__}"
@@ -176,16 +185,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-class _Parser(ArgumentParser):
+class _Help(DefaultHelpFormatter):
     """Lists our own classes as choices, not all of scikit-learn's that happen to be imported."""
 
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        def ours(match: re.Match[str]) -> str:
-            names = [n for n in re.findall(r"[\w.]+", match[1]) if n.startswith("lora_ws.")]
-            short = sorted({name.rpartition(".")[2] for name in names} - {"Featurizer"})
-            return f"one of {', '.join(short)}, or any by dotted path)"
-
-        return re.sub(r"known\s+subclasses:([^)]*)\)", ours, super().format_help(*args, **kwargs))
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        choices = ", ".join(_choices(getattr(action, "_typehint", None)))
+        return re.sub(r"known subclasses: [^)]*", f"one of {choices}, or any by dotted path", text)
 
 
 def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:
@@ -238,40 +244,98 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         flag = match.group(1).partition("=")[0]
         return f"unknown flag `{flag}`{nearest(flag, flags)}"
-    match = re.search(r"[Oo]ption '([^']+)' is not accepted", text) or re.search(
-        r"does not accept option '([^']+)'", text
-    )
-    if match:
-        owner = re.search(r"class_path '([^']+)'", text)
-        known = _init_names(owner.group(1)) if owner else keys
-        of = f" of {owner.group(1).rpartition('.')[2]}" if owner else ""
-        return f"unknown option `{match.group(1)}`{of}{nearest(match.group(1), known)}"
-    if match := re.search(
-        r'key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*)', text
-    ):
-        return f"--{match[1]}: expected {match[2]}, got `{match[3]}`"
-    match = re.search(
-        r'key "([^"]+)":.*?Literal\[(.*?)\].*(?:Given|Got) value: (\S+)', text, re.DOTALL
-    )
-    if match and "featurizer" not in match[1]:
-        return f"--{match[1]}: expected {match[2].replace(chr(39), '')}, got `{match[3]}`"
-    if match := re.search(r'key "featurizer"', text):
-        given = re.search(r"Given value: (\S+)", text) or re.search(r"Got value: (\S+)", text)
-        if given and "Problem with given class_path" not in text:
-            return f"--featurizer: no class `{given[1]}`{nearest(given[1], _featurizers())}"
-    if match := re.search(r"the following arguments are required: (.+)", text):
+    if match := re.match(r".*(?:[Oo]ption|does not accept option) '([^']+)'", text):
+        return f"unknown option `{match[1]}`{nearest(match[1], keys)}"
+    if match := re.match(r"the following arguments are required: (.+)", text):
         names = match.group(1).split(", ")
         missing = [f"--{name}" if f"--{name}" in flags else name for name in names]
         return f"missing: {', '.join(missing)}"
-    return re.sub(r"\s*\n\s*", " ", text).strip()
+    hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+    return _explain_key(text, hints) or re.sub(r"\s*\n\s*", " ", text).strip()
 
 
-def _featurizers() -> list[str]:
-    rooms = importlib.import_module("lora_ws.featurizers")
-    return [name for name in rooms.__all__ if isinstance(getattr(rooms, name), type)]
+def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | None:
+    """Explain a value that does not fit its key; None where the message is none we know.
+
+    Args:
+        text: the parser's message.
+        hints: key -> type.
+        owner: of the keys, ``method.`` for those of the class that ``--method`` names.
+    """
+    match = re.match(r'Parser key "([^"]+)":\n(.*)', text, re.DOTALL)
+    if not match:
+        return None
+    flag, body = f"--{owner}{match[1]}", match[2]
+    given = re.search(r"(?:(?:Given|Got) value|import path string): (.*)", body)
+    value = given[1] if given else "nothing"
+    hint = hints.get(match[1])
+    if choices := _choices(hint):
+        path, reason = _problem(body)
+        option = re.search(r"NestedArg\(key='([^']+)'", body)
+        if option and path.rpartition(".")[2] in ("", *(k.__name__ for k in _classes(hint))):
+            return f"{flag}.{option[1]}: expected {flag} first, one of {', '.join(choices)}"
+        if path:
+            return _explain_class(flag, path, reason)
+        if match := re.search(r"Parameter '(\w+)' .*does not specify a type", body):
+            return f"{flag}: cannot set `{match[1]}` of `{value}`, which has no type annotation"
+        return f"{flag}: no class `{value}`{nearest(value, choices)}"
+    if match := re.search(r"Literal\[(.*?)\]", body):
+        return f"{flag}: expected {match[1].replace(chr(39), '')}, got `{value}`"
+    kinds = re.findall(r"^[ -]*Expected an? <class '(\w+)'>", body, re.MULTILINE)
+    names = " or ".join(kind.replace("NoneType", "null") for kind in dict.fromkeys(kinds))
+    return f"{flag}: expected {names}, got `{value}`" if names else None
 
 
-def _init_names(path: str) -> list[str]:
+def _problem(body: str) -> tuple[str, str]:
+    """Dotted path of the class that a message finds fault with, and the fault; or two blanks."""
+    match = re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n", body, re.MULTILINE)
+    if not match:
+        return "", ""
+    deeper = re.match(rf"(?: {{{len(match[1]) + 1},}}.*\n?)*", body[match.end() :])
+    return match[2], textwrap.dedent(deeper[0] if deeper else "").strip()
+
+
+def _explain_class(flag: str, path: str, reason: str) -> str:
+    """Explain what is wrong with the class that a flag names, or with its arguments."""
+    if match := re.match(r"Option '([^']+)' is not accepted", reason):
+        known = list(inspect.signature(_imported(path)).parameters)
+        name = path.rpartition(".")[2]
+        return f"unknown option `{match[1]}` of {name}{nearest(match[1], known)}"
+    if match := re.match(r"the following arguments are required: (.+)", reason):
+        return "missing: " + ", ".join(f"{flag}.{name}" for name in match[1].split(", "))
+    if reason.startswith("Parser key"):
+        hints = get_type_hints(_imported(path).__init__)
+        explained = _explain_key(reason, hints, flag.removeprefix("--") + ".")
+        return explained or f"{flag}: " + re.sub(r"\s*\n\s*", " ", reason)
+    return f"{flag}: cannot load `{path}` ({reason.splitlines()[0]})"
+
+
+def _classes(hint: Any) -> list[type]:
+    """Classes in a type, such as both of ``Metanetwork | BaseEstimator``."""
+    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)]
+
+
+def _choices(hint: Any) -> list[str]:
+    """Names that stand for a class path: what our packages export for the base class in a type.
+
+    Where one base is ours and another is not, ours alone has names.
+    """
+    bases = [k for k in _classes(hint) if not dataclasses.is_dataclass(k)]
+    bases = [k for k in bases if k.__module__ not in ("builtins", "pathlib")]
+    found, queue = set[str](), [k for k in bases if _is_ours(k)] or bases
+    while queue:
+        kind = queue.pop()
+        queue += kind.__subclasses__()
+        exported = _import_path(kind) != f"{kind.__module__}.{kind.__qualname__}"
+        if _is_ours(kind) and exported and not inspect.isabstract(kind):
+            found.add(kind.__name__)
+    return sorted(found)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("lora_ws.")
+
+
+def _imported(path: str) -> type:
     module, _, name = path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    return list(inspect.signature(kind).parameters)
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,104 @@
+"""Keys whose values are classes: what their errors and their help say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.svm import SVC
+
+from lora_ws.config import load_spec, parse
+from lora_ws.errors import ConfigError
+from lora_ws.featurizers import Featurizer, FlatVecPCA
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A base class of another package, and one of ours beside it.
+
+    Attributes:
+        any: of scikit-learn.
+        ours: has names where the other has none.
+        rows: a plain value that may be left out.
+    """
+
+    any: TransformerMixin | None = None
+    ours: Featurizer | BaseEstimator | None = None
+    rows: int | None = None
+
+
+class Sized(TransformerMixin, BaseEstimator):
+    """A class of the user's own."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def run(spec: Spec) -> Spec:
+    """Return what was read."""
+    return spec
+
+
+def read(*args: str) -> Spec:
+    call: Callable[[], Spec] = parse(run, args, "run")
+    return call()
+
+
+NAMES = "DeltaPCA, FlatVec, FlatVecPCA, Norms, StatsFlatVec, StatsLayer, StatsLayerDense"
+WRONG = {
+    "--any FlatVecPCB": "--any: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
+    "--ours FlatVecPCB": "--ours: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
+    "--ours sklearn.svm.SCV": "--ours: cannot load `sklearn.svm.SCV` (",
+    "--any nowhere.Class": "--any: cannot load `nowhere.Class` (No module named 'nowhere')",
+    "--any sklearn.svm.SVC": f"--any: no class `sklearn.svm.SVC`; expected one of {NAMES}",
+    "--ours Featurizer": f"--ours: no class `Featurizer`; expected one of {NAMES}",
+    "--ours.n_components 5": f"--ours.n_components: expected --ours first, one of {NAMES}",
+    "--any.n_components 5": f"--any.n_components: expected --any first, one of {NAMES}",
+    "--any FlatVecPCA --any.n_componets 5": (
+        "unknown option `n_componets` of FlatVecPCA, did you mean `n_components`?"
+    ),
+    "--any FlatVecPCA --any.n_components many": (
+        "--any.n_components: expected int or null, got `many`"
+    ),
+    "--any FlatVecPCA --any.solver fast": "--any.solver: expected ",
+    "--any sklearn.pipeline.FeatureUnion": (
+        "--any: cannot set `transformer_list` of `sklearn.pipeline.FeatureUnion`, which has no type"
+    ),
+    f"--any {__name__}.Sized": "missing: --any.size",
+    "--ours sklearn.svm.SVC --ours.c 1": "unknown option `c` of SVC; expected one of C, ",
+    "--rows few": "--rows: expected int or null, got `few`",
+}
+
+
+@pytest.mark.parametrize("args", WRONG)
+def test_what_does_not_fit_a_key_is_named_in_one_line(args: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*args.split())
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(WRONG[args])
+
+
+def test_classes_are_read_by_name_and_by_dotted_path() -> None:
+    spec = read("--any", "FlatVecPCA", "--any.n_components", "7", "--ours", "sklearn.svm.SVC")
+    assert isinstance(spec.any, FlatVecPCA)
+    assert spec.any.n_components == 7
+    assert isinstance(spec.ours, SVC)
+    own = read("--any", f"{__name__}.Sized", "--any.size", "3").any
+    assert isinstance(own, Sized)
+    assert own.size == 3
+
+
+def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("ours: {class_path: FlatVecPCA, init_args: {n_components: many}}\n")
+    with pytest.raises(ConfigError, match=r"--ours.n_components: expected int or null, got `many`"):
+        load_spec(Spec, file)
+
+
+def test_help_lists_our_classes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count(f"one of {NAMES}, or any by dotted path)") == 2
+    assert "sklearn" not in shown
