@@ -1,9 +1,10 @@
 """From a collection to features that a classifier can be fitted on, once for all seeds."""
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -229,11 +230,11 @@ def represent(
     """
     if isinstance(featurizer, Featurizer) and not featurizer.learns:
         return _transform(featurizer.fit(weights[:2]), weights)
-    with _rows(weights, train) as rows:
-        if hasattr(featurizer, "fit_transform"):
-            fitted = np.asarray(featurizer.fit_transform(rows, y), np.float32)
-        else:
-            fitted = np.asarray(featurizer.fit(rows, y).transform(rows), np.float32)
+    rows = _rows(weights, train)
+    if hasattr(featurizer, "fit_transform"):
+        fitted = np.asarray(featurizer.fit_transform(rows, y), np.float32)
+    else:
+        fitted = np.asarray(featurizer.fit(rows, y).transform(rows), np.float32)
     features = np.empty((len(weights), fitted.shape[1]), np.float32)
     features[train] = fitted
     rest = np.setdiff1d(np.arange(len(weights)), train)
@@ -259,15 +260,14 @@ def _transform(featurizer: Any, weights: np.ndarray) -> np.ndarray:
     return out
 
 
-@contextmanager
-def _rows(weights: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
+def _rows(weights: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The rows at ``index``: a copy in memory if small, else in a temporary file, mapped."""
     if 4 * len(index) * weights.shape[1] <= IN_MEMORY_BYTES:
-        yield weights[index]
-        return
-    with tempfile.NamedTemporaryFile(suffix=".rows") as file:
-        shape = (len(index), weights.shape[1])
-        copy = np.memmap(file.name, np.float32, "w+", shape=shape)
-        for block in _blocks(*shape):
-            copy[block] = weights[index[block]]
-        yield copy
+        return weights[index]
+    folder, shape = tempfile.mkdtemp(prefix="lora_ws-"), (len(index), weights.shape[1])
+    copy = np.memmap(Path(folder, "rows"), np.float32, "w+", shape=shape)
+    # Windows deletes no file that is mapped, and a transformer may keep the array.
+    weakref.finalize(copy.base, shutil.rmtree, folder, ignore_errors=True)
+    for block in _blocks(*shape):
+        copy[block] = weights[index[block]]
+    return copy

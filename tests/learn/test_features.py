@@ -1,11 +1,16 @@
 """Which rows an experiment trains, validates and tests on."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from factories import small_zoo
+from sklearn.base import BaseEstimator
 
 from lora_ws.errors import DataError
-from lora_ws.learn.features import split_rows
+from lora_ws.learn.features import represent, split_rows
 from lora_ws.learn.spec import ExperimentSpec
 
 # Rows of small_zoo are cat, dog and owl in turn.
@@ -29,3 +34,35 @@ def test_a_class_that_training_never_sees_is_named() -> None:
         DataError, match="at least 1 adapters of each class to train on, got 0 of `owl`"
     ):
         split_rows(split, ExperimentSpec())
+
+
+class Keeps(BaseEstimator):
+    """Holds the rows it was fitted on, as nearest neighbours do."""
+
+    def fit(self, rows: np.ndarray, y: np.ndarray | None = None) -> "Keeps":
+        self.rows_ = rows
+        return self
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, :2]
+
+
+def test_rows_in_a_file_are_deleted_once_nothing_maps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mapped, maps = [], Path("/proc/self/maps")
+
+    def rmtree(folder: str, **options: bool) -> None:
+        mapped.append(maps.is_file() and folder in maps.read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    weights = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    featurizer = Keeps()
+    features = represent(featurizer, weights, np.array([1, 4, 7, 8, 0, 3]))
+    np.testing.assert_array_equal(features, weights[:, :2])
+    assert not mapped
+    assert len(list(tmp_path.rglob("rows"))) == 1
+    del featurizer.rows_
+    assert mapped == [False], "Windows deletes no file that is mapped"
