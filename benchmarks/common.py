@@ -176,7 +176,7 @@ def _measure_memory(build: Callable[..., Callable[[], Any]], *args: Any) -> Cost
 
 
 def _anonymous_mib() -> float:
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split("RssAnon:")[1].split()[0]) / 1024
 
 
@@ -260,7 +260,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def facts(*packages: str, **more: object) -> None:
     """Print the machine, the versions and the sizes, as every benchmark's last line."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
     names = ("lora_ws", "numpy", "torch", *packages)
     said = [f"{model}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}"]

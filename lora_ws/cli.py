@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         return 1
     except UNUSABLE as error:
         print(f"lora-ws: cannot use {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201

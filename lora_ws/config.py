@@ -150,7 +150,7 @@ def to_plain(value: Any) -> Any:
 
 def dump_yaml(value: Any, path: Path) -> None:
     """Write plain data as YAML, keys in the order given."""
-    path.write_text(yaml.safe_dump(to_plain(value), sort_keys=False, width=100))
+    path.write_text(yaml.safe_dump(to_plain(value), sort_keys=False, width=100), encoding="utf-8")
 
 
 def class_path(value: Any) -> str:

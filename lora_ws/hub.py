@@ -75,7 +75,7 @@ def remember(snapshot: Path, revision: str) -> None:
     if revision != snapshot.name:
         ref = snapshot.parent.parent / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(snapshot.name)
+        ref.write_text(snapshot.name, encoding="utf-8")
 
 
 def no_answer(error: Exception, repo_id: str, revision: str | None) -> str:

@@ -150,7 +150,7 @@ def _work(target: Callable[[Any], None], queue: Any, errors: Any) -> None:
 
 def _begin() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (one bar, of the parent)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (one bar, of the parent)
 
 
 def _end_with_parent() -> None:

@@ -45,11 +45,13 @@ def open_page(page: Path, folder: Path) -> tuple[str, dict]:
     if CHROMIUM is None:
         pytest.skip("no Chromium (Debian's package chromium)")
     probed = folder / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    probed.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8"
+    )
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
     command += ["--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
     env = {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, timeout=120, encoding="utf-8")
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     return done.stdout, json.loads(html.unescape(found[1]))
@@ -106,7 +108,7 @@ def open_tab(url: str, folder: Path) -> Iterator[Tab]:
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
     command += ["--remote-debugging-port=0", "about:blank"]
     env = {**os.environ, "HOME": str(folder)}
-    child = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, encoding="utf-8")
     try:
         assert child.stderr is not None
         line = next(line for line in child.stderr if "DevTools listening on" in line)

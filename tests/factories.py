@@ -118,7 +118,7 @@ def write_adapter(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: np.ascontiguousarray(v) for k, v in matrices(vector, layers).items()}, path)
     if metadata is not None:
-        path.with_name("metadata.json").write_text(json.dumps(metadata))
+        path.with_name("metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     return path
 
 

@@ -203,7 +203,10 @@ def too_long(*_: object) -> None:
 
 
 def mapped() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )
 
 
 def bounded() -> None:

@@ -202,7 +202,7 @@ class Repo:
         info |= {"private": self.has(".private"), "gated": gated}
         info |= {"downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
         extra = self.folder / ".hub.json"
-        return info | (json.loads(extra.read_text()) if extra.exists() else {})
+        return info | (json.loads(extra.read_text(encoding="utf-8")) if extra.exists() else {})
 
     def has(self, marker: str) -> bool:
         return (self.folder / marker).exists()

@@ -91,7 +91,9 @@ def test_classes_are_read_by_name_and_by_dotted_path() -> None:
 
 def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
-    file.write_text("ours: {class_path: FlatVecPCA, init_args: {n_components: many}}\n")
+    file.write_text(
+        "ours: {class_path: FlatVecPCA, init_args: {n_components: many}}\n", encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=r"--ours.n_components: expected int or null, got `many`"):
         load_spec(Spec, file)
 

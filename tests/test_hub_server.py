@@ -35,12 +35,14 @@ def root(tmp_path: Path) -> Path:
     parquet = root / "datasets" / DATASET / PARQUET
     parquet.parent.mkdir(parents=True)
     pq.write_table(pa.table({"label": list(range(50))}), parquet)
-    (root / "datasets" / DATASET / "README.md").write_text("---\nlicense: mit\n---\n")
+    (root / "datasets" / DATASET / "README.md").write_text(
+        "---\nlicense: mit\n---\n", encoding="utf-8"
+    )
     model = root / "models" / MODEL
     (model / "deep" / "er").mkdir(parents=True)
     (model / "weights.safetensors").write_bytes(WEIGHTS)
-    (model / "config.json").write_text("{}")
-    (model / "deep" / "er" / "note é.txt").write_text("nested")
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "deep" / "er" / "note é.txt").write_text("nested", encoding="utf-8")
     return root
 
 
@@ -91,8 +93,8 @@ def run_client(code: str, url: str, home: Path, **env: str) -> str:
         [sys.executable, "-c", code],
         env={**os.environ, **settings, "HF_HUB_DISABLE_TELEMETRY": "1", **env},
         capture_output=True,
-        text=True,
         timeout=60,
+        encoding="utf-8",
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
@@ -110,7 +112,9 @@ class TestReading:
         assert model.gated is False
 
     def test_extra_fields(self, api: hf.HfApi, root: Path) -> None:
-        (root / "models" / MODEL / ".hub.json").write_text('{"tags": ["lora"], "downloads": 7}')
+        (root / "models" / MODEL / ".hub.json").write_text(
+            '{"tags": ["lora"], "downloads": 7}', encoding="utf-8"
+        )
         info = api.model_info(MODEL)
         assert (info.tags, info.downloads) == (["lora"], 7)
         assert ".hub.json" not in api.list_repo_files(MODEL)
@@ -149,7 +153,7 @@ class TestReading:
         assert len(old) == 40
         assert download(api, tmp_path, revision=old) == WEIGHTS
         assert api.model_info(MODEL, revision=old).sha == old
-        (root / "models" / MODEL / "config.json").write_text('{"r": 4}')
+        (root / "models" / MODEL / "config.json").write_text('{"r": 4}', encoding="utf-8")
         assert api.model_info(MODEL).sha != old
         with pytest.raises(errors.RevisionNotFoundError):
             api.model_info(MODEL, revision=old)
@@ -230,7 +234,7 @@ class TestAccess:
     )
     def test_nothing_outside_is_served(self, hub: HubServer, root: Path, path: str) -> None:
         for secret in (root / "secret", root.parent / "secret"):
-            secret.write_text("4711")
+            secret.write_text("4711", encoding="utf-8")
         (root / "models" / MODEL / "link").symlink_to(root / ".." / "secret")
         for url in (f"/{MODEL}/resolve/main/{path}", f"/tester/..%2F..%2F{path}/resolve/main/x"):
             connection = HTTPConnection("127.0.0.1", hub.server_port)  # it sends dots as they are
@@ -253,7 +257,7 @@ class TestWriting:
     def folder(self, tmp_path: Path) -> Path:
         folder = tmp_path / "upload"
         (folder / "sub").mkdir(parents=True)
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
         (folder / "weights.safetensors").write_bytes(WEIGHTS)
         (folder / "sub" / "large.bin").write_bytes(os.urandom(2_000_000))
         (folder / "empty.safetensors").touch()
@@ -504,7 +508,7 @@ class TestLife:
     def test_command_line(self, root: Path, tmp_path: Path) -> None:
         script = Path(__file__).with_name("hub_server.py")
         with subprocess.Popen(
-            [sys.executable, script, root], stdout=subprocess.PIPE, text=True
+            [sys.executable, script, root], stdout=subprocess.PIPE, encoding="utf-8"
         ) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()

@@ -29,7 +29,9 @@ class Job(NamedTuple):
         while not self.result.exists():
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        return int(self.result.read_text()), self.result.with_suffix(".out").read_text()
+        return int(self.result.read_text(encoding="utf-8")), self.result.with_suffix(
+            ".out"
+        ).read_text(encoding="utf-8")
 
 
 class Warm:
@@ -41,7 +43,10 @@ class Warm:
 
     def __enter__(self) -> Self:
         self.child = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         return self
 
@@ -87,7 +92,7 @@ def _work(job: dict) -> None:
 def _reap(pid: int, result: Path) -> None:
     _, status = os.waitpid(pid, 0)
     draft = result.with_suffix(".draft")
-    draft.write_text(str(os.waitstatus_to_exitcode(status)))
+    draft.write_text(str(os.waitstatus_to_exitcode(status)), encoding="utf-8")
     draft.rename(result)
 
 

@@ -132,7 +132,7 @@ def find_adapters(what: str) -> Iterator[AdapterRef]:
     elif path.is_dir():
         yield from _in_folder(path)
     elif path.suffix == LIST and path.is_file():
-        for line in path.read_text(errors="replace").splitlines():
+        for line in path.read_text(errors="replace", encoding="utf-8").splitlines():
             if name := line.partition("#")[0].strip():
                 yield from _listed(name)
     elif path.exists():

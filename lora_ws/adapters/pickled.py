@@ -155,7 +155,10 @@ def _convert(file: Path, draft: Path, memory: int, seconds: float) -> None:
     if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
         raise AdapterError(f"torch {torch.__version__}, which is not safe; install 2.10 or newer")
     # What torch itself has mapped does not count.
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    mapped = (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory + SPARE))
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))

@@ -63,7 +63,9 @@ def write_adapter(adapter: Adapter, folder: Path, to: Spelling, *, sdxl: bool = 
         tensors |= _tensors(module, stem, to)
     folder.mkdir(parents=True, exist_ok=True)
     if to == "peft":
-        (folder / PEFT_CONFIG).write_text(json.dumps(_peft_config(adapter), indent=1))
+        (folder / PEFT_CONFIG).write_text(
+            json.dumps(_peft_config(adapter), indent=1), encoding="utf-8"
+        )
     file = folder / (PEFT_WEIGHTS if to == "peft" else f"{_stem(adapter)}.safetensors")
     save_file(tensors, file, metadata={"format": "pt"})
     return file

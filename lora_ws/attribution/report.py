@@ -56,7 +56,7 @@ def write_attribution(
         sections.append(Section("Step by step", (Figure(strip, said),)))
     page = to_page("Which adapter did this?", sections)
     file = folder / "attribution.html"
-    file.write_text(page)
+    file.write_text(page, encoding="utf-8")
     return file
 
 

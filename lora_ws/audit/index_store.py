@@ -54,7 +54,7 @@ def create(folder: Path, side: int) -> None:
     (folder / ROWS).mkdir(exist_ok=True)
     (folder / SKETCHES).touch()
     partial = folder / (HEAD + ".partial")
-    partial.write_text(json.dumps({"method": METHOD, "side": side}))
+    partial.write_text(json.dumps({"method": METHOD, "side": side}), encoding="utf-8")
     partial.replace(folder / HEAD)
 
 
@@ -161,7 +161,7 @@ def unit(sketches: Float[np.ndarray, "q size"]) -> Float[np.ndarray, "q size"]:
 
 def _side(folder: Path) -> int:
     try:
-        head = json.loads((folder / HEAD).read_text())
+        head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
         method, side = head["method"], head["side"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

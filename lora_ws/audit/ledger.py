@@ -50,7 +50,7 @@ class Ledger:
             DataError: another process writes to it.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
         with index_store.writing(folder):
             found = cls(folder)
             found._read()

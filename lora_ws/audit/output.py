@@ -19,14 +19,14 @@ Sink = Callable[[Reviewed], object]
 @contextmanager
 def json_lines(file: Path) -> Iterator[Sink]:
     """Write one JSON object a line: the fields of `Finding`, ``flags``, and ``nearest``."""
-    with file.open("w") as opened:
+    with file.open("w", encoding="utf-8") as opened:
         yield lambda one: opened.write(json.dumps(to_plain(one)) + "\n")
 
 
 @contextmanager
 def csv_rows(file: Path) -> Iterator[Sink]:
     """Write a table with `COLUMNS`; what a spreadsheet would take for a formula is quoted."""
-    with file.open("w", newline="") as opened:
+    with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(COLUMNS)
         yield lambda one: writer.writerow([_safe(value) for value in _row(one)])

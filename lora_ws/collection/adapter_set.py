@@ -225,10 +225,10 @@ class AdapterSet:
             raise NotAvailableError(f"{path} is not an adapter store{hint}")
         try:
             weights = np.load(path / WEIGHTS, mmap_mode="r", allow_pickle=False)
-            manifest = json.loads((path / MANIFEST).read_text())
-            layout = Layout.from_dict(json.loads((path / LAYOUT).read_text()))
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            layout = Layout.from_dict(json.loads((path / LAYOUT).read_text(encoding="utf-8")))
             rows = pq.read_table(path / ROWS)
-            card = stored_card(yaml.safe_load((path / CARD).read_text()))
+            card = stored_card(yaml.safe_load((path / CARD).read_text(encoding="utf-8")))
             if len(weights) != manifest["rows"]:
                 raise DataError(f"{manifest['rows']} rows expected, {WEIGHTS} holds {len(weights)}")
             return cls(weights, layout, rows, card, manifest)

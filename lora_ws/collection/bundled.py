@@ -39,7 +39,7 @@ def pack(zoo: AdapterSet, folder: Path) -> Path:
     save_file({"half": half, "scales": np.array(scales, np.float32)}, folder / PACKED)
     rows = zoo.rows.drop_columns([name for name in LEFT_OUT if name in zoo.rows.column_names])
     pq.write_table(rows, folder / ROWS, compression="zstd", compression_level=19)
-    (folder / ORIGIN).write_text(json.dumps(zoo.origin, indent=1) + "\n")
+    (folder / ORIGIN).write_text(json.dumps(zoo.origin, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -50,7 +50,7 @@ def unpack(folder: Path, card: DatasetCard) -> AdapterSet:
     widths = [matrix.columns.stop - matrix.columns.start for matrix in layout.matrices]
     weights = tensors["half"].astype(np.float32)
     weights *= np.repeat(tensors["scales"], widths)
-    origin = json.loads((folder / ORIGIN).read_text())
+    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     return AdapterSet(weights, layout, pq.read_table(folder / ROWS), card, origin)
 
 

@@ -51,7 +51,7 @@ def store_path(card: DatasetCard, revision: str) -> Path:
     if card.bundled:
         return cache_dir() / "stores" / card.name / packed_hash(ASSETS / card.name)
     ref = cache_dir() / "stores" / card.name / "refs" / revision.replace("/", "--")
-    commit = ref.read_text().strip() if ref.is_file() else revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     return cache_dir() / "stores" / card.name / commit
 
 
@@ -65,7 +65,7 @@ def local_store(card: DatasetCard, revision: str | None) -> Path:
 def _point(folder: Path, revision: str, commit: str) -> None:
     ref = folder / "refs" / revision.replace("/", "--")
     ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(commit)
+    ref.write_text(commit, encoding="utf-8")
 
 
 def import_from_hub(

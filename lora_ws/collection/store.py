@@ -119,7 +119,7 @@ class StoreWriter:
         if rows.num_rows:
             pq.write_table(rows, self._part(self.batches))
         line = {"rows": rows.num_rows, "quarantine": list(quarantine)}
-        with (self._dir / JOURNAL).open("a") as journal:
+        with (self._dir / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(line) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -134,11 +134,11 @@ class StoreWriter:
         self._weights.flush()
         os.fsync(self._weights.fileno())
         digest = self._write_rows()
-        (self._dir / LAYOUT).write_text(json.dumps(self.layout.to_dict()))
+        (self._dir / LAYOUT).write_text(json.dumps(self.layout.to_dict()), encoding="utf-8")
         dump_yaml(self.card, self._dir / CARD)
         if self.quarantine:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.quarantine)
-            (self._dir / QUARANTINE).write_text(lines)
+            (self._dir / QUARANTINE).write_text(lines, encoding="utf-8")
         manifest = {
             "rows": self.rows,
             "quarantined": len(self.quarantine),
@@ -146,7 +146,7 @@ class StoreWriter:
             "sha256": digest,
             **self.origin,
         }
-        (self._dir / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (self._dir / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         self._dir.rename(self.path)
         # Last, so that a kill before the renaming leaves an import that can be continued.
         shutil.rmtree(self.path / "rows")

@@ -90,7 +90,7 @@ def scan(
     if out:
         title = f"Scan of {', '.join(what)}"
         page = report.page(title, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
-        out.write_text(page)
+        out.write_text(page, encoding="utf-8")
     _show(report, alike, found.new)
     return FLAGGED if report.counts["flagged"] else 0
 

@@ -66,7 +66,7 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     homes = {record.name: path for path, record in same}
     groups = {name: held[path] for name, path in homes.items()}
     grid = results_grid(groups)
-    (folder / TABLE).write_text(markdown(grid) + "\n")
+    (folder / TABLE).write_text(markdown(grid) + "\n", encoding="utf-8")
     table = terminal(grid)
     # A cut number says nothing: a narrow terminal wraps the lines instead.
     needed = Console(width=1000).measure(table).maximum

@@ -95,7 +95,7 @@ def write_edit(
         "outcomes": [vars(one) for one in found],
         "validity": {"correlation": valid.correlation, "masks": len(valid.true)},
     }
-    (folder / "edit.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / "edit.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     rows, labels = [], []
     for prompt in prompts:
         for name, one in {"before": None, **edits}.items():
@@ -120,5 +120,5 @@ def write_edit(
         Section("Pictures", (Figure(picture, "The same noise in every row."),)),
     ]
     page = folder / "edit.html"
-    page.write_text(to_page("An edit of components", sections))
+    page.write_text(to_page("An edit of components", sections), encoding="utf-8")
     return page

@@ -61,5 +61,5 @@ def write_composition(
         Section("Step by step", (Figure(strip, said),)),
         Section("How large the updates are", (norm_balance(stack),)),
     ]
-    page.write_text(to_page("Adapters together", sections))
+    page.write_text(to_page("Adapters together", sections), encoding="utf-8")
     return page

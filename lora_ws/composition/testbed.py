@@ -67,7 +67,7 @@ class Testbed:
         """
         path = Path(file)
         try:
-            listed = json.loads(path.read_text())
+            listed = json.loads(path.read_text(encoding="utf-8"))
             members = tuple(
                 _member(path, category, record)
                 for category in CATEGORIES

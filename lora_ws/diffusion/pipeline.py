@@ -230,7 +230,7 @@ def base_facts(name: str) -> dict[str, Any]:
     """Recipe, seed and measured quality that stand beside a base made here; empty for others."""
     folder = bundled_folder(name) if name in BUNDLED else Path(name)
     file = folder / "base.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def adapter_layout(

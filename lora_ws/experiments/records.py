@@ -31,15 +31,15 @@ class Records(Generic[R]):
         out.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in asdict(spec).items() if name not in WORDS}
         plain, file = json.loads(json.dumps(config)), out / CONFIG
-        if file.is_file() and json.loads(file.read_text()) != plain:
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != plain:
             raise ConfigError(f"{out} holds another experiment; choose another --out")
-        file.write_text(json.dumps(plain, indent=1) + "\n")
+        file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         if not self.file.is_file():
             return
-        text = self.file.read_text()
+        text = self.file.read_text(encoding="utf-8")
         # A kill may have cut the last line short.
         whole = text[: text.rfind("\n") + 1]
-        self.file.write_text(whole)
+        self.file.write_text(whole, encoding="utf-8")
         try:
             self.held += [kind(**json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError) as error:
@@ -47,6 +47,6 @@ class Records(Generic[R]):
 
     def append(self, record: R) -> None:
         """Keep a record."""
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")  # type: ignore[call-overload]
         self.held.append(record)

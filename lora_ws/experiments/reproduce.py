@@ -364,7 +364,7 @@ def _components(
 
 def _why(place: Path) -> str:
     file = place / NOT_APPLICABLE
-    return file.read_text().strip() if file.is_file() else "not measured"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else "not measured"
 
 
 def _write(
@@ -382,7 +382,9 @@ def _write(
         lines += tables.stamp(task.records, task.folder.relative_to(out / "runs"))
     if not lines:
         raise ConfigError(f"{folder}: expected records, found none")
-    (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / RECORDS).write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
 
 
 def _intro(source: str) -> str:

@@ -111,7 +111,7 @@ def sweep_chart(points: Sequence[Point], over: Over, file: Path) -> Path:
 def write_csv(points: Sequence[Point], file: Path) -> Path:
     """One line a place: kind, length, seeds, accuracy (0 to 1) with standard deviation."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         columns = ("val_mean", "val_std", "test_mean", "test_std")
         writer.writerow(["name", "kind", "numbers", "seeds", *columns])

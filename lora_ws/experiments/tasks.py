@@ -115,7 +115,7 @@ def perform(task: Task) -> None:
             continue
         if k > rank:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / NOT_APPLICABLE).write_text(f"not applicable: rank {rank}\n")
+            (folder / NOT_APPLICABLE).write_text(f"not applicable: rank {rank}\n", encoding="utf-8")
             continue
         if whole is None:
             most = max(k for k in task.components if k <= rank)

@@ -247,8 +247,8 @@ class Bundle:
             "training": self.training,
         }
         info["info_sha256"] = _hash(info)
-        (folder / INFO).write_text(json.dumps(info, indent=1))
-        (folder / CARD).write_text(self.model_card())
+        (folder / INFO).write_text(json.dumps(info, indent=1), encoding="utf-8")
+        (folder / CARD).write_text(self.model_card(), encoding="utf-8")
         return folder
 
     @classmethod
@@ -268,7 +268,7 @@ class Bundle:
         if not (folder / INFO).is_file():
             raise NotAvailableError(f"{folder}: no bundle here (expected {INFO} and {MODEL})")
         try:
-            info = json.loads((folder / INFO).read_text())
+            info = json.loads((folder / INFO).read_text(encoding="utf-8"))
             if info["format"] > FORMAT:
                 raise DataError(
                     f"{folder}: bundle format {info['format']}, this version reads up to {FORMAT}; "

@@ -79,7 +79,7 @@ class Keeper(NamedTuple):
             made = Bundle.build(seen, fitted.module, fitted.record, confidence)
             made.save(self.out / BUNDLE)
         except ConfigError as error:
-            (self.out / NO_BUNDLE).write_text(f"{error}\n")
+            (self.out / NO_BUNDLE).write_text(f"{error}\n", encoding="utf-8")
 
 
 def _fit_confidence(seen: Prepared, fitted: Fitted, plot: Path) -> Confidence:
@@ -327,7 +327,7 @@ def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> Non
     file = out / CONFIG
     if not records or not file.is_file():
         return
-    held, now = yaml.safe_load(file.read_text()) or {}, identity(spec)
+    held, now = yaml.safe_load(file.read_text(encoding="utf-8")) or {}, identity(spec)
     for key in now:
         if held.get(key) != now[key]:
             old, new, leaf = held.get(key), now[key], key
@@ -358,7 +358,7 @@ def _describe(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None
     seeds = max([spec.seeds, *(record.seed + 1 for record in records)])
     dump_yaml({**to_plain(spec), "seeds": seeds, "out": None}, out / CONFIG)
     if not records:
-        (out / VERSIONS).write_text(json.dumps(_versions(), indent=1))
+        (out / VERSIONS).write_text(json.dumps(_versions(), indent=1), encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:
@@ -367,7 +367,7 @@ def _versions() -> dict[str, str]:
     facts |= {"python": platform.python_version(), "platform": platform.platform()}
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
+        found = subprocess.run(git, capture_output=True, check=True, timeout=10, encoding="utf-8")
         facts["commit"] = found.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         facts["commit"] = "unknown (not a git checkout)"

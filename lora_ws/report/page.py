@@ -57,9 +57,9 @@ def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     grids = [part for s in sections for part in s.parts if isinstance(part, Grid)]
-    (folder / "report.md").write_text(_markdown(folder, title, sections))
-    (folder / "report.html").write_text(to_page(title, sections))
-    (folder / "tables.tex").write_text("\n\n".join(map(latex, grids)) + "\n")
+    (folder / "report.md").write_text(_markdown(folder, title, sections), encoding="utf-8")
+    (folder / "report.html").write_text(to_page(title, sections), encoding="utf-8")
+    (folder / "tables.tex").write_text("\n\n".join(map(latex, grids)) + "\n", encoding="utf-8")
 
 
 def _markdown(folder: Path, title: str, sections: Sequence[Section]) -> str:

@@ -122,7 +122,7 @@ class Summary(NamedTuple):
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line of JSON that survives a kill right after."""
     _drop_half_line(path)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -144,7 +144,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSON-lines file; none where there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

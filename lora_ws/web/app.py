@@ -234,4 +234,4 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
 
 
 def _asset(name: str) -> str:
-    return resources.files("lora_ws.web").joinpath(name).read_text()
+    return resources.files("lora_ws.web").joinpath(name).read_text(encoding="utf-8")

@@ -126,7 +126,7 @@ def train_base(spec: BaseSpec) -> Path:
         "quality": quality,
         "photos": sorted(set(photos.hashes())),
     }
-    (partial / "base.json").write_text(json.dumps(facts, indent=1))
+    (partial / "base.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     partial.rename(out)
     return out
 
@@ -135,9 +135,9 @@ def _claim(work: Path, spec: BaseSpec) -> None:
     """Make the work folder, or check that it is of this recipe."""
     work.mkdir(parents=True, exist_ok=True)
     recipe, file = json.dumps(to_plain(spec), indent=1), work / "recipe.json"
-    if file.exists() and file.read_text() != recipe:
+    if file.exists() and file.read_text(encoding="utf-8") != recipe:
         raise ConfigError(f"{work} holds a training by another recipe; remove it, or change --out")
-    file.write_text(recipe)
+    file.write_text(recipe, encoding="utf-8")
 
 
 def _train_vae(pipeline: Any, photos: Photos, spec: BaseSpec, work: Path) -> None:

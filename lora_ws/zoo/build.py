@@ -95,7 +95,11 @@ def _common_origin(
 
 def _quarantine(share: Path) -> list[dict[str, Any]]:
     file = share / QUARANTINE
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def _run(parts: Sequence[ZooSpec]) -> None:

@@ -44,7 +44,7 @@ def write_folders(zoo: AdapterSet, out: Path) -> Path:
             }
             save_file(tensors, folder / "pytorch_lora_weights.safetensors")
             kept = {name: value for name, value in row.items() if name not in _OURS}
-            (folder / "metadata.json").write_text(json.dumps(kept, indent=1))
+            (folder / "metadata.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
             advance()
     return out
 
@@ -120,7 +120,7 @@ def write_card(zoo: AdapterSet, out: Path, licence: str) -> Path:
         "",
     ]
     file = out / "README.md"
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(lines), encoding="utf-8")
     return file
 
 

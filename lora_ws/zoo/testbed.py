@@ -68,7 +68,7 @@ def build_testbed(spec: TestbedSpec) -> Testbed:
         listed[element.category].append(
             {"id": name, "name": element.says, "trigger": [NAMELESS], "url": ""}
         )
-    (spec.out / LIST).write_text(json.dumps(listed, indent=1) + "\n")
+    (spec.out / LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return Testbed.open(spec.out / LIST, spec.out)
 
 

@@ -24,9 +24,9 @@ def child(*arguments: object, seconds: float) -> dict[str, int]:
         [sys.executable, TESTS / "fuzz_safetensors.py", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         capture_output=True,
-        text=True,
         timeout=seconds,
         check=False,
+        encoding="utf-8",
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)

@@ -34,7 +34,9 @@ def test_links_to_folders_are_not_followed(folder: Path) -> None:
 def test_a_list_names_files_folders_and_the_hub(folder: Path, tmp_path: Path) -> None:
     written = tmp_path / "list.txt"
     lines = ("# ours", f"{folder}/b.safetensors  # the first", "", str(folder / "a"))
-    written.write_text("\n".join((*lines, "hub:o/r/x.safetensors@main", "gone.safetensors")))
+    written.write_text(
+        "\n".join((*lines, "hub:o/r/x.safetensors@main", "gone.safetensors")), encoding="utf-8"
+    )
     found = list(find_adapters(str(written)))
     assert [ref.name for ref in found][-2:] == [
         "hub:o/r/x.safetensors@main",
@@ -53,7 +55,7 @@ def test_a_list_names_files_folders_and_the_hub(folder: Path, tmp_path: Path) ->
 
 def test_a_list_in_a_list_is_a_file_and_no_adapter(tmp_path: Path) -> None:
     written = tmp_path / "list.txt"
-    written.write_text(str(written))
+    written.write_text(str(written), encoding="utf-8")
     (ref,) = find_adapters(str(written))
     with pytest.raises(AdapterError) as refused:
         ref.open()

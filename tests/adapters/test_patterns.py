@@ -134,7 +134,9 @@ def test_a_pattern_that_is_not_read_is_named(place: str, tmp_path: Path):
     file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     patterns = {"to_q": 4, "(?!to_q).*": 8}
     if place == "beside the file":
-        config.write_text(json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}))
+        config.write_text(
+            json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}), encoding="utf-8"
+        )
     else:
         from safetensors.numpy import load_file, save_file
 
@@ -149,7 +151,9 @@ def test_a_pattern_that_is_not_read_is_named(place: str, tmp_path: Path):
 def test_ranks_need_no_pattern(tmp_path: Path):
     saved(tmp_path)
     config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps({"lora_alpha": 3, "rank_pattern": {"(?!to_q).*": 8}}))
+    config.write_text(
+        json.dumps({"lora_alpha": 3, "rank_pattern": {"(?!to_q).*": 8}}), encoding="utf-8"
+    )
     assert {module.scale for module in read_adapter(tmp_path).modules.values()} == {1.5}
 
 
@@ -157,7 +161,7 @@ def test_more_patterns_than_can_be_matched_are_refused(tmp_path: Path):
     saved(tmp_path)
     patterns = {f"{k}" + "(a|b)" * 390: 1 for k in range(300)}
     config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}))
+    config.write_text(json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}), encoding="utf-8")
     with pytest.raises(AdapterError, match=r"300 patterns .* take too long") as error:
         read_adapter(tmp_path)
     assert error.value.reason == "config"

@@ -124,7 +124,7 @@ def test_peft_folder_takes_its_scale_from_the_configuration(
     config: dict, scale: float, tmp_path: Path
 ):
     write(tmp_path / "adapter_model.safetensors", spelt("PEFT"))
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     adapter = read_adapter(tmp_path)
     assert scales(adapter)[FIRST] == pytest.approx(scale)
     np.testing.assert_allclose(update(adapter, FIRST), expected_update(FIRST, scale), rtol=1e-12)
@@ -139,7 +139,7 @@ def test_scale_in_the_header_counts(tmp_path: Path):
 
 
 def test_configuration_beside_an_ordinary_file_does_not_count(tmp_path: Path):
-    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 64}')
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 64}', encoding="utf-8")
     adapter = read_adapter(write(tmp_path / "a.safetensors", spelt("diffusers")))
     assert set(scales(adapter).values()) == {1.0}
 
@@ -305,7 +305,7 @@ def test_pickles_are_never_opened(suffix: str, tmp_path: Path):
 )
 def test_unusable_configuration_is_named(text: str, message: str, tmp_path: Path):
     write(tmp_path / "adapter_model.safetensors", spelt("PEFT"))
-    (tmp_path / "adapter_config.json").write_text(text)
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(AdapterError, match=message) as error:
         read_adapter(tmp_path)
     assert "adapter_config.json" in str(error.value)

@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "deep").mkdir(parents=True)
     save_file(tensors, folder / LARGE, {"format": "pt"})
     save_file({"a": rng.standard_normal(100).astype(np.float32)}, folder / SMALL)
-    (folder / "README.md").write_text("about")
+    (folder / "README.md").write_text("about", encoding="utf-8")
     other = root / "models" / "tester" / "other"
     other.mkdir()
     save_file({"a": np.ones(1, np.float32)}, other / "x.safetensors")

@@ -86,7 +86,7 @@ def test_names_are_found_in_the_folder_and_nowhere_else(tmp_path: Path) -> None:
 def test_what_says_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it says nothing; give --prompt"):
         read_picture(picture(tmp_path / "a.png"))
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(DataError, match="expected a picture"):
         read_picture(tmp_path / "b.png")
     with pytest.raises(DataError, match="KSampler"):

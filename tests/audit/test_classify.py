@@ -157,8 +157,10 @@ def test_settings_beside_a_file_are_part_of_its_content(
     folder = tmp_path / "peft"
     write_adapter(read_adapter(file), folder, "peft")
     ((key, finding, _),) = classify_files([AdapterRef.parse(folder)])
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 7}))
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "lora_alpha": 7}), encoding="utf-8"
+    )
     ((other, again, _),) = classify_files([AdapterRef.parse(folder)])
     assert finding
     assert again

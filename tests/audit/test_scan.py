@@ -43,11 +43,11 @@ def folder(mini: AdapterSet, layers: Layers, tmp_path: Path) -> Path:
     write_row(home / "noise.safetensors", noise.astype(np.float32), layers)
     bad = home / "bad"
     bad.mkdir()
-    (bad / "page.safetensors").write_text("<!DOCTYPE html><html></html>")
+    (bad / "page.safetensors").write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
     (bad / "cut.safetensors").write_bytes(first.read_bytes()[:-4])
     (bad / "old.ckpt").write_bytes(b"\x80\x02}q\x00.")
     (bad / HOSTILE).write_bytes(b"")
-    (home / "notes.txt").write_text("no adapter")
+    (home / "notes.txt").write_text("no adapter", encoding="utf-8")
     return home
 
 
@@ -79,7 +79,7 @@ def run(*args: object) -> int:
 
 
 def lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -96,7 +96,7 @@ def test_every_file_of_a_mixed_folder_is_told_of(
     copies = [name for name in EXPECTED if "good-400" in name or "peft" in name]
     assert len({found[name]["update_hash"] for name in copies}) == 1
     assert len({found[name]["verdict"]["label"] for name in copies}) == 1
-    with table.open(newline="") as opened:
+    with table.open(newline="", encoding="utf-8") as opened:
         rows = {row["file"]: row for row in csv.DictReader(opened)}
     assert {str(Path(name).relative_to(folder)) for name in rows} == set(EXPECTED)
     for line in found.values():
@@ -171,9 +171,9 @@ def test_a_killed_scan_goes_on(
     # As a kill in the middle of a line leaves it.
     kept.write_bytes(kept.read_bytes() + b'{"key": "')
     before = len(kept.read_bytes().splitlines()) - 1
-    done = subprocess.run(args, check=True, capture_output=True, text=True)
+    done = subprocess.run(args, check=True, capture_output=True, encoding="utf-8")
     assert f"{120 - before} read now, {before} known already" in done.stdout
-    keys = [json.loads(line)["key"] for line in kept.read_text().splitlines()]
+    keys = [json.loads(line)["key"] for line in kept.read_text(encoding="utf-8").splitlines()]
     assert len(keys) == len(set(keys)) == len(lines(out)) == 120
 
 
@@ -203,7 +203,8 @@ def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: 
         f"classes: {{{label}: 0.0}}\n"
         "bases: [tiny-sd]\n"
         "abstained: true\n"
-        "similar: 0.9\n"
+        "similar: 0.9\n",
+        encoding="utf-8",
     )
     args = ("--policy", policy, "--index", folder / "good-402.safetensors")
     assert run(folder, *options, *args) == 3
@@ -217,7 +218,7 @@ def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: 
     assert any(flag.startswith(f"class: {label} ") for flag in flags["good-401.safetensors"])
     near = [flag for flag in flags["good-402.safetensors"] if flag.startswith("similar: ")]
     assert near == [f"similar: {folder / 'good-402.safetensors'} 1.000"]
-    policy.write_text("refused: false\n")
+    policy.write_text("refused: false\n", encoding="utf-8")
     assert run(folder, *options, "--policy", policy) == 0
     assert not any(line["flags"] for line in lines(out))
 
@@ -256,7 +257,7 @@ def test_bad_input_is_named(
     paths["empty"].mkdir()
     for name, text in POLICIES.items():
         paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(text)
+        paths[name].write_text(text, encoding="utf-8")
     args, expected = WRONG[wrong]
     assert run(*(arg.format(**paths) for arg in args)) == 2
     assert expected in capsys.readouterr().err
@@ -277,7 +278,7 @@ def test_a_hub_repository_is_scanned_in_parts(
     for what in ("someone/loras", "hub:someone", "hub:someone/loras"):
         args = ["scan", what, "--model", bundle, "--json", out, "--cache", tmp_path / what]
         command = [sys.executable, "-m", "lora_ws", *map(str, args)]
-        done = subprocess.run(command, env=hub_env(), capture_output=True, text=True)
+        done = subprocess.run(command, env=hub_env(), capture_output=True, encoding="utf-8")
         assert done.returncode == 3, done.stderr
         found = {line["file"].rpartition("/")[2]: line for line in lines(out)}
         assert {name: became(line) for name, line in found.items()} == {
@@ -302,11 +303,11 @@ def test_a_hub_that_fails_in_the_middle_stops_nothing(
     names = ("good", "gone")
     listed = tmp_path / "list.txt"
     lines_of = [f"hub:someone/loras/{name}.safetensors" for name in names]
-    listed.write_text("\n".join([*lines_of, "hub:nobody/loras/a.safetensors"]))
+    listed.write_text("\n".join([*lines_of, "hub:nobody/loras/a.safetensors"]), encoding="utf-8")
     out = tmp_path / "o.jsonl"
     args = ["scan", listed, "--model", bundle, "--json", out, "--cache", tmp_path / "cache"]
     command = [sys.executable, "-m", "lora_ws", *map(str, args)]
-    done = subprocess.run(command, env=hub_env(), capture_output=True, text=True)
+    done = subprocess.run(command, env=hub_env(), capture_output=True, encoding="utf-8")
     assert done.returncode == 3, done.stderr
     assert [became(line) for line in lines(out)] == ["judged", "missing", "remote"]
 

@@ -211,7 +211,7 @@ def test_an_index_killed_in_the_middle_goes_on(tmp_path):
     with (folder / index_store.SKETCHES).open("ab") as file:
         file.write(b"torn" * 77)
     (folder / index_store.ROWS / "000000.partial").write_bytes(b"torn")
-    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "0"], capture_output=True, check=True, encoding="utf-8")
     assert done.stdout.strip() == "40"
     index = Index.open(folder)
     np.testing.assert_array_equal(index.sketches, whole.sketches)
@@ -250,11 +250,13 @@ def test_an_empty_index_and_an_update_of_zero_resemble_nothing(tmp_path):
 def broken(folder: Path, what: str) -> None:
     part = folder / index_store.ROWS / "000000.parquet"
     if what == "head":
-        (folder / index_store.HEAD).write_text("{}")
+        (folder / index_store.HEAD).write_text("{}", encoding="utf-8")
     elif what == "no json":
         (folder / index_store.HEAD).write_bytes(b"\xff\x00")
     elif what == "method":
-        (folder / index_store.HEAD).write_text('{"method": "of another version", "side": 16}')
+        (folder / index_store.HEAD).write_text(
+            '{"method": "of another version", "side": 16}', encoding="utf-8"
+        )
     elif what == "sketches cut":
         with (folder / index_store.SKETCHES).open("r+b") as file:
             file.truncate(1000)
@@ -309,7 +311,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_killed_beginning_is_begun_again(tmp_path):
     (tmp_path / "rows").mkdir()
-    (tmp_path / "index.json.partial").write_text('{"meth')
+    (tmp_path / "index.json.partial").write_text('{"meth', encoding="utf-8")
     assert len(Index.build(tmp_path, synthetic(2))) == 2
 
 

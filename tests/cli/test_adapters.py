@@ -54,7 +54,7 @@ def test_inspect_tells_base_ranks_scales_and_norm(
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html></html>")
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
     assert main(["inspect", str(tmp_path / "page.safetensors")]) == 2
     assert "page.safetensors" in capsys.readouterr().err
 
@@ -128,8 +128,10 @@ def test_a_pickle_is_converted_on_request(name: str, file: Path, tmp_path: Path)
 def test_a_pickled_folder_of_peft_keeps_its_scale(file: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "old", tmp_path / "out"
     assert main(["convert", str(file), str(folder), "--to", "peft"]) == 0
-    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 3}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) | {
+        "lora_alpha": 3
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     torch.save(load_torch(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
     assert main(["convert", str(folder), str(out), "--to", "kohya"]) == 2

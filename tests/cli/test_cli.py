@@ -32,7 +32,7 @@ def call(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Complete
         cwd=cwd,
         env={**os.environ, "COLUMNS": "200", **env},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
 
 
@@ -65,7 +65,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'lightning', 'numpy', 'wandb', 'jsonargparse'} & set(sys.modules); "
         "print('HEAVY', heavy); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert done.returncode == 0
     assert "HEAVY set()" in done.stdout
     for command in ("data import", "featurize", "train", "evaluate", "predict"):
@@ -77,14 +77,14 @@ def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets() 
         "import sys, lora_ws; lora_ws.StatsLayerDense; lora_ws.load; "
         "print({'lightning', 'wandb', 'datasets'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_every_public_name_resolves() -> None:
     for name in lora_ws.__all__:
         assert getattr(lora_ws, name) is not None
-    source = (ROOT / "lora_ws" / "__init__.py").read_text()
+    source = (ROOT / "lora_ws" / "__init__.py").read_text(encoding="utf-8")
     typed = source[source.index("TYPE_CHECKING:") : source.index("__version__ =")]
     words = set(re.findall(r"\b[A-Za-z_]+\b", typed))
     assert set(lora_ws.__all__) - {"__version__"} <= words
@@ -173,12 +173,17 @@ def test_a_single_experiment_keeps_the_others_of_its_folder(
     out = ["--out", str(tmp_path), "--fit.max_epochs", "2", "--subset", "shared/class"]
     assert main(["train", "--featurizer", "StatsFlatVec", "--seeds", "2", *out]) == 0
     assert main(["train", "--featurizer", "FlatVecPCA", "--seeds", "1", *out]) == 0
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| StatsFlatVec |" in table
     assert "| FlatVecPCA |" in table
     assert main(["train", "--featurizer", "StatsFlatVec", "--seeds", "1", *out]) == 0
-    assert "seeds: 1 to 2" in (tmp_path / "table.md").read_text()
-    assert yaml.safe_load((tmp_path / "StatsFlatVec" / "config.yaml").read_text())["seeds"] == 2
+    assert "seeds: 1 to 2" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert (
+        yaml.safe_load((tmp_path / "StatsFlatVec" / "config.yaml").read_text(encoding="utf-8"))[
+            "seeds"
+        ]
+        == 2
+    )
 
 
 def test_bundled_collections_cannot_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,14 +200,14 @@ def test_flags_may_have_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_yaml_typo_names_file_and_nearest_key(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("sedes: 3\n")
+    (tmp_path / "c.yaml").write_text("sedes: 3\n", encoding="utf-8")
     done = call("train", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "unknown option `sedes`, did you mean `seeds`?" in done.stderr
 
 
 def test_default_below_yaml_below_flag(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("seeds: 7\nfit: {lr: 0.5, batch_size: 4}\n")
+    (tmp_path / "c.yaml").write_text("seeds: 7\nfit: {lr: 0.5, batch_size: 4}\n", encoding="utf-8")
     done = call("train", "--config", "c.yaml", "--fit.lr", "0.25", "--print_config", cwd=tmp_path)
     assert done.returncode == 0
     config = yaml.safe_load(done.stdout)
@@ -213,15 +218,18 @@ def test_default_below_yaml_below_flag(tmp_path: Path) -> None:
 
 
 def test_train_prints_a_table_and_leaves_a_folder(trained: Path) -> None:
-    table = (trained / "table.md").read_text()
+    table = (trained / "table.md").read_text(encoding="utf-8")
     assert table.startswith("| Representation | Numbers | Accuracy |")
     assert "350/50/100" in table
     assert (trained / "bundle" / "model.safetensors").is_file()
-    assert len((trained / "StatsFlatVec" / "records.jsonl").read_text().splitlines()) == 1
+    assert (
+        len((trained / "StatsFlatVec" / "records.jsonl").read_text(encoding="utf-8").splitlines())
+        == 1
+    )
 
 
 def test_evaluate_repeats_the_test_accuracy_of_the_record(trained: Path) -> None:
-    record = json.loads((trained / "StatsFlatVec" / "records.jsonl").read_text())
+    record = json.loads((trained / "StatsFlatVec" / "records.jsonl").read_text(encoding="utf-8"))
     done = call("evaluate", "--model", str(trained / "bundle"))
     assert done.returncode == 0, done.stderr
     accuracy = float(re.search(r"accuracy\s+([\d.]+)", done.stdout).group(1))  # type: ignore[union-attr]
@@ -325,6 +333,6 @@ def test_a_missing_extra_is_named() -> None:
         "import sys; sys.modules['diffusers'] = None\n"
         "from lora_ws.cli import main; sys.exit(main(['zoo', 'build']))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert run.returncode == 2
     assert "pip install 'lora_ws[diffusion]'" in run.stderr

@@ -43,7 +43,7 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
 ) -> None:
     out = tmp_path / "out"
     assert run(*args, "--budget", budget, "--out", out) == 0
-    told = json.loads((out / "edit.json").read_text())
+    told = json.loads((out / "edit.json").read_text(encoding="utf-8"))
     own, random, largest = told["outcomes"]
     assert own["changed"] == random["changed"] == largest["changed"]
     edit = SparseEdit.load(out / "edit.safetensors")
@@ -64,7 +64,7 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
 def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None:
     assert run(*args, "--budget", 0.02, "--scores", "integrated", "--out", tmp_path) == 0
     edit = SparseEdit.load(tmp_path / "edit.safetensors")
-    told = json.loads((tmp_path / "edit.json").read_text())
+    told = json.loads((tmp_path / "edit.json").read_text(encoding="utf-8"))
     assert told["scores"] == edit.facts["scores"] == "integrated"
     pipeline, prompt = load_pipeline("digit-sd"), "a photo of one"
     if args[0] == "erase":

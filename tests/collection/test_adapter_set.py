@@ -171,7 +171,7 @@ def test_save_does_not_continue_what_another_set_began(zoo: AdapterSet, tmp_path
     head = {"origin": {"origin": "arrays"}, "fingerprint": LAYOUT.fingerprint}
     lines = [head, {"rows": N, "quarantine": []}]
     journal = tmp_path / "s.partial" / "journal.jsonl"
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     other = replace(zoo, weights=zoo.weights + 1)
     np.testing.assert_array_equal(
         AdapterSet.open(other.save(tmp_path / "s")).weights, other.weights
@@ -228,11 +228,11 @@ def test_damage_is_named(name: str, store: Path):
 
 
 def test_cards_of_other_versions_are_read(store: Path):
-    card = yaml.safe_load((store / "card.yaml").read_text())
+    card = yaml.safe_load((store / "card.yaml").read_text(encoding="utf-8"))
     del card["citation"], card["split"]["group"]
     card |= {"from_the_future": 1, "split": card["split"] | {"new": 2}}
-    (store / "card.yaml").write_text(yaml.safe_dump(card))
+    (store / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     assert AdapterSet.open(store).card == DatasetCard(name="z", classes=("dog", "cat"))
     del card["split"]
-    (store / "card.yaml").write_text(yaml.safe_dump(card))
+    (store / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     assert AdapterSet.open(store).card.split == SplitRule()

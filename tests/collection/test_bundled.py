@@ -115,7 +115,9 @@ def test_recipe_of_a_bundled_collection_is_the_one_in_training(name: str):
     from lora_ws.config import spec_files
 
     recipe = load(name).manifest["recipe"]
-    written = yaml.safe_load(spec_files("training")[f"zoo/{name.replace('-', '_')}"].read_text())
+    written = yaml.safe_load(
+        spec_files("training")[f"zoo/{name.replace('-', '_')}"].read_text(encoding="utf-8")
+    )
     assert recipe["base"] == "tiny-sd"
     assert recipe["photos"]["words"] == written["photos"]["words"]
     assert recipe["seed"] == written["seed"]

@@ -35,7 +35,7 @@ def write_repositories(root: Path) -> None:
     for name, part in [(FIRST, slice(0, 2)), (SECOND, slice(2, 4))]:
         table = make_table(values[ROWS:][part], sd15_layers())
         write_parquet(root / "datasets" / ONE_K / name, table)
-        (root / "datasets" / ONE_K / "README.md").write_text("about")
+        (root / "datasets" / ONE_K / "README.md").write_text("about", encoding="utf-8")
 
 
 def digest(values: np.ndarray) -> str:

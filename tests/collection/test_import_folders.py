@@ -73,7 +73,7 @@ def test_metadata_of_later_files_is_kept(tmp_path: Path):
 def test_unusable_metadata_is_a_problem_of_its_file(text: str, message: str, tmp_path: Path):
     for name, vector in zip("abc", weights(3), strict=True):
         write_adapter(tmp_path / "in" / name / NAME, vector, metadata={"leaf_id": 1})
-    (tmp_path / "in" / "b" / "metadata.json").write_text(text)
+    (tmp_path / "in" / "b" / "metadata.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message) as error:
         import_collection(tmp_path / "in", tmp_path / "s")
     assert str(error.value).startswith(f"b/{NAME}: ")

@@ -136,7 +136,7 @@ def partial(tmp_path: Path, name: str) -> Path:
 
 
 def test_half_written_journal_line_does_not_count(begun: Path, tmp_path: Path):
-    with partial(tmp_path, "journal.jsonl").open("a") as journal:
+    with partial(tmp_path, "journal.jsonl").open("a", encoding="utf-8") as journal:
         journal.write('{"rows": 2, "quar')
     import_collection(begun, tmp_path / "s")
     np.testing.assert_array_equal(AdapterSet.open(tmp_path / "s").weights, weights(20))
@@ -211,7 +211,7 @@ def test_skipping_import_does_not_go_on_strictly(tmp_path: Path):
     with pytest.raises(DataError, match=r"has listed 1 entries aside"):
         import_collection(file, tmp_path / "s")
     assert len(import_collection(file, tmp_path / "s", on_error="skip")) == 19
-    listed = (tmp_path / "s" / "quarantine.jsonl").read_text().splitlines()
+    listed = (tmp_path / "s" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"] for line in listed] == [3]
 
 

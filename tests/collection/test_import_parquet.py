@@ -178,7 +178,7 @@ def test_class_numbers_are_spelt_out_and_minus_one_is_no_label(tmp_path: Path):
 def test_store_says_where_it_comes_from(tmp_path: Path):
     file = write_parquet(tmp_path / "a.parquet", make_table(weights(4)))
     import_collection(file, tmp_path / "s", origin={"hub_id": "o/n", "commit": "c0ffee"})
-    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["rows"], manifest["quarantined"]) == (4, 0)
     assert (manifest["hub_id"], manifest["commit"]) == ("o/n", "c0ffee")
     assert manifest["fingerprint"] == LAYOUT.fingerprint

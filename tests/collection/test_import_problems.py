@@ -114,7 +114,10 @@ def shards(tmp_path: Path) -> Path:
 
 
 def quarantine(store: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (store / "quarantine.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (store / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)

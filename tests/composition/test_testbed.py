@@ -28,7 +28,7 @@ def listed(style: str) -> dict[str, list[dict[str, object]]]:
 
 def write(folder: Path, content: object, name: str = "reality.json") -> Path:
     file = folder / name
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     return file
 
 
@@ -81,7 +81,7 @@ WRONG = {
 def test_what_is_no_list_is_named(wrong: str, tmp_path: Path) -> None:
     text, message = WRONG[wrong]
     file = tmp_path / "list.json"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         Testbed.open(file)
 

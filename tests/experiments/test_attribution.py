@@ -22,7 +22,7 @@ def spec() -> AttributionSpec:
 def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: Path) -> None:
     report = run_attribution(spec, tmp_path / "out") / "report.html"
     file = tmp_path / "out" / "records.jsonl"
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     found = {r["stage"]: r["values"] for r in map(json.loads, lines)}
     assert list(found) == list(STAGES)
     assert sum(found["ablation"]["shares"]) == pytest.approx(1)
@@ -42,9 +42,9 @@ def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: P
     dom, probe = open_page(report, tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (2, 2, [])
     assert "94.1 %" in dom
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
     run_attribution(spec, tmp_path / "out")
-    assert len(file.read_text().splitlines()) == len(lines)
+    assert len(file.read_text(encoding="utf-8").splitlines()) == len(lines)
     with pytest.raises(ConfigError, match="holds another experiment"):
         run_attribution(replace(spec, steps=9), tmp_path / "out")
 

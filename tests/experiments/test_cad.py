@@ -24,7 +24,7 @@ def spec() -> CadSpec:
 def test_a_report_of_every_method_that_resumes(spec: CadSpec, tmp_path: Path) -> None:
     report = run_cad(spec, tmp_path / "out") / "report.html"
     file = tmp_path / "out" / "records.jsonl"
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["method"] for record in records].count("none") == 1
     assert {record["method"] for record in records} == {"none", *METHODS}
@@ -33,9 +33,9 @@ def test_a_report_of_every_method_that_resumes(spec: CadSpec, tmp_path: Path) ->
     assert (probe["images"], probe["shown"], probe["fetched"]) == (1, 1, [])
     assert all(method in dom for method in METHODS)
     # As a kill in the middle of the last line leaves it.
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
     run_cad(spec, tmp_path / "out")
-    assert file.read_text().splitlines() == lines
+    assert file.read_text(encoding="utf-8").splitlines() == lines
     with pytest.raises(ConfigError, match="holds another experiment"):
         run_cad(replace(spec, images=2), tmp_path / "out")
 

@@ -25,7 +25,7 @@ def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: 
     spec = replace(full, sizes=(5,), steps=2, images=1, digits=1, taus=(1, 2), tau_size=5)
     report = run_composition(spec, tmp_path / "out") / "report.html"
     file = tmp_path / "out" / "records.jsonl"
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     records = [CompositionRecord(**json.loads(line)) for line in lines]
     assert {record.method for record in records} == {*METHODS, "switch, tau 1", "switch, tau 2"}
     sets = {(record.size, bool(record.kept)): len(record.sets) for record in records}
@@ -39,9 +39,9 @@ def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: 
     assert (probe["images"], probe["shown"], probe["fetched"]) == (3, 3, [])
     assert all(method in dom for method in METHODS)
     # As a kill in the middle of the last line leaves it.
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
     run_composition(spec, tmp_path / "out")
-    assert file.read_text().splitlines() == lines
+    assert file.read_text(encoding="utf-8").splitlines() == lines
     with pytest.raises(ConfigError, match="holds another experiment"):
         run_composition(replace(spec, images=2), tmp_path / "out")
 
@@ -54,7 +54,7 @@ def test_switch_and_composite_keep_digits_that_merging_breaks(
     run_composition(spec, tmp_path)
     records = [
         CompositionRecord(**json.loads(line))
-        for line in (tmp_path / "records.jsonl").read_text().splitlines()
+        for line in (tmp_path / "records.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     kept = {r.method: float(np.mean(r.kept)) for r in records if r.kept and r.size == 3}
     assert min(kept["switch"], kept["composite"]) >= kept["merge"] + 0.2

@@ -26,7 +26,7 @@ class Made:
 
     def run(self) -> str:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(self.command, env=env, capture_output=True, text=True)
+        done = subprocess.run(self.command, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
-    text = (made.out / "table1" / "report.md").read_text()
+    text = (made.out / "table1" / "report.md").read_text(encoding="utf-8")
     for row in ("FlatVec", "FlatVecPCA", "StatsFlatVec", "StatsLayer", "StatsLayerDense"):
         assert f"| {row} |" in text
     assert "| DeltaPCA (ours) |" in text
@@ -48,13 +48,17 @@ def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
     for control in ("A only", "B only", "norms only", "metadata only"):
         assert f"| control: {control} |" in text
     assert "shuffled labels" in text
-    latex = (made.out / "table1" / "tables.tex").read_text()
+    latex = (made.out / "table1" / "tables.tex").read_text(encoding="utf-8")
     assert latex.count(r"\begin{tabular}") == text.count("|---|") > 3
 
 
 def test_the_records_behind_the_report_are_the_runs(made: Made):
     lines = read_lines(made.out / "table1" / "records.jsonl")
-    runs = [json.loads(x) for f in made.out.rglob("runs/**/records.jsonl") for x in f.open()]
+    runs = [
+        json.loads(x)
+        for f in made.out.rglob("runs/**/records.jsonl")
+        for x in f.open(encoding="utf-8")
+    ]
     assert len(lines) == len(runs) > 10
     assert {line["experiment"] for line in lines} >= {"table1/flat_vec", "table1/delta_pca"}
 
@@ -72,10 +76,10 @@ def test_the_page_opens_with_all_its_pictures_and_nothing_from_elsewhere(
 def test_again_runs_nothing_and_says_the_same(made: Made):
     files = sorted(made.out.rglob("runs/**/records.jsonl"))
     before = [file.stat().st_mtime_ns for file in files]
-    report = (made.out / "table1" / "report.md").read_text()
+    report = (made.out / "table1" / "report.md").read_text(encoding="utf-8")
     made.run()
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert (made.out / "table1" / "report.md").read_text() == report
+    assert (made.out / "table1" / "report.md").read_text(encoding="utf-8") == report
 
 
 def test_other_data_under_the_same_runs_are_refused(

@@ -51,7 +51,7 @@ def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, tmp_path
 
 def test_csv_and_table_say_what_the_records_say(spec: SweepSpec, tmp_path: Path):
     points = run_sweep(spec, tmp_path / "sweep")
-    with write_csv(points, tmp_path / "layers.csv").open() as stream:
+    with write_csv(points, tmp_path / "layers.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row, point in zip(rows, points, strict=True):
         values = [record.test["accuracy"] for record in point.records]
@@ -77,7 +77,9 @@ def test_a_sweep_of_the_batched_engine_trains_all_layers_together(spec: SweepSpe
     stacked = replace(spec, trainer=TrainerSpec(engine="batched"), seeds=1)
     run_sweep(stacked, tmp_path / "stacked")
     # A record that is there is kept, and what is missing is added.
-    kept = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text()
+    kept = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text(
+        encoding="utf-8"
+    )
     together = run_sweep(replace(stacked, seeds=2), tmp_path / "stacked")
     assert not (tmp_path / "stacked" / "layers" / ".state").exists()
     for one, other in zip(alone, together, strict=True):
@@ -85,7 +87,9 @@ def test_a_sweep_of_the_batched_engine_trains_all_layers_together(spec: SweepSpe
         for mine, theirs in zip(one.records, other.records, strict=True):
             assert mine.val_loss == pytest.approx(theirs.val_loss, rel=1e-3)
             assert (mine.seed, mine.name) == (theirs.seed, theirs.name)
-    again = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text()
+    again = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text(
+        encoding="utf-8"
+    )
     assert again.startswith(kept)
 
 
@@ -121,11 +125,13 @@ def test_a_killed_sweep_goes_on_and_doubles_nothing(spec: SweepSpec, tmp_path: P
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, "processes end with the one that started them"
-    files = {file: file.read_text() for file in out.rglob("records.jsonl")}
+    files = {file: file.read_text(encoding="utf-8") for file in out.rglob("records.jsonl")}
     subprocess.run([*command, "--processes", "1"], env=env, check=True, capture_output=True)
     assert len(list(out.rglob("records.jsonl"))) == 4
     for file in out.rglob("records.jsonl"):
-        seeds = [json.loads(line)["seed"] for line in file.read_text().splitlines()]
+        seeds = [json.loads(line)["seed"] for line in file.read_text(encoding="utf-8").splitlines()]
         assert seeds == [0, 1, 2]
         whole = files.get(file, "").rpartition("\n")[0]
-        assert file.read_text().startswith(whole), "finished seeds are kept, not run again"
+        assert file.read_text(encoding="utf-8").startswith(whole), (
+            "finished seeds are kept, not run again"
+        )

@@ -64,7 +64,7 @@ def sealed(folder: Path, info: dict[str, Any]) -> None:
     info.pop("info_sha256", None)
     text = json.dumps(info, sort_keys=True).encode()
     info["info_sha256"] = hashlib.sha256(text).hexdigest()
-    (folder / "bundle.json").write_text(json.dumps(info))
+    (folder / "bundle.json").write_text(json.dumps(info), encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", PAPER)
@@ -110,7 +110,7 @@ def test_folder_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
         "bundle.json",
         "README.md",
     }
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert all(name in card for name in bundle.classes)
     assert "expected calibration error" in card
     assert "MiB" in card
@@ -127,14 +127,17 @@ def test_damage_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     elif damage == "truncate":
         model.write_bytes(model.read_bytes()[:100])
     elif damage == "json":
-        info.write_text(info.read_text()[:-10])
+        info.write_text(info.read_text(encoding="utf-8")[:-10], encoding="utf-8")
     elif damage == "missing":
         model.unlink()
     elif damage == "classes":
-        held = json.loads(info.read_text())
-        info.write_text(json.dumps({**held, "classes": held["classes"][::-1]}))
+        held = json.loads(info.read_text(encoding="utf-8"))
+        info.write_text(json.dumps({**held, "classes": held["classes"][::-1]}), encoding="utf-8")
     else:
-        info.write_text(json.dumps({**json.loads(info.read_text()), "format": 99}))
+        info.write_text(
+            json.dumps({**json.loads(info.read_text(encoding="utf-8")), "format": 99}),
+            encoding="utf-8",
+        )
     with pytest.raises(DataError, match=str(folder)):
         Bundle.load(folder)
 
@@ -147,7 +150,7 @@ def test_bundle_of_the_first_format_answers_without_calibration(
     tensors = load_file(folder / "model.safetensors")
     del tensors["confidence.directions"]
     save_file(tensors, folder / "model.safetensors")
-    info = json.loads((folder / "bundle.json").read_text())
+    info = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     del info["gauge"]
     sealed(folder, {**info, "format": 1, "thresholds": {}, "calibration": None})
     old = Bundle.load(folder)
@@ -167,7 +170,7 @@ def test_verdicts_survive_saving(bundle: Bundle, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((20, bundle.layout.size), dtype=np.float32)
     folder = bundle.save(tmp_path / "bundle")
     assert Bundle.load(folder).verdict(rows) == bundle.verdict(rows)
-    assert json.loads((folder / "bundle.json").read_text())["gauge"] == "raw"
+    assert json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["gauge"] == "raw"
     arrays = load_file(folder / "model.safetensors").values()
     assert bundle.size_mb == pytest.approx(sum(a.nbytes for a in arrays) / 2**20)
 
@@ -177,7 +180,7 @@ def test_directions_of_another_width_are_refused(bundle: Bundle, tmp_path: Path)
     tensors = load_file(folder / "model.safetensors")
     tensors["confidence.directions"] = tensors["confidence.directions"][:, 1:].copy()
     save_file(tensors, folder / "model.safetensors")
-    sealed(folder, json.loads((folder / "bundle.json").read_text()))
+    sealed(folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8")))
     with pytest.raises(DataError, match="directions of shape"):
         Bundle.load(folder)
 
@@ -189,7 +192,7 @@ def test_no_bundle_says_so(tmp_path: Path) -> None:
 
 def test_foreign_featurizer_class_needs_trust(bundle: Bundle, tmp_path: Path) -> None:
     folder = bundle.save(tmp_path / "bundle")
-    info = json.loads((folder / "bundle.json").read_text())
+    info = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     info["featurizer"] = {
         "class_path": "sklearn.preprocessing.StandardScaler",
         "init_args": {},
@@ -235,7 +238,7 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(
     load("lora-ws-mini")
     env = hub_env()
     args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]
-    done = subprocess.run(args, env=env, capture_output=True, text=True)
+    done = subprocess.run(args, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) == 40
     offline = "from lora_ws import Bundle; print(Bundle.from_pretrained('me/reader').revision)"
@@ -243,17 +246,23 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(
     assert subprocess.run(code, env=env).returncode == 0  # notes what main stands for
     for change in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         cached = subprocess.run(
-            [sys.executable, "-c", offline], env={**env, **change}, capture_output=True, text=True
+            [sys.executable, "-c", offline],
+            env={**env, **change},
+            capture_output=True,
+            encoding="utf-8",
         )
         assert cached.stdout.strip() == done.stdout.strip(), cached.stderr
     missing = "from lora_ws import Bundle; Bundle.from_pretrained('me/nothing')"
     refused = subprocess.run(
-        [sys.executable, "-c", missing], env=env, capture_output=True, text=True
+        [sys.executable, "-c", missing], env=env, capture_output=True, encoding="utf-8"
     )
     assert "NotAvailableError: me/nothing does not exist, or is private" in refused.stderr
     push = f"from lora_ws import Bundle; Bundle.load({str(folder)!r}).push_to_hub('me/other')"
     anonymous = {key: value for key, value in env.items() if key != "HF_TOKEN"}
     refused = subprocess.run(
-        [sys.executable, "-c", push], env=anonymous, capture_output=True, text=True
+        [sys.executable, "-c", push],
+        env=anonymous,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert "NotAvailableError: me/other wants a login" in refused.stderr

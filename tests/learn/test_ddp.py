@@ -58,8 +58,8 @@ def started(args: list[str], cwd: Path, **env: str) -> Iterator[subprocess.Popen
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
+        encoding="utf-8",
     )
     try:
         yield child
@@ -93,7 +93,7 @@ def test_two_processes_find_what_one_finds(store: str, tmp_path: Path) -> None:
     for spec in ExperimentSpec(store, split="part", fit=FIT).rows():
         folder = tmp_path / "run" / spec.slug
         both = read_records(folder / "records.jsonl")
-        assert len((folder / "records.jsonl").read_text().splitlines()) == 2
+        assert len((folder / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
         line = f"{spec.name}: test accuracy {summarise(both, 'accuracy').percent()} %, n = 2"
         assert said.splitlines().count(line) == 1
         prepared = prepare(spec)
@@ -135,7 +135,7 @@ def test_a_killed_rank_ends_all_and_the_same_command_resumes(store: str, tmp_pat
         finish(child)
     again = read_records(seed.parent / "records.jsonl")
     assert [r.timeless() for r in again] == [r.timeless() for r in whole]
-    assert len((seed.parent / "records.jsonl").read_text().splitlines()) == 1
+    assert len((seed.parent / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     curve = pd.read_csv(seed / "metrics.csv")
     assert curve.epoch.tolist() == list(range(LONG.max_epochs))
     assert curve.val_accuracy[0] == -1, "it began anew instead of resuming"
@@ -178,7 +178,7 @@ def test_one_process_resumes_wherever_it_was_cut(
     again = run(spec, tmp_path / "cut")
     assert [r.timeless() for r in again] == [r.timeless() for r in whole]
     curves = [tmp_path / name / "seed-0" / "metrics.csv" for name in ("whole", "cut")]
-    assert curves[0].read_text() == curves[1].read_text()
+    assert curves[0].read_text(encoding="utf-8") == curves[1].read_text(encoding="utf-8")
 
 
 def test_a_checkpoint_of_another_experiment_does_not_count(

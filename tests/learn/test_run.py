@@ -146,7 +146,9 @@ def test_a_regression_runs_in_a_folder_without_a_bundle(
     (record,) = run(replace(spec, seeds=1, fit=FAST), tmp_path / "run")
     assert read_records(tmp_path / "run" / "records.jsonl") == [record]
     assert (tmp_path / "run" / "seed-0" / "curves.png").is_file()
-    assert "a regression has none" in (tmp_path / "run" / "no_bundle.txt").read_text()
+    assert "a regression has none" in (tmp_path / "run" / "no_bundle.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,10 +206,10 @@ def test_run_folder_explains_itself(spec: ExperimentSpec, tmp_path: Path) -> Non
     out = tmp_path / "run"
     records = run(spec, out)
     assert records == read_records(out / "records.jsonl")
-    config = yaml.safe_load((out / "config.yaml").read_text())
+    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert config["featurizer"]["class_path"] == "lora_ws.featurizers.StatsLayer"
     assert load_spec(ExperimentSpec, out / "config.yaml").fit == FAST
-    assert json.loads((out / "versions.json").read_text())["torch"]
+    assert json.loads((out / "versions.json").read_text(encoding="utf-8"))["torch"]
     for seed in range(2):
         folder = out / f"seed-{seed}"
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -223,13 +225,13 @@ def test_a_finished_seed_is_not_run_again(spec: ExperimentSpec, tmp_path: Path) 
     both = run(spec, tmp_path / "run")
     assert both[0] == first[0]  # the times too: it was read, not run
     assert [record.seed for record in both] == [0, 1]
-    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_half_a_record_is_run_again(spec: ExperimentSpec, tmp_path: Path) -> None:
     whole = run(spec, tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
-    file.write_text(file.read_text()[:-40])
+    file.write_text(file.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     again = run(spec, tmp_path / "run")
     assert [r.timeless() for r in again] == [r.timeless() for r in whole]
 
@@ -248,7 +250,7 @@ def test_killed_run_resumes_to_identical_records(spec: ExperimentSpec, tmp_path:
     args = [sys.executable, "-m", "lora_ws", "train", "--config", "config.yaml"]
     args += ["--out", str(out.parent)]
     config = tmp_path / "whole" / "config.yaml"
-    (tmp_path / "config.yaml").write_text(config.read_text())
+    (tmp_path / "config.yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
     child = subprocess.Popen(args, cwd=tmp_path, env=os.environ.copy())
     records = out / "records.jsonl"
     deadline = time.monotonic() + 60
@@ -295,7 +297,8 @@ def test_third_party_transformer_by_dotted_path(spec: ExperimentSpec, tmp_path: 
         "        columns = [m.columns for m in self.layout.matrices]\n"
         "        parts = [np.linalg.norm(rows[:, c], axis=1) for c in columns]\n"
         "        return np.stack(parts, 1).astype(rows.dtype)\n"
-        "    def _names(self): return [m.name for m in self.layout.matrices]\n"
+        "    def _names(self): return [m.name for m in self.layout.matrices]\n",
+        encoding="utf-8",
     )
     args = ["train", "--dataset", spec.dataset, "--seeds", "1", "--out", "out"]
     args += ["--featurizer", "third_party.Norms", "--featurizer.power", "2.0"]
@@ -346,7 +349,9 @@ def test_a_signal_during_training_is_no_success(
     args += ["--featurizer", "FlatVec", "--fit.max_epochs", "100000", "--fit.patience", "100000"]
     # A shell starts its background jobs with SIGINT ignored, and children inherit that.
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    child = subprocess.Popen(
+        args, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed, encoding="utf-8"
+    )
     deadline = time.monotonic() + 90
     csv = tmp_path / "run" / "FlatVec" / "seed-0" / "metrics.csv"
     while not csv.exists() and child.poll() is None and time.monotonic() < deadline:
@@ -482,16 +487,18 @@ def test_a_sweep_keeps_records_and_curves_only(spec: ExperimentSpec, tmp_path: P
     records = run(spec, out, full=False)
     names = {path.name for path in out.iterdir()} - {".lock"}
     assert names == {"config.yaml", "versions.json", "records.jsonl", "curves.jsonl"}
-    lines = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "curves.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [len(line["curves"]) for line in lines] == [record.epochs for record in records]
 
 
 def test_records_of_another_version_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
     run(replace(spec, seeds=1), tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
-    line = json.loads(file.read_text())
+    line = json.loads(file.read_text(encoding="utf-8"))
     del line["best_epoch"]
-    file.write_text(json.dumps(line) + "\n")
+    file.write_text(json.dumps(line) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"another version of this library.*best_epoch"):
         run(spec, tmp_path / "run")
-    assert json.loads(file.read_text()) == line, "nothing is lost"
+    assert json.loads(file.read_text(encoding="utf-8")) == line, "nothing is lost"

@@ -39,7 +39,7 @@ def room(path: Path) -> str:
 
 def imported_rooms(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path}: relative import"
             names.add(node.module)
@@ -69,7 +69,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     names = {module_of(path): path for path in MODULES if path.stem != "__init__"}
     imports = {}
     for name, path in names.items():
-        nodes = ast.walk(ast.parse(path.read_text()))
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         imports[name] = {n.module for n in nodes if isinstance(n, ast.ImportFrom)} & set(names)
     while leaves := {name for name, needs in imports.items() if not needs & set(imports)}:
         imports = {name: needs for name, needs in imports.items() if name not in leaves}

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "trai
 
 
 def commands(page: Path) -> list[str]:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line for language, block in fenced if not language for line in block.splitlines()]
     found = [line.partition("  #")[0].strip() for line in lines]
@@ -41,7 +41,9 @@ def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyP
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     quick = ["--subset", "shared/class", "--seeds", "1", "--fit.max_epochs", "1"]
     assert main(["train", "--featurizer", "StatsFlatVec", *quick]) == 0
@@ -61,12 +63,14 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_links_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "datasets/README.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_make_targets_of_the_documentation_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "CONTRIBUTING.md").read_text(
+        encoding="utf-8"
+    )
     for name in set(re.findall(r"\bmake (\w+)", text)):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name

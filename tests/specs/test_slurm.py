@@ -24,7 +24,7 @@ PROGRAMS = {
 def called(script: Path, folder: Path) -> tuple[str, Any]:
     """The command a script runs, and the spec that its flags make."""
     for name, body in PROGRAMS.items():
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     env = {
         "PATH": f"{folder}:{os.environ['PATH']}",
@@ -33,7 +33,9 @@ def called(script: Path, folder: Path) -> tuple[str, Any]:
         "SLURM_ARRAY_TASK_COUNT": "8",
     }
     root = script.parents[2]
-    done = subprocess.run(["bash", script], env=env, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", script], env=env, cwd=root, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     name, args = find_command(done.stdout.splitlines())
     args = [str(root / a) if a.endswith(".yaml") else a for a in args]
@@ -67,7 +69,9 @@ def test_a_task_of_a_sweep_takes_its_share(tmp_path: Path) -> None:
 
 def test_there_is_a_task_for_every_device(tmp_path: Path) -> None:
     _, spec = called(FOLDER / "ddp.sh", tmp_path)
-    asked = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", (FOLDER / "ddp.sh").read_text()))
+    asked = dict(
+        re.findall(r"#SBATCH --([\w-]+)=(\S+)", (FOLDER / "ddp.sh").read_text(encoding="utf-8"))
+    )
     assert int(asked["nodes"]) == spec.trainer.num_nodes == 2
     assert int(asked["ntasks-per-node"]) == spec.trainer.devices == 8
     assert asked["gpus-per-node"].endswith(":8")

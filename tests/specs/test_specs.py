@@ -74,7 +74,7 @@ def test_recipe(name: str) -> None:
     kind = SweepSpec if name in SWEEPS else ExperimentSpec
     spec = load_spec(kind, TRAINING[name])
     assert spec.dataset in card_names()
-    header = TRAINING[name].read_text().splitlines()[0]
+    header = TRAINING[name].read_text(encoding="utf-8").splitlines()[0]
     assert header.startswith("# "), "a recipe states its expected result and cost first"
     assert len(header) > 20
 
@@ -132,7 +132,7 @@ def test_zoo_recipes() -> None:
     for name, kind in ZOO_RECIPES.items():
         spec = load_spec(kind, TRAINING[name])
         assert load_spec(kind, TRAINING[name]) == spec
-        assert TRAINING[name].read_text().startswith("# ")
+        assert TRAINING[name].read_text(encoding="utf-8").startswith("# ")
 
 
 def test_there_are_recipes() -> None:
@@ -161,7 +161,7 @@ def test_hugging_face_datasets_is_not_shadowed() -> None:
 
 
 def test_unknown_key_in_a_card_names_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("name: x\nlicense: MIT\n")
+    (tmp_path / "c.yaml").write_text("name: x\nlicense: MIT\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown option `license`, did you mean `licence`"):
         load_spec(DatasetCard, tmp_path / "c.yaml")
 

@@ -39,7 +39,7 @@ grid_every: 1000
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "recipe.yaml"
-    file.write_text(RECIPE)
+    file.write_text(RECIPE, encoding="utf-8")
     return file
 
 
@@ -76,7 +76,7 @@ def test_quality_is_not_measured_on_what_was_trained_on() -> None:
 def test_another_recipe_does_not_go_on(recipe: Path, tmp_path: Path) -> None:
     spec = load_spec(BaseSpec, recipe)
     (tmp_path / "x.work").mkdir()
-    (tmp_path / "x.work" / "recipe.json").write_text("{}")
+    (tmp_path / "x.work" / "recipe.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match="another recipe"):
         train_base(BaseSpec(**{**vars(spec), "out": tmp_path / "x"}))
 

@@ -206,7 +206,7 @@ if __name__ == "__main__":
 def test_a_killed_build_goes_on(zoo: AdapterSet, tmp_path: Path, processes: int) -> None:
     out = tmp_path / "zoo"
     script = tmp_path / "build.py"
-    script.write_text(KILLED)
+    script.write_text(KILLED, encoding="utf-8")
     process = subprocess.Popen([sys.executable, str(script), str(out), str(processes)])
     while not any(
         len(journal.read_bytes().splitlines()) >= 3 - (processes > 1)
@@ -261,7 +261,7 @@ def test_importers_read_it_back(write, zoo: AdapterSet, tmp_path: Path) -> None:
 
 def publish(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lora_ws", "zoo", "publish", *args]
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, encoding="utf-8")
 
 
 def test_publish(
@@ -278,7 +278,10 @@ def test_publish(
         "print(len(rows), len(rows.features))"
     )
     read = subprocess.run(
-        [sys.executable, "-c", script], env=hub_env(), capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env=hub_env(),
+        capture_output=True,
+        encoding="utf-8",
     )
     columns = len(zoo.rows.column_names) - 2 + len(zoo.layout.matrices)
     assert read.stdout.split() == [str(len(zoo)), str(columns)], read.stderr
@@ -317,7 +320,7 @@ def test_default_names_the_digits(tmp_path: Path) -> None:
         json.loads(
             (
                 Path(load.__code__.co_filename).parents[1] / "_assets" / "digit_sd" / "base.json"
-            ).read_text()
+            ).read_text(encoding="utf-8")
         )["quality"]["recognised"]
         > 0.9
     )

@@ -49,7 +49,7 @@ def test_a_batch_stays_within_its_memory() -> None:
     pipeline = load_pipeline("digit-sd")
     count = adapters_that_fit(pipeline, adapter_layout(pipeline.unet), FinetuneSpec(), 0.25)
     command = [sys.executable, "-c", MEASURE, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
     assert 0.05 < float(done.stdout) <= 0.25
 
 
