@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lora_ws.attribution.ablation import Drawing, ablate
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 
 RANK, ADAPTERS = 4, 5
 PROMPTS = {"tiny-sd": "a photo of fish", "digit-sd": "a photo of three"}
@@ -50,7 +50,7 @@ def compare(base: str, folder: Path, steps: int, args: Any) -> None:
     ours = load_pipeline(base)
     layout = adapter_layout(ours.unet, RANK)
     files = common.adapter_files(folder, layout, ADAPTERS, args.seed)
-    theirs, stack = common.with_adapters(load_pipeline(base), files), Stack.of(files)
+    theirs, stack = common.with_adapters(load_pipeline(base), files), AdapterStack.of(files)
     names = [file.stem for file in files]
     drawing = Drawing(PROMPTS[base], seed=args.seed, steps=steps)
     mine = ablate(ours, stack, drawing)

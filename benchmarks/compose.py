@@ -36,7 +36,7 @@ from lora_ws.diffusion.methods import Composite
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 
 RANK, COMPOSED, LOADED = 4, 3, 22
 PROMPTS = {"tiny-sd": "a photo of fish", "digit-sd": "a photo of three"}
@@ -63,7 +63,7 @@ def composite(base: str, folder: Path, steps: int, args: Any) -> None:
     batched, in_turn = load_pipeline(base), load_pipeline(base)
     layout = adapter_layout(batched.unet, RANK)
     files = common.adapter_files(folder, layout, COMPOSED, args.seed)
-    stack, one = Stack.of(files), torch.eye(COMPOSED)
+    stack, one = AdapterStack.of(files), torch.eye(COMPOSED)
     theirs = common.with_adapters(load_pipeline(base), files)
 
     def draw(pipeline: Any) -> Tensor:
@@ -101,7 +101,7 @@ def switching(n: int, folder: Path, rounds: int, args: Any) -> None:
     """Check that all ways of switching do the same, then time them."""
     ours = load_pipeline("tiny-sd")
     files = common.adapter_files(folder, adapter_layout(ours.unet, RANK), n, args.seed)
-    theirs, stack = common.with_adapters(load_pipeline("tiny-sd"), files), Stack.of(files)
+    theirs, stack = common.with_adapters(load_pipeline("tiny-sd"), files), AdapterStack.of(files)
     layers = [m for m in theirs.unet.modules() if isinstance(m, LoraLayer)]
     module = stack.bank.modules_of(ours.unet)[0]
     token = torch.zeros(1, 1, module.get_parameter("weight").shape[1])

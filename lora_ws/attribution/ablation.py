@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
 from lora_ws.diffusion.prompts import check_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ class Ablation:
 
 def ablate(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     *,
     start: int = 0,
@@ -134,7 +134,7 @@ def leave_one_out(k: int) -> Bool[Tensor, "m k"]:
 
 def draw_subsets(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     subsets: Bool[Tensor, "m k"],
     *,
@@ -159,7 +159,7 @@ def draw_subsets(
 
 def finish_subsets(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     subsets: Bool[Tensor, "m k"],
     latents: Float[Tensor, "1 channels h w"],
@@ -197,7 +197,7 @@ def finish_subsets(
 
 
 def _begun(
-    pipeline: Any, stack: Stack, drawing: Drawing, start: int, batch: int
+    pipeline: Any, stack: AdapterStack, drawing: Drawing, start: int, batch: int
 ) -> Float[Tensor, "1 channels h w"]:
     """The latents before a step of the drawing with all adapters."""
     _check(pipeline, stack, drawing, start, batch)
@@ -209,7 +209,7 @@ def _begun(
     return latents
 
 
-def _check(pipeline: Any, stack: Stack, drawing: Drawing, start: int, batch: int) -> None:
+def _check(pipeline: Any, stack: AdapterStack, drawing: Drawing, start: int, batch: int) -> None:
     if not 0 <= start < drawing.steps:
         raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
     if batch < 1:

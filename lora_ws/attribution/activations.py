@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.trajectory import Moment, record
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
 
@@ -110,7 +110,7 @@ def block_names(unet: nn.Module) -> tuple[str, ...]:
 
 def block_sensitivity(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawings: Sequence[Drawing],
     configurations: Any,
     *,

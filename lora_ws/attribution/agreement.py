@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, Drawing, ablate
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
 
@@ -91,7 +91,7 @@ def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agre
 
 def late_start_curve(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawings: Sequence[Drawing],
     starts: Sequence[float] = STARTS,
     *,

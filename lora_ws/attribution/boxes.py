@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.config import nearest
-from lora_ws.diffusion.gradients import asking
+from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import image_size
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 Method = Literal["norm", "factor_norm", "directional", "integrated"]
@@ -103,7 +103,7 @@ class BoxScores:
 
 def attribute_boxes(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     boxes: Sequence[Box | tuple[int, int, int, int]],
     *,
@@ -143,7 +143,7 @@ def attribute_boxes(
 
 def renoise(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     *,
     target: Target = "base",
@@ -193,7 +193,7 @@ def renoise(
 
 def box_scores(
     unet: nn.Module,
-    stack: Stack,
+    stack: AdapterStack,
     probe: Probe,
     boxes: Sequence[Box | tuple[int, int, int, int]],
     *,
@@ -240,7 +240,7 @@ def box_mask(box: Box, picture: tuple[int, int], size: Sequence[int]) -> Float[T
 
 
 def _directional(
-    unet: nn.Module, stack: Stack, probe: Probe, masks: Sequence[Tensor], _: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: Method
 ) -> Float[Tensor, "boxes k"]:
     scales = torch.tensor(stack.scales, requires_grad=True)
     with stack.bank.attach(unet, scales):
@@ -250,7 +250,7 @@ def _directional(
 
 
 def _integrated(
-    unet: nn.Module, stack: Stack, probe: Probe, masks: Sequence[Tensor], _: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: Method
 ) -> Float[Tensor, "boxes k"]:
     points, weights = np.polynomial.legendre.leggauss(_NODES)
     along, weight = (torch.tensor(x / 2, dtype=torch.float32) for x in (points + 1, weights))
@@ -267,12 +267,12 @@ def _integrated(
 
 
 def _norms(
-    unet: nn.Module, stack: Stack, probe: Probe, masks: Sequence[Tensor], method: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], method: Method
 ) -> Float[Tensor, "boxes k"]:
     bank = stack.bank
     modules = zip(bank.layout.layers, bank.modules_of(unet), strict=True)
     weights = {layer.name: module.get_parameter("weight") for layer, module in modules}
-    with asking(weights.values()), bank.attach(unet, torch.tensor(stack.scales)):
+    with requires_grad(weights.values()), bank.attach(unet, torch.tensor(stack.scales)):
         error = _errors(unet, probe, 1)
         found = [
             _norms_of(stack, dict(zip(weights, grads, strict=True)), method)
@@ -281,7 +281,9 @@ def _norms(
     return torch.stack(found)
 
 
-def _norms_of(stack: Stack, grads: Mapping[str, Tensor], method: Method) -> Float[Tensor, " k"]:
+def _norms_of(
+    stack: AdapterStack, grads: Mapping[str, Tensor], method: Method
+) -> Float[Tensor, " k"]:
     """Norms of gradients over norms of what they are by, from gradients by the weights."""
     rows, gradient, own = stack.bank.rows(), torch.zeros(len(stack)), torch.zeros(len(stack))
     adapted = [{layer.name for layer in layout.layers} for layout in stack.bank.layouts]

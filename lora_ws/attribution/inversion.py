@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, Drawing, finish_subsets, leave_one_out
 from lora_ws.diffusion.prompts import check_prompts, encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 # Relative to the latents; a step is not iterated further below it.
@@ -34,7 +34,7 @@ _CONVERGED = 1e-5
 @torch.no_grad()
 def invert(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     latents: Float[Tensor, "n channels h w"],
     *,
@@ -85,7 +85,7 @@ def invert(
 
 def pseudo_ablate(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     latents: Float[Tensor, "times 1 channels h w"],
     *,

@@ -24,7 +24,7 @@ from torch import Tensor
 from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.autoencoder import SparseAutoencoder
 from lora_ws.attribution.trajectory import Moment, record
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
 
@@ -124,7 +124,7 @@ class Decomposition:
 
 def record_middle(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawings: Sequence[Drawing],
     scales: Any,
     *,
@@ -181,7 +181,7 @@ def decomposition_rows(scales: Sequence[float]) -> Float[Tensor, "rows k"]:
 
 def decompose_middle(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     autoencoder: SparseAutoencoder,
     *,

@@ -12,7 +12,7 @@ from lora_ws.attribution.ablation import Drawing
 from lora_ws.config import nearest
 from lora_ws.diffusion.pipeline import denoise, initial_noise
 from lora_ws.diffusion.prompts import check_prompts, encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Moment(NamedTuple):
 
 
 def trajectory(
-    pipeline: Any, stack: Stack, drawing: Drawing, scales: Any = None
+    pipeline: Any, stack: AdapterStack, drawing: Drawing, scales: Any = None
 ) -> Float[Tensor, "times mixtures channels h w"]:
     """Latents before each step, and after the last one, of mixtures from the same noise.
 
@@ -56,7 +56,7 @@ def trajectory(
 
 def record(
     pipeline: Any,
-    stack: Stack,
+    stack: AdapterStack,
     drawing: Drawing,
     scales: Any,
     modules: Sequence[str],
@@ -98,7 +98,7 @@ def record(
     return kept
 
 
-def _rows(stack: Stack, scales: Any) -> Float[Tensor, "mixtures k"]:
+def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
     rows = torch.as_tensor(stack.scales if scales is None else scales, dtype=torch.float32)
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != len(stack) or not len(rows):

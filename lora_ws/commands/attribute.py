@@ -15,7 +15,7 @@ from lora_ws.attribution.shapley import shapley as shapley_of
 from lora_ws.audit.classify import classify_files
 from lora_ws.audit.report import said as verdict_of
 from lora_ws.diffusion.pipeline import load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.learn.bundle import Bundle
 from lora_ws.report.grid import terminal
@@ -76,7 +76,7 @@ def attribute(
     told = {name: getattr(said, name) for name in given} if said else {}
     told = {name: value for name, value in told.items() if value is not None}
     drawing = Drawing(prompt, **{**told, **known})
-    stack = Stack.of(adapters, scales, ignore_other=ignore_other)
+    stack = AdapterStack.of(adapters, scales, ignore_other=ignore_other)
     pipeline = load_pipeline(base)
     ablation = ablate(pipeline, stack, drawing, start=start, batch=batch, shown=shown)
     values = None
@@ -90,7 +90,12 @@ def attribute(
 
 
 def _values(
-    pipeline: object, stack: Stack, drawing: Drawing, ablation: Ablation, start: int, batch: int
+    pipeline: object,
+    stack: AdapterStack,
+    drawing: Drawing,
+    ablation: Ablation,
+    start: int,
+    batch: int,
 ) -> Shapley:
     def worth(subsets: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(subsets)
@@ -100,7 +105,7 @@ def _values(
     return shapley_of(worth, len(stack))
 
 
-def _learned(adapters: list[str], stack: Stack, model: str) -> dict[str, str]:
+def _learned(adapters: list[str], stack: AdapterStack, model: str) -> dict[str, str]:
     found = classify_files(
         [AdapterRef.parse(name) for name in adapters], Bundle.from_pretrained(model)
     )

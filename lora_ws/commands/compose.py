@@ -9,7 +9,7 @@ from lora_ws.adapters import read_adapter
 from lora_ws.adapters.merging import merge_adapters
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.composition.page import strip_steps, write_composition
-from lora_ws.diffusion.conductor import compose as composing
+from lora_ws.diffusion.hooks import compose as composing
 from lora_ws.diffusion.methods import Composite, Method, MethodName, Switch, method_named
 from lora_ws.diffusion.pipeline import (
     decode_latents,
@@ -19,7 +19,7 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.prompts import check_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.texts import TextMode, prompt_weights
 from lora_ws.errors import ConfigError
 
@@ -77,7 +77,7 @@ def compose(
             raise ConfigError(f"tau: {method} has no turns; expected the method switch")
         way = replace(way, tau=tau)
     read = [read_adapter(name) for name in adapters]
-    stack = Stack.of(read, scales, ignore_other=ignore_other)
+    stack = AdapterStack.of(read, scales, ignore_other=ignore_other)
     way.check(len(stack))
     pipeline = load_pipeline(base)
     stack.bank.modules_of(pipeline.unet)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lora_ws.config import nearest
-from lora_ws.diffusion.gradients import asking
+from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import denoise, encode_images, initial_noise
 from lora_ws.diffusion.prompts import check_prompts, encode_prompts
 from lora_ws.errors import ConfigError
@@ -56,7 +56,7 @@ class Objective:
     def gradients(self, unet: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """dJ/dw of these weights, in float32; no other gradient is kept."""
         found = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-        with asking(weights.values()):
+        with requires_grad(weights.values()):
             for part in self._parts(unet):
                 grads = torch.autograd.grad(part, list(weights.values()))
                 for total, grad in zip(found.values(), grads, strict=True):

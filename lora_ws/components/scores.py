@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.components.objective import Objective, restored
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 Scores = dict[str, Tensor]
@@ -122,7 +122,7 @@ def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
 
 
 def adapter_scores(
-    objective: Objective, pipeline: Any, stack: Stack
+    objective: Objective, pipeline: Any, stack: AdapterStack
 ) -> dict[str, Float[Tensor, "k rank"]]:
     """Scores of every rank of every adapter, from one pass with all of them on.
 

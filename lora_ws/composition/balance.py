@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.report.heat import Heat
 
 
-def update_norms(stack: Stack) -> dict[str, Float[Tensor, " k"]]:
+def update_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
     """Frobenius norms ``|scale_i| * ||B_i A_i||`` by block of the U-Net, without forming products.
 
     Returns:
@@ -26,7 +26,7 @@ def update_norms(stack: Stack) -> dict[str, Float[Tensor, " k"]]:
     return {block: scales * square.sqrt() for block, square in squares.items()}
 
 
-def norm_balance(stack: Stack) -> Heat:
+def norm_balance(stack: AdapterStack) -> Heat:
     """Norms of the updates, a row a block and a column an adapter."""
     norms = update_norms(stack)
     whole = torch.stack(list(norms.values())).square().sum(dim=0).sqrt()

@@ -47,8 +47,8 @@ class Scores(NamedTuple):
     image: float
 
 
-class Verdict(NamedTuple):
-    """Scores of two pictures.
+class PairScores(NamedTuple):
+    """Scores of the two pictures of a pair.
 
     Attributes:
         first: of the first picture.
@@ -68,8 +68,8 @@ class Comparison:
         swapped: where the second was; its fields are of the same pictures as those of ``shown``.
     """
 
-    shown: Verdict
-    swapped: Verdict
+    shown: PairScores
+    swapped: PairScores
 
     @property
     def first(self) -> Scores:
@@ -178,7 +178,7 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _SCALE = re.compile(r"\((?:0[ \t]*(?:-|to)|out of)[ \t]*10\)")
 
 
-def parse_scores(text: str) -> Verdict:
+def parse_scores(text: str) -> PairScores:
     r"""Read a judge's scores, wherever they stand; the last ones where it changes its mind.
 
     Args:
@@ -190,7 +190,8 @@ def parse_scores(text: str) -> Verdict:
     Example:
         >>> parse_scores("**Picture 2**: image 8, composition 6.5\n"
         ...              "**Picture 1**\n- Composition quality: 7/10\n- Image quality: 9/10")
-        Verdict(first=Scores(composition=7.0, image=9.0), second=Scores(composition=6.5, image=8.0))
+        PairScores(first=Scores(composition=7.0, image=9.0),
+                   second=Scores(composition=6.5, image=8.0))
     """
     lines = _THOUGHT.sub(" ", text).splitlines()
     plain = re.sub(r"[*_`#\"]", " ", "\n".join(lines))
@@ -214,7 +215,7 @@ def parse_scores(text: str) -> Verdict:
             f"{place}; ask again"
         )
     first, second = (Scores(*(found[place, a] for a in Scores._fields)) for place in "12")
-    return Verdict(first, second)
+    return PairScores(first, second)
 
 
 def compare(
@@ -251,18 +252,18 @@ def compare(
     return Comparison(shown, _swap(swapped))
 
 
-def win_rate(comparisons: Sequence[Comparison] | Sequence[Verdict]) -> Rates:
+def win_rate(comparisons: Sequence[Comparison] | Sequence[PairScores]) -> Rates:
     """How often the second of two pictures is better.
 
     Args:
-        comparisons: by averaged scores; verdicts of one order give the rate that is not corrected
+        comparisons: by averaged scores; pairs in one order give the rate that is not corrected
             for it.
 
     Raises:
         DataError: there are none.
 
     Example:
-        >>> win_rate([Verdict(Scores(7, 9), Scores(8, 9))]).composition
+        >>> win_rate([PairScores(Scores(7, 9), Scores(8, 9))]).composition
         Rate(wins=1.0, ties=0.0, losses=0.0, pairs=1)
     """
     if not comparisons:
@@ -284,7 +285,7 @@ def position_bias(comparisons: Sequence[Comparison]) -> Rates:
     return win_rate([v for c in comparisons for v in (_swap(c.shown), c.swapped)])
 
 
-def _ask(judge: Judge, prompt: str, first: Picture, second: Picture, attempts: int) -> Verdict:
+def _ask(judge: Judge, prompt: str, first: Picture, second: Picture, attempts: int) -> PairScores:
     for left in reversed(range(attempts)):
         text = judge(prompt, first, second)
         try:
@@ -297,8 +298,8 @@ def _ask(judge: Judge, prompt: str, first: Picture, second: Picture, attempts: i
     raise AssertionError
 
 
-def _swap(verdict: Verdict) -> Verdict:
-    return Verdict(verdict.second, verdict.first)
+def _swap(pair: PairScores) -> PairScores:
+    return PairScores(pair.second, pair.first)
 
 
 def _mean(one: Scores, other: Scores) -> Scores:

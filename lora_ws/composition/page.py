@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.composition.balance import norm_balance
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, to_page
 
@@ -28,7 +28,7 @@ def strip_steps(steps: int) -> list[int]:
 
 def write_composition(
     out: Path,
-    stack: Stack,
+    stack: AdapterStack,
     rows: Float[Tensor, "rows images 3 height width"],
     method: str,
     title: str,

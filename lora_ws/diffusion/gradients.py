@@ -7,8 +7,8 @@ from torch import nn
 
 
 @contextmanager
-def asking(weights: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let weights ask for gradients until the block ends, and then as before."""
+def requires_grad(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Set ``requires_grad`` of weights until the block ends, and then what it was before."""
     before = [(weight, weight.requires_grad) for weight in weights]
     try:
         for weight, _ in before:

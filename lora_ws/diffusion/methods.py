@@ -236,7 +236,7 @@ class Schedule(Method):
 
 @final
 @dataclass(frozen=True)
-class Together(Method):
+class BatchedSets(Method):
     """Several sets of the adapters at once, each composed by the same method.
 
     Sample j of a batch is drawn with set ``j`` modulo the number of sets.

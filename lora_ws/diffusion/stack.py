@@ -15,7 +15,7 @@ from lora_ws.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class AdapterStack:
     """Adapters of one base.
 
     Attributes:
@@ -41,7 +41,7 @@ class Stack:
         names: Sequence[str] | None = None,
         *,
         ignore_other: bool = False,
-    ) -> "Stack":
+    ) -> "AdapterStack":
         """Stack adapters.
 
         Args:
@@ -68,7 +68,7 @@ class Stack:
             raise ConfigError(f"names: expected {len(read)}, one an adapter, got {len(names)}")
         return cls(names, bank, (1.0,) * len(read), text_banks(read)).scaled(scales)
 
-    def scaled(self, scales: Sequence[float] | None) -> "Stack":
+    def scaled(self, scales: Sequence[float] | None) -> "AdapterStack":
         """The same adapters at other scales; None keeps them.
 
         Raises:

@@ -89,7 +89,7 @@ def encoder_of(pipeline: Any, component: str) -> nn.Module:
     return getattr(encoder, PREFIX.rstrip("."), encoder)
 
 
-class EachOwn:
+class PerAdapterText:
     """Embeddings of prompts as the text encoder makes them with each adapter alone.
 
     The pipeline goes on with plain embeddings; what each adapter makes of them is found again by

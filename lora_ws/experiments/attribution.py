@@ -27,7 +27,7 @@ from lora_ws.attribution.trajectory import trajectory
 from lora_ws.composition.testbed import bundled
 from lora_ws.diffusion.digits import check_digits
 from lora_ws.diffusion.pipeline import load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.attribution_report import BOX_METHODS, sections
 from lora_ws.experiments.quoted import PublishedTable, published_section
@@ -105,7 +105,7 @@ class _Bench:
 
     spec: AttributionSpec
     pipeline: Any
-    stack: Stack
+    stack: AdapterStack
 
     @classmethod
     def of(cls, spec: AttributionSpec) -> "_Bench":
@@ -115,7 +115,7 @@ class _Bench:
             raise ConfigError(f"adapters: expected {', '.join(members)}, got `{unknown[0]}`")
         files = [testbed.file(members[name]) for name in spec.adapters]
         scales = [spec.scale] * len(files)
-        return cls(spec, load_pipeline(spec.base), Stack.of(files, scales, spec.adapters))
+        return cls(spec, load_pipeline(spec.base), AdapterStack.of(files, scales, spec.adapters))
 
     @cached_property
     def drawings(self) -> list[Drawing]:

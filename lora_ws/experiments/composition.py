@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lora_ws.composition.elements import ElementJudge
 from lora_ws.composition.testbed import Testbed, bundled
-from lora_ws.diffusion.conductor import compose
 from lora_ws.diffusion.digits import NAMES, digit_pictures
-from lora_ws.diffusion.methods import Method, Switch, Together
+from lora_ws.diffusion.hooks import compose
+from lora_ws.diffusion.methods import BatchedSets, Method, Switch
 from lora_ws.diffusion.pipeline import (
     decode_latents,
     encode_images,
@@ -23,7 +23,7 @@ from lora_ws.diffusion.pipeline import (
     initial_noise,
     load_pipeline,
 )
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.experiments.composition_report import sections
 from lora_ws.experiments.composition_spec import (
     MERGE,
@@ -56,7 +56,7 @@ class _Bench:
     spec: CompositionSpec
     testbed: Testbed
     pipeline: Any
-    stack: Stack
+    stack: AdapterStack
     judge: ElementJudge
 
     @classmethod
@@ -64,7 +64,7 @@ class _Bench:
         testbed, pipeline = bundled(), load_pipeline(spec.base)
         ids = [member.id for member in testbed.members]
         files = [testbed.file(member) for member in testbed.members]
-        stack = Stack.of(files, names=ids)
+        stack = AdapterStack.of(files, names=ids)
         return cls(spec, testbed, pipeline, stack, _judge(pipeline))
 
     def draw(
@@ -76,7 +76,7 @@ class _Bench:
         noise = initial_noise(self.pipeline, range(images)).repeat_interleave(len(sets), 0)
         # Sample j is of set j modulo their number.
         said = [own[image] for image in range(images) for own in prompts]
-        with compose(self.pipeline, self.stack, Together(method, places), [factor] * len(ids)):
+        with compose(self.pipeline, self.stack, BatchedSets(method, places), [factor] * len(ids)):
             drawn = generate(self.pipeline, said, spec.guidance, spec.steps, noise=noise)
         return drawn.unflatten(0, (images, len(sets))).transpose(0, 1)
 

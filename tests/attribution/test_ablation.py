@@ -14,7 +14,7 @@ from lora_ws.attribution.ablation import Drawing, ablate, draw_subsets
 from lora_ws.attribution.shapley import MOST_EXACT, exact, shapley, subsets_of
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, LayoutError
 
 DRAWING = Drawing("a photo of three", seed=5, steps=6)
@@ -26,22 +26,24 @@ def pipeline() -> Any:
 
 
 @pytest.fixture(scope="module")
-def stack(pipeline: Any) -> Stack:
+def stack(pipeline: Any) -> AdapterStack:
     """Three adapters of random numbers; the last one is untrained and does nothing."""
     layout = adapter_layout(pipeline.unet, 2)
     rows = 0.3 * torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0))
     for _, _, up in layout.pairs():
         rows[2, up] = 0
-    return Stack(("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0))
+    return AdapterStack(
+        ("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0)
+    )
 
 
-def alone(pipeline: Any, stack: Stack, scales: list[float]) -> Tensor:
+def alone(pipeline: Any, stack: AdapterStack, scales: list[float]) -> Tensor:
     """By the pipeline itself, one picture at a time."""
     with stack.bank.attach(pipeline.unet, torch.tensor(scales)):
         return generate(pipeline, [DRAWING.prompt], 3.0, 6, seed=5)[0]
 
 
-def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: Stack) -> None:
+def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: AdapterStack) -> None:
     found = ablate(pipeline, stack, DRAWING)
     first, second, third = stack.scales
     expected = {
@@ -60,14 +62,16 @@ def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: Sta
     assert not any(m._forward_hooks for m in pipeline.unet.modules())
 
 
-def test_batches_and_subsets_change_no_picture(pipeline: Any, stack: Stack) -> None:
+def test_batches_and_subsets_change_no_picture(pipeline: Any, stack: AdapterStack) -> None:
     rows = torch.from_numpy(subsets_of(3))
     whole = draw_subsets(pipeline, stack, DRAWING, rows)
     parts = draw_subsets(pipeline, stack, DRAWING, rows, batch=3)
     assert torch.allclose(whole, parts, atol=2e-5)
 
 
-def test_a_late_start_is_true_at_0_and_nothing_at_the_end(pipeline: Any, stack: Stack) -> None:
+def test_a_late_start_is_true_at_0_and_nothing_at_the_end(
+    pipeline: Any, stack: AdapterStack
+) -> None:
     true = ablate(pipeline, stack, DRAWING)
     effects = [float(ablate(pipeline, stack, DRAWING, start=k).effects[0]) for k in (1, 3, 5)]
     assert torch.equal(ablate(pipeline, stack, DRAWING, start=0).without, true.without)
@@ -84,13 +88,13 @@ WRONG: dict[str, tuple[Any, dict[str, int], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_bad_input_is_named(wrong: str, pipeline: Any, stack: Stack) -> None:
+def test_bad_input_is_named(wrong: str, pipeline: Any, stack: AdapterStack) -> None:
     drawing, options, kind, text = WRONG[wrong]
     with pytest.raises(kind, match=text):
         ablate(pipeline, stack, drawing, **options)
 
 
-def test_another_base_is_refused(stack: Stack) -> None:
+def test_another_base_is_refused(stack: AdapterStack) -> None:
     with pytest.raises(LayoutError, match="is this their base"):
         ablate(load_pipeline("tiny-sd"), stack, DRAWING)
 

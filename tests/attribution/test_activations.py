@@ -26,7 +26,7 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import markdown
 from lora_ws.threads import threads
@@ -53,7 +53,7 @@ def pipeline(_pipeline: Any) -> Iterator[Any]:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-def make_stack(pipeline: Any, *only: str, size: float = 0.5) -> Stack:
+def make_stack(pipeline: Any, *only: str, size: float = 0.5) -> AdapterStack:
     """An adapter of random numbers for each start of module names, "" for all modules."""
     layout = adapter_layout(pipeline.unet, 2)
     generator = torch.Generator().manual_seed(3)
@@ -62,7 +62,7 @@ def make_stack(pipeline: Any, *only: str, size: float = 0.5) -> Stack:
         for layer, _, up in layout.pairs():
             row[up] *= layer.name.startswith(start)
     names = tuple(f"adapter {k}" for k in range(len(only)))
-    return Stack(names, AdapterBank.from_rows(rows, layout), (1.0,) * len(only))
+    return AdapterStack(names, AdapterBank.from_rows(rows, layout), (1.0,) * len(only))
 
 
 def by_hand(pipeline: Any, latents: Tensor, time: Tensor) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from lora_ws.attribution.boxes import (
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import PipelineSize, adapter_layout, build_pipeline, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
@@ -49,7 +49,7 @@ def pipeline(_pipeline: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def stack(_pipeline: Any) -> Stack:
+def stack(_pipeline: Any) -> AdapterStack:
     """Adapters of random numbers; the second one lacks the modules of the first block."""
     layouts = [adapter_layout(_pipeline.unet, rank) for rank in (2, 1, 2)]
     later = [layer for layer in layouts[1].layers if not layer.name.startswith("down_blocks.0")]
@@ -57,11 +57,11 @@ def stack(_pipeline: Any) -> Stack:
     generator = torch.Generator().manual_seed(0)
     rows = [0.3 * torch.randn(lay.size, generator=generator).double() for lay in layouts]
     bank = AdapterBank(layouts, rows, dtype=torch.float64)
-    return Stack(("ink", "dots", "lines"), bank, SCALES)
+    return AdapterStack(("ink", "dots", "lines"), bank, SCALES)
 
 
 @pytest.fixture(scope="module")
-def probe(_pipeline: Any, stack: Stack) -> Probe:
+def probe(_pipeline: Any, stack: AdapterStack) -> Probe:
     """Noised latents of no picture in particular."""
     generator = torch.Generator().manual_seed(4)
     latents, target = torch.randn(2, 3, 4, 8, 8, generator=generator).double()
@@ -69,7 +69,7 @@ def probe(_pipeline: Any, stack: Stack) -> Probe:
     return Probe(latents, torch.tensor([100, 400, 800]), text, target, 1, (16, 16))
 
 
-def loss(pipeline: Any, stack: Stack, probe: Probe, box: Box, scales: Any) -> float:
+def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any) -> float:
     """Of a box, by hand; two pixels a cell."""
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.as_tensor(scales)):
         text = probe.text.expand(3, -1, -1)
@@ -83,7 +83,7 @@ def loss(pipeline: Any, stack: Stack, probe: Probe, box: Box, scales: Any) -> fl
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_directional_scores_are_finite_differences(
-    pipeline: Any, stack: Stack, probe: Probe, sign: int
+    pipeline: Any, stack: AdapterStack, probe: Probe, sign: int
 ) -> None:
     probe = Probe(probe.latents, probe.times, probe.text, probe.target, sign, probe.picture)
     found = box_scores(pipeline.unet, stack, probe, BOXES)
@@ -100,7 +100,7 @@ def test_directional_scores_are_finite_differences(
 
 
 def test_integrated_scores_are_true_ablations_of_the_loss(
-    pipeline: Any, stack: Stack, probe: Probe
+    pipeline: Any, stack: AdapterStack, probe: Probe
 ) -> None:
     found = box_scores(pipeline.unet, stack, probe, BOXES[:2], method="integrated")
     for box, scores in zip(BOXES, found.scores, strict=False):
@@ -111,7 +111,9 @@ def test_integrated_scores_are_true_ablations_of_the_loss(
             assert float(scores[k]) == pytest.approx(expected, rel=0.01, abs=1e-6)
 
 
-def test_norms_of_factors_are_those_of_autograd(pipeline: Any, stack: Stack, probe: Probe) -> None:
+def test_norms_of_factors_are_those_of_autograd(
+    pipeline: Any, stack: AdapterStack, probe: Probe
+) -> None:
     found = box_scores(pipeline.unet, stack, probe, BOXES, method="factor_norm")
     bank = AdapterBank(
         stack.bank.layouts, [stack.bank.row(k).double() for k in range(3)], (0, 1, 2), torch.float64
@@ -145,7 +147,7 @@ LOWER = [Box(0, 4, 8, 8), Box(3, 6, 8, 8), Box(0, 4, 2, 7)]
 
 
 @pytest.fixture
-def painters() -> tuple[Painter, Stack, Probe]:
+def painters() -> tuple[Painter, AdapterStack, Probe]:
     """One adapter paints the upper half, the other one, much larger, the lower half."""
     model, layout = Painter(), Layout.from_layers([LayerSpec("paint", 16, 16, 2)])
     rows = torch.randn(2, layout.size, generator=torch.Generator().manual_seed(1))
@@ -157,13 +159,13 @@ def painters() -> tuple[Painter, Stack, Probe]:
     times, text = torch.zeros(5), torch.zeros(1, 1, 1)
     with torch.no_grad():
         base = model(latents, times, text).sample
-    stack = Stack(("upper", "lower"), AdapterBank.from_rows(rows, layout), (0.7, 0.7))
+    stack = AdapterStack(("upper", "lower"), AdapterBank.from_rows(rows, layout), (0.7, 0.7))
     return model, stack, Probe(latents, times, text, base, 1, (8, 8))
 
 
 @pytest.mark.parametrize("method", ["directional", "integrated"])
 def test_boxes_are_ascribed_to_those_who_painted_them(
-    painters: tuple[Painter, Stack, Probe], method: Any
+    painters: tuple[Painter, AdapterStack, Probe], method: Any
 ) -> None:
     model, stack, probe = painters
     found = box_scores(model, stack, probe, UPPER + LOWER, method=method)
@@ -176,7 +178,7 @@ def test_boxes_are_ascribed_to_those_who_painted_them(
 
 
 def test_norms_of_gradients_by_updates_know_no_box(
-    painters: tuple[Painter, Stack, Probe],
+    painters: tuple[Painter, AdapterStack, Probe],
 ) -> None:
     model, stack, probe = painters
     found = box_scores(model, stack, probe, UPPER + LOWER, method="norm")
@@ -196,11 +198,11 @@ def test_norms_of_gradients_by_updates_know_no_box(
     assert found.top == ("upper",) * 6
 
 
-def test_an_adapter_of_zeros_has_no_share(painters: tuple[Painter, Stack, Probe]) -> None:
+def test_an_adapter_of_zeros_has_no_share(painters: tuple[Painter, AdapterStack, Probe]) -> None:
     model, stack, probe = painters
     layout = stack.bank.layout
     rows = torch.stack([stack.bank.row(0), torch.zeros(layout.size)])
-    with_zeros = Stack(stack.names, AdapterBank.from_rows(rows, layout), stack.scales)
+    with_zeros = AdapterStack(stack.names, AdapterBank.from_rows(rows, layout), stack.scales)
     for method in ("norm", "factor_norm", "directional", "integrated"):
         found = box_scores(model, with_zeros, probe, UPPER, method=method)
         assert found.scores[:, 1].tolist() == [0] * 3
@@ -219,7 +221,7 @@ def test_a_picture_is_noised_again_as_the_scheduler_does(target: Any) -> None:
     pipeline = load_pipeline("digit-sd")
     layout = adapter_layout(pipeline.unet)
     rows = 0.5 * torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
-    stack = Stack(("ink", "dots"), AdapterBank.from_rows(rows, layout), (1.0, 0.5))
+    stack = AdapterStack(("ink", "dots"), AdapterBank.from_rows(rows, layout), (1.0, 0.5))
     drawing = Drawing("three", seed=3, steps=3, guidance=1)
     probe = renoise(pipeline, stack, drawing, target=target, levels=2, seed=7)
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
@@ -268,7 +270,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_bad_input_is_named_before_any_work(wrong: str, pipeline: Any, stack: Stack) -> None:
+def test_bad_input_is_named_before_any_work(wrong: str, pipeline: Any, stack: AdapterStack) -> None:
     options, text = WRONG[wrong]
     idle = SimpleNamespace(
         unet=SimpleNamespace(config=pipeline.unet.config),

@@ -28,7 +28,7 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import markdown
 from lora_ws.threads import threads
@@ -57,16 +57,18 @@ def pipeline(_pipeline: Any) -> Iterator[Any]:
     assert dict(scheduler.config) == settings
 
 
-def make_stack(pipeline: Any, size: float = 0.1) -> Stack:
+def make_stack(pipeline: Any, size: float = 0.1) -> AdapterStack:
     """Three adapters of random numbers; the last one is untrained and does nothing."""
     layout = adapter_layout(pipeline.unet, 2)
     rows = size * torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0))
     for _, _, up in layout.pairs():
         rows[2, up] = 0
-    return Stack(("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0))
+    return AdapterStack(
+        ("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0)
+    )
 
 
-def drawn(pipeline: Any, stack: Stack, drawing: Drawing, noise: Tensor) -> Tensor:
+def drawn(pipeline: Any, stack: AdapterStack, drawing: Drawing, noise: Tensor) -> Tensor:
     """The latents that a drawing ends with."""
     with stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
         run = denoise(pipeline, noise, [drawing.prompt], drawing.guidance, drawing.steps)

@@ -25,7 +25,7 @@ from lora_ws.attribution.sparse import (
 )
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import markdown
 from lora_ws.threads import threads
@@ -40,10 +40,10 @@ def pipeline() -> Any:
 
 
 @pytest.fixture(scope="module")
-def stack(pipeline: Any) -> Stack:
+def stack(pipeline: Any) -> AdapterStack:
     layout = adapter_layout(pipeline.unet, 2)
     rows = 0.2 * torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0))
-    return Stack(("ink", "dots", "lines"), AdapterBank.from_rows(rows, layout), SCALES)
+    return AdapterStack(("ink", "dots", "lines"), AdapterBank.from_rows(rows, layout), SCALES)
 
 
 def sources(seed: int = 0) -> Tensor:
@@ -160,7 +160,9 @@ def test_rows_of_a_group_are_held_out_together() -> None:
     assert together.held_out_r2 < 0.5 < apart.held_out_r2
 
 
-def test_recorded_are_means_of_the_middle_with_the_prompt(pipeline: Any, stack: Stack) -> None:
+def test_recorded_are_means_of_the_middle_with_the_prompt(
+    pipeline: Any, stack: AdapterStack
+) -> None:
     drawings = [Drawing("three", "seven", seed, 3, 2.0) for seed in (0, 1)]
     rows = [[0.0, 0.0, 0.0], SCALES]
     found = record_middle(pipeline, stack, drawings, rows, steps=[0, 2])
@@ -185,7 +187,7 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(pipeline: Any, stack: 
     assert torch.equal(forced.latents[:, 0], forced.latents[:, 1])
 
 
-def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: Stack) -> None:
+def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: AdapterStack) -> None:
     drawing = Drawing("three", steps=4, guidance=1)
     seen = record_middle(pipeline, stack, [drawing], [SCALES, [0.0] * 3, [1.0, 0.0, 0.0]])
     small = fit_autoencoder(seen.vectors()[0], AutoencoderSpec(hidden=16, max_epochs=5))
@@ -240,7 +242,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_bad_input_is_named(wrong: str, pipeline: Any, stack: Stack) -> None:
+def test_bad_input_is_named(wrong: str, pipeline: Any, stack: AdapterStack) -> None:
     call, text = WRONG[wrong]
     with pytest.raises(ConfigError, match=text):
         call(pipeline, stack)

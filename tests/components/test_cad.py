@@ -28,7 +28,7 @@ from lora_ws.components.scores import (
 )
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, generate
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, DataError
 
 
@@ -213,7 +213,7 @@ def test_scores_of_ranks_sum_to_the_derivative_of_scales(
 ) -> None:
     layout = adapter_layout(pipeline.unet, 2)
     rows = 0.1 * torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
-    stack = Stack(("a", "b"), AdapterBank.from_rows(rows, layout), (0.8, 0.5))
+    stack = AdapterStack(("a", "b"), AdapterBank.from_rows(rows, layout), (0.8, 0.5))
     found = adapter_scores(objective, pipeline, stack)
     assert {scores.shape for scores in found.values()} == {(2, 2)}
     sums = torch.stack([scores.sum(1) for scores in found.values()]).sum(0)

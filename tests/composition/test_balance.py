@@ -9,17 +9,17 @@ import torch
 from lora_ws.composition.balance import norm_balance, update_norms
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 
 
 @pytest.fixture
-def stack() -> Stack:
+def stack() -> AdapterStack:
     layout = adapter_layout(load_pipeline("digit-sd").unet, 3)
     rows = torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
-    return Stack(("small", "large"), AdapterBank.from_rows(rows, layout), (0.1, -2.0))
+    return AdapterStack(("small", "large"), AdapterBank.from_rows(rows, layout), (0.1, -2.0))
 
 
-def dense(stack: Stack, k: int, block: str) -> float:
+def dense(stack: AdapterStack, k: int, block: str) -> float:
     row, total = stack.bank.rows()[k].numpy(), 0.0
     for layer, down, up in stack.bank.layout.pairs():
         if layer.name.startswith(f"{block}."):
@@ -28,7 +28,7 @@ def dense(stack: Stack, k: int, block: str) -> float:
     return total**0.5
 
 
-def test_norms_are_those_of_dense_updates(stack: Stack) -> None:
+def test_norms_are_those_of_dense_updates(stack: AdapterStack) -> None:
     found: dict[str, Any] = update_norms(stack)
     assert {"down_blocks.0", "mid_block", "up_blocks.1"} <= set(found)
     for block, norms in found.items():
@@ -36,7 +36,7 @@ def test_norms_are_those_of_dense_updates(stack: Stack) -> None:
         assert norms.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_map_says_how_unequal_they_are(stack: Stack) -> None:
+def test_the_map_says_how_unequal_they_are(stack: AdapterStack) -> None:
     heat = norm_balance(stack)
     small, large = heat.values[-1]
     assert small is not None

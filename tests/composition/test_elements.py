@@ -7,9 +7,9 @@ from scipy.ndimage import maximum_filter
 
 from lora_ws.composition.elements import ELEMENTS, ElementJudge, render
 from lora_ws.composition.testbed import bundled
-from lora_ws.diffusion.conductor import compose
 from lora_ws.diffusion.digits import NAMES, digit_pictures
-from lora_ws.diffusion.methods import Merge, Together
+from lora_ws.diffusion.hooks import compose
+from lora_ws.diffusion.methods import BatchedSets, Merge
 from lora_ws.diffusion.pipeline import (
     decode_latents,
     encode_images,
@@ -62,7 +62,7 @@ def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
     sets, images = tuple((k,) for k in range(len(names))), 4
     noise = initial_noise(pipeline, range(images))
     plain = generate(pipeline, ["a photo of sks"] * images, 3.0, 12, noise=noise)
-    with compose(pipeline, files, Together(Merge(), sets)):
+    with compose(pipeline, files, BatchedSets(Merge(), sets)):
         every = noise.repeat_interleave(len(names), 0)
         drawn = generate(pipeline, ["a photo of sks"] * len(every), 3.0, 12, noise=every)
     for k, name in enumerate(names):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lora_ws.composition.judging import (
     Comparison,
+    PairScores,
     Rate,
     Scores,
-    Verdict,
     compare,
     parse_scores,
     position_bias,
@@ -30,7 +30,7 @@ class Thing:
 
 
 ELEMENTS = (Thing("hat", ("red hat", "wide brim")), Thing("garden", ("rose garden",)))
-EXPECTED = Verdict(Scores(7.5, 8.0), Scores(6.0, 9.5))
+EXPECTED = PairScores(Scores(7.5, 8.0), Scores(6.0, 9.5))
 
 ANSWERS = {
     "as asked": """The hat of picture 1 lacks its brim. 2 roses of picture 2 are blue.
@@ -202,8 +202,8 @@ def test_both_orders_are_asked_and_averaged() -> None:
 
     found = compare(judge, ELEMENTS, grey(0.0), grey(1.0, side=6))
     assert seen == [(0.0, 1.0), (1.0, 0.0)]
-    assert found.shown == Verdict(Scores(9, 4), Scores(6, 5))
-    assert found.swapped == Verdict(Scores(6, 5), Scores(9, 4))
+    assert found.shown == PairScores(Scores(9, 4), Scores(6, 5))
+    assert found.swapped == PairScores(Scores(6, 5), Scores(9, 4))
     assert found.first == found.second == Scores(7.5, 4.5)
 
 
@@ -237,10 +237,10 @@ def test_equals_are_even_and_ties_stand_apart() -> None:
 
 def test_composition_and_image_are_counted_by_themselves() -> None:
     verdicts = [
-        Verdict(Scores(5, 5), Scores(6, 4)),
-        Verdict(Scores(5, 5), Scores(6, 5)),
-        Verdict(Scores(5, 5), Scores(5, 6)),
-        Verdict(Scores(5, 5), Scores(4, 4)),
+        PairScores(Scores(5, 5), Scores(6, 4)),
+        PairScores(Scores(5, 5), Scores(6, 5)),
+        PairScores(Scores(5, 5), Scores(5, 6)),
+        PairScores(Scores(5, 5), Scores(4, 4)),
     ]
     rates = win_rate(verdicts)
     assert rates.composition == Rate(0.5, 0.25, 0.25, 4)

@@ -12,23 +12,24 @@ from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import cosine as scipy_cosine
 from torch import Tensor
 
+import lora_ws.diffusion
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
 from lora_ws.diffusion import compose
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.methods import (
     METHODS,
+    BatchedSets,
     Composite,
     Merge,
     Method,
     Regions,
     Schedule,
     Switch,
-    Together,
     method_named,
 )
 from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts, token_ids
-from lora_ws.diffusion.stack import Stack
+from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.texts import prompt_weights
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
 
@@ -149,7 +150,7 @@ def test_one_adapter_is_that_adapter(name: str, pipeline: Any, adapters: list[Ad
 @pytest.mark.parametrize("name", METHODS)
 def test_untrained_adapters_change_nothing(name: str, pipeline: Any) -> None:
     bank = AdapterBank.fresh(adapter_layout(pipeline.unet, 2), 2)
-    stack = Stack(("a", "b"), bank, (1.0, 1.0))
+    stack = AdapterStack(("a", "b"), bank, (1.0, 1.0))
     close(composed(pipeline, stack, method_named(name)), images(pipeline))
 
 
@@ -448,7 +449,7 @@ def test_what_cannot_be_applied_is_not_left_out_in_silence(
     save_file({**load_file(files[0]), **more}, file)
     with pytest.raises(AdapterError, match="ignore_other=True"), compose(pipeline, [file]):
         raise AssertionError("it began")
-    stack = Stack.of([file], ignore_other=True)
+    stack = AdapterStack.of([file], ignore_other=True)
     close(composed(pipeline, stack, Merge()), composed(pipeline, files[:1], Merge()))
 
 
@@ -457,7 +458,7 @@ def test_sets_together_are_each_set_by_itself(
     method: Method, pipeline: Any, adapters: list[Adapter]
 ) -> None:
     sets = ((0, 1), (2, 0), (1, 2))
-    with compose(pipeline, adapters, Together(method, sets), SCALES):
+    with compose(pipeline, adapters, BatchedSets(method, sets), SCALES):
         noise = initial_noise(pipeline, [3, 3, 3, 4, 4, 4])
         drawn = generate(pipeline, [PROMPTS[0]] * 6, 3.0, 6, noise=noise)
     for n, places in enumerate(sets):
@@ -485,3 +486,8 @@ def test_prompts_weigh_adapters(pipeline: Any) -> None:
     assert found == pytest.approx(presence, abs=1e-5)
     with pytest.raises(ConfigError, match="phrases of the prompt, got `seven`"):
         prompt_weights(pipeline, prompt, ["seven"], "absence")
+
+
+def test_an_old_name_is_the_new_one_with_a_notice() -> None:
+    with pytest.warns(DeprecationWarning, match="`Stack` is `AdapterStack` now"):
+        assert lora_ws.diffusion.Stack is AdapterStack

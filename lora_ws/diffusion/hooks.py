@@ -13,20 +13,20 @@ from lora_ws.adapters import Adapter
 from lora_ws.config import nearest
 from lora_ws.diffusion.methods import Merge, Method, Mix, Step
 from lora_ws.diffusion.mixture import Mixture
-from lora_ws.diffusion.stack import Stack
-from lora_ws.diffusion.texts import EachOwn, TextMode, encoder_of
+from lora_ws.diffusion.stack import AdapterStack
+from lora_ws.diffusion.texts import PerAdapterText, TextMode, encoder_of
 from lora_ws.errors import ConfigError
 
 
 @contextmanager
 def compose(
     pipeline: Any,
-    adapters: Stack | Sequence[Adapter | str | Path],
+    adapters: AdapterStack | Sequence[Adapter | str | Path],
     method: Method | None = None,
     scales: Sequence[float] | None = None,
     *,
     text: TextMode = "merged",
-) -> Iterator[Stack]:
+) -> Iterator[AdapterStack]:
     """Let a diffusers pipeline with a U-Net run with adapters until the block ends.
 
     The U-Net is watched, not the pipeline: whatever the pipeline does around it, guidance
@@ -56,17 +56,17 @@ def compose(
         ...
         lora_ws.errors.ConfigError: adapters: expected at least one, got none
     """
-    if isinstance(adapters, Stack):
+    if isinstance(adapters, AdapterStack):
         stack = adapters if scales is None else adapters.scaled(scales)
     else:
-        stack = Stack.of(adapters, scales)
+        stack = AdapterStack.of(adapters, scales)
     method = Merge() if method is None else method
     method.check(len(stack))
     if text not in get_args(TextMode):
         raise ConfigError(f"text: there is no `{text}`{nearest(text, get_args(TextMode))}")
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    own = _each_own(pipeline, stack, method) if text == "per_adapter" else None
-    conductor = _Conductor(method, stack.scales, lambda: len(scheduler.timesteps), own)
+    own = _per_adapter_text(pipeline, stack, method) if text == "per_adapter" else None
+    hooks = _UNetHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
     with ExitStack() as held:
         if own is not None:
             held.enter_context(own.watch(pipeline))
@@ -76,13 +76,13 @@ def compose(
             for component, bank in stack.texts.items():
                 held.enter_context(bank.attach(encoder_of(pipeline, component), row))
         # Before the bank's own hook, which counts the batch that is made here.
-        for handle in conductor.watch(unet):
+        for handle in hooks.watch(unet):
             held.callback(handle.remove)
-        conductor.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
+        hooks.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
         yield stack
 
 
-def _each_own(pipeline: Any, stack: Stack, method: Method) -> EachOwn | None:
+def _per_adapter_text(pipeline: Any, stack: AdapterStack, method: Method) -> PerAdapterText | None:
     if not stack.texts:
         return None
     if not method.alone:
@@ -95,18 +95,18 @@ def _each_own(pipeline: Any, stack: Stack, method: Method) -> EachOwn | None:
             f"text: per_adapter needs a pipeline with one text encoder, and "
             f"{type(pipeline).__name__} has more; choose merged, first or none"
         )
-    return EachOwn(dict(stack.texts), stack.scales)
+    return PerAdapterText(dict(stack.texts), stack.scales)
 
 
-class _Conductor:
-    """Counts steps, and has the mixtures of each run as one batch."""
+class _UNetHooks:
+    """Hooks of a U-Net that count steps and run the mixtures of each step as one batch."""
 
     def __init__(
         self,
         method: Method,
         scales: tuple[float, ...],
         steps: Callable[[], int],
-        own: EachOwn | None = None,
+        own: PerAdapterText | None = None,
     ) -> None:
         self.mixture: Mixture | None = None
         self._method, self._scales, self._steps, self._own = method, scales, steps, own
