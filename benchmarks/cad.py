@@ -23,8 +23,8 @@ import common
 import numpy as np
 from torch import Tensor, nn
 
-from lora_ws.components.objective import Objective, eligible_weights, erase_objective
-from lora_ws.components.scores import Scores, contributions, grouped
+from lora_ws.concepts.objective import Objective, eligible_weights, erase_objective
+from lora_ws.concepts.scores import Scores, contributions, grouped
 from lora_ws.diffusion.pipeline import load_pipeline
 
 PROMPTS = {"tiny-sd": "a photo of fish", "digit-sd": "a photo of three"}

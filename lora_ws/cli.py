@@ -35,12 +35,19 @@ COMMANDS = {
     "similar": ("lora_ws.commands.similar:similar", "the adapters most like one"),
     "compose": ("lora_ws.commands.compose:compose", "images with several adapters at once"),
     "attribute": ("lora_ws.commands.attribute:attribute", "which adapter did what to a picture"),
-    "components erase": ("lora_ws.commands.components:erase", "take a concept out of a base"),
-    "components amplify": ("lora_ws.commands.components:amplify", "strengthen a concept"),
+    "concepts erase": ("lora_ws.commands.concepts:erase", "take a concept out of a base"),
+    "concepts amplify": ("lora_ws.commands.concepts:amplify", "strengthen a concept"),
     "serve": ("lora_ws.commands.serve:serve", "a web page and an API for single files"),
     "dedup": ("lora_ws.commands.similar:dedup", "group equal and nearly equal adapters"),
 }
 
+
+# What was called otherwise until now, taken for one release with a notice.
+OLD_COMMANDS = {
+    "components erase": "concepts erase",
+    "components amplify": "concepts amplify",
+}
+OLD_FLAGS: dict[str, dict[str, str]] = {}
 
 # Packages that only an extra brings, and which.
 EXTRAS = {
@@ -105,14 +112,40 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
     """Split arguments into the command's name and the rest."""
     for words in (2, 1):
         name = " ".join(args[:words])
+        if name in OLD_COMMANDS:
+            _notice(name, name := OLD_COMMANDS[name])
         if name in COMMANDS:
-            return name, list(args[words:])
+            return name, _renamed(list(args[words:]), OLD_FLAGS.get(name, {}))
     from lora_ws.config import nearest
 
     started = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
     if started:
         raise ConfigError(f"`{args[0]}` needs one of: {', '.join(n.split()[1] for n in started)}")
     raise ConfigError(f"unknown command `{args[0]}`{nearest(args[0], list(COMMANDS))}")
+
+
+def _renamed(args: list[str], old: dict[str, str]) -> list[str]:
+    """Write flags as they are called now; those of a class come last, after what names it."""
+    done, last = list[str](), list[str]()
+    while args:
+        flag, equals, value = args.pop(0).partition("=")
+        word = value if equals else "".join(args[:1])
+        if f"{flag} {word}" in old:
+            _notice(f"{flag} {word}", new := old[f"{flag} {word}"])
+            done += new.split()
+            del args[: not equals]
+        elif flag in old:
+            _notice(flag, new := old[flag])
+            place = last if "." in new else done
+            place += [new, word]
+            del args[: not equals]
+        else:
+            done.append(flag + equals + value)
+    return done + last
+
+
+def _notice(old: str, new: str) -> None:
+    print(f"lora-ws: `{old}` is `{new}` now; the next release forgets it", file=sys.stderr)  # noqa: T201
 
 
 def _call(name: str, args: list[str]) -> int:

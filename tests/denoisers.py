@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ws.components.objective import Objective
+from lora_ws.concepts.objective import Objective
 
 
 class Linear(nn.Module):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_ws.components.edit import Per, SparseEdit, choose, magnitude_control, random_control
-from lora_ws.components.objective import Objective, eligible_weights, erase_objective
-from lora_ws.components.scores import contrast, contributions, validity
+from lora_ws.concepts.edit import Per, SparseEdit, choose, magnitude_control, random_control
+from lora_ws.concepts.objective import Objective, eligible_weights, erase_objective
+from lora_ws.concepts.scores import contrast, contributions, validity
 from lora_ws.diffusion.digits import NAMES, DigitJudge, check_digits
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 from lora_ws.experiments.records import Records

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import lora_ws
-from lora_ws.cli import COMMANDS, main
+from lora_ws import cli
+from lora_ws.cli import COMMANDS, find_command, main
 from lora_ws.collection import load
 from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.confidence import ABSTENTIONS
@@ -204,6 +205,32 @@ def test_yaml_typo_names_file_and_nearest_key(tmp_path: Path) -> None:
     done = call("train", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "unknown option `sedes`, did you mean `seeds`?" in done.stderr
+
+
+def test_old_names_of_commands_and_flags_are_taken_with_a_notice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_command(["components", "erase", "--base", "x"])[0] == "concepts erase"
+    assert "`components erase` is `concepts erase` now" in capsys.readouterr().err
+    new = {
+        "--count": "--seeds",
+        "--k": "--featurizer.n_components",
+        "--way pca": "--way FlatVecPCA",
+    }
+    monkeypatch.setitem(cli.OLD_FLAGS, "train", new)
+    args = ["--k=7", "--way", "pca", "--count", "3", "--way", "other", "--out=x"]
+    assert find_command(["train", *args])[1] == [
+        *("--way", "FlatVecPCA", "--seeds", "3", "--way", "other", "--out=x"),
+        *("--featurizer.n_components", "7"),
+    ]
+    assert capsys.readouterr().err.splitlines() == [
+        f"lora-ws: `{old}` is `{name}` now; the next release forgets it"
+        for old, name in (
+            ("--k", new["--k"]),
+            ("--way pca", "--way FlatVecPCA"),
+            ("--count", "--seeds"),
+        )
+    ]
 
 
 def test_default_below_yaml_below_flag(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ FLOORS = {
     "diffusion": 3,
     "featurizers": 3,
     "attribution": 4,
-    "components": 4,
+    "concepts": 4,
     "composition": 4,
     "learn": 4,
     "experiments": 5,

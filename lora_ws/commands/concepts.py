@@ -1,4 +1,4 @@
-"""`lora-ws components erase` and `amplify`: find the weights that make a concept, and edit them."""
+"""`lora-ws concepts erase` and `amplify`: find the weights that make a concept, and edit them."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,15 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from lora_ws.components.edit import Per, choose
-from lora_ws.components.objective import (
+from lora_ws.concepts.edit import Per, choose
+from lora_ws.concepts.objective import (
     Eligible,
     amplify_objective,
     eligible_weights,
     erase_objective,
 )
-from lora_ws.components.report import outcomes, with_controls, write_edit
-from lora_ws.components.scores import METHODS, Method, contrast, validity
+from lora_ws.concepts.report import outcomes, with_controls, write_edit
+from lora_ws.concepts.scores import METHODS, Method, contrast, validity
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.errors import ConfigError

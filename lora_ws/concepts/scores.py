@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.components.objective import Objective, restored
+from lora_ws.concepts.objective import Objective, restored
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 

@@ -1,6 +1,6 @@
 """What edits do to the pictures of digit-sd, judged: some minutes, so marked slow.
 
-What they print, and what does not hold: docs/components.md.
+What they print, and what does not hold: docs/concepts.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from lora_ws.components.edit import SparseEdit, choose, magnitude_control, random_control
-from lora_ws.components.objective import (
+from lora_ws.concepts.edit import SparseEdit, choose, magnitude_control, random_control
+from lora_ws.concepts.objective import (
     Objective,
     amplify_objective,
     eligible_weights,
     erase_objective,
     restored,
 )
-from lora_ws.components.scores import contrast, contributions, integrated
+from lora_ws.concepts.scores import contrast, contributions, integrated
 from lora_ws.diffusion.digits import NAMES, DigitJudge
 from lora_ws.diffusion.pipeline import generate
 from lora_ws.zoo.photos import PhotoSpec, load_photos

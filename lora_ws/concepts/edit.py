@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_ws.components.scores import Scores
+from lora_ws.concepts.scores import Scores
 from lora_ws.errors import ConfigError, DataError
 
 Per = Literal["row", "matrix", "global"]
@@ -84,7 +84,7 @@ class SparseEdit:
                 facts = json.loads((opened.metadata() or {})["lora_ws_edit"])
                 keys = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{file}: expected an edit of components ({error!r})") from error
+            raise DataError(f"{file}: expected an edit of a concept ({error!r})") from error
         names = [key.removesuffix(".indices") for key in keys if key.endswith(".indices")]
         indices = {name: keys[f"{name}.indices"].long() for name in names}
         return cls(indices, {name: keys[f"{name}.before"] for name in names}, facts)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_ws.components.edit import SparseEdit, magnitude_control, random_control
-from lora_ws.components.objective import Objective
-from lora_ws.components.scores import Scores, Validity
+from lora_ws.concepts.edit import SparseEdit, magnitude_control, random_control
+from lora_ws.concepts.objective import Objective
+from lora_ws.concepts.scores import Scores, Validity
 from lora_ws.diffusion.pipeline import generate, image_size
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.images import save_grid
@@ -120,5 +120,5 @@ def write_edit(
         Section("Pictures", (Figure(picture, "The same noise in every row."),)),
     ]
     page = folder / "edit.html"
-    page.write_text(to_page("An edit of components", sections), encoding="utf-8")
+    page.write_text(to_page("An edit of a concept", sections), encoding="utf-8")
     return page

@@ -7,9 +7,9 @@ import pytest
 import torch
 from denoisers import Linear, Sum, asking
 
-from lora_ws.components.objective import eligible_weights, erase_objective
-from lora_ws.components.regression import components, regression
-from lora_ws.components.scores import contributions, grouped
+from lora_ws.concepts.objective import eligible_weights, erase_objective
+from lora_ws.concepts.regression import components, regression
+from lora_ws.concepts.scores import contributions, grouped
 from lora_ws.errors import ConfigError
 
 NAMES = [f"{part}.{k}.attentions.{n}.x" for part in ("down", "up") for k in (0, 1) for n in (0, 1)]

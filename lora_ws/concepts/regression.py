@@ -16,8 +16,8 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold, cross_val_predict
 from torch import nn
 
-from lora_ws.components.objective import Objective, restored
-from lora_ws.components.scores import block_of
+from lora_ws.concepts.objective import Objective, restored
+from lora_ws.concepts.scores import block_of
 from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 

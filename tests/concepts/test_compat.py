@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ws.components.objective import erase_objective
+from lora_ws.concepts.objective import erase_objective
 
 CONCEPT, SEEDS, STEPS, GUIDANCE = "a photo of three", (4, 9), 6, 3.0
 

@@ -1,4 +1,4 @@
-"""`components erase` and `amplify` as users meet them."""
+"""`concepts erase` and `amplify` as users meet them."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from browser import open_page
 
 from lora_ws.cli import main
-from lora_ws.components.edit import SparseEdit
-from lora_ws.components.objective import (
+from lora_ws.concepts.edit import SparseEdit
+from lora_ws.concepts.objective import (
     amplify_objective,
     eligible_weights,
     erase_objective,
 )
-from lora_ws.components.scores import integrated
+from lora_ws.concepts.scores import integrated
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 
 ERASE = (
@@ -32,7 +32,7 @@ AMPLIFY = ("amplify", "--base", "digit-sd", "--concept", "a photo of one", "--im
 
 
 def run(*args: object) -> int:
-    return main(["components", *map(str, args)])
+    return main(["concepts", *map(str, args)])
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from denoisers import Deep, Linear, asking
 from scipy.integrate import quad_vec
 from torch import nn
 
-from lora_ws.components.objective import (
+from lora_ws.concepts.objective import (
     Objective,
     amplify_objective,
     eligible_weights,
     erase_objective,
     restored,
 )
-from lora_ws.components.scores import Scores, contributions, integrated
+from lora_ws.concepts.scores import Scores, contributions, integrated
 from lora_ws.diffusion.pipeline import generate
 from lora_ws.errors import ConfigError
 

@@ -12,14 +12,14 @@ from denoisers import Linear, Sum, asking
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from lora_ws.components.edit import SparseEdit, choose, magnitude_control, random_control
-from lora_ws.components.objective import (
+from lora_ws.concepts.edit import SparseEdit, choose, magnitude_control, random_control
+from lora_ws.concepts.objective import (
     Objective,
     amplify_objective,
     eligible_weights,
     erase_objective,
 )
-from lora_ws.components.scores import (
+from lora_ws.concepts.scores import (
     adapter_scores,
     contrast,
     contributions,
