@@ -42,7 +42,7 @@ class Memory(Source):
     """A file that is nowhere."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.name, self.moved = data, "case", 0
+        self.data, self.name, self.bytes_read = data, "case", 0
 
     def _size(self) -> int:
         return len(self.data)

@@ -181,7 +181,8 @@ def settings_beside(file: Path) -> str | None:
     beside = file.with_name(PEFT_CONFIG)
     if file.name not in (PEFT_WEIGHTS, PEFT_PICKLE) or not beside.is_file():
         return None
-    return _text(LocalSource(beside))
+    with LocalSource(beside) as source:
+        return _text(source)
 
 
 def _refuse_pickle(file: str) -> None:

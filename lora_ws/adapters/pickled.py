@@ -55,7 +55,8 @@ def convert_pickle(
         lora_ws.errors.AdapterError: no.bin: expected a file, got none...
     """
     file, out = Path(file), Path(out)
-    size = LocalSource(file).size
+    with LocalSource(file) as source:
+        size = source.size
     if size > memory_mb << 20:
         raise _error(file, f"expected at most {memory_mb} MiB, got {size >> 20}; raise memory_mb")
     if sys.platform != "linux":
@@ -64,7 +65,8 @@ def convert_pickle(
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         _in_child(file, draft, memory_mb, seconds)
-        header = read_header(LocalSource(draft))
+        with LocalSource(draft) as source:
+            header = read_header(source)
         if not header.tensors:
             raise _error(file, "expected a dictionary of tensors, got none; is it an adapter?")
         draft.replace(out)

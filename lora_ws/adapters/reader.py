@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from lora_ws.errors import AdapterError
 @dataclass(frozen=True, eq=False)
 class AdapterFile:
     """A file whose header has been checked; none of its weights is read yet.
+
+    It stays open until it is closed, by a ``with`` or with the last reference to it.
 
     Attributes:
         source: of the bytes.
@@ -54,15 +57,21 @@ class AdapterFile:
         check_complete(found, source.name)
         return cls(source, header, found, config)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+
     @cached_property
     def base(self) -> Base:
         """The base model, by shapes."""
         return detect_base(self.structure.entries)
 
     @property
-    def moved(self) -> int:
+    def bytes_read(self) -> int:
         """Bytes read so far."""
-        return self.source.moved + len(self.config or "")
+        return self.source.bytes_read + len(self.config or "")
 
     def read(self, only: Sequence[str] | None = None) -> Adapter:
         """Read the weights.
@@ -145,7 +154,8 @@ def read_adapter(
             that are not finite. The message names the file, `reason` says which in a word.
         NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
     """
-    return open_adapter(handle, limits=limits).read(only)
+    with open_adapter(handle, limits=limits) as file:
+        return file.read(only)
 
 
 def _modules(

@@ -57,7 +57,7 @@ class HubSource(Source):
 
     Example:
         >>> source = HubSource("owner/name", "pytorch_lora_weights.safetensors")
-        >>> source.name, source.moved
+        >>> source.name, source.bytes_read
         ('owner/name/pytorch_lora_weights.safetensors', 0)
     """
 
@@ -74,7 +74,7 @@ class HubSource(Source):
         self.asked_revision = revision
         self.whole_below = whole_below
         self.name = f"{shown(repo_id)}/{shown(filename)}".replace("`", "")
-        self.moved = 0
+        self.bytes_read = 0
         self._address = ""
         self._start = b""
 
@@ -166,7 +166,7 @@ class HubSource(Source):
             for chunk in response.iter_raw():
                 chunks.append(chunk)
                 length += len(chunk)
-                self.moved += len(chunk)
+                self.bytes_read += len(chunk)
                 if length > stop - start:
                     break
                 if time.monotonic() > deadline:

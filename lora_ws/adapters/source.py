@@ -4,12 +4,15 @@ A source hands out byte ranges and nothing else; `header` and `tensors` check wh
 """
 
 import hashlib
+import os
 import stat
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import final
+from typing import Self, final
 
 from lora_ws.errors import AdapterError
 
@@ -20,15 +23,24 @@ GAP_BYTES, REQUEST_BYTES = 1 << 13, 1 << 24
 
 
 class Source(ABC):
-    """A file of known size, read in ranges.
+    """A file of known size, read in ranges; `close`, or a ``with``, lets go of it.
 
     Attributes:
         name: what errors call it.
-        moved: bytes read so far, needed or not.
+        bytes_read: so far, needed or not; those hashed on this machine are not counted.
     """
 
     name: str
-    moved: int
+    bytes_read: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Let go of what is held open; nothing can be read afterwards."""
 
     @property
     def revision(self) -> str:
@@ -86,7 +98,7 @@ class Source(ABC):
 
 @final
 class LocalSource(Source):
-    """A file on this machine.
+    """A file on this machine, opened once: all that is read and hashed is of one file.
 
     Args:
         path: the file.
@@ -94,19 +106,23 @@ class LocalSource(Source):
 
     Example:
         >>> source = LocalSource(__file__)
-        >>> source.read([(0, 3)]), source.moved
+        >>> source.read([(0, 3)]), source.bytes_read
         ([b'\"\"\"'], 3)
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = str(path) if name is None else name
-        self.moved = 0
+        self.bytes_read = 0
 
-    def _sha256(self) -> str:
-        return file_sha256(self.path)
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if "_opened" in vars(self):
+            self._opened[0].close()
 
-    def _size(self) -> int:
+    @cached_property
+    def _opened(self) -> tuple[BufferedReader, os.stat_result]:
+        """The file, and what the system says of it."""
         try:
             status = self.path.stat()
         except (OSError, ValueError) as error:
@@ -120,35 +136,66 @@ class LocalSource(Source):
                 f"{self.name}: expected a file, got a folder, pipe or device; name a file",
                 reason="missing",
             )
-        return status.st_size
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise self._unreadable(error) from error
+        # For those who do not close: an open file that is collected would warn.
+        weakref.finalize(self, file.close)
+        return file, os.fstat(file.fileno())
+
+    def _size(self) -> int:
+        return self._opened[1].st_size
+
+    def _sha256(self) -> str:
+        file, _ = self._opened
+        try:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        self._check_unchanged()
+        return digest
 
     def _read(self, ranges: Sequence[Range]) -> list[bytes]:
         # Not mapped into memory: a file that another process shortens would end this one.
         bodies: list[tuple[int, int, bytes]] = []
+        file, _ = self._opened
         try:
-            with self.path.open("rb") as file:
-                for start, stop in merge(ranges, GAP_BYTES):
-                    file.seek(start)
-                    bodies.append((start, stop, file.read(stop - start)))
+            for start, stop in merge(ranges, GAP_BYTES):
+                file.seek(start)
+                bodies.append((start, stop, file.read(stop - start)))
         except OSError as error:
-            raise AdapterError(
-                f"{self.name}: cannot be read ({error}); check its permissions",
-                reason="unreadable",
-            ) from error
+            raise self._unreadable(error) from error
         found: dict[Range, bytes] = {}
         spans, at = sorted(set(ranges)), 0
         for start, stop, body in bodies:
-            self.moved += len(body)
+            self.bytes_read += len(body)
             if len(body) != stop - start:
-                raise AdapterError(
-                    f"{self.name}: expected {stop - start} bytes at {start}, got {len(body)}; the "
-                    "file became shorter while it was read",
-                    reason="truncated",
-                )
+                raise self._changed()
             while at < len(spans) and spans[at][1] <= stop:
                 found[spans[at]] = body[spans[at][0] - start : spans[at][1] - start]
                 at += 1
+        self._check_unchanged()
         return [found[span] for span in ranges]
+
+    def _unreadable(self, error: OSError) -> AdapterError:
+        message = f"{self.name}: cannot be read ({error}); check its permissions"
+        return AdapterError(message, reason="unreadable")
+
+    def _check_unchanged(self) -> None:
+        """Refuse a file that somebody writes: header, weights and hash would be of several."""
+        file, was = self._opened
+        now = os.fstat(file.fileno())
+        if (now.st_size, now.st_mtime_ns) != (was.st_size, was.st_mtime_ns):
+            raise self._changed()
+
+    def _changed(self) -> AdapterError:
+        return AdapterError(
+            f"{self.name}: expected a file that stays as it is while it is read, got one that is "
+            "being written; read it again when that is done",
+            reason="unreadable",
+        )
 
 
 def file_sha256(file: Path) -> str:

@@ -6,6 +6,7 @@ A pure function of the files' bytes and the classifier; nothing that a file hold
 import hashlib
 import json
 from collections.abc import Container, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -148,25 +149,27 @@ def _read(
     limits: Limits,
 ) -> _Read:
     key, source = "", None
-    try:
-        source, config = ref.open()
-        if whole is None:
-            whole = ref.path is not None
-        whole = whole or bundle is None
-        key = _key(source, config, whole)
-        if key in known:
-            return _Read(FileResult(key, None))
-        return _examine(ref, key, AdapterFile.of(source, config, limits), bundle, whole)
-    except AdapterError as error:
-        reason, why = error.reason, str(error)
-    except NotAvailableError as error:
-        reason, why = "remote", str(error)
-    except LoraWsError as error:
-        reason, why = "unreadable", str(error)
-    # Whatever a file makes of the reader, the others are judged all the same.
-    except Exception as error:
-        reason, why = "failed", f"{type(error).__name__}: {error}"
-    return _Read(FileResult(key, refused(ref, reason, why, source)))
+    with ExitStack() as opened:
+        try:
+            source, config = ref.open()
+            opened.enter_context(source)
+            if whole is None:
+                whole = ref.path is not None
+            whole = whole or bundle is None
+            key = _key(source, config, whole)
+            if key in known:
+                return _Read(FileResult(key, None))
+            return _examine(ref, key, AdapterFile.of(source, config, limits), bundle, whole)
+        except AdapterError as error:
+            reason, why = error.reason, str(error)
+        except NotAvailableError as error:
+            reason, why = "remote", str(error)
+        except LoraWsError as error:
+            reason, why = "unreadable", str(error)
+        # Whatever a file makes of the reader, the others are judged all the same.
+        except Exception as error:
+            reason, why = "failed", f"{type(error).__name__}: {error}"
+        return _Read(FileResult(key, refused(ref, reason, why, source)))
 
 
 def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None) -> Finding:
@@ -184,7 +187,7 @@ def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None
         return Finding(ref.name, reason=reason, message=message)
     return Finding(
         *(ref.name, source.sha256 or "", source.revision, reason, message),
-        bytes_read=source.moved,
+        bytes_read=source.bytes_read,
     )
 
 
@@ -222,7 +225,7 @@ def _examine(
         energy=row.energy if row else None,
         missing=len(row.missing) if row else 0,
         beyond=sum(facts.modules.values()) - judged if row else 0,
-        bytes_read=file.moved,
+        bytes_read=file.bytes_read,
     )
     return _Read(FileResult(key, finding, signature), row)
 

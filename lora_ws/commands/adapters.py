@@ -22,12 +22,12 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
         file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
         as_json: print one JSON object instead of tables.
     """
-    opened = open_adapter(file)
-    adapter = opened.read()
-    facts = summarize(opened, adapter)
+    with open_adapter(file) as opened:
+        adapter = opened.read()
+        facts = summarize(opened, adapter)
     if as_json:
         origin = {"file": file, "sha256": adapter.sha256, "revision": adapter.revision}
-        print(json.dumps({**origin, **facts.to_dict(), "bytes_read": opened.moved}))  # noqa: T201
+        print(json.dumps({**origin, **facts.to_dict(), "bytes_read": opened.bytes_read}))  # noqa: T201
         return
     _show(file, adapter.sha256, facts)
 
@@ -43,8 +43,9 @@ def convert(file: str, out: str, /, *, to: Spelling, allow_pickle: bool = False)
             it has your rights, so do this for files that you trust.
     """
     with TemporaryDirectory() as folder:
-        opened = _open(file, Path(folder), allow_pickle)
-        written = write_adapter(opened.read(), Path(out), to, sdxl=opened.base.name == "SDXL")
+        with _open(file, Path(folder), allow_pickle) as opened:
+            adapter = opened.read()
+        written = write_adapter(adapter, Path(out), to, sdxl=opened.base.name == "SDXL")
     print(f"wrote {written}")  # noqa: T201
 
 

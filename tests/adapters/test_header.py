@@ -223,7 +223,7 @@ def test_only_the_header_of_a_large_file_is_read(tmp_path: Path):
         opened.truncate(len(head) + 2**31)
     source = LocalSource(file)
     assert read_header(source).size == len(head) + 2**31
-    assert source.moved < 2 * len(head) + 512
+    assert source.bytes_read < 2 * len(head) + 512
 
 
 def test_a_range_beyond_the_file_is_refused(tmp_path: Path):
@@ -240,7 +240,7 @@ def test_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path):
     source = LocalSource(tmp_path / "f")
     assert source.size == len(GOOD)
     (tmp_path / "f").write_bytes(GOOD[:-1])
-    with pytest.raises(AdapterError, match="shorter while"):
+    with pytest.raises(AdapterError, match="being written"):
         source.read([(0, len(GOOD))])
 
 

@@ -105,7 +105,7 @@ def test_header_is_one_request_of_128_kB(hub: HubServer):
     source = HubSource(REPO, LARGE)
     read_header(source)
     read_header(source)
-    assert source.moved == 1 << 17
+    assert source.bytes_read == 1 << 17
     assert [e.bytes_sent for e in hub.requests("^GET")] == [1 << 17]
     assert len(hub.requests()) == 2
 
@@ -114,15 +114,15 @@ def test_one_tensor_moves_few_bytes(hub: HubServer, root: Path):
     source = HubSource(REPO, LARGE)
     found = read(source, "layer30.up")
     assert same(found, root / "models" / REPO / LARGE)
-    assert source.moved == (1 << 17) + 50 * 500 * 4
-    assert source.moved == hub.bytes_sent
-    assert source.moved < source.size / 30
+    assert source.bytes_read == (1 << 17) + 50 * 500 * 4
+    assert source.bytes_read == hub.bytes_sent
+    assert source.bytes_read < source.size / 30
 
 
 def test_small_file_is_one_request(hub: HubServer, root: Path):
     source = HubSource(REPO, SMALL)
     assert same(read(source), root / "models" / REPO / SMALL)
-    assert source.moved == source.size
+    assert source.bytes_read == source.size
     assert [e.status for e in hub.requests("^GET")] == [200]
 
 
@@ -246,7 +246,7 @@ def test_body_of_another_length_than_announced_is_refused(change: int, root: Pat
         with pytest.raises(AdapterError, match="expected of the server 131072 bytes") as caught:
             read_header(source)
     assert caught.value.reason == "remote"
-    assert source.moved < (1 << 17) + 10**6
+    assert source.bytes_read < (1 << 17) + 10**6
 
 
 def test_whole_file_that_is_spoilt_on_the_way_is_refused(root: Path, hub: HubServer):

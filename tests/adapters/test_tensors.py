@@ -121,9 +121,9 @@ def test_only_the_bytes_of_the_tensors_are_read_and_not_copied(tmp_path: Path):
     save_file({"a": torch.ones(1000), "b": torch.ones(10), "c": torch.ones(1000)}, file)
     source = LocalSource(file)
     header = read_header(source)
-    before = source.moved
+    before = source.bytes_read
     found = read_tensors(source, header, ["b", "b"])
-    assert source.moved - before == 40
+    assert source.bytes_read - before == 40
     bottom = found["b"]
     while isinstance(bottom, np.ndarray):
         bottom = bottom.base

@@ -152,4 +152,5 @@ def test_bases_are_told_by_shapes(stem: str, shape: tuple, name: str, tmp_path: 
         f"{stem}.lora_B.weight": torch.zeros(outputs, 1),
     }
     save_file(tensors, tmp_path / "a.safetensors")
-    assert name in open_adapter(tmp_path / "a.safetensors").base.name
+    with open_adapter(tmp_path / "a.safetensors") as opened:
+        assert name in opened.base.name
