@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
+from tolerances import rounding
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lora_ws.errors import ConfigError
@@ -37,7 +38,13 @@ def test_temperature_is_that_of_torch(factor: float, smoothing: float) -> None:
     logits, labels = simulated(300)
     wide, truth = torch.from_numpy(factor * logits), torch.from_numpy(labels)
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([log_t], max_iter=200, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [log_t],
+        max_iter=200,
+        tolerance_grad=1e-10,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
 
     def step() -> torch.Tensor:
         solver.zero_grad()
@@ -49,7 +56,8 @@ def test_temperature_is_that_of_torch(factor: float, smoothing: float) -> None:
 
     solver.step(step)  # type: ignore[arg-type]
     found = fit_temperature(factor * logits, labels, smoothing=smoothing)
-    assert found == pytest.approx(float(log_t.detach().exp()), rel=1e-4)
+    # The place of a minimum is known to no more than the root of eps, 1.5e-8.
+    assert found == pytest.approx(float(log_t.detach().exp()), rel=1e-6)
 
 
 def test_temperature_finds_the_factor_that_was_put_on_honest_logits() -> None:
@@ -73,9 +81,9 @@ def test_calibration_error_is_that_of_torchmetrics(bins: int, factor: float) -> 
     expected = multiclass_calibration_error(
         torch.from_numpy(values), torch.from_numpy(labels), 5, n_bins=bins, norm="l1"
     )
-    assert expected_calibration_error(values, labels, bins).error == pytest.approx(
-        float(expected), abs=1e-6
-    )
+    # torchmetrics sums the rows of a bin in float32.
+    found = expected_calibration_error(values, labels, bins).error
+    assert found == pytest.approx(float(expected), abs=rounding(len(values)))
 
 
 def test_reliability_table_is_that_of_scikit_learn() -> None:

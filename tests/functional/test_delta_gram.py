@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA, KernelPCA
+from tolerances import EXACT
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional import delta_gram, kernel_pca
@@ -57,7 +58,7 @@ def test_gram_is_that_of_formed_updates(kernel, rank, width, height, normalize):
     down, up = factors(9, rank, width, height)
     expected = explicit_gram(up @ down, kernel, normalize)
     got = delta_gram(down, up, kernel, normalize=normalize)
-    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10 * expected.max())
+    np.testing.assert_allclose(got, expected, rtol=EXACT, atol=EXACT * expected.max())
 
 
 @every_kernel
@@ -74,13 +75,13 @@ def test_whitening_is_that_of_formed_updates(kernel, rank, width, height, normal
     ratio = got[0, 0] / expected[0, 0]
     if normalize:
         assert ratio == pytest.approx(1)
-    np.testing.assert_allclose(got, ratio * expected, rtol=1e-9, atol=1e-9 * got.max())
+    np.testing.assert_allclose(got, ratio * expected, rtol=EXACT, atol=EXACT * got.max())
 
 
 def test_rank_one_left_is_the_squared_cosine_of_b():
     down, up = factors(rank=1)
     b = up[:, :, 0] / np.linalg.norm(up[:, :, 0], axis=1, keepdims=True)
-    np.testing.assert_allclose(delta_gram(down, up, "left"), (b @ b.T) ** 2, atol=1e-12)
+    np.testing.assert_allclose(delta_gram(down, up, "left"), (b @ b.T) ** 2, atol=EXACT)
 
 
 @every_kernel
@@ -90,11 +91,11 @@ def test_another_split_of_the_same_updates_changes_nothing(kernel, whiten):
     expected = delta_gram(down, up, kernel, whiten=whiten)
     mixing = np.random.default_rng(5).standard_normal((len(up), 3, 3))
     other = delta_gram(np.linalg.inv(mixing) @ down, up @ mixing, kernel, whiten=whiten)
-    np.testing.assert_allclose(other, expected, atol=1e-10)
-    np.testing.assert_allclose(delta_gram(-down, -up, kernel, whiten=whiten), expected, atol=1e-12)
+    np.testing.assert_allclose(other, expected, atol=EXACT)
+    np.testing.assert_allclose(delta_gram(-down, -up, kernel, whiten=whiten), expected, atol=EXACT)
     size = np.exp(np.random.default_rng(6).standard_normal((len(up), 1, 1)))
     np.testing.assert_allclose(
-        delta_gram(down, size * up, kernel, whiten=whiten), expected, atol=1e-12
+        delta_gram(down, size * up, kernel, whiten=whiten), expected, atol=EXACT
     )
 
 
@@ -110,7 +111,7 @@ def test_padded_rank_changes_nothing(kernel, whiten, zeros):
         kernel,
         whiten=whiten,
     )
-    np.testing.assert_allclose(padded, delta_gram(down, up, kernel, whiten=whiten), atol=1e-12)
+    np.testing.assert_allclose(padded, delta_gram(down, up, kernel, whiten=whiten), atol=EXACT)
 
 
 @pytest.mark.parametrize("kernel", ["left", "right"])
@@ -119,10 +120,10 @@ def test_one_side_is_blind_to_the_sign_and_the_whole_is_not(kernel):
     signs = np.where(np.arange(9) % 2, -1.0, 1.0)
     flipped = signs[:, None, None] * up
     np.testing.assert_allclose(
-        delta_gram(down, flipped, kernel), delta_gram(down, up, kernel), atol=1e-12
+        delta_gram(down, flipped, kernel), delta_gram(down, up, kernel), atol=EXACT
     )
     expected = delta_gram(down, up, "delta") * np.outer(signs, signs)
-    np.testing.assert_allclose(delta_gram(down, flipped, "delta"), expected, atol=1e-12)
+    np.testing.assert_allclose(delta_gram(down, flipped, "delta"), expected, atol=EXACT)
 
 
 @every_kernel
@@ -145,7 +146,7 @@ def test_extreme_sizes_do_not_matter(scale):
     down, up = factors()
     expected = delta_gram(down, up, "left")
     np.testing.assert_allclose(
-        delta_gram(scale * down, scale * up, "left"), expected, rtol=1e-9, atol=1e-12
+        delta_gram(scale * down, scale * up, "left"), expected, rtol=EXACT, atol=EXACT
     )
 
 
@@ -157,14 +158,14 @@ def test_adapters_of_other_ranks_can_be_compared(kernel):
         update_directions(down, up, kernel), update_directions(more_down, more_up, kernel)
     )
     expected = side(up @ down, kernel) @ side(more_up @ more_down, kernel).T
-    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(got, expected, rtol=EXACT, atol=EXACT)
 
 
 @every_shape
 def test_norms_are_those_of_formed_updates(rank, width, height):
     down, up = factors(9, rank, width, height)
     expected = np.linalg.norm(up @ down, axis=(1, 2))
-    np.testing.assert_allclose(update_norms(down, up), expected, rtol=1e-12)
+    np.testing.assert_allclose(update_norms(down, up), expected, rtol=EXACT)
 
 
 def test_negligible_is_relative_to_the_adapter_itself():
@@ -174,7 +175,7 @@ def test_negligible_is_relative_to_the_adapter_itself():
 
 def test_whitener_of_full_shrinkage_and_of_nothing_is_the_identity():
     moment = np.diag([4.0, 1.0, 0.0])
-    np.testing.assert_allclose(whitener(moment, 1.0), np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(whitener(moment, 1.0), np.eye(3), atol=EXACT)
     np.testing.assert_array_equal(whitener(np.zeros((3, 3)), 0.1), np.eye(3))
 
 
@@ -210,14 +211,14 @@ def test_kernel_pca_matches_scikit_learn():
     np.testing.assert_allclose(
         np.abs(new), np.abs(reference.transform(gram[20:, :20])), rtol=1e-7, atol=1e-7
     )
-    np.testing.assert_allclose(fit.eigenvalues, reference.eigenvalues_, rtol=1e-9)
+    np.testing.assert_allclose(fit.eigenvalues, reference.eigenvalues_, rtol=EXACT)
 
 
 def test_linear_kernel_gives_plain_principal_components():
     _, x = positive_gram()
     gram = x @ x.T
     expected = PCA(4, svd_solver="full").fit_transform(x)
-    np.testing.assert_allclose(np.abs(kernel_pca(gram, 4).scores), np.abs(expected), atol=1e-9)
+    np.testing.assert_allclose(np.abs(kernel_pca(gram, 4).scores), np.abs(expected), atol=EXACT)
 
 
 def test_landmarks_that_span_the_space_are_exact():

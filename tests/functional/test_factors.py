@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tolerances import EXACT
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.factors import cut_to_rank, product_energy
@@ -18,7 +19,7 @@ def test_the_cut_is_the_best_of_its_rank(r: int, rank: int) -> None:
     u, s, v = np.linalg.svd(up @ down, full_matrices=False)
     cut = cut_to_rank(down, up, rank)
     assert (cut.down.shape, cut.up.shape) == ((rank, 7), (9, rank))
-    np.testing.assert_allclose(cut.up @ cut.down, (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-10)
+    np.testing.assert_allclose(cut.up @ cut.down, (u[:, :rank] * s[:rank]) @ v[:rank], atol=EXACT)
     assert cut.whole == pytest.approx((s**2).sum())
     assert cut.kept == pytest.approx((s[:rank] ** 2).sum())
     assert product_energy(down, up) == pytest.approx((s**2).sum())
@@ -30,8 +31,8 @@ def test_another_split_of_the_product_gives_the_same_factors() -> None:
     first = cut_to_rank(down, up, 3)
     for factor in (mixing, 1e6 * np.eye(3), -np.eye(3)):
         other = cut_to_rank(np.linalg.inv(factor) @ down, up @ factor, 3)
-        np.testing.assert_allclose(other.down, first.down, atol=1e-9)
-        np.testing.assert_allclose(other.up, first.up, atol=1e-9)
+        np.testing.assert_allclose(other.down, first.down, atol=EXACT)
+        np.testing.assert_allclose(other.up, first.up, atol=EXACT)
 
 
 def test_nothing_stays_nothing() -> None:

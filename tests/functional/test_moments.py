@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tolerances import EXACT
 
 from lora_ws.functional import STATISTICS, summary_statistics
 from lora_ws.functional.moments import product_moments
@@ -39,9 +40,9 @@ def reference(x):
 def assert_matches(found, expected):
     np.testing.assert_array_equal(found[:, 2:5], expected[:, 2:5])
     spread = np.abs(expected[:, 3:5]).max(axis=1)
-    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-12, atol=1e-14 * spread.max())
-    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-10)
-    np.testing.assert_allclose(found[:, 5:], expected[:, 5:], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=EXACT, atol=EXACT * spread.max())
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=EXACT)
+    np.testing.assert_allclose(found[:, 5:], expected[:, 5:], rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -97,8 +98,8 @@ def test_float32_range_keeps_a_spread_wherever_values_differ(x):
 def test_scale_does_not_change_the_shape(rng, factor):
     x = rng.standard_normal((4, 50)) ** 3
     plain, scaled = summary_statistics(x), summary_statistics(x * factor)
-    np.testing.assert_allclose(scaled[:, :5] / factor, plain[:, :5], rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(scaled[:, 5:], plain[:, 5:], rtol=1e-10)
+    np.testing.assert_allclose(scaled[:, :5] / factor, plain[:, :5], rtol=EXACT, atol=EXACT)
+    np.testing.assert_allclose(scaled[:, 5:], plain[:, 5:], rtol=EXACT)
 
 
 def test_constant_rows_have_no_spread():
@@ -157,4 +158,4 @@ def test_product_moments_agree_with_the_products(rng):
     expected = reference((a[:, :, None] * b[:, None, :]).reshape(5, -1))
     found = product_moments(a, b)
     for name in ("mean", "std", "kurtosis", "skew"):
-        np.testing.assert_allclose(found[name], expected[:, STATISTICS.index(name)], rtol=1e-10)
+        np.testing.assert_allclose(found[name], expected[:, STATISTICS.index(name)], rtol=EXACT)
