@@ -29,6 +29,7 @@ would add up to if they did not.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,3 +51,12 @@ def terms_of(*models: nn.Module) -> int:
     """Terms of all sums of a pass through models: inputs of every matrix, one after another."""
     matrices = (p for model in models for p in model.parameters() if p.ndim > 1)
     return sum(matrix[0].numel() for matrix in matrices)
+
+
+def of_images(pipeline: Any, steps: int, guidance: float = 1.0) -> float:
+    """Largest difference by rounding of two images of -1 to 1 that a sampler makes.
+
+    Guided noise is ``guidance`` times one prediction less ``guidance - 1`` times another.
+    """
+    terms = terms_of(pipeline.unet, pipeline.vae.decoder, pipeline.text_encoder)
+    return rounding(terms, steps=steps * (2 * guidance - 1))
