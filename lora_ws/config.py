@@ -76,7 +76,8 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
             not fit.
     """
     spec_type = _spec_type(target)
-    positional, keywords = _positional(target)
+    source = spec_type or target
+    positional, keywords = _positional(source)
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
@@ -90,7 +91,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
             parameter.name,
             type=str,
             nargs="+" if repeated else None,
-            help=_argument_help(target, parameter.name),
+            help=_argument_help(source, parameter.name),
         )
     lists = {p.name: kind for p in keywords if (kind := _list_of(p.annotation))}
     for parameter in keywords if lists else []:
@@ -102,15 +103,13 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
                 nargs="+",
                 required=empty,
                 default=None if empty else parameter.default,
-                help=_argument_help(target, parameter.name),
+                help=_argument_help(source, parameter.name),
             )
-    if spec_type:
-        parser.add_class_arguments(spec_type, None, as_group=False, sub_configs=False)
-    elif isinstance(target, type):
-        parser.add_class_arguments(target, None, as_group=False, sub_configs=False)
+    skip: set[str | int] = {*lists, *(parameter.name for parameter in positional)}
+    if isinstance(source, type):
+        parser.add_class_arguments(source, None, as_group=False, sub_configs=False, skip=skip)
     elif keywords:
-        skip: set[str | int] = {*lists, *(parameter.name for parameter in positional)}
-        parser.add_function_arguments(target, None, as_group=False, skip=skip)
+        parser.add_function_arguments(source, None, as_group=False, skip=skip)
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -226,8 +225,12 @@ def _summary(target: Callable[..., Any]) -> str:
 
 
 def _argument_help(target: Callable[..., Any], name: str) -> str:
-    match = re.search(rf"^\s+{name}: (.+)$", inspect.getdoc(target) or "", re.MULTILINE)
-    return match.group(1) if match else ""
+    """What a docstring says of an argument, or that of a class it inherits the argument from."""
+    for owner in target.__mro__ if isinstance(target, type) else (target,):
+        text = inspect.cleandoc(owner.__doc__ or "")
+        if match := re.search(rf"^( +){name}: (.+(?:\n\1 +.+)*)", text, re.MULTILINE):
+            return re.sub(r"\s+", " ", match[2])
+    return ""
 
 
 def _underscored(arg: str) -> str:

@@ -35,6 +35,34 @@ class Sized(TransformerMixin, BaseEstimator):
         self.size = size
 
 
+@dataclass(frozen=True)
+class Base:
+    """What another spec has too.
+
+    Attributes:
+        files: of any kind, as many as there are,
+            on one line or more.
+    """
+
+    files: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists(Base):
+    """Flags that take several words.
+
+    Attributes:
+        sizes: of them.
+    """
+
+    sizes: list[float] | None = None
+
+
+def show(spec: Lists) -> Lists:
+    """Return what was read."""
+    return spec
+
+
 def run(spec: Spec) -> Spec:
     """Return what was read."""
     return spec
@@ -96,6 +124,21 @@ def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"--ours.n_components: expected int or null, got `many`"):
         load_spec(Spec, file)
+
+
+def test_a_list_of_a_spec_is_several_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = parse(show, ["--files", "a", "b", "--sizes", "1", "0.5"], "show")()
+    assert read == Lists(["a", "b"], sizes=[1, 0.5])
+    (tmp_path / "spec.yaml").write_text("files: [a, b]\nsizes: [1, 0.5]\n", encoding="utf-8")
+    assert load_spec(Lists, tmp_path / "spec.yaml") == read
+    with pytest.raises(ConfigError, match="missing: --files"):
+        parse(show, [], "show")
+    with pytest.raises(SystemExit):
+        parse(show, ["--help"], "show")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of any kind, as many as there are, on one line or more." in shown
 
 
 def test_help_lists_our_classes_alone(capsys: pytest.CaptureFixture[str]) -> None:
