@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, LayoutError
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +106,45 @@ class Adapter:
             for name, m in self.linear.items()
         )
 
+    def row(self, layout: Layout) -> Float[np.ndarray, " params"]:
+        """Lay the denoiser's linear modules out as a row of a layout; see `lay_out`."""
+        return lay_out(self.linear, layout)
+
     def flat(self) -> Float[np.ndarray, " params"]:
-        """Factors in layout order, with the scale folded into B so the update is ``B @ A``."""
-        parts = []
-        for layer in self.layout.layers:
-            module = self.modules[layer.name]
-            parts += [module.down.ravel(), (module.up * np.float32(module.scale)).ravel()]
-        return np.concatenate(parts).astype(np.float32, copy=False)
+        """Factors in the adapter's own layout, with the scale folded into B: a row of `layout`."""
+        return self.row(self.layout)
+
+
+def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, " params"]:
+    """Lay modules out as the flat vector of a layout, with the scale folded into B.
+
+    Args:
+        modules: by the layout's names of layers; those that it lacks are left out.
+        layout: which column is which number.
+
+    Returns:
+        float32 ``[layout.size]``, the update ``B @ A``; zeros for layers that have no module.
+
+    Raises:
+        LayoutError: a module is of another shape than its layer.
+
+    Example:
+        >>> layer = LayerSpec("to_v", 2, 1)
+        >>> module = Module("unet", "to_v", "lora", np.ones((1, 2)), np.ones((1, 1)), 0.5, "")
+        >>> lay_out({"to_v": module}, Layout.from_layers([layer])).tolist()
+        [1.0, 1.0, 0.5]
+    """
+    row = np.zeros(layout.size, np.float32)
+    for layer, down, up in layout.pairs():
+        module = modules.get(layer.name)
+        if module is None:
+            continue
+        if (module.down.shape, module.up.shape) != (layer.down_shape, layer.up_shape):
+            raise LayoutError(
+                f"layer `{layer.name}`: expected factors {layer.down_shape} and {layer.up_shape}, "
+                f"got {module.down.shape} and {module.up.shape}; `project` brings an adapter into "
+                "a layout of other ranks"
+            )
+        row[down] = module.down.ravel()
+        row[up] = (module.up * np.float32(module.scale)).ravel()
+    return row

@@ -1,12 +1,12 @@
 """An adapter of any rank and modules, brought into a layout."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
-from lora_ws.adapters.adapter import Adapter, Module
+from lora_ws.adapters.adapter import Adapter, Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError
 from lora_ws.functional.factors import Cut, cut_to_rank, product_energy
@@ -46,25 +46,18 @@ def project(adapter: Adapter, layout: Layout, layers: Collection[str] | None = N
     Raises:
         AdapterError: a layer has another shape, or most layers are missing: another base.
     """
-    row = np.zeros(layout.size, np.float32)
-    missing: list[str] = []
-    cuts: list[Cut] = []
-    whole: list[Module] = []
-    wanted = [found for found in layout.pairs() if layers is None or found[0].name in layers]
-    for layer, down, up in wanted:
-        module = adapter.linear.get(layer.name)
+    wanted = [layer for layer in layout.layers if layers is None or layer.name in layers]
+    found = {x.name: adapter.linear[x.name] for x in wanted if x.name in adapter.linear}
+    missing = tuple(layer.name for layer in wanted if layer.name not in found)
+    cuts: dict[str, Cut] = {}
+    for layer in wanted:
+        module = found.get(layer.name)
         if module is None:
-            missing.append(layer.name)
             continue
         _check_shape(adapter, module, layer)
-        if module.rank == layer.rank:
-            row[down] = module.down.ravel()
-            row[up] = (module.up * np.float32(module.scale)).ravel()
-            whole.append(module)
-            continue
-        cut = cut_to_rank(module.down, module.up * np.float64(module.scale), layer.rank)
-        row[down], row[up] = cut.down.ravel(), cut.up.ravel()
-        cuts.append(cut)
+        if module.rank != layer.rank:
+            scaled = module.up * np.float64(module.scale)
+            cuts[layer.name] = cut_to_rank(module.down, scaled, layer.rank)
     if len(missing) > MAX_MISSING * len(wanted):
         raise AdapterError(
             f"{adapter.source}: {len(missing)} of {len(wanted)} layers that are read are "
@@ -72,10 +65,16 @@ def project(adapter: Adapter, layout: Layout, layers: Collection[str] | None = N
             "modules",
             "foreign",
         )
+    ready = {
+        name: replace(found[name], down=cut.down, up=cut.up, scale=1.0)
+        for name, cut in cuts.items()
+    }
+    row = lay_out(found | ready, layout)
     if not np.isfinite(row).all():
         raise AdapterError(f"{adapter.source}: its scale takes values beyond float32", "not-finite")
+    whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing
-    return Projection(row, _energy(cuts, whole), tuple(missing), exact)
+    return Projection(row, _energy(list(cuts.values()), whole), missing, exact)
 
 
 def _energy(cuts: list[Cut], whole: list[Module]) -> float:

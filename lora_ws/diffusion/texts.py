@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ws.adapters import Adapter
-from lora_ws.adapters.adapter import Module
+from lora_ws.adapters.adapter import Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.prompts import token_ids
@@ -58,15 +57,8 @@ def _bank(parts: Sequence[Sequence[Module]]) -> AdapterBank:
             LayerSpec(path, m.down.shape[1], m.up.shape[0], m.rank) for path, m in held.items()
         ] or [LayerSpec(_inner(some.path), some.down.shape[1], some.up.shape[0], 1)]
         layout = Layout.from_layers(layers)
-        factors = [
-            part
-            for layer in layout.layers
-            if layer.name in held
-            for part in (held[layer.name].down, held[layer.name].up * held[layer.name].scale)
-        ]
-        flat = [part.ravel() for part in factors] or [np.zeros(layout.size)]
         layouts.append(layout)
-        rows.append(np.concatenate(flat).astype(np.float32))
+        rows.append(lay_out(held, layout))
     return AdapterBank(layouts, rows)
 
 
