@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tolerances import rounding, terms_of
 from torch import Tensor
 
 from lora_ws.attribution.ablation import Drawing
@@ -46,11 +47,16 @@ def _pipeline() -> Any:
 
 @pytest.fixture
 def pipeline(_pipeline: Any) -> Iterator[Any]:
-    """Without hooks after every test; on one thread, where rows of a batch are alike bit by bit."""
+    """Without hooks after every test."""
     with threads(1):
         yield _pipeline
     modules = list(_pipeline.unet.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def bound_of(pipeline: Any) -> float:
+    """Relative, of what a block returns after two steps under guidance of 2."""
+    return rounding(terms_of(pipeline.unet), steps=2 * 3)
 
 
 def make_stack(pipeline: Any, *only: str, size: float = 0.5) -> AdapterStack:
@@ -114,9 +120,11 @@ def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
             change.append(np.stack(norms, axis=1))
     assert found.blocks == BLOCKS
     assert len(variance) == 4
-    assert found.variance.numpy() == pytest.approx(np.mean(variance, axis=0), rel=1e-3, abs=1e-9)
-    assert found.change.numpy() == pytest.approx(np.mean(change, axis=0), rel=1e-3, abs=1e-6)
-    assert found.worst.numpy() == pytest.approx(np.max(change, axis=(0, 1)), rel=1e-3, abs=1e-6)
+    bound = 2 * bound_of(pipeline)  # of a difference of two outputs, relative to either
+    mean, change = np.mean(variance, axis=0), np.array(change)
+    np.testing.assert_allclose(found.variance, mean, atol=2 * bound * mean.max() ** 0.5)
+    np.testing.assert_allclose(found.change, change.mean(axis=0), atol=bound)
+    np.testing.assert_allclose(found.worst, change.max(axis=(0, 1)), atol=bound)
 
 
 def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipeline: Any) -> None:
@@ -135,38 +143,41 @@ def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipelin
                 guidance_scale=2.0,
                 output_type="latent",
             ).images[0]
-        assert torch.allclose(last, expected, atol=1e-5)
+        atol = bound_of(pipeline) * float(expected.abs().max())
+        assert torch.allclose(last, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("forced", [True, False])
 def test_identical_configurations_differ_by_nothing(pipeline: Any, forced: bool) -> None:
     stack = make_stack(pipeline, "")
     found = block_sensitivity(pipeline, stack, DRAWINGS, torch.full((3, 1), 0.8), forced=forced)
-    assert found.variance.tolist() == [0] * 6
-    assert (found.change[:, 1:] > 0).all()
+    bound = bound_of(pipeline)
+    assert (found.variance < bound**2).all()
+    assert (found.change[:, 1:] > bound).all()
     none = block_sensitivity(pipeline, stack, DRAWINGS, torch.zeros(2, 1), forced=forced)
-    assert none.worst.tolist() == [0] * 6
+    assert (none.worst < bound).all()
 
 
 def test_an_adapter_of_the_last_block_leaves_all_earlier_ones_alone(pipeline: Any) -> None:
     stack = make_stack(pipeline, LAST)
-    forced = block_sensitivity(pipeline, stack, DRAWINGS, [[0.0], [1.0]])
-    assert forced.variance[:-1].tolist() == [0] * 5
-    assert forced.worst[:-1].tolist() == [0] * 5
+    forced, bound = block_sensitivity(pipeline, stack, DRAWINGS, [[0.0], [1.0]]), bound_of(pipeline)
+    assert (forced.variance[:-1] < bound**2).all()
+    assert (forced.worst[:-1] < bound).all()
     assert forced.variance[-1] > 1e-6
-    assert cache_safe_blocks(forced, 0).safe == BLOCKS[:-1]
+    assert cache_safe_blocks(forced, bound).safe == BLOCKS[:-1]
     # Its latents drift, and every block with them, though no adapter touches these.
     free = block_sensitivity(pipeline, stack, DRAWINGS, [[0.0], [1.0]], forced=False)
-    assert (free.variance > 0).all()
+    assert (free.variance > bound**2).all()
     with pytest.raises(ConfigError, match="measure with forced=True"):
         cache_safe_blocks(free)
 
 
 def test_an_adapter_of_the_first_block_changes_all_later_ones(pipeline: Any) -> None:
     found = block_sensitivity(pipeline, make_stack(pipeline, FIRST), DRAWINGS, [[0.0], [1.0]])
-    assert found.variance[0] == 0
-    assert (found.variance[1:] > 0).all()
-    report = cache_safe_blocks(found, 0)
+    bound = bound_of(pipeline)
+    assert found.variance[0] < bound**2
+    assert (found.variance[1:] > bound**2).all()
+    report = cache_safe_blocks(found, bound)
     assert report.safe == ("conv_in",)
     table = markdown(report.grid()).splitlines()
     assert [line.split(" | ")[1] for line in table[2:8]] == ["yes", *["no"] * 5]
@@ -188,7 +199,7 @@ def test_the_bundled_base_has_the_same_blocks_and_is_left_as_found() -> None:
     before = generate(pipeline, ["three"], steps=2)
     drawing = Drawing("three", steps=2, guidance=1)
     found = block_sensitivity(pipeline, make_stack(pipeline, ""), [drawing], [[0.8], [0.0]])
-    assert (found.variance[1:] > 0).all()
+    assert (found.variance[1:] > bound_of(pipeline) ** 2).all()
     assert torch.equal(generate(pipeline, ["three"], steps=2), before)
 
 

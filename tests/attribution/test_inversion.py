@@ -13,6 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from tolerances import of_images, rounding
 from torch import Tensor
 
 from lora_ws.attribution.ablation import Drawing, ablate
@@ -64,7 +65,9 @@ def make_stack(pipeline: Any, size: float = 0.1) -> AdapterStack:
     for _, _, up in layout.pairs():
         rows[2, up] = 0
     return AdapterStack(
-        ("ink", "dots", "nothing"), AdapterBank.from_rows(rows, layout), (0.8, 0.5, 1.0)
+        ("ink", "dots", "nothing"),
+        AdapterBank.from_rows(rows, layout, dtype=pipeline.unet.dtype),
+        (0.8, 0.5, 1.0),
     )
 
 
@@ -95,13 +98,16 @@ def test_there_and_back_is_within_a_hundredth(pipeline: Any) -> None:
 
 
 def untrained(kind: str = "epsilon") -> Any:
+    """A pipeline in float64."""
     pipeline = build_pipeline(SIZE, ["three"])
+    for part in (pipeline.unet, pipeline.text_encoder):
+        part.double()
     config: Any = pipeline.scheduler.config
     pipeline.scheduler = DDIMScheduler.from_config(config, prediction_type=kind)
     return pipeline
 
 
-ANY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+ANY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 
 
 def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
@@ -115,7 +121,9 @@ def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
         for time in inverse.timesteps:
             said = pipeline.unet(expected[-1], time, encoder_hidden_states=text).sample
             expected.append(inverse.step(said, time, expected[-1]).prev_sample)
-    assert torch.allclose(found, torch.stack(expected[::-1]), atol=1e-4)
+    # Schedulers keep their coefficients in float32; a step multiplies and adds twice.
+    atol = rounding(4, size=float(found.abs().max()), steps=6)
+    assert torch.allclose(found, torch.stack(expected[::-1]), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -128,6 +136,7 @@ def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None
         for k, time in enumerate(pipeline.scheduler.timesteps):
             said = pipeline.unet(found[k], time, encoder_hidden_states=text).sample
             step = pipeline.scheduler.step(said, time, found[k]).prev_sample
+            # Iterations stop at 1e-5 of the latents, which a step makes up to ten times larger.
             assert off(step, found[k + 1]) < 1e-4
 
 
@@ -150,19 +159,21 @@ def test_from_the_first_of_cached_latents_it_is_the_true_ablation(pipeline: Any)
         assert torch.equal(getattr(found, name), getattr(true, name))
     late = pseudo_ablate(pipeline, stack, DRAWING, cached, start=2)
     expected = ablate(pipeline, stack, DRAWING, start=2)
-    assert torch.allclose(late.without, expected.without, atol=2e-5)
+    bound = of_images(pipeline, DRAWING.steps, DRAWING.guidance)
+    assert torch.allclose(late.without, expected.without, atol=bound, rtol=0)
     assert float(late.effects[0]) < float(true.effects[0])
 
 
 @pytest.mark.parametrize("start", [0, 2])
 def test_an_adapter_of_zeros_changes_nothing(pipeline: Any, start: int) -> None:
-    stack = make_stack(pipeline)
+    stack = make_stack(pipeline, 0.3)
     cached = trajectory(pipeline, stack, DRAWING)
+    bound = of_images(pipeline, DRAWING.steps - start, DRAWING.guidance)
     inverted = invert(pipeline, stack, DRAWING, cached[-1], guidance_scale=2, fixed_point_iters=1)
     for latents in (cached, inverted):
         maps = pseudo_ablate(pipeline, stack, DRAWING, latents, start=start).maps
-        assert not maps[2].any()
-        assert (maps[:2].amax(dim=(1, 2)) > 0).all()
+        assert maps[2].max() < bound
+        assert (maps[:2].amax(dim=(1, 2)) > 4 * bound).all()
 
 
 def attribution(maps: np.ndarray, shares: list[float]) -> Any:
