@@ -179,7 +179,8 @@ def test_boxes_are_ascribed_to_those_who_painted_them(
     # The loss is a square, of which first order says twice what leaving out does.
     whole = box_scores(model, stack, probe, UPPER, method="integrated").scores[:, 0]
     twice = box_scores(model, stack, probe, UPPER).scores[:, 0]
-    assert torch.allclose(twice, 2 * whole, rtol=EXACT)
+    # Scores are summed over the numbers of the factors in float32.
+    assert torch.allclose(twice, 2 * whole, rtol=rounding(stack.bank.layout.size))
 
 
 def test_norms_of_gradients_by_updates_know_no_box(
