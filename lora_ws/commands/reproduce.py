@@ -1,22 +1,18 @@
-"""`lora-ws reproduce` and `lora-ws sweep`: the paper's tables and figures, and what layers tell."""
+"""`lora-ws reproduce`: files of `eval/`; `lora-ws sweep`: accuracy per layer or matrix."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from lora_ws.config import load_spec, nearest
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.spec import PROTOCOLS, SweepSpec, cores, eval_file
+from lora_ws.experiments.kinds import kind_of, run_eval, trained
+from lora_ws.experiments.layers.spec import SweepSpec
+from lora_ws.experiments.options import Options
+from lora_ws.experiments.recipes import PROTOCOLS, cores
 from lora_ws.learn.spec import slug
 
-# Experiments on pictures: class of the specification, and what runs it.
-PICTURES = {
-    "attribution": ("AttributionSpec", "run_attribution"),
-    "cad": ("CadSpec", "run_cad"),
-    "composition": ("CompositionSpec", "run_composition"),
-}
+ALL = "all"
 
 
 def reproduce(
@@ -32,63 +28,51 @@ def reproduce(
     rows: tuple[str, ...] | None = None,
     out: Path | None = None,
 ) -> None:
-    """Run a table or figure and report it beside the published numbers.
+    """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
 
     A run that was cut off continues when the same command is given again.
 
     Args:
-        what: table1, table2, figure2, figure3, or all of these; composition, attribution or cad,
-            which take --out alone
+        what: name of a file in eval/, such as table1; all runs every table and figure that trains
+            classifiers. Experiments that draw images, such as composition, take --out alone
         dataset: a collection instead of the bundled one, such as lora-ws-10k
         subset: a subset of it; null takes the card's first
         protocol: how data are split and models chosen; null takes all three for tables and clean
             for figures
         seeds: how many instead of the recipes' ten
-        processes: how many work at once; null takes one a core
+        processes: how many work at once; null takes one per core
         controls: also measure plain inputs, other prompts, unseen leaves and shuffled labels
         rows: some rows of a table, such as '["FlatVec"]'; null takes all
         out: folder of runs and reports; null makes one below runs/
     """
-    # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
-    from lora_ws.experiments.reproduce import NAMES, Options
-    from lora_ws.experiments.reproduce import reproduce as run
-
+    trains = what == ALL or kind_of(what).trains
+    asked = {"dataset": dataset, "subset": subset, "protocol": protocol, "seeds": seeds}
+    asked |= {"processes": processes, "controls": None if controls else False, "rows": rows}
+    given = [name for name, value in asked.items() if value is not None]
+    if given and not trains:
+        raise ConfigError(f"{given[0]}: `{what}` draws images and takes --out alone")
+    home = Path("runs", "reproduce")
+    home = home / slug(dataset or "bundled") / (subset or "") if trains else home / what
     console = Console(highlight=False, soft_wrap=True)
-    if what in PICTURES:
-        folder = _pictures(what, out or Path("runs", "reproduce", what))
-        console.print(f"{what}: {folder / 'report.html'}")
-        return
-    if what not in (*NAMES, "all"):
-        raise ConfigError(f"no table or figure `{what}`{nearest(what, (*NAMES, *PICTURES))}")
-    names = NAMES if what == "all" else (what,)
-    protocols = (protocol,) if protocol and protocol != "all" else PROTOCOLS
-    home = out or Path("runs", "reproduce", slug(dataset or "bundled"), subset or "")
-    for name in names:
+    for name in trained() if what == ALL else [what]:
         options = Options(
-            out=home,
+            name,
+            out or home,
             dataset=dataset,
             subset=subset,
-            protocols=protocols,
+            protocols=(protocol,) if protocol and protocol != "all" else PROTOCOLS,
             seeds=seeds,
             processes=cores(processes),
             controls=controls,
             rows=rows,
         )
-        folder = run(name, options)
-        console.print(f"{name}: {folder / 'report.html'}")
-
-
-def _pictures(what: str, out: Path) -> Path:
-    """An experiment on what a diffusion model draws."""
-    spec, run = PICTURES[what]
-    # Needs the `diffusion` extra.
-    home = import_module(f"lora_ws.experiments.{what}")
-    return getattr(home, run)(load_spec(getattr(home, spec), eval_file(what)), out)
+        console.print(f"{name}: {run_eval(options) / 'report.html'}")
 
 
 def sweep(spec: SweepSpec) -> None:
     """Train the same classifier on each layer, on each matrix, or without the best layers."""
-    from lora_ws.experiments.sweep import run_sweep, sweep_chart, sweep_grid, write_csv
+    from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
+    from lora_ws.experiments.layers.sweep import run_sweep
     from lora_ws.report.grid import terminal
 
     subset = spec.subset or ""

@@ -1,16 +1,27 @@
-"""What an experiment on pictures has measured so far: one line a record, in a folder of its own."""
+"""What an experiment that draws images has measured so far: one line per record."""
 
 import json
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lora_ws.errors import ConfigError, DataError
+from lora_ws.report.progress import progress
 
-R = TypeVar("R")
+
+class Record(Protocol):
+    """A dataclass of one measurement."""
+
+    @property
+    def key(self) -> Hashable:
+        """Tell it from all others."""
+
+
+R = TypeVar("R", bound=Record)
 RECORDS, CONFIG = "records.jsonl", "config.json"
 # Of a spec, what does not change what is measured.
-WORDS = ("title", "source", "published")
+WORDS = ("kind", "title", "source", "published")
 
 
 class Records(Generic[R]):
@@ -44,6 +55,24 @@ class Records(Generic[R]):
             self.held += [kind(**json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError) as error:
             raise DataError(f"{self.file}: damaged ({error}); choose another --out") from error
+
+    def complete(self, title: str, jobs: Mapping[Hashable, Callable[[], R]]) -> dict[Hashable, R]:
+        """Make the records that are missing, each on disk before the next is made.
+
+        Args:
+            title: of the progress bar.
+            jobs: key of every record -> what makes it.
+
+        Returns:
+            Key -> record.
+        """
+        done = {record.key: record for record in self.held}
+        with progress(title, len(jobs), len(done)) as advance:
+            for key in (key for key in jobs if key not in done):
+                done[key] = jobs[key]()
+                self.append(done[key])
+                advance()
+        return done
 
     def append(self, record: R) -> None:
         """Keep a record."""

@@ -9,8 +9,10 @@ from browser import open_page
 
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.attribution import STAGES, AttributionSpec, run_attribution
-from lora_ws.experiments.spec import eval_file
+from lora_ws.experiments.attribution.run import STAGES, run
+from lora_ws.experiments.attribution.spec import AttributionSpec
+from lora_ws.experiments.kinds import eval_file
+from lora_ws.experiments.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def spec() -> AttributionSpec:
 
 
 def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: Path) -> None:
-    report = run_attribution(spec, tmp_path / "out") / "report.html"
+    report = run(spec, Options("attribution", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     found = {r["stage"]: r["values"] for r in map(json.loads, lines)}
@@ -39,14 +41,14 @@ def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: P
     # The identity of norms: the same adapter in every box, whatever is in it.
     shares = found["boxes"]["norm"]["shares"]
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
+    run(spec, Options("attribution", tmp_path / "out"))
+    assert len(file.read_text(encoding="utf-8").splitlines()) == len(lines)
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        run(replace(spec, steps=9), Options("attribution", tmp_path / "out"))
     dom, probe = open_page(report, tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (2, 2, [])
     assert "94.1 %" in dom
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
-    run_attribution(spec, tmp_path / "out")
-    assert len(file.read_text(encoding="utf-8").splitlines()) == len(lines)
-    with pytest.raises(ConfigError, match="holds another experiment"):
-        run_attribution(replace(spec, steps=9), tmp_path / "out")
 
 
 WRONG = {
@@ -65,4 +67,4 @@ def test_what_does_not_fit_is_named(wrong: str, spec: AttributionSpec) -> None:
 def test_adapters_are_those_of_the_testbed(spec: AttributionSpec, tmp_path: Path) -> None:
     unknown = replace(spec, adapters=("bold", "sun", "moon"))
     with pytest.raises(ConfigError, match="got `moon`"):
-        run_attribution(unknown, tmp_path / "out")
+        run(unknown, Options("attribution", tmp_path / "out"))

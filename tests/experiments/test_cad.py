@@ -10,8 +10,10 @@ from browser import open_page
 from lora_ws.config import load_spec
 from lora_ws.diffusion.digits import NAMES, DigitJudge
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.cad import METHODS, CadSpec, run_cad
-from lora_ws.experiments.spec import eval_file
+from lora_ws.experiments.cad.run import run
+from lora_ws.experiments.cad.spec import METHODS, CadSpec
+from lora_ws.experiments.kinds import eval_file
+from lora_ws.experiments.options import Options
 from lora_ws.zoo.photos import PhotoSpec, load_photos
 
 
@@ -22,22 +24,22 @@ def spec() -> CadSpec:
 
 
 def test_a_report_of_every_method_that_resumes(spec: CadSpec, tmp_path: Path) -> None:
-    report = run_cad(spec, tmp_path / "out") / "report.html"
+    report = run(spec, Options("cad", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["method"] for record in records].count("none") == 1
     assert {record["method"] for record in records} == {"none", *METHODS}
     assert records[0]["target"] == 1
+    # As a kill in the middle of the last line leaves it.
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
+    run(spec, Options("cad", tmp_path / "out"))
+    assert file.read_text(encoding="utf-8").splitlines() == lines
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        run(replace(spec, images=2), Options("cad", tmp_path / "out"))
     dom, probe = open_page(report, tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (1, 1, [])
     assert all(method in dom for method in METHODS)
-    # As a kill in the middle of the last line leaves it.
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
-    run_cad(spec, tmp_path / "out")
-    assert file.read_text(encoding="utf-8").splitlines() == lines
-    with pytest.raises(ConfigError, match="holds another experiment"):
-        run_cad(replace(spec, images=2), tmp_path / "out")
 
 
 def test_digits_are_named(spec: CadSpec) -> None:

@@ -11,9 +11,10 @@ from browser import open_page
 
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.composition import run_composition
-from lora_ws.experiments.composition_spec import METHODS, CompositionRecord, CompositionSpec
-from lora_ws.experiments.spec import eval_file
+from lora_ws.experiments.composition.run import run
+from lora_ws.experiments.composition.spec import METHODS, CompositionRecord, CompositionSpec
+from lora_ws.experiments.kinds import eval_file
+from lora_ws.experiments.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def full() -> CompositionSpec:
 
 def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: Path) -> None:
     spec = replace(full, sizes=(5,), steps=2, images=1, digits=1, taus=(1, 2), tau_size=5)
-    report = run_composition(spec, tmp_path / "out") / "report.html"
+    report = run(spec, Options("composition", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     records = [CompositionRecord(**json.loads(line)) for line in lines]
@@ -35,15 +36,15 @@ def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: 
         assert record.array.shape == (len(record.sets), images, record.size)
         own = [np.mean(shown) for shown in record.shown]
         assert record.share[0] == pytest.approx(100 * mean(own))
+    # As a kill in the middle of the last line leaves it.
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
+    run(spec, Options("composition", tmp_path / "out"))
+    assert file.read_text(encoding="utf-8").splitlines() == lines
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        run(replace(spec, images=2), Options("composition", tmp_path / "out"))
     dom, probe = open_page(report, tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (3, 3, [])
     assert all(method in dom for method in METHODS)
-    # As a kill in the middle of the last line leaves it.
-    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10], encoding="utf-8")
-    run_composition(spec, tmp_path / "out")
-    assert file.read_text(encoding="utf-8").splitlines() == lines
-    with pytest.raises(ConfigError, match="holds another experiment"):
-        run_composition(replace(spec, images=2), tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -51,7 +52,7 @@ def test_switch_and_composite_keep_digits_that_merging_breaks(
     full: CompositionSpec, tmp_path: Path
 ) -> None:
     spec = replace(full, sizes=(4,), images=1, taus=(5,), tau_size=4)
-    run_composition(spec, tmp_path)
+    run(spec, Options("composition", tmp_path))
     records = [
         CompositionRecord(**json.loads(line))
         for line in (tmp_path / "records.jsonl").read_text(encoding="utf-8").splitlines()

@@ -15,8 +15,9 @@ import pytest
 from factories import small_zoo
 
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.spec import SweepSpec
-from lora_ws.experiments.sweep import run_sweep, sweep_chart, sweep_grid, top_points, write_csv
+from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
+from lora_ws.experiments.layers.spec import SweepSpec
+from lora_ws.experiments.layers.sweep import run_sweep, top_points
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.run import run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec

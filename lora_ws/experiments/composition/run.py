@@ -1,7 +1,8 @@
-"""Sets of adapters composed by every method, judged by whether each element can be seen."""
+"""Compose sets of adapters by every method, and judge whether each element can be seen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.experiments.composition_report import sections
-from lora_ws.experiments.composition_spec import (
+from lora_ws.experiments.composition.report import (
+    PICTURES,
+    SHOWN,
+    composition_sections,
+    shown_prompts,
+    shown_set,
+)
+from lora_ws.experiments.composition.spec import (
     MERGE,
     METHODS,
     NONE,
@@ -35,23 +42,18 @@ from lora_ws.experiments.composition_spec import (
     named_sizes,
     switch_named,
 )
-from lora_ws.experiments.quoted import published_section
+from lora_ws.experiments.options import Options
 from lora_ws.experiments.records import Records
 from lora_ws.report.images import save_grid
-from lora_ws.report.page import Figure, Section, write_report
-from lora_ws.report.progress import progress
+from lora_ws.report.page import write_report
 
-# Sets drawn in one batch, pictures of an adapter alone, and pictures shown of a set.
-AT_ONCE, ALONE, SHOWN = 24, 16, 8
-NOT_MEASURED = (
-    "CLIPScore and a vision model's judgement are not measured here: both need models that are not "
-    "bundled; see lora_ws.composition.clip_score and .endpoint."
-)
+# Sets drawn in one batch, and pictures of an adapter alone.
+AT_ONCE, ALONE = 24, 16
 
 
 @dataclass(frozen=True, eq=False)
-class _Bench:
-    """What pictures are made and judged with."""
+class _Sampler:
+    """Draws sets of adapters and judges the pictures."""
 
     spec: CompositionSpec
     testbed: Testbed
@@ -60,7 +62,7 @@ class _Bench:
     judge: ElementJudge
 
     @classmethod
-    def of(cls, spec: CompositionSpec) -> "_Bench":
+    def of(cls, spec: CompositionSpec) -> "_Sampler":
         testbed, pipeline = bundled(), load_pipeline(spec.base)
         ids = [member.id for member in testbed.members]
         files = [testbed.file(member) for member in testbed.members]
@@ -111,8 +113,8 @@ class _Bench:
         return tuple(tuple(member.id for member in one) for one in sets)
 
 
-def run_composition(spec: CompositionSpec, out: Path) -> Path:
-    """Compose, draw, judge and report; what has been judged is not judged again.
+def run(spec: CompositionSpec, options: Options) -> Path:
+    """Measure what is not measured yet, and report.
 
     Returns:
         The folder of the report.
@@ -120,49 +122,36 @@ def run_composition(spec: CompositionSpec, out: Path) -> Path:
     Raises:
         ConfigError: the folder holds another experiment.
     """
-    records = Records(out, spec, CompositionRecord)
-    done = {record.key: record for record in records.held}
-    jobs = list(_jobs(spec))
-    bench = _Bench.of(spec)
-    left = [job for job in jobs if (job[0], job[3], job[4]) not in done]
-    with progress("composition", len(jobs), len(jobs) - len(left)) as advance:
-        for job in left:
-            record = bench.record(*job)
-            records.append(record)
-            done[record.key] = record
-            advance()
-    folder = out / "report"
-    folder.mkdir(exist_ok=True)
-    accuracy = bench.judge.accuracy
-    figures = [_picture(bench, folder, named) for named in (False, True)]
-    published = published_section(spec.source, spec.published, NOT_MEASURED)
-    more = sections(spec, done, accuracy, folder)
-    write_report(folder, spec.title, [*more, Section("Pictures", tuple(figures)), published])
+    records = Records(options.out, spec, CompositionRecord)
+    sampler = _Sampler.of(spec)
+    jobs: dict[Any, Callable[[], CompositionRecord]] = {
+        (name, size, named): partial(sampler.record, name, *how, size, named)
+        for name, how, size, named in _jobs(spec)
+    }
+    done = records.complete(options.name, jobs)
+    folder = options.out / "report"
+    for named, file in PICTURES.items():
+        names = shown_set(spec, done, named)
+        rows = [
+            sampler.draw([names], [shown_prompts(spec, named)], *how)[0] for how in METHODS.values()
+        ]
+        save_grid(torch.cat(rows), SHOWN, folder / file, 5, list(METHODS))
+    sections = composition_sections(spec, done, sampler.judge.accuracy, folder)
+    write_report(folder, spec.title, sections)
     return folder
 
 
-def _picture(bench: _Bench, folder: Path, named: bool) -> Figure:
-    """The last of the largest sets by every method."""
-    spec = bench.spec
-    names = bench.sets(max(named_sizes(spec) if named else spec.sizes), named)[-1]
-    prompts = [spec.named.format(digit) if named else spec.prompt for digit in NAMES[:SHOWN]]
-    rows = [bench.draw([names], [prompts], *how)[0] for how in METHODS.values()]
-    file = folder / ("named.png" if named else "pictures.png")
-    said = f"`{prompts[0]}` to `{prompts[-1]}`" if named else f"`{spec.prompt}`"
-    picture = save_grid(torch.cat(rows), SHOWN, file, 5, list(METHODS))
-    return Figure(picture, f"{', '.join(names)}; {said}; the same noise in every column.")
-
-
-def _jobs(spec: CompositionSpec) -> Iterator[tuple[str, Method, float, int, bool]]:
-    for name, (method, factor) in METHODS.items():
+def _jobs(spec: CompositionSpec) -> Iterator[tuple[str, tuple[Method, float], int, bool]]:
+    """Name of a record, method and factor of its scales, size of the sets, digits named or not."""
+    for name, how in METHODS.items():
         if name in (NONE, MERGE):
-            yield name, method, factor, 1, False
+            yield name, how, 1, False
         for size in spec.sizes:
-            yield name, method, factor, size, False
+            yield name, how, size, False
         for size in named_sizes(spec):
-            yield name, method, factor, size, True
+            yield name, how, size, True
     for tau in spec.taus:
-        yield switch_named(tau), Switch(tau), 1.0, spec.tau_size, False
+        yield switch_named(tau), (Switch(tau), 1.0), spec.tau_size, False
 
 
 def _judge(pipeline: Any) -> ElementJudge:

@@ -7,7 +7,7 @@ import pytest
 from factories import small_zoo
 
 from lora_ws.errors import ConfigError, TrainingError
-from lora_ws.experiments.tasks import NOT_APPLICABLE, Task, perform, read, run_tasks
+from lora_ws.experiments.trials import NOT_APPLICABLE, Trial, perform, read, run_trials
 from lora_ws.featurizers import FlatVecPCA
 from lora_ws.functional import gram_pca
 from lora_ws.learn.run import run_one
@@ -30,8 +30,8 @@ def test_every_k_equals_a_fit_of_its_own(
     monkeypatch.setattr(
         gram_pca, "_gram_eigenpairs", lambda *args: fits.append(args[-1]) or whole(*args)
     )
-    task = Task(spec, tmp_path / "k", components=(2, 5, 40, 63))
-    perform(task)
+    trial = Trial(spec, tmp_path / "k", components=(2, 5, 40, 63))
+    perform(trial)
     assert fits == [40], "one decomposition, of the largest K that applies"
     for k in (2, 5, 40):
         records = read(tmp_path / "k" / f"k{k}", seeds=99)
@@ -42,33 +42,33 @@ def test_every_k_equals_a_fit_of_its_own(
     assert (tmp_path / "k" / "k63" / NOT_APPLICABLE).read_text(
         encoding="utf-8"
     ) == "not applicable: rank 48\n"
-    assert task.done == task.total == 6
+    assert trial.done() == trial.total() == 6
 
 
-def test_a_failed_task_says_why_and_keeps_the_rest(spec: ExperimentSpec, tmp_path: Path):
-    good = Task(spec.vary(n_components=3), tmp_path / "good")
-    bad = Task(spec.vary(n_components=1000), tmp_path / "bad")
+def test_a_failed_trial_says_why_and_keeps_the_rest(spec: ExperimentSpec, tmp_path: Path):
+    good = Trial(spec.vary(n_components=3), tmp_path / "good")
+    bad = Trial(spec.vary(n_components=1000), tmp_path / "bad")
     with pytest.raises(TrainingError, match=r"n_components=1000.*what was finished is kept"):
-        run_tasks([good, bad, Task(spec, tmp_path / "more")], 2, "test")
+        run_trials([good, bad, Trial(spec, tmp_path / "more")], 2, "test")
 
 
 def test_what_is_done_is_not_done_again(spec: ExperimentSpec, tmp_path: Path):
-    task = Task(spec, tmp_path / "run")
-    run_tasks([task, task], 2, "test")
+    trial = Trial(spec, tmp_path / "run")
+    run_trials([trial, trial], 2, "test")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
-    run_tasks([task], 2, "test")
+    run_trials([trial], 2, "test")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_finished_run_of_another_experiment_is_refused(spec: ExperimentSpec, tmp_path: Path):
-    run_tasks([Task(spec, tmp_path / "run")], 1, "test")
-    other = Task(replace(spec, fit=replace(FAST, lr=1.0)), tmp_path / "run")
+    run_trials([Trial(spec, tmp_path / "run")], 1, "test")
+    other = Trial(replace(spec, fit=replace(FAST, lr=1.0)), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"another `fit\.lr` \(0\.01, now 1\.0\)"):
-        run_tasks([other], 1, "test")
+        run_trials([other], 1, "test")
 
 
 def test_records_are_those_of_the_seeds_asked_for(spec: ExperimentSpec, tmp_path: Path):
-    run_tasks([Task(spec, tmp_path / "run")], 1, "test")
-    fewer = Task(replace(spec, seeds=1), tmp_path / "run")
-    run_tasks([fewer], 1, "test")
-    assert [record.seed for record in fewer.records] == [0]
+    run_trials([Trial(spec, tmp_path / "run")], 1, "test")
+    fewer = Trial(replace(spec, seeds=1), tmp_path / "run")
+    run_trials([fewer], 1, "test")
+    assert [record.seed for record in fewer.records()] == [0]

@@ -1,12 +1,11 @@
 """Tables from records: rows beside published numbers, protocols side by side, controls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
-from lora_ws.experiments.compare import against_published, paired
-from lora_ws.experiments.spec import Protocol, TableSpec
+from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.table.compare import against_published, paired
+from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.records import METRICS, RunRecord, summarise
 from lora_ws.report.tables import TITLES, majority, results_grid
@@ -168,8 +167,7 @@ def paired_grid(rows: Mapping[str, Records]) -> Grid:
 def controls_grid(
     spec: TableSpec,
     table: Mapping[str, Records],
-    columns: Mapping[str, Mapping[str, Records]],
-    inputs: Mapping[str, Mapping[str, Records]],
+    by_condition: Mapping[str, Mapping[str, Records]],
     subset: str,
 ) -> Grid:
     """Rows and plain inputs (the controls) by condition: prompt corners, unseen leaves, shuffled.
@@ -177,26 +175,24 @@ def controls_grid(
     Args:
         spec: the table.
         table: row -> records under the table's own condition.
-        columns: condition -> row -> records.
-        inputs: condition ("" is the table's own) -> plain input -> records.
-        subset: name of the table's own corner.
+        by_condition: condition -> row or plain input -> records; "" is the table's own condition,
+            and holds plain inputs alone.
+        subset: name of the table's own subset.
     """
-    own = subset or "as above"
-    by_condition = {own: {**table, **inputs.get("", {})}}
-    for name, rows in columns.items():
-        by_condition[name] = {**rows, **inputs.get(name, {})}
-    names = list(by_condition[own])
-    cells = [[Cell(name if name in table else f"control: {name}") for name in names]]
-    for rows in by_condition.values():
-        sums = [summarise(rows[n], "accuracy") if n in rows else None for n in names]
+    inputs = by_condition.get("", {})
+    own = {**table, **inputs}
+    columns = {subset or "as above": own} | {c: r for c, r in by_condition.items() if c}
+    cells = [[Cell(name if name in table else f"control: {name}") for name in own]]
+    for rows in columns.values():
+        sums = [summarise(rows[n], "accuracy") if n in rows else None for n in own]
         texts = [s.percent() if s else "not measured" for s in sums]
         cells.append(ranked([s.mean if s else None for s in sums], texts))
     chance = 100 * majority(next(iter(table.values()))[0])
     caption = (
         f"Test accuracy in percent, mean ± sample standard deviation over seeds; guessing the "
-        f"largest class scores {chance:.1f} %. {warning(spec, table, inputs.get('', {}))}"
+        f"largest class scores {chance:.1f} %. {warning(spec, table, inputs)}"
     )
-    return Grid(("Input", *by_condition), tuple(zip(*cells, strict=True)), caption)
+    return Grid(("Input", *columns), tuple(zip(*cells, strict=True)), caption)
 
 
 def warning(spec: TableSpec, table: Mapping[str, Records], inputs: Mapping[str, Records]) -> str:
@@ -226,8 +222,3 @@ def _near(title: str, best: str, records: Records, inputs: Mapping[str, Records]
         f"Caution: plain inputs come within two standard deviations of {title}, {best} "
         f"({top.percent()}), or exceed it: {', '.join(near)}."
     )
-
-
-def stamp(records: Records, experiment: Path) -> list[dict[str, object]]:
-    """Records as lines of one file, each naming its experiment."""
-    return [{"experiment": experiment.as_posix(), **asdict(record)} for record in records]

@@ -1,4 +1,4 @@
-"""What the experiment on composition is, and what it keeps."""
+"""What the file of the experiment on composition holds, and what the experiment keeps."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +8,7 @@ from jaxtyping import Bool
 
 from lora_ws.composition.testbed import SIZES
 from lora_ws.diffusion.methods import Composite, Merge, Method, Switch
+from lora_ws.experiments.kinds import EvalSpec
 from lora_ws.experiments.quoted import PublishedTable
 
 NONE, MERGE = "no adapter", "merge"
@@ -26,12 +27,10 @@ Key = tuple[str, int, bool]
 
 
 @dataclass(frozen=True)
-class CompositionSpec:
+class CompositionSpec(EvalSpec):
     """An experiment on the bundled testbed.
 
     Attributes:
-        title: of the report.
-        source: of the published numbers.
         base: of the adapters.
         prompt: of sets with a character; it names no digit.
         named: of sets without one; `{}` stands for a digit.
@@ -45,8 +44,6 @@ class CompositionSpec:
         sizes: of the sets.
     """
 
-    title: str
-    source: str
     base: str
     prompt: str
     named: str
@@ -81,7 +78,7 @@ class CompositionRecord:
 
     @property
     def key(self) -> Key:
-        """What it is of."""
+        """Tell it from all others."""
         return self.method, self.size, bool(self.kept)
 
     @cached_property

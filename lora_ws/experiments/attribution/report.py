@@ -1,4 +1,4 @@
-"""The report of `lora_ws.experiments.attribution`: a section a stage."""
+"""The sections of the report on attribution, one per stage."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from lora_ws.experiments.attribution.spec import AttributionSpec
+from lora_ws.experiments.quoted import published_section
 from lora_ws.report.charts import chart_trade
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
 
 Values = Mapping[str, Any]
+PICTURE = "pictures.png"
 # What `Agreement` says, in its order.
 AGREED = ("same adapter first", "correlation of maps", "of shares")
 # Of gradients in boxes, and what each is.
@@ -22,30 +25,42 @@ BOX_METHODS = {
 }
 
 
-def sections(
-    names: Sequence[str],
-    scales: Sequence[float],
-    pictures: int,
-    done: Mapping[str, Values],
-    folder: Path,
+def attribution_sections(
+    spec: AttributionSpec, done: Mapping[str, Values], folder: Path
 ) -> list[Section]:
-    """Sections of all stages.
+    """Everything that the report says.
 
     Args:
-        names: of the adapters.
-        scales: those that sparse codes are to recover.
-        pictures: how many were drawn.
+        spec: of the experiment.
         done: stage -> what it found.
-        folder: of the report; charts go there.
+        folder: of the report, which holds `PICTURE`; charts go there.
     """
+    names, pictures = spec.adapters, len(spec.pictures)
     return [
+        _introduction(spec, folder),
         Section("True ablation", (_ablation_grid(names, done["ablation"]),)),
         Section("Leaving adapters out late", _late_parts(done["late start"], folder)),
         Section("Blocks that change (activations)", _block_parts(done["blocks"])),
-        Section("Sparse codes", _sparse_parts(names, scales, done["sparse codes"])),
+        Section("Sparse codes", _sparse_parts(names, spec.mixture, done["sparse codes"])),
         Section("Gradients in boxes", _box_parts(names, pictures, done["boxes"])),
         Section("Ablation from inverted latents", _inversion_parts(done["inversion"])),
+        published_section(spec.source, spec.published),
     ]
+
+
+def _introduction(spec: AttributionSpec, folder: Path) -> Section:
+    intro = (
+        f"Adapters {', '.join(spec.adapters)} of the bundled testbed at scale {spec.scale:g} on "
+        f"{spec.base}; {len(spec.pictures)} pictures: {', '.join(spec.digits)}, seeds a digit: "
+        f"{spec.seeds}; {spec.steps} steps, guidance {spec.guidance:g}. True ablation draws the "
+        "picture again from the same noise without one adapter; all else is compared with it."
+    )
+    prompt, _ = spec.pictures[spec.shown]
+    legend = (
+        f"`{prompt}`: with all adapters, and with none; then without each: "
+        "the picture, what that changed, and the change over the picture."
+    )
+    return Section("What this is", (intro, Figure(folder / PICTURE, legend)))
 
 
 def _ablation_grid(names: Sequence[str], found: Values) -> Grid:

@@ -1,4 +1,4 @@
-"""Experiments side by side: each in its folder, each resumable, several processes."""
+"""Trials: experiments side by side, each resumable in a folder of its own, in several processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ NOT_APPLICABLE = "not_applicable.txt"
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One experiment and where it is kept.
 
     Attributes:
@@ -44,57 +44,54 @@ class Task:
         specs = [self.spec.vary(n_components=k) for k in self.components] or [self.spec]
         return list(zip(specs, self.folders, strict=True))
 
-    @property
     def records(self) -> list[RunRecord]:
-        """Those of the seeds that it asks for; the folder may hold more."""
+        """Read the records of the seeds that it asks for; the folder may hold more."""
         return read(self.folder, self.spec.seeds)
 
-    @property
     def done(self) -> int:
-        """How many seeds have a record."""
+        """Count the seeds that have a record."""
         return sum(_lines(folder / RECORDS) for folder in self.folders)
 
-    @property
     def total(self) -> int:
-        """How many seeds it will have, those that do not apply left out."""
+        """Count all its seeds, those that do not apply left out."""
         given = [f for f in self.folders if not (f / NOT_APPLICABLE).exists()]
         return self.spec.seeds * len(given)
 
 
-def run_tasks(tasks: Sequence[Task], processes: int, title: str) -> None:
+def run_trials(trials: Sequence[Trial], processes: int, title: str) -> None:
     """Do what is not done yet.
 
     Raises:
         ConfigError: a folder holds another experiment.
         TrainingError: one failed; what was finished is kept.
     """
-    unique = list({task.folder: task for task in tasks}.values())
-    todo = [task for task in unique if task.done < task.total]
-    for task in unique:
+    unique = list({trial.folder: trial for trial in trials}.values())
+    todo = [trial for trial in unique if trial.done() < trial.total()]
+    for trial in unique:
         # Those to do are checked when they are run.
-        if task not in todo:
-            for spec, folder in task.runs:
+        if trial not in todo:
+            for spec, folder in trial.runs:
                 check_same(spec, folder, read_records(folder / RECORDS))
     if not todo:
         return
-    held = sum(task.done for task in unique)
-    with progress(title, sum(task.total for task in unique), held) as advance:
+    held = sum(trial.done() for trial in unique)
+    with progress(title, sum(trial.total() for trial in unique), held) as advance:
         shown = held
 
         def tick() -> None:
             nonlocal shown
-            now = sum(task.done for task in unique)
+            now = sum(trial.done() for trial in unique)
             advance(now - shown)
             shown = now
 
-        if all(_stackable(task) for task in todo):
+        if all(_stackable(trial) for trial in todo):
             state = todo[0].folder.parent / STATE
-            run_together([(task.spec, task.folder) for task in todo], state)
+            run_together([(trial.spec, trial.folder) for trial in todo], state)
             tick()
             return
         if processes == 1 or len(todo) == 1:
-            for task in todo:
-                perform(task)
+            for trial in todo:
+                perform(trial)
                 tick()
             return
         try:
@@ -103,29 +100,36 @@ def run_tasks(tasks: Sequence[Task], processes: int, title: str) -> None:
             raise TrainingError(f"{error} (what was finished is kept)") from error
 
 
-def perform(task: Task) -> None:
-    """Run one task's seeds that have no record yet."""
-    if not task.components:
-        run(task.spec, task.folder, full=task.full)
+def perform(trial: Trial) -> None:
+    """Run one trial's seeds that have no record yet."""
+    if not trial.components:
+        run(trial.spec, trial.folder, full=trial.full)
         return
-    rank = _rank(task.spec)
+    rank = _rank(trial.spec)
     whole: Prepared | None = None
-    for (own, folder), k in zip(task.runs, task.components, strict=True):
-        if (folder / NOT_APPLICABLE).exists() or _lines(folder / RECORDS) >= task.spec.seeds:
+    for (own, folder), k in zip(trial.runs, trial.components, strict=True):
+        if (folder / NOT_APPLICABLE).exists() or _lines(folder / RECORDS) >= trial.spec.seeds:
             continue
         if k > rank:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / NOT_APPLICABLE).write_text(f"not applicable: rank {rank}\n", encoding="utf-8")
+            text = f"not applicable: rank {rank}\n"
+            (folder / NOT_APPLICABLE).write_text(text, encoding="utf-8")
             continue
         if whole is None:
-            most = max(k for k in task.components if k <= rank)
-            whole = prepare(task.spec.vary(n_components=most))
-        run(own, folder, full=task.full, prepared=_cut(whole, own, k))
+            most = max(k for k in trial.components if k <= rank)
+            whole = prepare(trial.spec.vary(n_components=most))
+        run(own, folder, full=trial.full, prepared=_cut(whole, own, k))
 
 
-def _stackable(task: Task) -> bool:
+def why_missing(folder: Path) -> str:
+    """Say why a folder holds no record."""
+    file = folder / NOT_APPLICABLE
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else "not measured"
+
+
+def _stackable(trial: Trial) -> bool:
     """Whether many networks train as one for it, as on a CUDA device."""
-    return not task.full and not task.components and engine_of(task.spec) == "batched"
+    return not trial.full and not trial.components and engine_of(trial.spec) == "batched"
 
 
 def read(folder: Path, seeds: int) -> list[RunRecord]:

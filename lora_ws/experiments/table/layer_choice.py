@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_ws.experiments.spec import Protocol
-from lora_ws.experiments.tasks import Task, run_tasks
+from lora_ws.experiments.layers.sweep import on_matrices, takes_matrices
+from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
 from lora_ws.learn.run import CURVES
 from lora_ws.learn.spec import ExperimentSpec, slug
@@ -20,12 +21,12 @@ from lora_ws.report.records import RunRecord, Summary, read_lines, summarise
 CHOICE_SEEDS = 1
 FOLDS = 5
 
-Plan = Mapping[Protocol, Mapping[str, Task]]
+Plan = Mapping[Protocol, Mapping[str, Trial]]
 
 
-def chosen_layers(
+def choose_layers(
     plan: Plan, processes: int, nested: Sequence[str]
-) -> tuple[dict[Protocol, dict[str, Task]], list[Section]]:
+) -> tuple[dict[Protocol, dict[str, Trial]], list[Section]]:
     """Put into every row's experiment the layer whose validation loss is lowest.
 
     Where a protocol validates on the rows it reports (`paper`), so does its choice. Experiments
@@ -34,23 +35,25 @@ def chosen_layers(
     Returns:
         The new plan, and sections that say which layers were chosen and what choosing costs.
     """
-    every = [task for rows in plan.values() for task in rows.values() if _takes_layers(task.spec)]
+    every = [
+        trial for rows in plan.values() for trial in rows.values() if takes_matrices(trial.spec)
+    ]
     layers = _layer_names(every[0].spec)
     choices = {
-        task.folder: {layer: _trial(task, layer, "layers") for layer in layers} for task in every
+        trial.folder: {layer: _trial(trial, layer, "layers") for layer in layers} for trial in every
     }
-    run_tasks([t for found in choices.values() for t in found.values()], processes, "layers")
-    chosen: dict[Protocol, dict[str, Task]] = {}
+    run_trials([t for found in choices.values() for t in found.values()], processes, "layers")
+    chosen: dict[Protocol, dict[str, Trial]] = {}
     table = []
     for protocol, rows in plan.items():
         chosen[protocol] = {}
-        for name, task in rows.items():
-            if task.folder not in choices:
-                chosen[protocol][name] = task
+        for name, trial in rows.items():
+            if trial.folder not in choices:
+                chosen[protocol][name] = trial
                 continue
-            best = _best({x: t.records for x, t in choices[task.folder].items()})
-            spec = task.spec.vary(matrices=(best,))
-            chosen[protocol][name] = replace(task, spec=spec, folder=task.folder / "chosen")
+            best = _best({x: t.records() for x, t in choices[trial.folder].items()})
+            spec = on_matrices(trial.spec, (best,))
+            chosen[protocol][name] = replace(trial, spec=spec, folder=trial.folder / "chosen")
             table.append((Cell(f"{name}, {protocol}"), Cell(best)))
     grid = Grid(
         ("Row", "Layer"),
@@ -59,7 +62,7 @@ def chosen_layers(
         "seed each. In the paper's protocol the validation rows are the reported ones.",
     )
     sections = [Section("The chosen layers", (grid,))]
-    wanted = {name: task for name, task in plan.get("clean", {}).items() if name in nested}
+    wanted = {name: trial for name, trial in plan.get("clean", {}).items() if name in nested}
     if wanted:
         sections += _nested(wanted, layers, processes)
     return chosen, sections
@@ -69,8 +72,8 @@ def detection_sections(plan: Plan, folder: Path) -> list[Section]:
     """ROC and precision/recall curves of every row of the first protocol."""
     rows = next(iter(plan.values()))
     scores = {}
-    for name, task in rows.items():
-        lines = [line for line in read_lines(task.folder / CURVES) if "scores" in line]
+    for name, trial in rows.items():
+        lines = [line for line in read_lines(trial.folder / CURVES) if "scores" in line]
         if lines:
             scores[name] = [(np.array(x["truth"]), np.array(x["scores"])) for x in lines]
     if not scores:
@@ -84,22 +87,22 @@ def detection_sections(plan: Plan, folder: Path) -> list[Section]:
     ]
 
 
-def _nested(rows: Mapping[str, Task], layers: list[str], processes: int) -> list[Section]:
+def _nested(rows: Mapping[str, Trial], layers: list[str], processes: int) -> list[Section]:
     """Choose the layer inside each of five folds, so that no reported row has a say."""
     plan = {
         name: [
-            {layer: _trial(task, layer, f"fold-{k}", f"fold-{k}-of-{FOLDS}") for layer in layers}
+            {layer: _trial(trial, layer, f"fold-{k}", f"fold-{k}-of-{FOLDS}") for layer in layers}
             for k in range(FOLDS)
         ]
-        for name, task in rows.items()
+        for name, trial in rows.items()
     }
-    tasks = [t for folds in plan.values() for fold in folds for t in fold.values()]
-    run_tasks(tasks, processes, "nested cross-validation")
+    trials = [t for folds in plan.values() for fold in folds for t in fold.values()]
+    run_trials(trials, processes, "nested cross-validation")
     cells = []
     for name, folds in plan.items():
         honest, peeked = [], []
         for fold in folds:
-            records = {layer: task.records for layer, task in fold.items()}
+            records = {layer: trial.records() for layer, trial in fold.items()}
             tested = {layer: summarise(r, "accuracy").mean for layer, r in records.items()}
             honest.append(tested[_best(records)])
             peeked.append(max(tested.values()))
@@ -116,20 +119,16 @@ def _nested(rows: Mapping[str, Task], layers: list[str], processes: int) -> list
     return [Section("Nested cross-validation", (grid,))]
 
 
-def _trial(task: Task, layer: str, place: str, split: str | None = None) -> Task:
+def _trial(trial: Trial, layer: str, place: str, split: str | None = None) -> Trial:
     """A row's experiment on one layer."""
-    spec = task.spec.vary(matrices=(layer,))
+    spec = on_matrices(trial.spec, (layer,))
     spec = replace(spec, seeds=CHOICE_SEEDS, split=split or spec.split)
-    return Task(spec, task.folder / place / slug(layer))
+    return Trial(spec, trial.folder / place / slug(layer))
 
 
 def _best(records: Mapping[str, list[RunRecord]]) -> str:
     """The layer of the lowest mean validation loss."""
     return min(records, key=lambda layer: np.mean([r.val_loss for r in records[layer]]))
-
-
-def _takes_layers(spec: ExperimentSpec) -> bool:
-    return "matrices" in spec.parameters
 
 
 def _layer_names(spec: ExperimentSpec) -> list[str]:

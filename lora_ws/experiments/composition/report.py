@@ -1,4 +1,4 @@
-"""The report of `lora_ws.experiments.composition`."""
+"""The sections of the report on composition."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -6,33 +6,43 @@ from pathlib import Path
 import numpy as np
 
 from lora_ws.composition.elements import ELEMENTS
-from lora_ws.experiments.composition_spec import (
+from lora_ws.diffusion.digits import NAMES
+from lora_ws.experiments.composition.spec import (
     MERGE,
     METHODS,
     NONE,
     CompositionRecord,
     CompositionSpec,
     Key,
+    Names,
     named_sizes,
     switch_named,
 )
+from lora_ws.experiments.quoted import published_section
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
 
 Done = Mapping[Key, CompositionRecord]
+# By whether prompts name a digit; each shows so many pictures of a set.
+PICTURES = {False: "pictures.png", True: "named.png"}
+SHOWN = 8
+NOT_MEASURED = (
+    "CLIPScore and a vision model's judgement are not measured here: both need models that are not "
+    "bundled; see lora_ws.composition.clip_score and .endpoint."
+)
 
 
-def sections(
+def composition_sections(
     spec: CompositionSpec, done: Done, accuracy: Mapping[str, float], folder: Path
 ) -> list[Section]:
-    """Sections of all that was measured.
+    """Everything that the report says.
 
     Args:
         spec: of the experiment.
         done: its records.
         accuracy: of the judge, by category.
-        folder: of the report; the chart goes there.
+        folder: of the report, which holds `PICTURES`; the chart goes there.
     """
     right = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in accuracy.items())
     counts = ", ".join(f"{len(done[MERGE, n, False].sets)} of {n}" for n in spec.sizes)
@@ -69,7 +79,26 @@ def sections(
         Section("A character among the adapters: which elements are shown?", with_character),
         Section("Turns of Switch", _tau_parts(spec, done, folder)),
         Section("Each adapter alone", (_single_grid(done),)),
+        Section("Pictures", tuple(_picture(spec, done, named, folder) for named in PICTURES)),
+        published_section(spec.source, spec.published, NOT_MEASURED),
     ]
+
+
+def shown_set(spec: CompositionSpec, done: Done, named: bool) -> Names:
+    """The set that the report shows: the last of the largest."""
+    return done[MERGE, max(named_sizes(spec) if named else spec.sizes), named].sets[-1]
+
+
+def shown_prompts(spec: CompositionSpec, named: bool) -> list[str]:
+    """Prompts of the pictures that the report shows."""
+    return [spec.named.format(digit) if named else spec.prompt for digit in NAMES[:SHOWN]]
+
+
+def _picture(spec: CompositionSpec, done: Done, named: bool, folder: Path) -> Figure:
+    prompts, names = shown_prompts(spec, named), ", ".join(shown_set(spec, done, named))
+    text = f"`{prompts[0]}` to `{prompts[-1]}`" if named else f"`{prompts[0]}`"
+    caption = f"{names}; {text}; the same noise in every column."
+    return Figure(folder / PICTURES[named], caption)
 
 
 ELEMENTS_SHOWN = "Elements of the set that are shown, percent, ± standard error over sets."

@@ -1,0 +1,102 @@
+"""The kinds of files in `eval/`: ``kind:`` names one, `KINDS` names the function that runs it."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lora_ws.config import load_spec, nearest, spec_files
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.options import Options
+
+
+class Kind(NamedTuple):
+    """A kind of table, figure or experiment.
+
+    Attributes:
+        run: ``module:function`` of `Run`; its first parameter is annotated with the type of spec.
+        trains: classifiers, by recipes of `training/`; otherwise it draws images and takes no
+            flag but ``--out``.
+    """
+
+    run: str
+    trains: bool
+
+
+# Imported only when called: drawing needs the `diffusion` extra.
+KINDS = {
+    "table": Kind("lora_ws.experiments.table.run:run", trains=True),
+    "layers": Kind("lora_ws.experiments.layers.run:run", trains=True),
+    "principal_components": Kind("lora_ws.experiments.principal_components.run:run", trains=True),
+    "composition": Kind("lora_ws.experiments.composition.run:run", trains=False),
+    "attribution": Kind("lora_ws.experiments.attribution.run:run", trains=False),
+    "cad": Kind("lora_ws.experiments.cad.run:run", trains=False),
+}
+Run = Callable[[Any, Options], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """What every file of `eval/` says.
+
+    Attributes:
+        kind: one of `KINDS`, which says what other keys the file has.
+        title: of the report.
+        source: of the published numbers.
+    """
+
+    kind: str
+    title: str
+    source: str
+
+
+def eval_file(name: str) -> Path:
+    """Path of a file in `eval/`.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+    """
+    files = spec_files("eval")
+    if name not in files:
+        raise ConfigError(f"no table or figure `{name}`{nearest(name, list(files))}")
+    return files[name]
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a file in `eval/`.
+
+    Raises:
+        ConfigError: there is no such file, or its ``kind:`` is unknown.
+    """
+    file = eval_file(name)
+    kind = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("kind")
+    if kind not in KINDS:
+        raise ConfigError(f"{file}: kind: expected one of {', '.join(KINDS)}, got {kind}")
+    return KINDS[kind]
+
+
+def trained() -> list[str]:
+    """Names of all files in `eval/` that train classifiers."""
+    return [name for name in spec_files("eval") if kind_of(name).trains]
+
+
+def load_eval(name: str) -> tuple[Run, Any]:
+    """A file of `eval/`: the function that runs it, and its spec."""
+    module, _, function = kind_of(name).run.partition(":")
+    run: Run = getattr(importlib.import_module(module), function)
+    spec_type = next(iter(inspect.signature(run).parameters.values())).annotation
+    return run, load_spec(spec_type, eval_file(name))
+
+
+def run_eval(options: Options) -> Path:
+    """Run and report one file of `eval/`; what has been measured is not measured again.
+
+    Returns:
+        The folder of the report.
+    """
+    run, spec = load_eval(options.name)
+    return run(spec, options)

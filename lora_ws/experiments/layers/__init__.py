@@ -1,0 +1,1 @@
+"""A figure of layers: one classifier per layer, per matrix, or with the best layers left out."""

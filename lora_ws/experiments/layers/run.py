@@ -1,0 +1,36 @@
+"""Measure every sweep of a figure of layers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lora_ws.config import load_spec
+from lora_ws.experiments import report
+from lora_ws.experiments.layers.report import layers_section
+from lora_ws.experiments.layers.spec import LayersSpec, SweepSpec
+from lora_ws.experiments.layers.sweep import run_sweep
+from lora_ws.experiments.options import Options
+from lora_ws.experiments.recipes import recipe_file
+from lora_ws.experiments.trials import Trial
+
+
+def run(spec: LayersSpec, options: Options) -> Path:
+    """Measure what is not measured yet, and report.
+
+    Returns:
+        The folder of the report.
+    """
+    home, sections = options.run_folder(options.name), []
+    trials: list[Trial] = []
+    for over, name in spec.recipes.items():
+        flags = load_spec(SweepSpec, recipe_file(name))
+        flags = replace(
+            flags,
+            dataset=options.dataset or spec.dataset,
+            subset=options.subset,
+            seeds=flags.seeds if options.seeds is None else options.seeds,
+            processes=options.processes,
+        )
+        points = run_sweep(flags, home)
+        sections.append(layers_section(spec, over, points, flags.top, options.folder))
+        trials += [Trial(flags, home / over / point.name) for point in points]
+    return report.write(options, spec, sections, trials)

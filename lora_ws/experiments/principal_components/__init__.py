@@ -1,0 +1,1 @@
+"""A figure of principal components: accuracy over how many are kept."""

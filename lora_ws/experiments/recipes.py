@@ -1,0 +1,41 @@
+"""Recipes of `training/` by name and protocol, on any collection."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from lora_ws.config import load_spec, nearest, spec_files
+from lora_ws.errors import ConfigError
+from lora_ws.learn.spec import ExperimentSpec
+
+Protocol = Literal["clean", "paper", "as-run"]
+PROTOCOLS: tuple[Protocol, ...] = ("clean", "paper", "as-run")
+
+
+def recipe(name: str, dataset: str, subset: str | None, seeds: int | None) -> ExperimentSpec:
+    """A recipe of `training/` on some collection."""
+    spec = load_spec(ExperimentSpec, recipe_file(name))
+    # Flags of a recipe that name the recipe's own collection do not carry over to another.
+    return replace(
+        spec, dataset=dataset, subset=subset, seeds=spec.seeds if seeds is None else seeds
+    )
+
+
+def recipe_file(name: str) -> Path:
+    """Path of a recipe.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+    """
+    files = spec_files("training")
+    if name not in files:
+        raise ConfigError(f"no recipe `{name}` in training/{nearest(name, list(files))}")
+    return files[name]
+
+
+def cores(processes: int | None) -> int:
+    """How many processes to run: as asked for, else one a core that this process may use."""
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes: expected at least 1, got {processes}")
+    return processes or len(os.sched_getaffinity(0))

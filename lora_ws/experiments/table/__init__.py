@@ -1,0 +1,1 @@
+"""A table: representations by protocol, beside published numbers and controls."""

@@ -1,0 +1,125 @@
+"""The sections of a table's report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.table.grids import (
+    controls_grid,
+    paired_grid,
+    protocol_grid,
+    published_grid,
+    versus_grid,
+)
+from lora_ws.experiments.table.spec import TableSpec
+from lora_ws.experiments.trials import Trial
+from lora_ws.learn.features import prepare
+from lora_ws.learn.run import CURVES
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.report.charts import chart_bars, chart_curves, chart_map
+from lora_ws.report.page import Figure, Section
+from lora_ws.report.plots import plot_confusion
+from lora_ws.report.records import RunRecord, read_lines, summarise
+from lora_ws.report.tables import majority
+
+Rows = Mapping[str, Sequence[RunRecord]]
+
+
+def table_sections(
+    spec: TableSpec,
+    by_protocol: Mapping[Protocol, Rows],
+    by_condition: Mapping[str, Rows],
+    subset: str,
+    figures: Sequence[Figure],
+) -> list[Section]:
+    """Everything that a table's report says of its records.
+
+    Args:
+        spec: the table.
+        by_protocol: protocol -> row -> records; the first protocol is compared with what is
+            published.
+        by_condition: condition ("" is the table's own) -> row or plain input -> records; empty
+            without controls.
+        subset: name of the table's own subset.
+        figures: of the first protocol.
+    """
+    rows = next(iter(by_protocol.values()))
+    sections = [
+        Section(f"Protocol {protocol}", (protocol_grid(spec, found, protocol),))
+        for protocol, found in by_protocol.items()
+    ]
+    if len(by_protocol) > 1:
+        grids = [versus_grid(spec, by_protocol, metric) for metric in ("accuracy", "auroc")]
+        sections.append(Section("Protocols side by side", tuple(grids)))
+    sections.append(Section("Published beside measured", (published_grid(spec, rows),)))
+    sections.append(Section("Rows against the best", (paired_grid(rows),)))
+    if by_condition:
+        text = (
+            "What a number means: the same rows where every adapter had the same prompt, from a "
+            "shared start, on leaf classes never trained on, and with shuffled labels; and plain "
+            "inputs as controls."
+        )
+        grid = controls_grid(spec, rows, by_condition, subset)
+        sections.append(Section("Controls", (text, grid)))
+    sections.append(Section("Pictures", tuple(figures)))
+    if notes := [f"{row.name}: {row.note}." for row in spec.rows if row.note]:
+        sections.append(Section("Notes", tuple(notes)))
+    return sections
+
+
+def pictures(
+    by_protocol: Mapping[Protocol, Rows], trials: Mapping[str, Trial], folder: Path
+) -> list[Figure]:
+    """Draw accuracies, learning curves, and confusion and map of the best row.
+
+    Args:
+        by_protocol: protocol -> row -> records.
+        trials: row -> trial of the first protocol, whose folder holds its curves.
+        folder: of the report.
+    """
+    rows = next(iter(by_protocol.values()))
+    best = max(rows, key=lambda name: summarise(rows[name], "accuracy", "val").mean)
+    first, n = rows[best][0], len(rows[best])
+    bars = {
+        protocol: {name: summarise(r, "accuracy").percents for name, r in found.items()}
+        for protocol, found in by_protocol.items()
+    }
+    curves = {
+        name: [line["curves"] for line in read_lines(trial.folder / CURVES)]
+        for name, trial in trials.items()
+    }
+    together = np.sum([record.confusion for record in rows[best]], axis=0).tolist()
+    plot_confusion(together, first.classes, folder / "confusion.png")
+    return [
+        Figure(
+            chart_bars(bars, folder / "accuracy.png", chance=100 * majority(first)),
+            f"Test accuracy, mean and standard deviation over {n} seeds, by protocol.",
+        ),
+        Figure(
+            chart_curves(curves, folder / "curves.png"),
+            "Learning curves: mean and range over seeds, as far as half of them still train.",
+        ),
+        Figure(
+            folder / "confusion.png",
+            f"Confusion of {best}, the best by validation accuracy: test rows of all {n} seeds.",
+        ),
+        Figure(
+            _map(trials[best].spec, folder / "map.png"),
+            f"All adapters by {best}, laid out by t-SNE without looking at labels.",
+        ),
+    ]
+
+
+def _map(spec: ExperimentSpec, file: Path) -> Path:
+    from sklearn.manifold import TSNE
+
+    prepared = prepare(spec)
+    features = (np.asarray(prepared.features) - prepared.mean) / prepared.scale
+    # A layout needs neighbours; thousands of rows more would only hide each other.
+    rows = np.linspace(0, len(features) - 1, min(len(features), 2000)).astype(int)
+    points = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=0).fit_transform(
+        features[rows]
+    )
+    return chart_map(points, prepared.labels[rows], prepared.classes, file)

@@ -1,0 +1,177 @@
+"""Committed reports are, byte for byte, what the code makes of the committed records.
+
+Not compared: pictures, which are not drawn again, and HTML pages, whose markup has changed since.
+"""
+
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ws.experiments.attribution import report as attribution
+from lora_ws.experiments.attribution.spec import AttributionRecord
+from lora_ws.experiments.cad.report import cad_sections
+from lora_ws.experiments.cad.spec import CadRecord
+from lora_ws.experiments.composition import report as composition
+from lora_ws.experiments.composition.spec import CompositionRecord
+from lora_ws.experiments.kinds import eval_file, load_eval, run_eval
+from lora_ws.experiments.layers import report as layers
+from lora_ws.experiments.options import Options
+from lora_ws.experiments.principal_components import report as principal_components
+from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.table import report as table
+from lora_ws.experiments.table import run as table_run
+from lora_ws.experiments.trials import NOT_APPLICABLE, Trial
+from lora_ws.report.page import Section, write_report
+
+RESULTS = eval_file("table1").parent / "results"
+# Chosen by, and drawn from, runs of single layers, whose records are not committed.
+OF_OTHER_RECORDS = ("The chosen layers", "Nested cross-validation", "Curves")
+
+
+def lines(name: str) -> list[str]:
+    return (RESULTS / name / "records.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def records(name: str, kind: type) -> dict[Any, Any]:
+    made = [kind(**json.loads(line)) for line in lines(name)]
+    return {record.key: record for record in made}
+
+
+def runs_again(name: str, out: Path) -> Options:
+    """What ``lora-ws reproduce`` finds after a run: records in a folder per trial, and pictures."""
+    found = defaultdict(list)
+    for line in lines(name):
+        found[json.loads(line)["experiment"]].append(line)
+    for experiment, own in found.items():
+        folder = out / "runs" / experiment
+        folder.mkdir(parents=True)
+        (folder / "records.jsonl").write_text("\n".join(own) + "\n", encoding="utf-8")
+    copy_pictures(name, out / name)
+    return Options(name, out)
+
+
+def copy_pictures(name: str, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for picture in RESULTS.glob(f"{name}/*.png"):
+        shutil.copy(picture, folder)
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch, module: Any, *functions: str, at: int = 1) -> None:
+    for function in functions:
+        monkeypatch.setattr(module, function, lambda *args, **more: args[at])
+
+
+def assert_committed(name: str, folder: Path, *more: str) -> None:
+    for file in ("report.md", "tables.tex", *more):
+        assert (folder / file).read_bytes() == (RESULTS / name / file).read_bytes(), file
+
+
+def test_table1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, table, "chart_bars", "chart_curves", "_map")
+    undrawn(monkeypatch, table, "plot_confusion", at=2)
+    folder = run_eval(runs_again("table1", tmp_path))
+    assert_committed("table1", folder, "records.jsonl")
+
+
+def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(
+        plan: Mapping[Protocol, Mapping[str, Trial]], processes: int, nested: object
+    ) -> tuple[dict[Protocol, dict[str, Trial]], list[Section]]:
+        chosen = {
+            protocol: {
+                name: replace(
+                    trial, folder=trial.folder / ("" if protocol == "as-run" else "chosen")
+                )
+                for name, trial in rows.items()
+            }
+            for protocol, rows in plan.items()
+        }
+        return chosen, []
+
+    monkeypatch.setattr(table_run, "choose_layers", choose)
+    monkeypatch.setattr(table_run, "detection_sections", lambda *args: [])
+    undrawn(monkeypatch, table, "chart_bars", "chart_curves", "_map")
+    undrawn(monkeypatch, table, "plot_confusion", at=2)
+    folder = run_eval(runs_again("table2", tmp_path))
+    held = (RESULTS / "table2/report.md").read_text(encoding="utf-8").split("\n## ")
+    kept = [part.strip() for part in held if not part.startswith(OF_OTHER_RECORDS)]
+    assert len(kept) == len(held) - len(OF_OTHER_RECORDS)
+    made = (folder / "report.md").read_text(encoding="utf-8").split("\n## ")
+    assert [part.strip() for part in made] == kept
+    assert (folder / "records.jsonl").read_bytes() == (
+        RESULTS / "table2/records.jsonl"
+    ).read_bytes()
+
+
+def test_figure2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, layers, "sweep_chart", at=2)
+    folder = run_eval(runs_again("figure2", tmp_path))
+    numbers = [f"{over}.csv" for over in ("layers", "matrices", "all_but_top")]
+    assert_committed("figure2", folder, "records.jsonl", *numbers)
+
+
+def test_figure3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, principal_components, "chart_lines")
+    options = runs_again("figure3", tmp_path)
+    home = options.run_folder("figure3/flat_vec_pca")
+    for k in load_eval("figure3")[1].components:
+        if not (home / f"k{k}").is_dir():
+            (home / f"k{k}").mkdir()
+            (home / f"k{k}" / NOT_APPLICABLE).write_text(
+                "not applicable: rank 349\n", encoding="utf-8"
+            )
+    assert_committed("figure3", run_eval(options), "records.jsonl")
+
+
+def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, attribution, "chart_trade")
+    _, spec = load_eval("attribution")
+    done = {key: r.values for key, r in records("attribution", AttributionRecord).items()}
+    folder = tmp_path / "report"
+    copy_pictures("attribution", folder)
+    write_report(folder, spec.title, attribution.attribution_sections(spec, done, folder))
+    assert_committed("attribution", folder)
+
+
+def test_cad(tmp_path: Path) -> None:
+    _, spec = load_eval("cad")
+    text = (RESULTS / "cad/report.md").read_text(encoding="utf-8")
+    # Of the judge and of the scores, which are made again in every run.
+    (accuracy,) = re.findall(r"right on ([\d.]+) % of real digits", text)
+    value = r"(-?\d\.\d+) for (CAD(?:, true first order)?)"
+    found = [
+        {name: float(number) for number, name in re.findall(value, line)}
+        for line in text.splitlines()
+        if line.startswith("Correlation of predicted and true changes of the measure")
+    ]
+    correlations = dict(zip(spec.digits, found, strict=True))
+    folder = tmp_path / "report"
+    copy_pictures("cad", folder)
+    done = records("cad", CadRecord)
+    write_report(
+        folder,
+        spec.title,
+        cad_sections(spec, done, correlations, float(accuracy) / 100, folder),
+    )
+    assert_committed("cad", folder)
+
+
+def test_composition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, composition, "chart_lines")
+    _, spec = load_eval("composition")
+    text = (RESULTS / "composition/report.md").read_text(encoding="utf-8")
+    # Of the judge, which is trained in every run.
+    (right,) = re.findall(r"the machines are right on (.*)\.$", text, re.MULTILINE)
+    accuracy = {name: float(v) / 100 for v, name in re.findall(r"([\d.]+) % \((\w+)\)", right)}
+    folder = tmp_path / "report"
+    copy_pictures("composition", folder)
+    done = records("composition", CompositionRecord)
+    write_report(folder, spec.title, composition.composition_sections(spec, done, accuracy, folder))
+    assert_committed("composition", folder)
