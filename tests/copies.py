@@ -1,12 +1,15 @@
 """Copies of adapters in other spellings of the same update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from lora_ws.audit.modules import set_adapters
+from lora_ws.adapters import read_adapter
+from lora_ws.audit.similar import adapter_modules
 from lora_ws.collection import AdapterSet
+from lora_ws.functional.sketch import Module, Modules
 
 Rounding = Callable[[np.ndarray], np.ndarray]
 
@@ -17,6 +20,28 @@ def half(values: np.ndarray) -> np.ndarray:
 
 def brain(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.array(values)).bfloat16().float().numpy()
+
+
+def file_modules(path: Path) -> Iterator[Module]:
+    """The modules of an adapter file, which is read when the first of them is asked for."""
+    yield from adapter_modules(read_adapter(path))
+
+
+def set_adapters(zoo: AdapterSet) -> Iterator[tuple[str, Modules]]:
+    """Every adapter of a collection by the number of its row, for `Index.add`."""
+    for row, values in enumerate(zoo.weights):
+        yield (
+            f"{row}",
+            [
+                (
+                    layer.name,
+                    values[down].reshape(layer.down_shape),
+                    values[up].reshape(layer.up_shape),
+                    1.0,
+                )
+                for layer, down, up in zoo.layout.pairs()
+            ],
+        )
 
 
 def adapters(zoo: AdapterSet) -> dict[str, list]:

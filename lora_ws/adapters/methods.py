@@ -33,6 +33,7 @@ class Form(NamedTuple):
         inputs: columns of A.
         outputs: rows of B.
         kernel: of a convolution.
+        roles: of the tensors that `factors` takes; others of the module need not be read.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Form(NamedTuple):
     inputs: int
     outputs: int
     kernel: tuple[int, ...] = ()
+    roles: tuple[str, ...] = ()
 
 
 class ShapeError(ValueError):
@@ -58,8 +60,9 @@ def form_of(shapes: Shapes) -> Form | None:
         ShapeError: a tensor is missing, or does not fit the others.
 
     Example:
-        >>> form_of({"down": (4, 320), "up": (640, 4)})
-        Form(method='lora', rank=4, factors_rank=4, inputs=320, outputs=640, kernel=())
+        >>> form = form_of({"down": (4, 320), "up": (640, 4), "magnitude": (640,)})
+        >>> form.method, form.rank, form.inputs, form.outputs, form.roles
+        ('lora', 4, 320, 640, ('down', 'up'))
     """
     if "down" in shapes or "up" in shapes:
         return _lora_form(shapes)
@@ -69,7 +72,7 @@ def form_of(shapes: Shapes) -> Form | None:
         return _lokr_form(shapes)
     if "diff" in shapes:
         outputs, inputs, kernel = _flat(shapes["diff"])
-        return Form("full", 0, min(inputs, outputs), inputs, outputs, kernel)
+        return Form("full", 0, min(inputs, outputs), inputs, outputs, kernel, ("diff",))
     return None
 
 
@@ -113,8 +116,10 @@ def _lora_form(shapes: Shapes) -> Form:
         if len(mid) != 4 or mid[:2] != (rank, rank):
             raise ShapeError(f"expected `mid` of shape ({rank}, {rank}, k, k), got {mid}")
         kernel = tuple(mid[2:])
-        return Form("tucker", rank, rank, inputs * math.prod(kernel), outputs, kernel)
-    return Form("locon" if kernel else "lora", rank, rank, inputs, outputs, kernel)
+        roles = ("down", "up", "mid")
+        return Form("tucker", rank, rank, inputs * math.prod(kernel), outputs, kernel, roles)
+    method = "locon" if kernel else "lora"
+    return Form(method, rank, rank, inputs, outputs, kernel, ("down", "up"))
 
 
 def _loha_form(shapes: Shapes) -> Form:
@@ -130,7 +135,8 @@ def _loha_form(shapes: Shapes) -> Form:
         fits = fits and shapes.get("hada_t2") == shapes["hada_t1"]
     if not fits:
         raise ShapeError(f"the matrices of LoHa do not fit each other: {dict(shapes)}")
-    return Form("loha", rank, rank * rank, b[1] * math.prod(kernel), outputs, kernel)
+    roles = tuple(role for role in shapes if role.startswith("hada_"))
+    return Form("loha", rank, rank * rank, b[1] * math.prod(kernel), outputs, kernel, roles)
 
 
 def _lokr_form(shapes: Shapes) -> Form:
@@ -139,7 +145,8 @@ def _lokr_form(shapes: Shapes) -> Form:
         if not rank and f"lokr_w{k}_b" in shapes:
             rank = shapes[f"lokr_w{k}_b"][0]
     (o1, i1, _, r1), (o2, i2, kernel, r2) = first, second
-    return Form("lokr", rank, r1 * r2, i1 * i2, o1 * o2, kernel)
+    roles = tuple(role for role in shapes if role.startswith("lokr_"))
+    return Form("lokr", rank, r1 * r2, i1 * i2, o1 * o2, kernel, roles)
 
 
 def _lokr_side(shapes: Shapes, k: int) -> tuple[int, int, tuple[int, ...], int]:

@@ -89,7 +89,12 @@ class AdapterFile:
                 f"{source.name}: has none of the modules asked for ({', '.join(only or ())})",
                 "foreign",
             )
-        keys = [key for entry in entries for role, key in entry.keys.items() if _is_read(role)]
+        keys = [
+            key
+            for entry in entries
+            for role, key in entry.keys.items()
+            if role in ("alpha", *entry.form.roles)
+        ]
         tensors = read_tensors(source, self.header, keys)
         paths = (entry.path for entry in entries)
         rules = read_rules(self.header.metadata, self.config, source.name, paths)
@@ -191,9 +196,3 @@ def _modules(
             )
         )
     return found
-
-
-def _is_read(role: str) -> bool:
-    return (
-        role == "alpha" or role in ("down", "up", "mid", "diff") or role[:5] in ("hada_", "lokr_")
-    )

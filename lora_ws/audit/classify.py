@@ -18,7 +18,7 @@ from lora_ws.adapters.projection import Projection, project
 from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.index_store import Signature
-from lora_ws.audit.modules import adapter_modules
+from lora_ws.audit.similar import adapter_modules
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
 from lora_ws.functional.sketch import sketch, update_hash
 from lora_ws.learn.bundle import Bundle

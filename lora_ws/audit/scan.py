@@ -10,8 +10,6 @@ from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
-import pyarrow as pa
-
 from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.adapters.source import file_sha256
 from lora_ws.audit import index_store
@@ -91,12 +89,7 @@ class Scan:
         kept = self.ledger.index()
         at = {key: row for row, key in enumerate(kept.rows["name"].to_pylist())}
         pairs = [(name, at[k]) for name, k in zip(self.names, self.keys, strict=True) if k in at]
-        names, rows = [name for name, _ in pairs], [row for _, row in pairs]
-        # A graph of neighbours is kept beside, and is of these rows in this order.
-        mark = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        table = kept.rows.take(pa.array(rows, pa.int64()))
-        table = table.set_column(0, "name", pa.array(names, pa.string()))
-        return Index(kept.folder / f"part-{mark}", kept.side, kept.sketches[rows], table)
+        return kept.select([row for _, row in pairs], [name for name, _ in pairs])
 
 
 def find_all(what: Sequence[str]) -> list[AdapterRef]:

@@ -1,6 +1,8 @@
 """Find adapters that do the same or nearly: an index of update sketches that grows on disk."""
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,19 +11,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from lora_ws.adapters import Adapter
 from lora_ws.audit import index_store
 from lora_ws.audit.index_store import Signature, unit
 from lora_ws.audit.neighbours import graph_search
 from lora_ws.errors import ConfigError, DataError, LoraWsError
-from lora_ws.functional.sketch import (
-    SIDE,
-    Modules,
-    Overlap,
-    overlap,
-    sketch,
-    update_hash,
-    update_norm,
-)
+from lora_ws.functional.sketch import SIDE, Module, Modules, sketch, update_hash, update_norm
 
 # Copies in bfloat16 of lora-ws-mini and of strangers' adapters have a cosine above 1 - 5e-6 and
 # norms within 3e-4. The closest adapters of lora-ws-mini that are not copies (same images and
@@ -192,6 +187,25 @@ class Index:
             index_store.append(self.folder, self.side, names, signatures)
         return Index.open(self.folder)
 
+    def select(self, rows: Sequence[int], names: Sequence[str] | None = None) -> "Index":
+        """Take some rows, as they are now; their sketches are read.
+
+        Args:
+            rows: which, in the order of the result; one may come twice.
+            names: of the result's rows; None keeps theirs.
+
+        Returns:
+            An index in memory. Its folder, of these rows alone, holds a graph of neighbours once
+            one is needed, and nothing else.
+        """
+        mark = hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]
+        table = self.rows.take(pa.array(rows, pa.int64()))
+        if names is not None:
+            column = table.column_names.index("name")
+            table = table.set_column(column, "name", pa.array(names, pa.string()))
+        sketches = self.sketches[np.asarray(rows, np.int64)]
+        return Index(self.folder / f"part-{mark}", self.side, sketches, table)
+
     def search(
         self,
         sketches: Float[np.ndarray, "q size"],
@@ -245,6 +259,12 @@ class Index:
         ]
 
 
+def adapter_modules(adapter: Adapter) -> Iterator[Module]:
+    """The modules of an adapter that was read from a file, as `sketch` takes them."""
+    for name, module in adapter.modules.items():
+        yield name, module.down, module.up, module.scale
+
+
 def signature(modules: Modules, side: int = SIDE) -> Signature:
     """What the index keeps of an adapter.
 
@@ -279,25 +299,6 @@ def same_update(
     """
     larger, smaller = np.maximum(norm, other), np.minimum(norm, other)
     return (np.asarray(cosine) >= equal) & (smaller >= (1 - EQUAL_NORMS) * larger) & (smaller > 0)
-
-
-def rerank(
-    modules: Modules, matches: Iterable[Match], read: Callable[[str], Modules]
-) -> list[tuple[Match, Overlap]]:
-    """Compare the best matches exactly, from the factors of their files.
-
-    Args:
-        modules: of the adapter asked for.
-        matches: as `Index.query` returns them.
-        read: modules of an adapter of the index by its name.
-
-    Returns:
-        Matches with their exact cosine and what they share, highest cosine first.
-    """
-    modules = list(modules)
-    found = [(match, overlap(modules, read(match.name))) for match in matches]
-    exact = [(match._replace(cosine=shared.total[0]), shared) for match, shared in found]
-    return sorted(exact, key=lambda pair: -pair[0].cosine)
 
 
 def _exact(sketches: np.ndarray, units: np.ndarray, top: int) -> Found:

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from lora_ws.adapters import read_adapter
 from lora_ws.audit.dedup import copies
-from lora_ws.audit.modules import adapter_modules
 from lora_ws.audit.scan import ScanSpec, library
-from lora_ws.audit.similar import EQUAL, NEAR, same_update, signature
+from lora_ws.audit.similar import EQUAL, NEAR, adapter_modules, same_update, signature
 from lora_ws.report.progress import progress
 
 

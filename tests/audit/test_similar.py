@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from copies import adapters, brain, half, rounded, split_anew
+from copies import adapters, brain, file_modules, half, rounded, set_adapters, split_anew
 from factories import shared_data
 from safetensors.numpy import load_file
 
 from lora_ws.adapters import read_adapter
 from lora_ws.audit import index_store, similar
-from lora_ws.audit.modules import adapter_modules, file_modules, set_adapters
-from lora_ws.audit.similar import NEAR, Index, rerank, same_update, signature
+from lora_ws.audit.similar import NEAR, Index, adapter_modules, same_update, signature
 from lora_ws.errors import AdapterError, ConfigError, DataError, NotAvailableError
 from lora_ws.functional.sketch import sketch
 
@@ -107,16 +106,20 @@ def test_a_little_more_training_stays_near(mini, index):
     assert NEAR < best.cosine < 0.99
 
 
-def test_rerank_puts_exact_cosines_in_the_place_of_estimates(mini, twins, index):
-    ours, modules = adapters(mini), adapters(twins)["11"]
-    matches = index.query(sketch(modules), top=3)
-    ranked = rerank(modules, matches, ours.__getitem__)
-    expected = cosines(mini.select([11]), twins.select([11]))[0]
-    assert ranked[0][0].name == "11"
-    assert ranked[0][0].cosine == pytest.approx(expected, rel=1e-5)
-    assert ranked[0][1].total[0] == ranked[0][0].cosine
-    values = [match.cosine for match, _ in ranked]
-    assert values == sorted(values, reverse=True)
+def test_a_selection_is_its_rows_in_their_order_under_new_names(mini, twins, index):
+    rows = [400, 7, 7, 11]
+    part = index.select(rows, [f"mine {k}" for k in range(4)])
+    assert part.rows["name"].to_pylist() == ["mine 0", "mine 1", "mine 2", "mine 3"]
+    np.testing.assert_array_equal(part.sketches, index.sketches[rows])
+    whole = index.rows.to_pylist()
+    for one, row in zip(part.rows.to_pylist(), rows, strict=True):
+        assert (one["norm"], one["hash"]) == (whole[row]["norm"], whole[row]["hash"])
+    asked = sketch(adapters(twins)["11"])
+    assert part.query(asked, top=1)[0].name == "mine 3"
+    assert index.select(rows).rows["name"].to_pylist() == ["400", "7", "7", "11"]
+    # Graphs of neighbours of two selections must not be taken for each other.
+    assert index.select([7, 400]).folder != index.select([400, 7]).folder
+    assert len(index.select([])) == 0
 
 
 def test_strangers_files_are_recognised_under_other_spellings(tmp_path):
