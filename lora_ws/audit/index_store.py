@@ -7,19 +7,19 @@ replaced as a whole, so a kill loses the batch at hand and nothing else.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.functional.sketch import METHOD
+from lora_ws.journal import locked
 
 HEAD, SKETCHES, ROWS, LOCK = "index.json", "sketches.f32", "rows", "write.lock"
 PART_ROWS = 4096
@@ -84,22 +84,13 @@ def read(folder: Path) -> tuple[int, np.ndarray, pa.Table]:
     return side, np.empty(shape, "<f4") if mapped is None else mapped, rows
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> AbstractContextManager[None]:
     """Keep other writers away.
 
     Raises:
         DataError: another process writes.
     """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(f"{folder} is being written by another process; wait for it") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(folder / LOCK, f"{folder} is being written by another process; wait for it")
 
 
 def append(folder: Path, side: int, names: Sequence[str], signatures: Sequence[Signature]) -> None:
@@ -137,7 +128,8 @@ def append(folder: Path, side: int, names: Sequence[str], signatures: Sequence[S
     for part, start in enumerate(range(0, len(rows), PART_ROWS), full):
         partial = folder / ROWS / f"{part:06d}.partial"
         pq.write_table(rows.slice(start, PART_ROWS), partial)
-        with partial.open("rb") as written:
+        # Open for writing, as Windows flushes nothing else.
+        with partial.open("r+b") as written:
             os.fsync(written.fileno())
         partial.replace(partial.with_suffix(".parquet"))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_ws import journal
 from lora_ws.audit import index_store
 from lora_ws.audit.classify import PASSING, FileResult, Finding
 from lora_ws.audit.index_store import Signature
@@ -70,12 +71,10 @@ class Ledger:
             if one.signature and key not in self.signed
         }
         self._sign(signatures)
-        with (self.folder / FINDINGS).open("ab") as file:
-            for key, one in new.items():
-                assert one.finding is not None
-                self.starts[key] = file.tell()
-                file.write(START + key.encode() + b'", "finding": ')
-                file.write(json.dumps(one.finding.to_dict()).encode() + b"}\n")
+        found = {key: one.finding.to_dict() for key, one in new.items() if one.finding}
+        lines = [{"key": key, "finding": finding} for key, finding in found.items()]
+        starts = journal.append(self.folder / FINDINGS, lines)
+        self.starts |= zip(found, starts, strict=True)
 
     def get(self, key: str) -> Finding:
         """The finding of a content; its `file` is what it was called when it was first seen.
@@ -106,19 +105,8 @@ class Ledger:
     def _read(self) -> None:
         index = Index.build(self.folder / SIGNATURES)
         self.signed = set(index.rows["name"].to_pylist())
-        (self.folder / FINDINGS).touch()
+        journal.mend(self.folder / FINDINGS)
         self.starts = read_starts(self.folder)
-        with (self.folder / FINDINGS).open("r+b") as file:
-            file.truncate(self._end())
-
-    def _end(self) -> int:
-        """Where the last line that counts ends."""
-        if not self.starts:
-            return 0
-        with (self.folder / FINDINGS).open("rb") as file:
-            file.seek(max(self.starts.values()))
-            file.readline()
-            return file.tell()
 
 
 def read_starts(folder: Path) -> dict[str, int]:
@@ -127,11 +115,5 @@ def read_starts(folder: Path) -> dict[str, int]:
     Args:
         folder: of a ledger, which another process may be writing.
     """
-    starts, at = {}, 0
-    with (folder / FINDINGS).open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"}\n"):
-                break
-            starts[line[len(START) : len(START) + KEY_LENGTH].decode()] = at
-            at += len(line)
-    return starts
+    key = slice(len(START), len(START) + KEY_LENGTH)
+    return {line[key].decode(): start for start, line in journal.lines(folder / FINDINGS)}

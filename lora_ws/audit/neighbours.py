@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Float, Int
 
 from lora_ws.errors import NotAvailableError
+from lora_ws.journal import locked
 
 GRAPH = "graph.usearch"
 # Candidates to look at for each query, beyond those asked for: recall for time.
@@ -50,7 +50,7 @@ def _graph(path: Path, sketches: np.ndarray) -> Any:
     graph = _mapped(path, _stamp_of(path), sketches.shape[1])
     if len(graph) < len(sketches):
         path.parent.mkdir(exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             grown = _opened(path, sketches.shape[1], "load")
             for start in range(len(grown), len(sketches), _BATCH):
                 block = np.asarray(sketches[start : start + _BATCH])

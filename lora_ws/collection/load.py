@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
@@ -13,6 +11,7 @@ from lora_ws.collection.ingest import OnError, import_collection
 from lora_ws.collection.store import MANIFEST, partial_path
 from lora_ws.config import cache_dir
 from lora_ws.errors import DataError, NotAvailableError
+from lora_ws.journal import locked
 
 
 def load(
@@ -105,7 +104,7 @@ def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:
     if not (path / MANIFEST).is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may ask for the same bundled collection for the first time.
-        with FileLock(path.with_suffix(".expand")):
+        with locked(path.with_suffix(".expand")):
             if not (path / MANIFEST).is_file():
                 unpack(ASSETS / card.name, card).save(path)
     # The card of this version counts, not the one of the version that made the store.

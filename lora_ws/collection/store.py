@@ -9,16 +9,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 
+from lora_ws import journal
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard
 from lora_ws.config import dump_yaml
@@ -71,18 +72,14 @@ class StoreWriter:
     def __enter__(self) -> Self:
         self._dir = partial_path(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(str(self.path) + ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{self.path} is being written by another process") from error
-        try:
+        with ExitStack() as held:
+            busy = f"{self.path} is being written by another process"
+            lock = self.path.with_name(self.path.name + ".lock")
+            held.enter_context(journal.locked(lock, busy, remove=True))
             if self.path.exists():
                 raise DataError(f"{self.path} exists already; choose another place or remove it")
-            self._resume()
-        except BaseException:
-            self._unlock()
-            raise
+            self._weights = held.enter_context(self._resume())
+            self._held = held.pop_all()
         return self
 
     def __exit__(
@@ -91,13 +88,7 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._weights.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        # While it is held: unlinked afterwards, it might be another process's lock.
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        self._held.close()
 
     def append(
         self,
@@ -119,10 +110,7 @@ class StoreWriter:
         if rows.num_rows:
             pq.write_table(rows, self._part(self.batches))
         line = {"rows": rows.num_rows, "quarantine": list(quarantine)}
-        with (self._dir / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+        journal.append(self._dir / JOURNAL, [line])
         self._count(line)
 
     def finish(self) -> None:
@@ -133,6 +121,8 @@ class StoreWriter:
         self._weights.write(_npy_header(self.rows, self.layout.size))
         self._weights.flush()
         os.fsync(self._weights.fileno())
+        # Windows renames no folder and deletes no file that is open.
+        self._weights.close()
         digest = self._write_rows()
         (self._dir / LAYOUT).write_text(json.dumps(self.layout.to_dict()), encoding="utf-8")
         dump_yaml(self.card, self._dir / CARD)
@@ -183,6 +173,7 @@ class StoreWriter:
 
     def _give_up(self) -> NoReturn:
         """No row fits: say why, and leave nothing behind that would hinder another try."""
+        self._weights.close()
         shutil.rmtree(self._dir)
         first = self.quarantine[0] if self.quarantine else {}
         why = f"; first: {first['source']}: {first['reason']}" if first else ": the source is empty"
@@ -196,13 +187,13 @@ class StoreWriter:
         self.quarantine += line["quarantine"]
         self.batches += 1
 
-    def _resume(self) -> None:
-        """Start anew, or continue behind the last committed batch."""
-        journal = self._dir / JOURNAL
+    def _resume(self) -> BinaryIO:
+        """Start anew, or continue behind the last committed batch; returns the open weights."""
+        file = self._dir / JOURNAL
         head = {"origin": self.origin, "fingerprint": self.layout.fingerprint}
-        lines = _complete_lines(journal) if journal.exists() and self.resume else []
+        lines = journal.read(file) if self.resume else []
         # An import that had not committed anything is no loss, whatever it was of.
-        if len(lines) > 1 and json.loads(lines[0]) != head:
+        if len(lines) > 1 and lines[0] != head:
             raise DataError(
                 f"{self._dir} holds an unfinished import of something else (other files, options "
                 "or layout); remove it, or choose another place"
@@ -211,32 +202,26 @@ class StoreWriter:
             shutil.rmtree(self._dir, ignore_errors=True)
             (self._dir / "rows").mkdir(parents=True)
             (self._dir / WEIGHTS).write_bytes(b"\0" * HEADER_BYTES)
-            lines = [json.dumps(head).encode() + b"\n"]
-            journal.write_bytes(lines[0])
-        # Cut, not written anew, so that a kill at this point loses nothing either.
-        os.truncate(journal, sum(map(len, lines)))
+            journal.append(file, [head])
+        journal.mend(file)
         for line in lines[1:]:
-            self._count(json.loads(line))
+            self._count(line)
         for batch in range(self.batches):
             if self._part(batch).exists():
                 self._widen(pq.read_schema(self._part(batch)))
         expected = HEADER_BYTES + 4 * self.layout.size * self.rows
         if (self._dir / WEIGHTS).stat().st_size < expected:
             raise DataError(f"{self._dir}: {WEIGHTS} is shorter than its journal says; remove it")
-        self._weights = (self._dir / WEIGHTS).open("r+b")
-        self._weights.truncate(expected)
-        self._weights.seek(0, os.SEEK_END)
+        weights = (self._dir / WEIGHTS).open("r+b")
+        weights.truncate(expected)
+        weights.seek(0, os.SEEK_END)
+        return weights
 
 
 def row_hashes(weights: Float[np.ndarray, "rows params"]) -> list[str]:
     """Content hash of each row."""
     rows = np.ascontiguousarray(weights, "<f4")
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows]
-
-
-def _complete_lines(journal: Path) -> list[bytes]:
-    lines = journal.read_bytes().splitlines(keepends=True)
-    return [line for line in lines if line.endswith(b"\n")]
 
 
 def _npy_header(rows: int, columns: int) -> bytes:

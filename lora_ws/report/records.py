@@ -1,14 +1,13 @@
 """What an experiment leaves behind: one `RunRecord` a seed, in a JSON-lines file."""
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_ws import journal
 from lora_ws.errors import DataError
 
 METRICS = ("accuracy", "auroc", "precision", "recall", "f1")
@@ -67,7 +66,7 @@ class RunRecord:
     test: dict[str, float]
     confusion: tuple[tuple[int, ...], ...]
     seconds: float = 0.0
-    feature_seconds: float = field(default=0.0)
+    feature_seconds: float = 0.0
     split: str = ""
 
     def timeless(self) -> dict[str, Any]:
@@ -121,17 +120,18 @@ class Summary(NamedTuple):
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line of JSON that survives a kill right after."""
-    _drop_half_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    journal.append(path, [line])
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a JSON-lines file; none where there is no file."""
+    return journal.read(path)
 
 
 def read_records(path: Path) -> list[RunRecord]:
     """All complete lines; a line cut off by a kill does not count."""
     try:
-        records = [RunRecord.from_dict(line) for line in read_lines(path)]
+        records = [RunRecord.from_dict(line) for line in journal.read(path)]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path} holds records of another version of this library ({error}); choose another "
@@ -140,29 +140,6 @@ def read_records(path: Path) -> list[RunRecord]:
     return list({record.seed: record for record in records}.values())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSON-lines file; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:
     """Mean ± std of a metric over the seeds."""
     return Summary.of([getattr(record, part)[metric] for record in records])
-
-
-def by_experiment(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Group records by experiment, in order of appearance."""
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.name, []).append(record)
-    return groups
-
-
-def _drop_half_line(path: Path) -> None:
-    if path.is_file():
-        whole = path.read_bytes()
-        if whole and not whole.endswith(b"\n"):
-            path.write_bytes(whole[: whole.rfind(b"\n") + 1])

@@ -1,6 +1,5 @@
 """Build a whole collection: one share in this process, or several in processes of their own."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lora_ws import journal
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.store import JOURNAL, QUARANTINE, StoreWriter, partial_path
 from lora_ws.config import parse_shard
@@ -59,7 +59,7 @@ def merge_shares(shares: Sequence[Path], out: Path, shard: str = "0/1") -> Adapt
     member = np.repeat(np.arange(len(stores)), [len(store) for store in stores])
     row = np.concatenate([np.arange(len(store)) for store in stores])
     table = pa.concat_tables([store.rows for store in stores], promote_options="permissive")
-    lost = [entry for share in shares for entry in _quarantine(share)]
+    lost = [entry for share in shares for entry in journal.read(share / QUARANTINE)]
     order = np.argsort(numbers)
     with StoreWriter(Path(out), stores[0].layout, stores[0].card, origin) as writer:
         for start in range(writer.rows, len(order), BLOCK):
@@ -93,15 +93,6 @@ def _common_origin(
     return stores[0].origin | {"recipe": recipe}
 
 
-def _quarantine(share: Path) -> list[dict[str, Any]]:
-    file = share / QUARANTINE
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.exists()
-        else []
-    )
-
-
 def _run(parts: Sequence[ZooSpec]) -> None:
     """Build shares in processes of their own, until all are done or one fails."""
     with progress("train adapters", None) as advance:
@@ -129,9 +120,7 @@ def _build_share(part: ZooSpec) -> None:
 
 def _finished(part: ZooSpec) -> int:
     """Adapters of a share that are safe so far."""
-    journal = partial_path(part.path) / JOURNAL
     try:
-        lines = journal.read_bytes().splitlines()[1:]
-    except OSError:
+        return sum(line["rows"] for line in journal.read(partial_path(part.path) / JOURNAL)[1:])
+    except FileNotFoundError:  # finished, and renamed, between two looks
         return 0
-    return sum(json.loads(line)["rows"] for line in lines if line.endswith(b"}"))

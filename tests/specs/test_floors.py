@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 0,
     "config": 1,
     "hub": 1,
+    "journal": 1,
     "threads": 1,
     "workers": 1,
     "functional": 1,
@@ -37,14 +38,20 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported_rooms(path: Path) -> set[str]:
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, and what it imports from each."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path}: relative import"
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+    return names
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = imported(path)
     return {name.split(".")[1] for name in names if name.startswith("lora_ws.")}
 
 
@@ -67,10 +74,7 @@ def module_of(path: Path) -> str:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     names = {module_of(path): path for path in MODULES if path.stem != "__init__"}
-    imports = {}
-    for name, path in names.items():
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        imports[name] = {n.module for n in nodes if isinstance(n, ast.ImportFrom)} & set(names)
+    imports = {name: imported(path) & set(names) for name, path in names.items()}
     while leaves := {name for name, needs in imports.items() if not needs & set(imports)}:
         imports = {name: needs for name, needs in imports.items() if name not in leaves}
     assert not imports, f"circle among {sorted(imports)}"
