@@ -1,4 +1,7 @@
-"""Denoisers small enough to know the truth, and measures of them that are linear or quadratic."""
+"""Denoisers small enough to know the truth, and measures of them that are linear or quadratic.
+
+All of it in float64, where what must be equal is equal within `tolerances.EXACT`.
+"""
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -24,6 +27,7 @@ class Linear(nn.Module):
                     parent.add_module(step, nn.Module())
                 parent = parent.get_submodule(step)
             parent.add_module(last, part)
+        self.double()
 
     def forward(self, z: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
         said = [m(z.flatten(1)) for m in self.modules() if isinstance(m, nn.Linear)]
@@ -36,7 +40,7 @@ class Deep(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         layers = [nn.Linear(width, width, bias=False) for _ in range(2)]
-        self.block = nn.ModuleDict({"ff": nn.Sequential(*layers)})
+        self.block = nn.ModuleDict({"ff": nn.Sequential(*layers)}).double()
 
     def forward(self, z: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
         return SimpleNamespace(sample=self.block["ff"](z.flatten(1)).view_as(z))
@@ -53,5 +57,5 @@ class Sum(Objective):
 def asking(kind: type[Objective] = Objective, sign: int = 1) -> Objective:
     """A measure on five random latents against five random constants."""
     draw = torch.Generator().manual_seed(0)
-    latents, against = torch.randn(2, 5, 1, 2, 2, generator=draw)
+    latents, against = torch.randn(2, 5, 1, 2, 2, generator=draw).double()
     return kind(latents, torch.zeros(5), torch.zeros(1, 1, 1), against, sign)

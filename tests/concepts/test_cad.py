@@ -10,6 +10,7 @@ import pytest
 import torch
 from denoisers import Linear, Sum, asking
 from scipy.stats import spearmanr
+from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
 from lora_ws.concepts.edit import SparseEdit, choose, magnitude_control, random_control
@@ -56,15 +57,18 @@ def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Objec
     for k in range(16):
         other = copy.deepcopy(model)
         other.block.ff.weight.data.view(-1)[k] = 0
-        assert float(scores.flatten()[k]) == pytest.approx(whole - objective.value(other), abs=1e-5)
+        fall = whole - objective.value(other)
+        # Scores are kept in float32.
+        assert float(scores.flatten()[k]) == pytest.approx(fall, rel=rounding(4), abs=EXACT)
     held = {"block.ff.weight": scores}
     sums = {by: grouped(held, by)["block.ff.weight"] for by in ("row", "column", "matrix")}  # type: ignore[arg-type]
     assert torch.allclose(sums["row"], scores.sum(1))
     assert torch.allclose(sums["column"], scores.sum(0))
-    assert float(sums["matrix"]) == pytest.approx(whole, abs=1e-5)
+    bound = rounding(16, size=float(scores.abs().sum()))
+    assert float(sums["matrix"]) == pytest.approx(whole, abs=bound)
     found = validity(objective, model, weights, held, share=0.3)
     assert found.correlation == pytest.approx(1)
-    assert found.predicted == pytest.approx(found.true, abs=1e-4)
+    assert found.predicted == pytest.approx(found.true, abs=bound)
 
 
 def test_the_derivative_of_shrinking_all_is_the_sum_of_scores(
@@ -97,6 +101,21 @@ def test_scores_rank_single_weights_as_taking_them_away_does(
     assert spearmanr(true, flat[places]).statistic > 0.7
 
 
+def cancellation(pipeline: Any, objective: Objective) -> float:
+    """How much larger predictions are than their difference, of which J is the square."""
+    text = objective.text.expand(len(objective.latents), -1, -1)
+    with torch.no_grad():
+        said = pipeline.unet(objective.latents, objective.times, encoder_hidden_states=text).sample
+    return float(said.norm()) / objective.value(pipeline.unet) ** 0.5
+
+
+def gradient_bound(pipeline: Any, objective: Objective, grads: dict[str, Tensor]) -> float:
+    """Absolute: forth and back through the U-Net, relative to the largest gradient."""
+    largest = max(float(grad.abs().max()) for grad in grads.values())
+    size = largest * cancellation(pipeline, objective)
+    return rounding(2 * terms_of(pipeline.unet), size=size)
+
+
 def test_as_released_the_other_prediction_is_a_constant(
     pipeline: Any, objective: Objective
 ) -> None:
@@ -108,9 +127,12 @@ def test_as_released_the_other_prediction_is_a_constant(
         ]
     fixed = replace(objective, against=torch.cat(parts))
     released = replace(objective, stop_gradient=True).gradients(pipeline.unet, weights)
-    for name, grad in fixed.gradients(pipeline.unet, weights).items():
-        assert torch.allclose(released[name], grad, atol=1e-3)
-    assert fixed.value(pipeline.unet) == pytest.approx(objective.value(pipeline.unet), rel=1e-4)
+    grads, value = fixed.gradients(pipeline.unet, weights), objective.value(pipeline.unet)
+    atol = gradient_bound(pipeline, objective, grads)
+    for name, grad in grads.items():
+        assert torch.allclose(released[name], grad, rtol=0, atol=atol)
+    rel = 2 * rounding(terms_of(pipeline.unet)) * cancellation(pipeline, objective)
+    assert fixed.value(pipeline.unet) == pytest.approx(value, rel=rel)
 
 
 def test_signs_agree_between_the_objectives(pipeline: Any) -> None:
@@ -219,11 +241,11 @@ def test_scores_of_ranks_sum_to_the_derivative_of_scales(
     sums = torch.stack([scores.sum(1) for scores in found.values()]).sum(0)
     for k, scale in enumerate(stack.scales):
         changes = []
-        for size in (1 - 1e-2, 1 + 1e-2):
+        for size in (1 - 3e-2, 1 + 3e-2):
             scales = torch.tensor([s * (size if n == k else 1) for n, s in enumerate(stack.scales)])
             with stack.bank.attach(pipeline.unet, scales):
                 changes.append(objective.value(pipeline.unet))
-        derivative = (changes[1] - changes[0]) / (2e-2 * scale)
+        derivative = (changes[1] - changes[0]) / (6e-2 * scale)
         assert float(sums[k]) == pytest.approx(scale * derivative, rel=0.02)
 
 
@@ -252,5 +274,6 @@ def test_scores_of_a_batch_are_those_of_its_rows(pipeline: Any, objective: Objec
         one = replace(objective, latents=objective.latents[rows], times=objective.times[rows])
         for name, grad in one.gradients(pipeline.unet, weights).items():
             totals[name] += grad.numpy()
+    atol = gradient_bound(pipeline, objective, whole)
     for name, total in totals.items():
-        assert np.allclose(whole[name].numpy(), total, atol=1e-3, rtol=1e-3)
+        assert np.allclose(whole[name], total, rtol=0, atol=atol)
