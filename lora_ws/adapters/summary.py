@@ -1,7 +1,7 @@
 """What can be said of an adapter file without any classifier."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class AdapterSummary:
         scales: scale and where it is said -> how many of the modules that were read.
         norm: Frobenius norm of the update of all modules that were read.
         norms: the same of each module.
-        odd: what a reader should know.
+        warnings: what a reader should know.
         claims: text of the header about its training, shortened: the file's word, unchecked.
     """
 
@@ -42,12 +42,19 @@ class AdapterSummary:
     scales: dict[str, int]
     norm: float
     norms: dict[str, float]
-    odd: tuple[str, ...]
+    warnings: tuple[str, ...]
     claims: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON; for one release also under the old name of a key."""
+        return {**asdict(self), "odd": self.warnings}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "AdapterSummary":
+        """Inverse of `to_dict`, also after JSON and of files that say `odd`."""
+        plain = dict(data)
+        old = plain.pop("odd", ())
+        return cls(**{**plain, "warnings": tuple(plain.get("warnings", old))})
 
 
 def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSummary:
@@ -69,7 +76,7 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
         scales=dict(Counter(f"{m.scale:g} ({m.scale_source})" for m in read)),
         norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
         norms=norms,
-        odd=tuple(_odd(file.structure, norms)),
+        warnings=tuple(_warnings(file.structure, norms)),
         claims={
             name: value if len(value) <= LONGEST_CLAIM else f"{value[:LONGEST_CLAIM]}…"
             for name, value in file.header.metadata.items()
@@ -86,7 +93,7 @@ def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
     return dict(counts)
 
 
-def _odd(structure: Structure, norms: dict[str, float]) -> list[str]:
+def _warnings(structure: Structure, norms: dict[str, float]) -> list[str]:
     notes = []
     if silent := [name for name, norm in norms.items() if norm == 0]:
         notes.append(f"{len(silent)} modules have no effect, such as {silent[0]}")

@@ -26,6 +26,13 @@ from lora_ws.learn.confidence import Verdict
 from lora_ws.learn.evidence import layer_evidence
 
 NO_MODEL = "content: no detector for this base, as no model was given"
+# Old name of a key of findings -> its name.
+RENAMED = {
+    "silence": "no_prediction_reason",
+    "energy": "retained_energy",
+    "missing": "layers_missing",
+    "beyond": "modules_ignored",
+}
 # Reasons that may be gone when a file is read again.
 PASSING = ("missing", "unreadable", "remote", "failed")
 
@@ -43,10 +50,11 @@ class Finding:
         facts: base, method, ranks, scales, norms; None of a file that could not be read.
         update_hash: of the effective update (`update_hash`); empty where parts were read.
         verdict: of the classifier; None where it has none for this file.
-        silence: why there is no verdict.
-        energy: share of the update, in the layers judged, that fits the classifier's ranks.
-        missing: layers that the classifier reads and the file does not adapt.
-        beyond: modules of the file that were not judged.
+        no_prediction_reason: why there is no verdict.
+        retained_energy: share of the update, in the layers judged, that fits the classifier's
+            ranks.
+        layers_missing: how many layers the classifier reads and the file does not adapt.
+        modules_ignored: how many modules of the file were not judged.
         evidence: layer -> what it adds to the verdict (`layer_evidence`); where it was asked for.
         bytes_read: of the file.
     """
@@ -59,23 +67,26 @@ class Finding:
     facts: AdapterSummary | None = None
     update_hash: str = ""
     verdict: Verdict | None = None
-    silence: str = ""
-    energy: float | None = None
-    missing: int = 0
-    beyond: int = 0
+    no_prediction_reason: str = ""
+    retained_energy: float | None = None
+    layers_missing: int = 0
+    modules_ignored: int = 0
     evidence: dict[str, float] | None = None
     bytes_read: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON; for one release also under the old names of keys, `RENAMED`."""
+        plain = {**asdict(self), "facts": self.facts and self.facts.to_dict()}
+        return plain | {old: plain[new] for old, new in RENAMED.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Finding":
-        """Inverse of `to_dict`, also after JSON."""
+        """Inverse of `to_dict`, also after JSON, and of what was written before `RENAMED`."""
+        data = {**{RENAMED.get(key, key): value for key, value in data.items()}, **data}
+        data = {key: value for key, value in data.items() if key not in RENAMED}
         facts, verdict = data["facts"], data["verdict"]
         if facts is not None:
-            facts = AdapterSummary(**{**facts, "odd": tuple(facts["odd"])})
+            facts = AdapterSummary.from_dict(facts)
         if verdict is not None:
             verdict = Verdict(**{**verdict, "conformal_set": tuple(verdict["conformal_set"])})
         return cls(**{**data, "facts": facts, "verdict": verdict})
@@ -202,16 +213,16 @@ def _key(source: Source, config: str | None, whole: bool) -> str:
 def _examine(
     ref: AdapterRef, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
 ) -> _Read:
-    silence = NO_MODEL if bundle is None else _foreign(file, bundle)
+    why_not = NO_MODEL if bundle is None else _foreign(file, bundle)
     adapter, row = file.read() if whole else None, None
-    if bundle is not None and not silence:
+    if bundle is not None and not why_not:
         try:
             adapter = adapter or file.read(bundle.layers)
             row = project(adapter, bundle.layout, bundle.layers)
         except AdapterError as error:
             if error.reason != "foreign":
                 raise
-            silence = str(error)
+            why_not = str(error)
     facts = summarize(file, adapter)
     signature = _signature(adapter, facts.norm) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
@@ -221,10 +232,10 @@ def _examine(
         revision=file.source.revision,
         facts=facts,
         update_hash=signature.hash if signature else "",
-        silence=silence,
-        energy=row.energy if row else None,
-        missing=len(row.missing) if row else 0,
-        beyond=sum(facts.modules.values()) - judged if row else 0,
+        no_prediction_reason=why_not,
+        retained_energy=row.energy if row else None,
+        layers_missing=len(row.missing) if row else 0,
+        modules_ignored=sum(facts.modules.values()) - judged if row else 0,
         bytes_read=file.bytes_read,
     )
     return _Read(FileResult(key, finding, signature), row)

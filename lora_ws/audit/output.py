@@ -11,7 +11,8 @@ from lora_ws.audit.policy import Reviewed
 
 COLUMNS = (
     *("file", "sha256", "update_hash", "base", "ranks", "norm", "label", "confidence", "abstains"),
-    *("silence", "reason", "message", "flags", "nearest", "cosine"),
+    *("no_prediction_reason", "reason", "message", "flags", "nearest", "cosine"),
+    "silence",  # the old name of a column, for one release
 )
 Sink = Callable[[Reviewed], object]
 
@@ -48,8 +49,9 @@ def _row(one: Reviewed) -> tuple[object, ...]:
         facts.norm if facts else "",
         *((verdict.label or "", verdict.confidence) if verdict else ("", "")),
         verdict.reason if verdict else "",
-        *(finding.silence, finding.reason, finding.message, "; ".join(one.flags)),
+        *(finding.no_prediction_reason, finding.reason, finding.message, "; ".join(one.flags)),
         *((near.name, near.cosine) if near else ("", "")),
+        finding.no_prediction_reason,
     )
 
 

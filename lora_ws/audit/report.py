@@ -154,7 +154,7 @@ class Report:
         return _map("What verdicts rest on", names, maps, text)
 
     def _facts(self) -> Section | None:
-        head = ("file", "base", "modules", "ranks", "scales", "what is odd", "norm")
+        head = ("file", "base", "modules", "ranks", "scales", "warnings", "norm")
         rows = []
         for finding, _, _ in self.read:
             facts = finding.facts
@@ -162,7 +162,7 @@ class Report:
             modules = ", ".join(f"{count} of {name}" for name, count in facts.modules.items())
             kinds = (modules, ", ".join(facts.ranks), ", ".join(facts.scales))
             norm = f"{facts.norm:.3g}" if facts.norms else ""
-            rows.append((self._label(finding), facts.base, *kinds, "; ".join(facts.odd), norm))
+            rows.append((self._label(finding), facts.base, *kinds, "; ".join(facts.warnings), norm))
         return _table("What files are", head, rows, sum(self.bases.values()), numbers=1)
 
     def _claims(self) -> Section | None:
@@ -207,7 +207,7 @@ def said(finding: Finding) -> str:
     if finding.reason:
         return f"not read: {finding.reason}"
     if finding.verdict is None:
-        return finding.silence
+        return finding.no_prediction_reason
     return finding.verdict.label or f"abstains: {finding.verdict.reason}"
 
 

@@ -16,7 +16,7 @@ from lora_ws.errors import AdapterError
 
 
 def inspect(file: str, /, *, as_json: bool = False) -> None:
-    """Show what an adapter file is: base model, method, ranks, scales, norms, and what is odd.
+    """Show what an adapter file is: base model, method, ranks, scales, norms, and warnings.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
@@ -74,7 +74,7 @@ def _show(file: str, sha256: str, facts: AdapterSummary) -> None:
     for name, value in said.items():
         table.add_row(name, escape(value))
     console.print(table)
-    for note in facts.odd:
+    for note in facts.warnings:
         console.print(f"note: {escape(note)}")
     if facts.claims:
         console.print("\nThe file claims, unchecked:")

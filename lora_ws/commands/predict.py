@@ -47,7 +47,8 @@ def predict(
         verdict = finding.verdict
         if verdict is None:
             failed += 1
-            print(f"lora-ws: {finding.message or f'{file}: {finding.silence}'}", file=sys.stderr)  # noqa: T201
+            why = finding.message or f"{file}: {finding.no_prediction_reason}"
+            print(f"lora-ws: {why}", file=sys.stderr)  # noqa: T201
             continue
         for said in _notes(finding):
             print(f"lora-ws: {file}: {said}", file=sys.stderr)  # noqa: T201
@@ -69,11 +70,11 @@ def predict(
 def _notes(finding: Finding) -> list[str]:
     """What was done to a file to judge it, and what of it was not judged."""
     notes = []
-    if finding.energy is not None and finding.energy < 1:
-        share = 100 * finding.energy
+    if finding.retained_energy is not None and finding.retained_energy < 1:
+        share = 100 * finding.retained_energy
         notes.append(f"cut to the bundle's rank: {share:.1f} % of its energy is judged")
-    if finding.missing:
-        notes.append(f"{finding.missing} layers that the bundle reads are not adapted")
-    if finding.beyond:
-        notes.append(f"{finding.beyond} modules beyond it were not judged")
+    if finding.layers_missing:
+        notes.append(f"{finding.layers_missing} layers that the bundle reads are not adapted")
+    if finding.modules_ignored:
+        notes.append(f"{finding.modules_ignored} modules beyond it were not judged")
     return notes

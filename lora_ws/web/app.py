@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_serializer
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lora_ws.adapters import AdapterRef
@@ -90,6 +90,11 @@ class Result(BaseModel):
     finding: Finding
     nearest: list[Near]
     report: str
+
+    # Without a type of what it returns, OpenAPI describes a `Finding`.
+    @field_serializer("finding")
+    def _plain(self, finding: Finding):
+        return finding.to_dict()
 
 
 class About(BaseModel):

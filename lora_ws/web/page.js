@@ -7,7 +7,7 @@ function say(text) {
 
 function summary(finding) {
   if (finding.reason) return "Not read: " + finding.message;
-  if (!finding.verdict) return finding.facts.base + " · " + finding.silence;
+  if (!finding.verdict) return finding.facts.base + " · " + finding.no_prediction_reason;
   const { label, reason, confidence } = finding.verdict;
   return label ? label + ", " + Math.round(100 * confidence) + " %" : "The classifier abstains: " + reason;
 }

@@ -79,7 +79,7 @@ def test_what_is_read_of_a_layer_is_what_it_needs(
     save_file({**load_file(file), **more}, file)
     (whole,) = findings([AdapterRef.parse(file)], classifier)
     (part,) = findings([AdapterRef.parse(file)], classifier, whole=False)
-    assert (whole.beyond, part.beyond) == (1, 1)
+    assert (whole.modules_ignored, part.modules_ignored) == (1, 1)
     assert part.verdict == whole.verdict
     assert whole.update_hash
     assert not part.update_hash
@@ -94,7 +94,7 @@ def test_without_a_classifier_a_file_is_told_of(
     assert finding
     assert finding.facts
     assert signature
-    assert finding.silence.startswith("content: no detector for this base")
+    assert finding.no_prediction_reason.startswith("content: no detector for this base")
     assert (finding.facts.base, finding.facts.ranks) == ("tiny-sd", {"1": 64})
     assert finding.update_hash == signature.hash
     assert classify_files([AdapterRef.parse(file)], known={key}) == [(key, None, None)]
@@ -107,7 +107,9 @@ def test_a_file_of_another_base_is_named_and_not_judged(
     file = write_row(tmp_path / "a.safetensors", np.ones(768 + 1280), ((name, 768, 1280),))
     (finding,) = findings([AdapterRef.parse(file)], classifier)
     assert finding.verdict is None
-    assert finding.silence.startswith("content: no detector for this base: it is SD1.x")
+    assert finding.no_prediction_reason.startswith(
+        "content: no detector for this base: it is SD1.x"
+    )
     assert finding.facts
 
 
@@ -198,3 +200,30 @@ def test_old_names_still_work_and_say_the_new_ones(old: str) -> None:
         assert getattr(lora_ws.audit.judge, old) is new
     with pytest.raises(AttributeError, match="no attribute `judged`"):
         _ = lora_ws.audit.judge.judged
+
+
+def test_old_keys_stand_beside_the_new_ones_and_are_still_read(
+    mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    file = write_row(tmp_path / "a.safetensors", mini.weights[400], layers)
+    (judged,) = findings([AdapterRef.parse(file)], classifier)
+    (unread,) = findings([AdapterRef.parse(tmp_path / "none.safetensors")], classifier)
+    (unasked,) = findings([AdapterRef.parse(file)])
+    renamed = {
+        "silence": "no_prediction_reason",
+        "energy": "retained_energy",
+        "missing": "layers_missing",
+        "beyond": "modules_ignored",
+    }
+    for finding in (judged, unread, unasked):
+        plain = json.loads(json.dumps(finding.to_dict()))
+        for old, new in renamed.items():
+            assert plain[old] == plain[new] == getattr(finding, new)
+        # As written by the version before.
+        for new in renamed.values():
+            del plain[new]
+        if plain["facts"]:
+            assert plain["facts"]["odd"] == plain["facts"].pop("warnings")
+        assert Finding.from_dict(plain) == finding
+    assert unasked.no_prediction_reason
+    assert judged.retained_energy == 1

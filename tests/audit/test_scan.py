@@ -138,7 +138,7 @@ def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: P
     assert third.new == 1
     names = {Path(finding.file).name: finding for finding in third}
     assert names["renamed.safetensors"].verdict
-    assert names["good-402.safetensors"].silence
+    assert names["good-402.safetensors"].no_prediction_reason
     assert "cut too.safetensors: " in names["cut too.safetensors"].message
     assert "bad" not in names["cut too.safetensors"].message
 

@@ -47,7 +47,9 @@ def test_inspect_tells_base_ranks_scales_and_norm(
     expected = np.sqrt(sum(np.square(product.astype(float)).sum() for product in products))
     assert facts["norm"] == pytest.approx(expected, rel=1e-5)
     assert facts["claims"] == {"ss_output_name": "<b>[red]name"}
-    assert facts["odd"] == ["1 tensors are no part of an update, such as <token>"]
+    assert (
+        facts["warnings"] == facts["odd"] == ["1 tensors are no part of an update, such as <token>"]
+    )
     assert main(["inspect", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "ss_output_name: <b>[red]name" in shown

@@ -78,10 +78,12 @@ def test_a_file_is_judged_as_on_the_command_line(
             "/v1/file", params={"name": "a.safetensors"}, content=file.read_bytes()
         )
         about = client.get("/v1/about").json()
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
     assert answer.status_code == 200
     said = answer.json()
     expected = classify_files([AdapterRef.parse(file)], bundle, evidence=True)[0].finding
     assert expected is not None
+    assert "no_prediction_reason" in schemas["Finding"]["properties"]
     assert said["finding"] == json.loads(
         json.dumps({**expected.to_dict(), "file": "a.safetensors"})
     )
