@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from lora_ws import journal
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.report.progress import progress
 
@@ -45,15 +46,9 @@ class Records(Generic[R]):
         if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != plain:
             raise ConfigError(f"{out} holds another experiment; choose another --out")
         file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        if not self.file.is_file():
-            return
-        text = self.file.read_text(encoding="utf-8")
-        # A kill may have cut the last line short.
-        whole = text[: text.rfind("\n") + 1]
-        self.file.write_text(whole, encoding="utf-8")
         try:
-            self.held += [kind(**json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError) as error:
+            self.held += [kind(**line) for line in journal.read(self.file)]
+        except TypeError as error:
             raise DataError(f"{self.file}: damaged ({error}); choose another --out") from error
 
     def complete(self, title: str, jobs: Mapping[Hashable, Callable[[], R]]) -> dict[Hashable, R]:
@@ -76,6 +71,5 @@ class Records(Generic[R]):
 
     def append(self, record: R) -> None:
         """Keep a record."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")  # type: ignore[call-overload]
+        journal.append(self.file, [asdict(record)])  # type: ignore[call-overload]
         self.held.append(record)

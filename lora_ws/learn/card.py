@@ -4,7 +4,6 @@ from typing import Any
 
 from lora_ws.adapters import Layout
 from lora_ws.learn.confidence import Calibration
-from lora_ws.report.records import METRICS
 
 TEXT = """---
 library_name: lora_ws
@@ -94,7 +93,7 @@ def card_text(
         fingerprint=layout.fingerprint,
         gauge=GAUGES[gauge],
         size_mb=size_mb,
-        metrics="".join(f"| {m} | {100 * record['test'][m]:.2f} |\n" for m in METRICS),
+        metrics="".join(f"| {m} | {100 * v:.2f} |\n" for m, v in record["test"].items()),
         confidence=_confidence(calibration),
     )
 

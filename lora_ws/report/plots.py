@@ -8,19 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_ws.functional.calibrate import Reliability
+from lora_ws.report.metrics import metric_of
 
 
 def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
-    """Loss and accuracy, or error of a regression, by epoch; a line marks the epoch kept."""
+    """Plot the loss and what stands beside it by epoch; a line marks the epoch kept."""
     quality = next(key for key in history[0] if key.startswith("val_") and key != "val_loss")
-    classes = quality == "val_accuracy"
+    name = quality.removeprefix("val_")
+    top = 1 if metric_of(name).percent else None
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _curve(left, history, "train_loss", "training")
     _curve(left, history, "val_loss", "validation")
     _curve(right, history, quality, "validation")
-    left.set(xlabel="epoch", ylabel="cross-entropy" if classes else "squared error")
-    right.set(xlabel="epoch", ylabel=quality.removeprefix("val_"), ylim=(0, 1 if classes else None))
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel=name, ylim=(0, top))
     for axes in (left, right):
         axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.legend(frameon=False)

@@ -1,6 +1,6 @@
 """What an experiment leaves behind: one `RunRecord` a seed, in a JSON-lines file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +9,6 @@ import numpy as np
 
 from lora_ws import journal
 from lora_ws.errors import DataError
-
-METRICS = ("accuracy", "auroc", "precision", "recall", "f1")
-NUMBER_METRICS = ("r2", "mae", "spearman")
 
 
 @dataclass(frozen=True)
@@ -123,11 +120,6 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     journal.append(path, [line])
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSON-lines file; none where there is no file."""
-    return journal.read(path)
-
-
 def read_records(path: Path) -> list[RunRecord]:
     """All complete lines; a line cut off by a kill does not count."""
     try:
@@ -140,6 +132,15 @@ def read_records(path: Path) -> list[RunRecord]:
     return list({record.seed: record for record in records}.values())
 
 
-def summarise(records: Iterable[RunRecord], metric: str, part: str = "test") -> Summary:
-    """Mean ± std of a metric over the seeds."""
-    return Summary.of([getattr(record, part)[metric] for record in records])
+def summarise(records: Sequence[RunRecord], metric: str, part: str = "test") -> Summary:
+    """Mean ± std of a metric over the seeds.
+
+    Raises:
+        DataError: a record does not hold it.
+    """
+    values = [getattr(record, part).get(metric) for record in records]
+    if None in values:
+        lacking = records[values.index(None)]
+        held = ", ".join(getattr(lacking, part)) or "none"
+        raise DataError(f"{lacking.name}: expected records with {metric}, got {held}")
+    return Summary.of(values)

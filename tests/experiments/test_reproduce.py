@@ -10,8 +10,8 @@ import pytest
 from browser import open_page
 from factories import small_zoo
 
+from lora_ws import journal
 from lora_ws.cli import main
-from lora_ws.report.records import read_lines
 
 
 class Made:
@@ -53,7 +53,7 @@ def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
 
 
 def test_the_records_behind_the_report_are_the_runs(made: Made):
-    lines = read_lines(made.out / "table1" / "records.jsonl")
+    lines = journal.read(made.out / "table1" / "records.jsonl")
     runs = [
         json.loads(x)
         for f in made.out.rglob("runs/**/records.jsonl")

@@ -17,7 +17,7 @@ from lora_ws.experiments.principal_components.spec import PrincipalComponentsSpe
 from lora_ws.experiments.recipes import recipe_file
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.report.records import METRICS
+from lora_ws.report.metrics import METRICS
 from lora_ws.zoo.base import BaseSpec
 from lora_ws.zoo.build import ZooSpec
 from lora_ws.zoo.testbed import TestbedSpec

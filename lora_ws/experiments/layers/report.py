@@ -10,10 +10,12 @@ import numpy as np
 from lora_ws.experiments.layers.spec import LayersSpec, Over
 from lora_ws.experiments.layers.sweep import Point, top_points
 from lora_ws.report.charts import chart_layers, chart_lines, layer_kind
-from lora_ws.report.grid import Cell, Grid, ranked
+from lora_ws.report.grid import Cell, Grid
+from lora_ws.report.metrics import METRICS
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.tables import majority
 
+ACCURACY = METRICS["accuracy"]
 TITLES: dict[Over, str] = {
     "layers": "Each layer, A and B together",
     "matrices": "Each matrix alone",
@@ -53,8 +55,8 @@ def sweep_grid(points: Sequence[Point], top: int) -> Grid:
         [Cell(point.name) for point in best],
         [Cell(layer_kind(point.name)) for point in best],
         [Cell(str(point.records[0].dim)) for point in best],
-        ranked([s.mean for s in val], [s.percent() for s in val]),
-        ranked([s.mean for s in test], [s.percent() for s in test]),
+        ACCURACY.column(val),
+        ACCURACY.column(test),
     ]
     first = best[0].records[0]
     caption = (

@@ -6,6 +6,7 @@ from pathlib import Path
 from lora_ws.experiments.principal_components.spec import PrincipalComponentsSpec
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
+from lora_ws.report.metrics import METRICS, measured
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.records import RunRecord, summarise
 from lora_ws.report.tables import majority
@@ -42,9 +43,8 @@ def _grid(spec: PrincipalComponentsSpec, records: Records, missing: Mapping[int,
     held = next(found for found in records.values() if found)
     columns = [[Cell(str(k)) for k in records]]
     for part in ("val", "test"):
-        sums = [summarise(r, "accuracy", part) if r else None for r in records.values()]
-        texts = [s.percent() if s else missing[k] for k, s in zip(records, sums, strict=True)]
-        columns.append(ranked([s.mean if s else None for s in sums], texts))
+        found = [measured(own, "accuracy", part) for own in records.values()]
+        columns.append(METRICS["accuracy"].column(found, [missing[k] for k in records]))
     head = ["K", "Validation", "Test"]
     for dataset, points in spec.published.items():
         values = [points.get(k) for k in records]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import ttest_rel
 
+from lora_ws.report.metrics import MISSING
 from lora_ws.report.records import RunRecord, Summary
 
 
@@ -17,7 +18,9 @@ class Difference(NamedTuple):
     n: int
 
     def text(self) -> str:
-        """Text for a table."""
+        """Text for a table: a dash where no seed was measured in both."""
+        if not self.n:
+            return MISSING
         sign = "+" if self.mean >= 0 else "−"
         chance = f" (p {self.p:.0e})" if np.isfinite(self.p) else ""
         return f"{sign}{abs(self.mean):.1f}{chance}"
@@ -35,8 +38,10 @@ def paired(
         >>> paired([], []).n
         0
     """
-    one = {record.seed: record.test[metric] for record in ours}
-    two = {record.seed: record.test[metric] for record in theirs}
+    one, two = (
+        {record.seed: record.test[metric] for record in records if metric in record.test}
+        for records in (ours, theirs)
+    )
     seeds = sorted(set(one) & set(two))
     gaps = 100 * np.array([one[seed] - two[seed] for seed in seeds])
     if not len(gaps):

@@ -7,10 +7,12 @@ from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.compare import against_published, paired
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.report.grid import Cell, Grid, ranked
-from lora_ws.report.records import METRICS, RunRecord, summarise
-from lora_ws.report.tables import TITLES, majority, results_grid
+from lora_ws.report.metrics import METRICS, measured, metric_of, metrics_of
+from lora_ws.report.records import RunRecord, summarise
+from lora_ws.report.tables import majority, results_grid
 
 Records = Sequence[RunRecord]
+ACCURACY = METRICS["accuracy"]
 NOT_REPEATABLE = "cannot be repeated"
 
 
@@ -78,25 +80,18 @@ def _published(
     if "accuracy" not in published:
         return Cell("none")
     mean, std = published["accuracy"]
-    measured = summarise(records, "accuracy")
-    _, verdict = against_published(measured, (mean, std), spec.tolerance)
+    _, verdict = against_published(summarise(records, "accuracy"), (mean, std), spec.tolerance)
     return Cell(f"{mean:.2f} ± {std:.2f}: {verdict}")
 
 
-def published_grid(spec: TableSpec, measured: Mapping[str, Records]) -> Grid:
+def published_grid(spec: TableSpec, rows: Mapping[str, Records]) -> Grid:
     """Published accuracies and AUROC beside the measured ones, collection by collection."""
-    first = next(iter(measured.values()))[0]
+    first = next(iter(rows.values()))[0]
     datasets = list(dict.fromkeys(name for row in spec.rows for name in row.published))
     head = ["Representation", f"measured on {first.dataset}"]
     columns = [[Cell(row.name) for row in spec.rows]]
-    here = [measured.get(row.name) for row in spec.rows]
-    summaries = [summarise(records, "accuracy") if records else None for records in here]
-    columns.append(
-        ranked(
-            [s.mean if s else None for s in summaries],
-            [s.percent() if s else "not measured" for s in summaries],
-        )
-    )
+    here = [measured(rows.get(row.name, ()), "accuracy") for row in spec.rows]
+    columns.append(ACCURACY.column(here, "not measured"))
     for dataset in datasets:
         means = [row.published.get(dataset, {}).get("accuracy") for row in spec.rows]
         texts = [f"{m[0]:.2f} ± {m[1]:.2f}" if m else "none" for m in means]
@@ -121,11 +116,9 @@ def versus_grid(
     columns = [[Cell(name) for name in names]]
     clean = by_protocol.get("clean", {})
     for rows in by_protocol.values():
-        summaries = [summarise(rows[n], metric) if n in rows else None for n in names]
-        ours = [row.ours for row in spec.rows]
-        missing = ["not the paper's" if own else NOT_REPEATABLE for own in ours]
-        texts = [s.percent() if s else m for s, m in zip(summaries, missing, strict=True)]
-        columns.append(ranked([s.mean if s else None for s in summaries], texts))
+        found = [measured(rows.get(name, ()), metric) for name in names]
+        missing = ["not the paper's" if row.ours else NOT_REPEATABLE for row in spec.rows]
+        columns.append(metric_of(metric).column(found, missing))
     for protocol, rows in by_protocol.items():
         if protocol == "clean" or not clean:
             continue
@@ -136,7 +129,7 @@ def versus_grid(
         ]
         columns.append([Cell(text) for text in gaps])
     caption = (
-        f"Test {TITLES[metric]} in percent, mean ± sample standard deviation over seeds; "
+        f"Test {metric_of(metric).title} in percent, mean ± sample standard deviation over seeds; "
         "differences by seed with a paired t-test. Protocols differ in their test rows too where "
         "their splits differ (docs/protocols.md)."
     )
@@ -151,9 +144,9 @@ def _gap(ours: Records, clean: Records, metric: str) -> str:
 def paired_grid(rows: Mapping[str, Records]) -> Grid:
     """Every row against the best by validation accuracy, paired by seed."""
     best = max(rows, key=lambda name: summarise(rows[name], "accuracy", "val").mean)
-    cells = []
+    metrics, cells = metrics_of(rows.values()), []
     for name, records in rows.items():
-        gaps = [paired(records, rows[best], metric) for metric in METRICS]
+        gaps = [paired(records, rows[best], metric) for metric in metrics]
         texts = ["the best" if name == best else gap.text() for gap in gaps]
         cells.append((Cell(name), *map(Cell, texts)))
     caption = (
@@ -161,7 +154,8 @@ def paired_grid(rows: Mapping[str, Records]) -> Grid:
         "t-test over seeds. Seeds share their test rows, so p is about training anew, not about "
         "other adapters."
     )
-    return Grid(("Representation", *TITLES.values()), tuple(cells), caption)
+    head = ("Representation", *(metric_of(metric).title for metric in metrics))
+    return Grid(head, tuple(cells), caption)
 
 
 def controls_grid(
@@ -184,9 +178,8 @@ def controls_grid(
     columns = {subset or "as above": own} | {c: r for c, r in by_condition.items() if c}
     cells = [[Cell(name if name in table else f"control: {name}") for name in own]]
     for rows in columns.values():
-        sums = [summarise(rows[n], "accuracy") if n in rows else None for n in own]
-        texts = [s.percent() if s else "not measured" for s in sums]
-        cells.append(ranked([s.mean if s else None for s in sums], texts))
+        found = [measured(rows.get(name, ()), "accuracy") for name in own]
+        cells.append(ACCURACY.column(found, "not measured"))
     chance = 100 * majority(next(iter(table.values()))[0])
     caption = (
         f"Test accuracy in percent, mean ± sample standard deviation over seeds; guessing the "
@@ -212,9 +205,9 @@ def warning(spec: TableSpec, table: Mapping[str, Records], inputs: Mapping[str, 
 def _near(title: str, best: str, records: Records, inputs: Mapping[str, Records]) -> str:
     top = summarise(records, "accuracy")
     near = [
-        f"{name} ({measured.percent()})"
+        f"{name} ({found.percent()})"
         for name, other in inputs.items()
-        if (measured := summarise(other, "accuracy")).mean >= top.mean - 2 * top.std
+        if (found := summarise(other, "accuracy")).mean >= top.mean - 2 * top.std
     ]
     if not near:
         return f"No plain input comes within two standard deviations of {title}, {best}."

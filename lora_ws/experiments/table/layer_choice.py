@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_ws import journal
 from lora_ws.experiments.layers.sweep import on_matrices, takes_matrices
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.trials import Trial, run_trials
@@ -15,7 +16,7 @@ from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.charts import chart_detection
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section
-from lora_ws.report.records import RunRecord, Summary, read_lines, summarise
+from lora_ws.report.records import RunRecord, Summary, summarise
 
 # For the choice of a layer; with 64 layers, ten would cost more than all the rest.
 CHOICE_SEEDS = 1
@@ -73,7 +74,7 @@ def detection_sections(plan: Plan, folder: Path) -> list[Section]:
     rows = next(iter(plan.values()))
     scores = {}
     for name, trial in rows.items():
-        lines = [line for line in read_lines(trial.folder / CURVES) if "scores" in line]
+        lines = [line for line in journal.read(trial.folder / CURVES) if "scores" in line]
         if lines:
             scores[name] = [(np.array(x["truth"]), np.array(x["scores"])) for x in lines]
     if not scores:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_ws import journal
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.grids import (
     controls_grid,
@@ -21,7 +22,7 @@ from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.charts import chart_bars, chart_curves, chart_map
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.plots import plot_confusion
-from lora_ws.report.records import RunRecord, read_lines, summarise
+from lora_ws.report.records import RunRecord, summarise
 from lora_ws.report.tables import majority
 
 Rows = Mapping[str, Sequence[RunRecord]]
@@ -87,7 +88,7 @@ def pictures(
         for protocol, found in by_protocol.items()
     }
     curves = {
-        name: [line["curves"] for line in read_lines(trial.folder / CURVES)]
+        name: [line["curves"] for line in journal.read(trial.folder / CURVES)]
         for name, trial in trials.items()
     }
     together = np.sum([record.confusion for record in rows[best]], axis=0).tolist()

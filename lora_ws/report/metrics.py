@@ -1,0 +1,98 @@
+"""Metrics as tables show them: title, unit, and which way is better.
+
+Whatever a record holds is shown: metrics listed here in this order, then all others under their own
+names.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lora_ws.report.grid import Cell, ranked
+from lora_ws.report.records import RunRecord, Summary, summarise
+
+MISSING = "–"
+
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        title: of its column.
+        percent: whether it is a share from 0 to 1; otherwise it is shown as it is.
+        higher_is_better: which value of a column is the best.
+    """
+
+    title: str
+    percent: bool = True
+    higher_is_better: bool = True
+
+    @property
+    def name(self) -> str:
+        """The title inside a sentence."""
+        return self.title if self.title.isupper() else self.title.lower()
+
+    def text(self, summary: Summary | None, missing: str = MISSING) -> str:
+        """Mean ± sample standard deviation; no spread where there is one seed."""
+        if summary is None:
+            return missing
+        return summary.percent() if self.percent else summary.plain()
+
+    def column(
+        self, summaries: Sequence[Summary | None], missing: str | Sequence[str] = MISSING
+    ) -> list[Cell]:
+        """A column of a table, its best value and the second best marked.
+
+        Args:
+            summaries: a cell each; None where the metric was not measured.
+            missing: what such a cell says, or what each of them would.
+        """
+        reasons = [missing] * len(summaries) if isinstance(missing, str) else missing
+        texts = [self.text(s, why) for s, why in zip(summaries, reasons, strict=True)]
+        sign = 1 if self.higher_is_better else -1
+        return ranked([sign * s.mean if s else None for s in summaries], texts)
+
+
+METRICS = {
+    "accuracy": Metric("Accuracy"),
+    "auroc": Metric("AUROC"),
+    "precision": Metric("Precision"),
+    "recall": Metric("Recall"),
+    "f1": Metric("F1"),
+    "r2": Metric("R²", percent=False),
+    "mae": Metric("Mean absolute error", percent=False, higher_is_better=False),
+    "spearman": Metric("Spearman", percent=False),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric is shown; one that is not listed under its own name, as it is."""
+    return METRICS.get(name, Metric(name, percent=False))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Each name once: those in `METRICS` in its order, then the others in theirs.
+
+    Example:
+        >>> ordered(["kappa", "f1", "accuracy", "f1"])
+        ['accuracy', 'f1', 'kappa']
+    """
+    given = dict.fromkeys(names)
+    return [name for name in METRICS if name in given] + [n for n in given if n not in METRICS]
+
+
+def metrics_of(groups: Iterable[Sequence[RunRecord]]) -> list[str]:
+    """Names of all metrics that any of the records holds, in the order of a table."""
+    return ordered(name for records in groups for record in records for name in record.test)
+
+
+def measured(records: Sequence[RunRecord], metric: str, part: str = "test") -> Summary | None:
+    """Summarise a metric over the seeds; None where a record does not hold it, or there is none.
+
+    Args:
+        records: of one experiment.
+        metric: its name.
+        part: "val" or "test".
+    """
+    if not records or any(metric not in getattr(record, part) for record in records):
+        return None
+    return summarise(records, metric, part)
