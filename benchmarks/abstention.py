@@ -3,7 +3,7 @@
 On ``per_adapter/class`` of lora-ws-mini two of ten classes, drawn anew by every seed, are hidden
 from training and validation. Compared on DeltaPCA features, over seeds:
 
-* ours: `lora_ws.learn.confidence`, agreement with a class and the norm of the features;
+* ours: `lora_ws.bundle.confidence`, agreement with a class and the norm of the features;
 * the highest probability (Hendrycks and Gimpel 2017) and the energy (Liu et al. 2020) of the
   network, at the temperature of the validation rows;
 * Mahalanobis distance to the nearest class with a shared, shrunk covariance (Lee et al. 2018), and
@@ -28,11 +28,13 @@ from sklearn.neighbors import NearestNeighbors
 from lora_ws import DeltaPCA, Layout
 from lora_ws.collection import Split
 from lora_ws.functional.calibrate import energy
-from lora_ws.functional.standardize import column_moments, safe_scale, standardize
-from lora_ws.learn.confidence import Seen, fit_confidence
+from lora_ws.learn.calibration import fit_confidence
 from lora_ws.learn.features import Prepared, prepare, represent, with_layout
 from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.learn.tasks import Classification
+from lora_ws.models import InputSpec
+from lora_ws.models.normalizers import ColumnScaler
 
 SPEC = ExperimentSpec(subset="per_adapter/class", featurizer=DeltaPCA(), fit=FitSpec(max_epochs=60))
 STRANGE = ("unknown concept", "random weights", "half noise", "untrained")
@@ -40,22 +42,21 @@ STRANGE = ("unknown concept", "random weights", "half noise", "untrained")
 
 def hide(whole: Prepared, hidden: np.ndarray) -> tuple[Prepared, np.ndarray]:
     """The data without some classes, and the rows of these."""
-    held = np.setdiff1d(np.arange(len(whole.classes)), hidden)
+    held = np.setdiff1d(np.arange(len(whole.task.classes)), hidden)
     known = np.isin(whole.labels, held)
     split = Split(*(part[known[part]] for part in whole.split))
     featurizer = with_layout(DeltaPCA(), whole.zoo)
     features = represent(featurizer, np.asarray(whole.zoo.weights), split.train)
-    mean, std = column_moments(features, rows=split.train)
     labels = np.searchsorted(held, whole.labels) % len(held)
     kept = replace(
         whole,
         featurizer=featurizer,
         features=torch.from_numpy(features),
         labels=labels,
-        classes=tuple(whole.classes[k] for k in held),
+        task=Classification(tuple(whole.task.classes[k] for k in held)),
         split=split,
-        mean=mean.astype(np.float32),
-        scale=safe_scale(std.astype(np.float32)),
+        inputs=InputSpec(features.shape[1]),
+        normalizer=ColumnScaler(features.shape[1]).fit(features, split.train),
     )
     return kept, np.flatnonzero(~known)
 
@@ -71,7 +72,7 @@ def noise(rows: np.ndarray, layout: Layout, random: np.random.Generator) -> np.n
 
 
 def features_of(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Standardised features of the training rows, and of known and strange adapters to score."""
+    """Features of the training rows, and of known and strange adapters to score."""
     weights, layout = np.asarray(data.zoo.weights), data.zoo.layout
     test = weights[data.split.test]
     random = noise(test, layout, np.random.default_rng(seed))
@@ -82,7 +83,7 @@ def features_of(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, np.
     raw = {"train": np.asarray(data.features)[data.split.train]}
     raw["known"] = np.asarray(data.features)[data.split.test]
     raw |= zip(STRANGE, map(data.featurizer.transform, strange), strict=True)
-    return {name: standardize(rows, data.mean, data.scale) for name, rows in raw.items()}
+    return raw
 
 
 def mahalanobis(rows: np.ndarray, means: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -99,20 +100,23 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def scored(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Scores, the higher the stranger, by way and by kind of adapter."""
     fitted = fit_seed(SPEC, data, seed)
-    confidence = fit_confidence(data, fitted.module).confidence
+    confidence = fit_confidence(data, fitted.network).confidence
     assert confidence.calibration is not None
     temperature = confidence.calibration.temperature
     sets = features_of(data, unknown, seed)
-    train, labels = sets.pop("train"), data.labels[data.split.train]
-    means = np.stack([train[labels == k].mean(axis=0) for k in range(len(data.classes))])
+    scale = data.normalizer
+    train = scale(torch.from_numpy(sets.pop("train"))).numpy()
+    labels = data.labels[data.split.train]
+    means = np.stack([train[labels == k].mean(axis=0) for k in range(len(data.task.classes))])
     within = LedoitWolf(assume_centered=True).fit(train - means[labels]).get_precision()
     total, centre = LedoitWolf().fit(train).get_precision(), train.mean(axis=0, keepdims=True)
     near = NearestNeighbors(n_neighbors=5).fit(train)
     near_unit = NearestNeighbors(n_neighbors=5).fit(unit(train))
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, rows in sets.items():
-        tensor = torch.from_numpy(rows.astype(np.float32))
-        seen = Seen.of(fitted.module.model, tensor, confidence.directions)
+    for name, raw in sets.items():
+        tensor = torch.from_numpy(raw.astype(np.float32))
+        rows = scale(tensor).numpy()
+        seen = confidence.see(fitted.network, tensor)
         judged = confidence.judge(seen)
         distance = mahalanobis(rows, means, within)
         ways = {
@@ -145,7 +149,7 @@ def main() -> None:
     whole, cells, flagged = prepare(SPEC), {}, []
     for turn in range(args.repeats):
         random = np.random.default_rng(args.seed + turn)
-        data, unknown = hide(whole, random.permutation(len(whole.classes))[:2])
+        data, unknown = hide(whole, random.permutation(len(whole.task.classes))[:2])
         found = scored(data, unknown, args.seed + turn)
         flagged.append([found[""][kind].mean() for kind in ("known", *STRANGE)])
         del found[""]

@@ -3,7 +3,7 @@
 The first layer has 51 million weights; with gradient and both moments of Adam they take 778 MiB.
 Compared, as the mean over the steps of an epoch with its validation:
 
-* ours: `LoraClassifier` and `FeatureData` under the Lightning trainer that `lora_ws.run` makes;
+* ours: `LoraModule` and `FeatureData` under the Lightning trainer that `lora_ws.run` makes;
 * ours without Lightning: a plain loop of the same steps;
 * published way: a `DataLoader` that collates single rows, Adam by default options, and two
   ``.item()`` a step.

@@ -15,7 +15,6 @@ where one model already fills a core.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import common
 import numpy as np
@@ -40,12 +39,7 @@ def of_matrix(prepared: Prepared, matrix: int) -> Prepared:
     """The experiment on the statistics of one matrix."""
     width = len(STATISTICS)
     part = np.s_[matrix * width : (matrix + 1) * width]
-    return replace(
-        prepared,
-        features=prepared.features[:, part],
-        mean=prepared.mean[part],
-        scale=prepared.scale[part],
-    )
+    return prepared.columns(part)
 
 
 def compare(title: str, jobs: Sequence[Job], repeats: int, goals: Sequence[common.Goal]) -> None:

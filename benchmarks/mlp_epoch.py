@@ -2,7 +2,7 @@
 
 Compared, for 200 and 896 features, each with validation on 100 rows every epoch:
 
-* ours: `LoraClassifier` and `FeatureData` under the Lightning trainer that `lora_ws.run` makes;
+* ours: `LoraModule` and `FeatureData` under the Lightning trainer that `lora_ws.run` makes;
 * ours without Lightning: a plain loop of the same steps (``index_select`` batches, fused Adam); the
   difference is what Lightning costs;
 * published way: a `DataLoader` that collates single rows, Adam by default options, and two
@@ -24,13 +24,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_ws.collection import Split
+from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.data import FeatureData
-from lora_ws.learn.keep import KeepBest
-from lora_ws.learn.module import LoraClassifier
+from lora_ws.learn.module import LoraModule
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.learn.tasks import Classification
 from lora_ws.learn.trainer import make_trainer
-from lora_ws.models import MLP
+from lora_ws.models import MLP, InputSpec
 
 CLASSES, BATCH, LR = 10, 32, 1e-3
 Schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -90,21 +91,20 @@ def lightning(problem: Problem, epochs: int, clock: Clock) -> None:
     """The library's trainer, with a patience that nothing exhausts."""
     fit = FitSpec(max_epochs=epochs, patience=10**6, batch_size=BATCH, lr=LR)
     spec = ExperimentSpec(fit=fit, trainer=TrainerSpec(accelerator="cpu"))
-    mean, scale = np.zeros(problem.width, np.float32), np.ones(problem.width, np.float32)
+    task = Classification(tuple(map(str, range(CLASSES))))
     with quiet():
-        model = MLP(problem.width, CLASSES, fit.hidden)
-        classifier = LoraClassifier(model, mean, scale, CLASSES, fit)
+        module = LoraModule(MLP().build(InputSpec(problem.width), CLASSES), task, fit)
         split = Split(problem.train, problem.val, problem.val)
         features = torch.from_numpy(problem.features)
         data = FeatureData(features, problem.labels, split, BATCH, seed=0)
         trainer = make_trainer(spec, KeepBest(), None)
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-        trainer.fit(classifier, datamodule=data)
+        trainer.fit(module, datamodule=data)
 
 
 def plain(problem: Problem, epochs: int, clock: Clock) -> None:
     """The same steps without Lightning."""
-    model = MLP(problem.width, CLASSES)
+    model = MLP().build(InputSpec(problem.width), CLASSES).layers
     optimizer = torch.optim.Adam(model.parameters(), LR, fused=True)
     schedule, best = Schedule(optimizer, factor=0.5, patience=5), float("inf")
     features, labels = problem.part(problem.train)
@@ -130,7 +130,7 @@ def plain(problem: Problem, epochs: int, clock: Clock) -> None:
 
 def published(problem: Problem, epochs: int, clock: Clock) -> None:
     """Single rows collated, default Adam, loss and accuracy read out at every step."""
-    model, loss_of = MLP(problem.width, CLASSES), nn.CrossEntropyLoss()
+    model, loss_of = MLP().build(InputSpec(problem.width), CLASSES).layers, nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), LR)
     schedule = Schedule(optimizer, factor=0.5, patience=5)
     train = DataLoader(TensorDataset(*problem.part(problem.train)), BATCH, shuffle=True)

@@ -30,7 +30,7 @@ from lora_ws import AdapterSet, FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer, S
 from lora_ws.collection.ingest import import_collection
 from lora_ws.learn.run import run_many
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.models import MLP
+from lora_ws.models import MLP, InputSpec
 from lora_ws.zoo.publish import write_parquet
 
 OURS = (FlatVec(), FlatVecPCA(), StatsFlatVec(), StatsLayer(), StatsLayerDense())
@@ -88,7 +88,7 @@ def train_published(features: torch.Tensor, zoo: AdapterSet, seed: int) -> float
     mean, std = features[split.train].mean(0), features[split.train].std(0)
     features = torch.nan_to_num((features - mean) / std)
     torch.manual_seed(seed)
-    model = MLP(features.shape[1], 10)
+    model = MLP().build(InputSpec(features.shape[1]), 10).layers
     optimizer, loss = torch.optim.Adam(model.parameters(), 1e-3), nn.CrossEntropyLoss()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     part = TensorDataset(features[split.train], labels[split.train])

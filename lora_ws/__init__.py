@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
+    from lora_ws.bundle import Bundle
     from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
     from lora_ws.errors import LoraWsError
     from lora_ws.featurizers import (
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         StatsLayer,
         StatsLayerDense,
     )
-    from lora_ws.learn.bundle import Bundle
     from lora_ws.learn.run import run, run_many, run_one
     from lora_ws.learn.spec import ExperimentSpec
     from lora_ws.report.records import RunRecord
@@ -40,7 +40,7 @@ _HOMES = {
         "StatsLayer",
         "StatsLayerDense",
     ),
-    "learn.bundle": ("Bundle",),
+    "bundle": ("Bundle",),
     "learn.run": ("run", "run_many", "run_one"),
     "learn.spec": ("ExperimentSpec",),
     "report.records": ("RunRecord",),

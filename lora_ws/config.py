@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import textwrap
+import warnings
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lora_ws.errors import ConfigError
 
 T = TypeVar("T")
+# Metadata of a spec's field that earlier versions had: read for one more release, never written.
+DEPRECATED = {"deprecated": True}
 SpecFolder = Literal["datasets", "training", "eval"]
 
 
@@ -48,6 +51,15 @@ def spec_files(folder: SpecFolder) -> dict[str, Path]:
     root = spec_root(folder)
     files = sorted(root.rglob("*.yaml"))
     return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
+
+
+def deprecated(old: str, new: str) -> None:
+    """Say that a key, flag or name goes with the next release."""
+    warnings.warn(
+        f"`{old}` is deprecated and goes with the next release; use `{new}`",
+        FutureWarning,
+        stacklevel=2,
+    )
 
 
 def load_spec(target: Callable[..., T], path: str | Path) -> T:
@@ -125,7 +137,8 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
 def to_plain(value: Any) -> Any:
     """Turn a spec into plain data that YAML can hold and `load_spec` reads back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
+        held = [f for f in dataclasses.fields(value) if not f.metadata.get("deprecated")]
+        names = [field.name for field in held]
         return {name: to_plain(getattr(value, name)) for name in names}
     if hasattr(value, "get_params") and not isinstance(value, type):
         params = {name: to_plain(p) for name, p in value.get_params(deep=False).items()}

@@ -84,6 +84,15 @@ class Selection(NamedTuple):
     matrices: tuple[Matrix, ...]
     columns: slice | np.ndarray
 
+    @property
+    def layout(self) -> "Layout":
+        """The chosen layers as a layout of their own, whose columns are the selection's.
+
+        Raises:
+            LayoutError: only one of a layer's two matrices was chosen.
+        """
+        return Layout(tuple(layer for layer, _, _ in self.pairs()))
+
     def pairs(self) -> Iterator[tuple[LayerSpec, slice, slice]]:
         """Yield each layer with the columns of its A and of its B.
 

@@ -19,11 +19,11 @@ from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.index_store import Signature
 from lora_ws.audit.similar import adapter_modules
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.confidence import Verdict
+from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
 from lora_ws.functional.sketch import sketch, update_hash
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import Verdict
-from lora_ws.learn.evidence import layer_evidence
 
 NO_MODEL = "content: no detector for this base, as no model was given"
 # Old name of a key of findings -> its name.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.dedup import Copies
 from lora_ws.audit.policy import Reviewed
-from lora_ws.learn.bundle import Bundle
+from lora_ws.bundle import Bundle
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.heat import Heat
 from lora_ws.report.page import Section, to_page

@@ -16,9 +16,10 @@ from lora_ws.audit import index_store
 from lora_ws.audit.classify import FileResult, Finding, classify_files, refused
 from lora_ws.audit.ledger import Ledger, read_starts
 from lora_ws.audit.similar import Index
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.formats import INFO
 from lora_ws.config import cache_dir
 from lora_ws.errors import ConfigError
-from lora_ws.learn.bundle import INFO, Bundle
 from lora_ws.workers import map_batches
 
 # Of what is kept; another one is kept apart.

@@ -14,10 +14,10 @@ from lora_ws.attribution.shapley import Shapley
 from lora_ws.attribution.shapley import shapley as shapley_of
 from lora_ws.audit.classify import classify_files
 from lora_ws.audit.report import said as verdict_of
+from lora_ws.bundle import Bundle
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
-from lora_ws.learn.bundle import Bundle
 from lora_ws.report.grid import terminal
 
 

@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.card import MEASURES, measure_text
+from lora_ws.bundle.confidence import ABSTENTIONS, measures
 from lora_ws.errors import DataError
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.card import MEASURES, measure_text
-from lora_ws.learn.confidence import ABSTENTIONS, measures
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.metrics import METRICS
@@ -37,7 +37,7 @@ def evaluate(
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations outside this library that it may name.
     """
-    from lora_ws.learn.metrics import metrics
+    from lora_ws.learn.tasks import Classification
 
     bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
     made = bundle.training
@@ -58,7 +58,7 @@ def evaluate(
     rows = np.arange(len(zoo)) if part == "all" else getattr(zoo.split(label), part)
     meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
     judged = bundle.judge(zoo.select(rows).weights, zoo.layout)
-    measured = metrics(len(classes))
+    measured = Classification(classes).metrics()
     measured.update(torch.from_numpy(judged.probabilities), torch.from_numpy(meant))
     values = measured.compute()
     where = f"{zoo.card.name} {subset}".strip()

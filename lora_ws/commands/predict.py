@@ -9,9 +9,9 @@ from rich.table import Table
 
 from lora_ws.adapters import AdapterRef
 from lora_ws.audit.classify import Finding, classify_files
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.confidence import ABSTENTIONS
 from lora_ws.errors import ConfigError
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import ABSTENTIONS
 
 
 def predict(

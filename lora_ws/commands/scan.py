@@ -12,10 +12,10 @@ from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.report import Report, said
 from lora_ws.audit.scan import ScanSpec, find_all, library
 from lora_ws.audit.scan import scan as run
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.hub import fetch_bundle
 from lora_ws.report.grid import terminal
 from lora_ws.report.progress import progress
 

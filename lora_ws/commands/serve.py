@@ -5,7 +5,7 @@ import sys
 import uvicorn
 
 from lora_ws.audit.scan import ScanSpec, library
-from lora_ws.learn.bundle import Bundle
+from lora_ws.bundle import Bundle
 from lora_ws.report.progress import progress
 from lora_ws.web.app import LOOPBACK, ServerLimits, create_app
 

@@ -54,15 +54,15 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
 def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     from lora_ws.learn.run import BUNDLE, RECORDS, best_run
     from lora_ws.report.grid import markdown, terminal
+    from lora_ws.report.metrics import metric_of
     from lora_ws.report.records import read_records
     from lora_ws.report.tables import results_grid
 
     held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
     own = held[folder / spec.rows()[0].slug][0]
+    wanted = (own.data_version, own.task, own.classes)
     same = [(path, records[0]) for path, records in held.items() if records]
-    same = [
-        (p, r) for p, r in same if (r.data_version, r.classes) == (own.data_version, own.classes)
-    ]
+    same = [(p, r) for p, r in same if (r.data_version, r.task, r.classes) == wanted]
     homes = {record.name: path for path, record in same}
     groups = {name: held[path] for name, path in homes.items()}
     grid = results_grid(groups)
@@ -72,7 +72,7 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, needed)).print(table)
     console.print(grid.caption)
-    best, by = best_run(groups), "AUROC" if own.classes else "R²"
+    best, by = best_run(groups), metric_of(spec.kind.selects).title
     bundle = homes[best] / BUNDLE
     if bundle.is_dir():
         shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)

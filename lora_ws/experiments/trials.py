@@ -1,7 +1,7 @@
 """Trials: experiments side by side, each resumable in a folder of its own, in several processes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ws.errors import TrainingError
@@ -118,7 +118,9 @@ def perform(trial: Trial) -> None:
         if whole is None:
             most = max(k for k in trial.components if k <= rank)
             whole = prepare(trial.spec.vary(n_components=most))
-        run(own, folder, full=trial.full, prepared=_cut(whole, own, k))
+        # A principal component does not depend on how many follow it.
+        few = whole.columns(slice(k), own.featurizer)
+        run(own, folder, full=trial.full, prepared=few)
 
 
 def why_missing(folder: Path) -> str:
@@ -142,17 +144,6 @@ def _rank(spec: ExperimentSpec) -> int:
     """How many components the training rows have: centring takes one off."""
     zoo, _ = open_data(spec)
     return min(len(split_rows(zoo, spec).train) - 1, zoo.layout.size)
-
-
-def _cut(whole: Prepared, spec: ExperimentSpec, k: int) -> Prepared:
-    """The first K components: a principal component does not depend on how many follow it."""
-    return replace(
-        whole,
-        featurizer=spec.featurizer,
-        features=whole.features[:, :k],
-        mean=whole.mean[:k],
-        scale=whole.scale[:k],
-    )
 
 
 def _lines(file: Path) -> int:

@@ -1,6 +1,6 @@
-"""`fit_batched`: seeds, layers or whole tables of classifiers, trained together.
+"""`fit_batched`: seeds, layers or whole tables of networks, trained together.
 
-Models that have widths, numbers of rows and the fit in common train as one stack; a call may mix
+Networks that have shape, numbers of rows and the fit in common train as one stack; a call may mix
 several kinds. In exact arithmetic a model comes out as it does alone; in float32 the stopping epoch
 can hang on last bits, so what is equal are the distributions over seeds, not single runs.
 """
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from lora_ws.collection import Split
+from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.engine import device_of
 from lora_ws.learn.features import Prepared
-from lora_ws.learn.metrics import metrics
-from lora_ws.learn.module import module_for
-from lora_ws.learn.outcome import Fitted, Measured, computed, make_record
+from lora_ws.learn.result import Fitted, Measured, computed, make_record
 from lora_ws.learn.spec import ExperimentSpec, identity
-from lora_ws.learn.stack import Stack, StackData
-from lora_ws.models import MLP, ManyMLP
+from lora_ws.learn.stacked import StackData, StackedTrainer
+from lora_ws.models import MetanetModule, Metanetwork
 from lora_ws.threads import threads
 
 # Weights, gradients (twice), two averages of Adam, its scratch, and the best weights.
@@ -34,7 +33,7 @@ CPU_MEMORY_GB = 4.0
 
 
 class Job(NamedTuple):
-    """One classifier to train: an experiment, its data, and a seed."""
+    """One network to train: an experiment, its data, and a seed."""
 
     spec: ExperimentSpec
     prepared: Prepared
@@ -48,7 +47,7 @@ def fit_batched(
     checkpoint: Path | None = None,
     every: int = 100,
 ) -> list[Fitted]:
-    """Train one classifier a job, restore their best epochs, and measure them on test rows once.
+    """Train one network per job, restore their best epochs, and measure them on test rows once.
 
     Args:
         jobs: of one or several experiments; features and rows may differ among them.
@@ -103,8 +102,8 @@ def _kind(job: Job) -> str:
     rows = [len(part) for part in prepared.split]
     # Rows of several experiments lie in one tensor, which mapped arrays are too large for.
     mapped = 0 if isinstance(prepared.features, Tensor) else id(prepared)
-    width, classes = prepared.features.shape[1], len(prepared.classes)
-    return repr((width, classes, rows, mapped, spec.fit, spec.trainer))
+    model = to_plain(spec.model)
+    return repr((model, prepared.inputs, prepared.task, rows, mapped, spec.fit, spec.trainer))
 
 
 def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
@@ -114,7 +113,7 @@ def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
         free = torch.cuda.mem_get_info(device)[0] / 2**31 if device.type == "cuda" else None
         memory_gb = CPU_MEMORY_GB if free is None else free
     with torch.device("meta"):
-        model = _network(job)
+        model = _model(job.spec).build(job.prepared.inputs, job.prepared.task.outputs)
     weights = sum(value.numel() for value in model.parameters())
     return max(1, int(memory_gb * 2**30) // (4 * COPIES * weights))
 
@@ -123,9 +122,10 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
     start = time.perf_counter()
     device = device_of(jobs[0].spec.trainer)
     data = _data(jobs, device)
-    models = ManyMLP(_initial(jobs)).to(device, data.mean.dtype)
+    spec, task = jobs[0].spec, jobs[0].prepared.task
+    models = _model(spec).stack([_initial(job) for job in jobs]).to(device, data.dtype)
     names = [f"{job.spec.name}, seed {job.seed}" for job in jobs]
-    stack = Stack(models, data, [job.seed for job in jobs], jobs[0].spec.fit, names)
+    stack = StackedTrainer(models, data, [job.seed for job in jobs], task, spec.fit, names)
     file = None
     if checkpoint is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -139,24 +139,21 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
         record = make_record(
             *job, history, val[number], test[number], engine=engine, seconds=seconds
         )
-        network = stack.models.unstack(number).cpu()
-        module = module_for(job.prepared, network, job.spec.fit)
-        fitted.append(Fitted(record, module, history, test[number]))
+        network = stack.models.unstack(number).cpu().eval()
+        fitted.append(Fitted(record, network, history, test[number]))
     return fitted
 
 
-def _initial(jobs: Sequence[Job]) -> Iterator[MLP]:
-    """Each network as its seed alone starts it."""
-    for job in jobs:
-        with torch.random.fork_rng():
-            torch.manual_seed(job.seed)
-            network = _network(job)
-        yield network
+def _initial(job: Job) -> MetanetModule:
+    """A network as its seed alone starts it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(job.seed)
+        return job.prepared.network(_model(job.spec))
 
 
-def _network(job: Job) -> MLP:
-    width, classes = job.prepared.features.shape[1], len(job.prepared.classes)
-    return MLP(width, classes, job.spec.fit.hidden)
+def _model(spec: ExperimentSpec) -> Metanetwork:
+    assert isinstance(spec.model, Metanetwork)  # the spec refuses others for this engine
+    return spec.model
 
 
 def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
@@ -169,7 +166,6 @@ def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
         features = torch.cat([torch.as_tensor(prepared.features) for prepared in experiments])
     if isinstance(features, Tensor):
         features = features.to(device)
-    dtype = features.dtype if isinstance(features, Tensor) else torch.float32
 
     def moved(arrays: Iterable[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(list(arrays))).to(device)
@@ -182,17 +178,14 @@ def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
             name: moved(getattr(split, name) + start for split, start in splits)
             for name in Split._fields
         },
-        mean=moved(p.mean[None] for p in experiments).to(dtype),
-        scale=moved(p.scale[None] for p in experiments).to(dtype),
         owner=torch.tensor([places[id(job.prepared)] for job in jobs], device=device),
     )
 
 
-def _measure(stack: Stack, part: str, jobs: Sequence[Job]) -> list[Measured]:
+def _measure(stack: StackedTrainer, part: str, jobs: Sequence[Job]) -> list[Measured]:
     """Metrics of each model's best epoch on a part."""
-    measured = metrics(len(jobs[0].prepared.classes))
-    found = []
-    for scores, job in zip(stack.scores(part).cpu(), jobs, strict=True):
+    measured, found = jobs[0].prepared.task.metrics(), []
+    for scores, job in zip(stack.predictions(part).cpu(), jobs, strict=True):
         rows = getattr(job.prepared.split, part)
         truth = torch.from_numpy(job.prepared.labels[rows])
         found.append(computed(measured, scores, truth))
@@ -204,6 +197,7 @@ def _fingerprint(jobs: Sequence[Job], device: torch.device) -> str:
     whole = hashlib.sha256(device.type.encode())
     for spec, prepared, seed in jobs:
         whole.update(json.dumps([identity(spec), seed], sort_keys=True).encode())
-        for array in (prepared.mean, prepared.scale, prepared.labels, *prepared.split):
+        constants = [value.numpy() for value in prepared.normalizer.state_dict().values()]
+        for array in (*constants, prepared.labels, *prepared.split):
             whole.update(np.ascontiguousarray(array).tobytes())
     return whole.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""From a collection to features that a classifier can be fitted on, once for all seeds."""
+"""From a collection to rows that a network can be fitted on, once for all seeds."""
 
 import shutil
 import tempfile
@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from sklearn.base import TransformerMixin, clone
 
+from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, Split, load
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.featurizers import Featurizer
-from lora_ws.functional.standardize import column_moments, safe_scale
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.tasks import Task
+from lora_ws.models import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import normalizer_for
+from lora_ws.models.normalizers import ColumnScaler, Normalizer
 
 # Features up to this size are held in memory as one tensor; larger ones stay mapped.
 IN_MEMORY_BYTES = 1 << 30
@@ -28,17 +32,18 @@ WHY = {"train": "train", "val": "validate", "test": "test"}
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A featurized collection with its labels, split and training scaler.
+    """What a network is trained on: rows, labels, the split, and constants of the training rows.
 
     Attributes:
         zoo: the adapters.
         featurizer: fitted on the training rows.
-        features: float32 ``[rows, features]``, a tensor or a mapped array.
-        labels: integer class of each row, or its number (float32) in a regression.
-        classes: class names; none in a regression.
+        features: float32 ``[rows, features]``, a tensor or a mapped array; the weights themselves
+            for a network that reads factors.
+        labels: target of each row: the number of its class, or a number (float32).
+        task: what the labels are, fitted on those of the training rows.
         split: which rows are which part.
-        mean: of each feature over the training rows.
-        scale: standard deviation of each feature over the training rows, 1 where it is 0.
+        inputs: what the columns of the features are.
+        normalizer: fitted on the training rows; every seed's network gets a copy.
         subset: name of the subset, or empty.
         seconds: time to make the features.
     """
@@ -47,17 +52,35 @@ class Prepared:
     featurizer: Any
     features: torch.Tensor | np.ndarray
     labels: np.ndarray
-    classes: tuple[str, ...]
+    task: Task
     split: Split
-    mean: np.ndarray
-    scale: np.ndarray
+    inputs: InputSpec
+    normalizer: Normalizer
     subset: str
     seconds: float
 
-    @property
-    def outputs(self) -> int:
-        """How many a network has: one a class, or the number."""
-        return len(self.classes) or 1
+    def network(self, model: Metanetwork) -> MetanetModule:
+        """Build a network for these rows; torch's generator draws its initial weights."""
+        network = model.build(self.inputs, self.task.outputs)
+        network.normalizer.load_state_dict(self.normalizer.state_dict())
+        return network
+
+    def columns(self, part: slice, featurizer: Any = None) -> "Prepared":
+        """Some of the features alone.
+
+        Args:
+            part: which.
+            featurizer: that makes these; None where nothing will ask.
+        """
+        assert isinstance(self.normalizer, ColumnScaler)
+        features = self.features[:, part]
+        return replace(
+            self,
+            featurizer=featurizer,
+            features=features,
+            inputs=InputSpec(features.shape[1]),
+            normalizer=self.normalizer.select(part),
+        )
 
 
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
@@ -70,7 +93,7 @@ def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
 
 
 def prepare(spec: ExperimentSpec) -> Prepared:
-    """Load, split, featurize (fitting on training rows only) and fit the scaler.
+    """Load, split, featurize and normalize, fitting on training rows only.
 
     Raises:
         ConfigError: the spec has no single featurizer, or it does not fit the data.
@@ -78,32 +101,34 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     if spec.featurizer is None and not spec.metadata:
         raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
     zoo, subset = open_data(spec)
-    labels, classes = (zoo.numbers(spec.label), ()) if spec.regression else zoo.labels(spec.label)
+    labels, classes = spec.kind.read(zoo, spec.label)
     split = split_rows(zoo, spec)
     start = time.perf_counter()
     if spec.featurizer is None:
         featurizer, features = None, table_features(zoo, spec.metadata)
     else:
-        featurizer = with_layout(spec.featurizer, zoo)
+        featurizer = with_layout(spec.representation, zoo)
         features = represent(featurizer, zoo.weights, split.train, labels[split.train])
-    mean, std = column_moments(features, rows=split.train)
+    inputs = input_spec(spec, zoo.layout, features.shape[1])
+    normalizer = normalizer_for(inputs).fit(features, split.train)
     seconds = time.perf_counter() - start
     # A view of a large store stays where it is: on disk.
     view = np.may_share_memory(features, zoo.weights)
     if not view or features.nbytes <= IN_MEMORY_BYTES:
         features = torch.from_numpy(features.copy() if view else features)
+    task = spec.kind.fit(labels[split.train], classes)
     return Prepared(
-        zoo,
-        featurizer,
-        features,
-        labels,
-        classes,
-        split,
-        mean.astype(np.float32),
-        safe_scale(std.astype(np.float32)),
-        subset,
-        seconds,
+        zoo, featurizer, features, labels, task, split, inputs, normalizer, subset, seconds
     )
+
+
+def input_spec(spec: ExperimentSpec, layout: Layout, width: int) -> InputSpec:
+    """What the network of a spec is told of its rows.
+
+    Raises:
+        LayoutError: it reads factors, and only one of a layer's two matrices is chosen.
+    """
+    return InputSpec(width, layout.choose(spec.matrices).layout if spec.reads_factors else None)
 
 
 def for_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Prepared:
@@ -130,31 +155,19 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     Raises:
         DataError: a part is empty, or a class has fewer than 3 adapters or none to train on.
     """
-    # Numbers differ from row to row, so it is the card's classes that the parts share alike.
-    label = None if spec.regression else spec.label
-    if not spec.regression:
-        _check_classes(zoo, spec, np.arange(len(zoo)), LEAST)
-    split = Split(*(part[: spec.first_rows] for part in zoo.split(label)))
-    for name, part in split._asdict().items():
-        if not len(part):
+    kind, name = spec.kind, f"`{zoo.card.name}`"
+    labels, classes = kind.read(zoo, spec.label)
+    kind.check(name, labels, classes, LEAST)
+    parts = zoo.split(spec.label if kind.stratifies else None)
+    split = Split(*(part[: spec.first_rows] for part in parts))
+    for part, rows in split._asdict().items():
+        if not len(rows):
             raise DataError(
-                f"`{zoo.card.name}`: expected rows to {WHY[name]}, its split gives none; set "
+                f"{name}: expected rows to {WHY[part]}, its split gives none; set "
                 "split.fractions in the card, or choose another --split"
             )
-    if not spec.regression:
-        _check_classes(zoo, spec, split.train, 1)
+    kind.check(f"{name}, training rows", labels[split.train], classes, 1)
     return split
-
-
-def _check_classes(zoo: AdapterSet, spec: ExperimentSpec, rows: np.ndarray, least: int) -> None:
-    labels, names = zoo.labels(spec.label)
-    counts = np.bincount(labels[rows], minlength=len(names))
-    if counts.min() < least:
-        where = "" if len(rows) == len(zoo) else " to train on"
-        raise DataError(
-            f"`{zoo.card.name}`: expected at least {least} adapters of each class{where}, got "
-            f"{counts.min()} of `{names[counts.argmin()]}`; add some or leave the class out"
-        )
 
 
 def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
@@ -201,7 +214,7 @@ def prepare_once(spec: ExperimentSpec, ranks: Ranks, file: Path) -> Prepared:
 def _receive(spec: ExperimentSpec, file: Path, written: bool, **told: Any) -> Prepared:
     """What the first rank prepared, with features from its file or, as there, from the store."""
     zoo, _ = open_data(spec)
-    featurizer = with_layout(spec.featurizer, zoo) if spec.featurizer is not None else None
+    featurizer = with_layout(spec.representation, zoo) if spec.featurizer is not None else None
     if written:
         features = np.load(file, mmap_mode="r")
     else:
@@ -209,7 +222,7 @@ def _receive(spec: ExperimentSpec, file: Path, written: bool, **told: Any) -> Pr
     return Prepared(zoo=zoo, featurizer=featurizer, features=features, **told)
 
 
-def with_layout(featurizer: TransformerMixin, zoo: AdapterSet) -> Any:
+def with_layout(featurizer: TransformerMixin | None, zoo: AdapterSet) -> Any:
     """An unfitted copy that knows the collection's layout, if it takes one."""
     copy: Any = clone(featurizer)
     if "layout" in copy.get_params() and copy.layout is None:

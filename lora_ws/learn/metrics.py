@@ -1,4 +1,4 @@
-"""What a classifier and a regressor are measured by."""
+"""What tasks are measured by."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from torchmetrics.classification import (
 from torchmetrics.regression import MeanAbsoluteError, R2Score, SpearmanCorrCoef
 
 
-def metrics(num_classes: int) -> MetricCollection:
+def class_metrics(num_classes: int) -> MetricCollection:
     """The paper's five metrics (macro averages, AUROC one against the rest) and the confusion.
 
     They measure what they are given; they do not ask other processes.
@@ -34,7 +34,7 @@ def metrics(num_classes: int) -> MetricCollection:
 
 
 def number_metrics() -> MetricCollection:
-    """Share of variance told (0 for always naming the mean), mean absolute error, rank correlation.
+    """Share of variance explained (0 for the mean), mean absolute error, rank correlation.
 
     They measure what they are given; they do not ask other processes.
     """

@@ -17,25 +17,27 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
+from lora_ws.bundle.confidence import Confidence
 from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.batched import Job, fit_batched
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import Confidence, fit_confidence
+from lora_ws.learn.calibration import fit_confidence
+from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
+from lora_ws.learn.estimators import fit_estimator_seed
 from lora_ws.learn.features import Prepared, for_seed, open_data, prepare, prepare_once
-from lora_ws.learn.keep import KeepBest
-from lora_ws.learn.module import LoraModule, module_for
-from lora_ws.learn.outcome import Fitted, Measured, computed, diverged, make_record
+from lora_ws.learn.module import LoraModule
+from lora_ws.learn.pack import pack
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
-from lora_ws.learn.spec import ExperimentSpec, identity
+from lora_ws.learn.result import Fitted, Measured, computed, diverged, make_record
+from lora_ws.learn.spec import ExperimentSpec, identity, read_identity
+from lora_ws.learn.tasks import TASKS
 from lora_ws.learn.trainer import checkpoint, close, engine, make_loggers, make_trainer
-from lora_ws.models import MLP
+from lora_ws.models import Metanetwork
 from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, append_line, read_records
@@ -62,8 +64,9 @@ class Keeper(NamedTuple):
         if self.full:
             plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
             seen, confidence = for_seed(self.spec, self.prepared, record.seed), None
-            if record.classes:
+            if record.confusion:
                 plot_confusion(record.confusion, record.classes, folder / "confusion.png")
+            if seen.task.gives_probabilities:
                 confidence = _fit_confidence(seen, fitted, folder / "reliability.png")
             if all(record.val_loss < other.val_loss for other in records):
                 self._bundle(seen, fitted, confidence)
@@ -74,17 +77,17 @@ class Keeper(NamedTuple):
         return record
 
     def _bundle(self, seen: Prepared, fitted: Fitted, confidence: Confidence | None) -> None:
-        """A representation that no bundle can hold costs the bundle, not the seed."""
+        """A network or representation that no bundle can hold costs the bundle, not the seed."""
         try:
-            made = Bundle.build(seen, fitted.module, fitted.record, confidence)
-            made.save(self.out / BUNDLE)
+            pack(self.spec, seen, fitted, confidence, self.out / BUNDLE)
+            (self.out / NO_BUNDLE).unlink(missing_ok=True)
         except ConfigError as error:
             (self.out / NO_BUNDLE).write_text(f"{error}\n", encoding="utf-8")
 
 
 def _fit_confidence(seen: Prepared, fitted: Fitted, plot: Path) -> Confidence:
     """How far to believe the classifier, and a picture of it."""
-    found = fit_confidence(seen, fitted.module)
+    found = fit_confidence(seen, fitted.network)
     plot_reliability({"softmax": found.before, "calibrated": found.after}, plot)
     return found.confidence
 
@@ -266,16 +269,17 @@ def fit_seed(
     spec: ExperimentSpec, prepared: Prepared, seed: int, folder: Path | None = None
 ) -> Fitted:
     """Train one network, restore its best epoch, and measure it on the test rows once."""
+    prepared = for_seed(spec, prepared, seed)
+    if not isinstance(spec.model, Metanetwork):
+        return fit_estimator_seed(spec, prepared, seed)
     start, ranks = time.perf_counter(), join(spec.trainer)
     best = KeepBest(restore=spec.fit.weights == "best")
-    prepared = for_seed(spec, prepared, seed)
     data = FeatureData(
         prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed, ranks
     )
     with quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MLP(prepared.features.shape[1], prepared.outputs, spec.fit.hidden)
-        module = module_for(prepared, model, spec.fit)
+        module = LoraModule(prepared.network(spec.model), prepared.task, spec.fit)
         trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
             whole = [identity(spec), prepared.zoo.version]
@@ -291,7 +295,7 @@ def fit_seed(
     record = make_record(
         spec, prepared, seed, best.history, val, test, engine=name, seconds=seconds
     )
-    return Fitted(record, module, best.history, test)
+    return Fitted(record, module.network, best.history, test)
 
 
 def _fit(
@@ -315,7 +319,7 @@ def _fit(
 def measure(module: LoraModule, batches: Any, trainer: L.Trainer) -> Measured:
     """The metrics and, of a classifier, the confusion matrix on some rows."""
     trainer.test(module, batches, verbose=False)
-    return computed(module.metrics, *module.tested)
+    return computed(module.task.metrics(), *module.tested)
 
 
 def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
@@ -327,7 +331,8 @@ def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> Non
     file = out / CONFIG
     if not records or not file.is_file():
         return
-    held, now = yaml.safe_load(file.read_text(encoding="utf-8")) or {}, identity(spec)
+    now = identity(spec)
+    held = read_identity(file, now)
     for key in now:
         if held.get(key) != now[key]:
             old, new, leaf = held.get(key), now[key], key
@@ -381,6 +386,6 @@ def best_run(groups: dict[str, list[RunRecord]]) -> str:
     """
 
     def quality(name: str) -> float:
-        return float(np.mean([r.val["auroc" if r.classes else "r2"] for r in groups[name]]))
+        return float(np.mean([r.val[TASKS[r.task].selects] for r in groups[name]]))
 
     return max(groups, key=quality)

@@ -5,50 +5,80 @@ Its fields are the keys of the YAML files in `training/` and the flags of `lora-
 
 import inspect
 import re
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sklearn.base import TransformerMixin, clone
+import yaml
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 
-from lora_ws.config import to_plain
+from lora_ws.config import DEPRECATED, deprecated, load_spec, to_plain
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers import PAPER
+from lora_ws.featurizers import PAPER, FlatVec
+from lora_ws.learn.tasks import TASKS, Task
+from lora_ws.models import MLP, Metanetwork
 
 
 @dataclass(frozen=True)
 class FitSpec:
-    """The classifier and how it is fitted (defaults: paper section 5.1).
+    """How a network is fitted (defaults: paper section 5.1).
 
     Attributes:
-        hidden: widths of the hidden layers; the paper's harmful-content classifier has 1024 each.
-        lr: learning rate of Adam.
-        batch_size: adapters a step.
+        optimizer: Adam, or AdamW, whose weight decay is apart from the gradient.
+        lr: learning rate.
+        weight_decay: of the optimizer.
+        batch_size: adapters per step.
         max_epochs: upper bound on epochs.
         patience: epochs without a lower validation loss after which training stops.
+        schedule: of the learning rate: lower at plateaus of the validation loss, along half a
+            cosine down to 0 at max_epochs, or constant.
         lr_factor: factor on the learning rate at a plateau of the validation loss.
         lr_patience: epochs that make a plateau.
+        warmup: epochs in which the learning rate rises from 0, step by step.
+        grad_clip: largest norm of the gradient of a step; null does not clip.
+        ema: decay per step of an exponential moving average of the weights, which then is what is
+            measured and kept; null keeps the weights themselves.
         weights: which epoch's weights are measured: those of the lowest validation loss, or the
             last ones, as the published scripts do.
+        hidden: deprecated, use ``model: MLP`` with ``hidden``.
     """
 
-    hidden: tuple[int, ...] = (512, 512, 512)
+    optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = 1e-3
+    weight_decay: float = 0.0
     batch_size: int = 32
     max_epochs: int = 2000
     patience: int = 20
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
     lr_factor: float = 0.5
     lr_patience: int = 5
+    warmup: float = 0.0
+    grad_clip: float | None = None
+    ema: float | None = None
     weights: Literal["best", "last"] = "best"
+    hidden: tuple[int, ...] | None = field(default=None, metadata=DEPRECATED)
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"fit.hidden: expected positive widths, got {self.hidden}")
         for name in ("lr", "batch_size", "max_epochs", "patience"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"fit.{name}: expected above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"fit.{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 < self.lr_factor < 1:
             raise ConfigError(f"fit.lr_factor: expected between 0 and 1, got {self.lr_factor}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"fit.ema: expected between 0 and 1, or null, got {self.ema}")
+        if self.grad_clip is not None and self.grad_clip <= 0:
+            raise ConfigError(f"fit.grad_clip: expected above 0, or null, got {self.grad_clip}")
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Settings that the batched engine does not have."""
+        plain = FitSpec()
+        names = ("optimizer", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "weights")
+        return tuple(name for name in names if getattr(self, name) != getattr(plain, name))
 
 
 @dataclass(frozen=True)
@@ -112,7 +142,7 @@ class TrainerSpec:
 
 @dataclass(frozen=True)
 class ExperimentSpec:
-    """Train classifiers on the weights of adapters, with several seeds, and report.
+    """Train networks on the weights of adapters, with several seeds, and report.
 
     Attributes:
         dataset: a collection's name, or the folder of a store.
@@ -122,16 +152,22 @@ class ExperimentSpec:
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
-        regression: take the label as a number and fit it by squared error.
-        featurizer: the representation, by class name or dotted path; null takes the paper's five.
+        task: classification, or regression, which takes the label as a number.
+        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+            `Layout.choose`); null reads all.
+        featurizer: the representation, by class name or dotted path; null takes the paper's five,
+            or the weights themselves for a network that reads factors.
+        model: the network, by class name or dotted path, or a scikit-learn classifier by its
+            dotted path.
         metadata: a control: represent adapters by these columns of the table, not by weights.
         shuffle_labels: a control: give the rows each other's labels, anew for every seed.
         first_rows: use only so many rows of each part, the first ones.
         protocol: how the experiment was set up; a label that records and tables repeat.
-        fit: the classifier.
+        fit: how the network is fitted.
         trainer: where it runs.
         seeds: how many, from 0 up; the paper reports 10.
         out: folder of the run; null makes one below runs/. A run that was cut off continues.
+        regression: deprecated, use ``task: regression``.
     """
 
     dataset: str = "lora-ws-mini"
@@ -139,8 +175,10 @@ class ExperimentSpec:
     split: str | None = None
     revision: str | None = None
     label: str | None = None
-    regression: bool = False
+    task: str = "classification"
+    matrices: tuple[str, ...] | None = None
     featurizer: TransformerMixin | None = None
+    model: BaseEstimator = field(default_factory=MLP)
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
     first_rows: int | None = None
@@ -149,33 +187,75 @@ class ExperimentSpec:
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
     seeds: int = 3
     out: Path | None = None
+    regression: bool | None = field(default=None, metadata=DEPRECATED)
 
     def __post_init__(self) -> None:
+        self._take_deprecated()
         if self.seeds < 1:
             raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
         if self.first_rows is not None and self.first_rows < 1:
             raise ConfigError(f"first_rows: expected at least 1, got {self.first_rows}")
-        if self.trainer.engine == "batched" and self.fit.weights == "last":
-            raise ConfigError(
-                "trainer.engine: expected auto or one-by-one with fit.weights=last, got batched"
-            )
-        if self.regression and self.label is None:
-            raise ConfigError("regression: expected `label`, a column of numbers, got none")
-        if self.regression and self.trainer.engine == "batched":
-            raise ConfigError(
-                "trainer.engine: expected auto or one-by-one with regression, got batched"
-            )
+        if self.task not in TASKS:
+            raise ConfigError(f"task: expected {' or '.join(TASKS)}, got {self.task}")
+        if self.kind.needs_label and self.label is None:
+            raise ConfigError(f"task={self.task}: expected `label`, a column of numbers, got none")
         if self.metadata and self.featurizer is not None:
             raise ConfigError(
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
             )
+        if self.reads_factors and (
+            self.metadata or not isinstance(self.featurizer, FlatVec | None)
+        ):
+            given = "metadata" if self.metadata else f"featurizer {describe(self.featurizer)}"
+            raise ConfigError(
+                f"model: {describe(self.model)} reads the factors themselves, got {given}; "
+                "leave it out, or choose a network that reads features, such as MLP"
+            )
+        if self.matrices is not None and not self.takes_matrices:
+            given = "metadata" if self.metadata else describe(self.featurizer)
+            raise ConfigError(
+                f"matrices: expected a featurizer that takes `matrices`, got {given}; use FlatVec, "
+                "say"
+            )
+        if self.trainer.engine == "batched":
+            self._check_batched()
+
+    def _check_batched(self) -> None:
+        if self.fit.changed:
+            name = self.fit.changed[0]
+            raise ConfigError(
+                f"trainer.engine: expected auto or one-by-one with "
+                f"fit.{name}={getattr(self.fit, name)}, got batched"
+            )
+        if not isinstance(self.model, Metanetwork):
+            raise ConfigError(
+                f"trainer.engine: expected auto or one-by-one with {describe(self.model)}, which "
+                "scikit-learn fits, got batched"
+            )
+
+    def _take_deprecated(self) -> None:
+        """Translate what earlier versions wrote."""
+        if self.fit.hidden is not None:
+            deprecated("fit.hidden", "model: MLP with hidden")
+            object.__setattr__(self, "model", MLP(hidden=tuple(self.fit.hidden)))
+            object.__setattr__(self, "fit", replace(self.fit, hidden=None))
+        if self.regression is not None:
+            deprecated("regression", "task: regression")
+            object.__setattr__(self, "task", "regression" if self.regression else self.task)
+            object.__setattr__(self, "regression", None)
 
     @property
     def name(self) -> str:
-        """The representation with the parameters that are not defaults."""
+        """Representation and network, each with the parameters that are not defaults.
+
+        The paper's network goes without saying: ``FlatVecPCA(n_components=50)``, but
+        ``FlatVec > DeepSets(width=32)``.
+        """
         if self.metadata:
-            return f"metadata({', '.join(self.metadata)})"
-        return describe(self.featurizer) if self.featurizer is not None else "paper"
+            read = f"metadata({', '.join(self.metadata)})"
+        else:
+            read = describe(self.representation) if self.representation is not None else "paper"
+        return read if isinstance(self.model, MLP) else f"{read} > {describe(self.model)}"
 
     @property
     def slug(self) -> str:
@@ -183,10 +263,30 @@ class ExperimentSpec:
         return slug(self.name)
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Parameters of the representation; none where there is no single one."""
+    def reads_factors(self) -> bool:
+        """Whether the network reads the factors, not features made of them."""
+        return isinstance(self.model, Metanetwork) and self.model.reads == "factors"
+
+    @property
+    def kind(self) -> type[Task]:
+        """The class of the task."""
+        return TASKS[self.task]
+
+    @property
+    def representation(self) -> TransformerMixin | None:
+        """The featurizer, limited to the matrices that are to be read."""
+        if self.matrices is None or self.featurizer is None:
+            return self.featurizer
+        copy: Any = clone(self.featurizer)
+        return copy.set_params(matrices=self.matrices)
+
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether it can be limited to some matrices."""
         featurizer: Any = self.featurizer
-        return {} if featurizer is None else featurizer.get_params(deep=False)
+        if featurizer is None:
+            return not self.metadata
+        return "matrices" in featurizer.get_params(deep=False)
 
     def vary(self, **parameters: object) -> "ExperimentSpec":
         """The same experiment with other parameters of its representation."""
@@ -194,10 +294,11 @@ class ExperimentSpec:
         return replace(self, featurizer=copy.set_params(**parameters))
 
     def rows(self) -> list["ExperimentSpec"]:
-        """One spec a representation: itself, or the paper's five."""
+        """One spec per representation: itself, or the paper's five."""
         if self.featurizer is not None or self.metadata:
             return [self]
-        return [replace(self, featurizer=featurizer()) for featurizer in PAPER]
+        featurizers = [FlatVec] if self.reads_factors else PAPER
+        return [replace(self, featurizer=featurizer()) for featurizer in featurizers]
 
 
 def slug(name: str) -> str:
@@ -211,10 +312,25 @@ def identity(spec: ExperimentSpec) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in ("out", "seeds", "trainer")}
 
 
-def describe(featurizer: TransformerMixin) -> str:
+def read_identity(file: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the experiment that a folder holds.
+
+    Args:
+        file: its ``config.yaml``.
+        now: an identity of this version; a file of an earlier one is translated.
+    """
+    held = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if set(held) >= set(now) and set(held["fit"]) == set(now["fit"]):
+        return held
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return identity(load_spec(ExperimentSpec, file))
+
+
+def describe(estimator: Any) -> str:
     """Class name and changed parameters, such as ``FlatVecPCA(n_components=50)``."""
-    given = to_plain(featurizer)["init_args"]
-    parameters = inspect.signature(type(featurizer)).parameters
+    given = to_plain(estimator)["init_args"]
+    parameters = inspect.signature(type(estimator)).parameters
     default = {name: to_plain(p.default) for name, p in parameters.items()}
     changed = ", ".join(f"{k}={v}" for k, v in given.items() if v != default.get(k))
-    return type(featurizer).__name__ + (f"({changed})" if changed else "")
+    return type(estimator).__name__ + (f"({changed})" if changed else "")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from lora_ws.learn.keep import KeepBest, KeepLast
+from lora_ws.learn.callbacks import KeepBest, KeepLast
 from lora_ws.learn.ranks import Ranks, check_devices
 from lora_ws.learn.spec import ExperimentSpec
 

@@ -1,6 +1,6 @@
-"""Networks that read representations: plain modules, no training in them."""
+"""Metanetworks: networks that read adapters, each behind the one seam of `Metanetwork`."""
 
-from lora_ws.models.many import ManyMLP
+from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.mlp import MLP
 
-__all__ = ["MLP", "ManyMLP"]
+__all__ = ["InputSpec", "MLP", "MetanetModule", "Metanetwork"]

@@ -40,6 +40,9 @@ class RunRecord:
             differs between equal runs.
         feature_seconds: time to make the features, once for all seeds.
         split: column that gave the parts, where it was not the collection's own rule.
+        task: kind of label.
+        model: the network, with the parameters that are not defaults; those of an MLP are in the
+            config.
     """
 
     name: str
@@ -65,6 +68,8 @@ class RunRecord:
     seconds: float = 0.0
     feature_seconds: float = 0.0
     split: str = ""
+    task: str = "classification"
+    model: str = "MLP"
 
     def timeless(self) -> dict[str, Any]:
         """All fields that equal runs share."""
@@ -78,6 +83,8 @@ class RunRecord:
         values = {name: value for name, value in data.items() if name in known}
         values["classes"] = tuple(values["classes"])
         values["confusion"] = tuple(tuple(row) for row in values["confusion"])
+        # Earlier versions told tasks apart by their classes.
+        values.setdefault("task", "classification" if values["classes"] else "regression")
         return cls(**values)
 
 

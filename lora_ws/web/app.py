@@ -22,7 +22,7 @@ from lora_ws.audit.classify import Finding, classify_files
 from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.report import Report
 from lora_ws.audit.similar import Index
-from lora_ws.learn.bundle import Bundle
+from lora_ws.bundle import Bundle
 
 # One file of a public repository; nothing that could name a place on this machine.
 # One pattern says all, so that the OpenAPI page promises what is checked. No two dots in a row: no

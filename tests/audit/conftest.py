@@ -6,10 +6,11 @@ import pytest
 
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA
-from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.features import prepare
+from lora_ws.learn.pack import make_bundle
 from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +31,12 @@ def bundle(_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = ExperimentSpec(
         subset="per_adapter/class",
         featurizer=DeltaPCA(kernel="left", landmarks=512),
-        fit=FitSpec(hidden=(64,), max_epochs=20),
+        model=MLP(hidden=(64,)),
+        fit=FitSpec(max_epochs=20),
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    made = Bundle.build(prepared, fitted.module, fitted.record)
+    made = make_bundle(spec, prepared, fitted)
     return made.save(tmp_path_factory.mktemp("bundle"))
 
 

@@ -12,9 +12,9 @@ import lora_ws.audit.judge
 from lora_ws.adapters import AdapterRef, read_adapter
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.audit.classify import FileResult, Finding, classify_files
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.collection import AdapterSet
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.evidence import layer_evidence
 
 Layers = tuple[tuple[str, int, int], ...]
 

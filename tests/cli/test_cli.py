@@ -17,10 +17,10 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import lora_ws
 from lora_ws import cli
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.confidence import ABSTENTIONS
 from lora_ws.cli import COMMANDS, find_command, main
 from lora_ws.collection import load
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import ABSTENTIONS
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["train", "--featurizer", "StatsFlatVec", "--subset", "shared/class", "--seeds", "1"]

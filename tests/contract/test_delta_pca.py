@@ -9,14 +9,16 @@ import pytest
 from sklearn.decomposition import PCA, KernelPCA
 
 from lora_ws.adapters import LayerSpec, Layout
+from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import DeltaPCA
 from lora_ws.functional import delta_gram
-from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.features import prepare
+from lora_ws.learn.pack import make_bundle
 from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 
 LAYOUT = Layout.from_layers(
     [LayerSpec("a", 6, 5, 3), LayerSpec("b", 4, 8, 2), LayerSpec("c", 7, 6, 1)]
@@ -193,15 +195,16 @@ def test_bundle_gives_the_scores_of_the_classifier(
     make_zoo: Callable[..., AdapterSet], tmp_path: Path, options: dict[str, Any]
 ) -> None:
     store = make_zoo(n=80).save(tmp_path / "store")
-    fit = FitSpec(hidden=(16, 8), max_epochs=3)
-    spec = ExperimentSpec(str(store), featurizer=DeltaPCA(n_components=10, **options), fit=fit)
+    fit = FitSpec(max_epochs=3)
+    featurizer = DeltaPCA(n_components=10, **options)
+    spec = ExperimentSpec(str(store), featurizer=featurizer, model=MLP(hidden=(16, 8)), fit=fit)
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = Bundle.build(prepared, fitted.module, fitted.record)
+    bundle = make_bundle(spec, prepared, fitted)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     some = prepared.split.test
     assert bundle.confidence.calibration is not None
-    logits = fitted.module(prepared.features[some]).detach()
+    logits = fitted.network(prepared.features[some]).detach()
     scores = (logits / bundle.confidence.calibration.temperature).softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[some], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)

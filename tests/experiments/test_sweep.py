@@ -21,14 +21,16 @@ from lora_ws.experiments.layers.sweep import run_sweep, top_points
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.run import run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.models import MLP
 
-FAST = FitSpec(hidden=(16,), lr=1e-2, max_epochs=8, patience=8)
+SMALL = MLP(hidden=(16,))
+FAST = FitSpec(lr=1e-2, max_epochs=8, patience=8)
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> SweepSpec:
     store = small_zoo().save(tmp_path / "store")
-    return SweepSpec(str(store), featurizer=FlatVec(), fit=FAST, seeds=2, processes=1)
+    return SweepSpec(str(store), featurizer=FlatVec(), model=SMALL, fit=FAST, seeds=2, processes=1)
 
 
 def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, tmp_path: Path):
@@ -46,7 +48,8 @@ def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, tmp_path:
 
 def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, tmp_path: Path):
     point = run_sweep(spec, tmp_path / "sweep")[2]
-    alone = ExperimentSpec(spec.dataset, featurizer=FlatVec(matrices=("mid.attn2.to_v",)), fit=FAST)
+    one = FlatVec(matrices=("mid.attn2.to_v",))
+    alone = ExperimentSpec(spec.dataset, featurizer=one, model=SMALL, fit=FAST)
     assert point.records[1].timeless() == run_one(alone, 1).timeless()
 
 
@@ -115,7 +118,7 @@ def test_a_killed_sweep_goes_on_and_doubles_nothing(spec: SweepSpec, tmp_path: P
     out = tmp_path / "sweep"
     command = [sys.executable, "-m", "lora_ws", "sweep", "--dataset", spec.dataset]
     command += ["--featurizer", "FlatVec", "--seeds", "3", "--processes", "2", "--out", str(out)]
-    command += ["--fit.max_epochs", "3", "--fit.hidden", "[16]"]
+    command += ["--fit.max_epochs", "3", "--model", "MLP", "--model.hidden", "[16]"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 90

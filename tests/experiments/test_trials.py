@@ -12,14 +12,17 @@ from lora_ws.featurizers import FlatVecPCA
 from lora_ws.functional import gram_pca
 from lora_ws.learn.run import run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 
-FAST = FitSpec(hidden=(16,), lr=1e-2, max_epochs=6, patience=6)
+FAST = FitSpec(lr=1e-2, max_epochs=6, patience=6)
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> ExperimentSpec:
     store = small_zoo().save(tmp_path / "store")
-    return ExperimentSpec(str(store), featurizer=FlatVecPCA(), fit=FAST, seeds=2)
+    return ExperimentSpec(
+        str(store), featurizer=FlatVecPCA(), model=MLP(hidden=(16,)), fit=FAST, seeds=2
+    )
 
 
 def test_every_k_equals_a_fit_of_its_own(

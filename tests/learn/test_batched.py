@@ -21,23 +21,26 @@ from lora_ws.learn.batched import Job, fit_batched, models_that_fit
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, prepare
-from lora_ws.learn.metrics import metrics
-from lora_ws.learn.outcome import Fitted
-from lora_ws.learn.pace import ManyAdam, Patience
+from lora_ws.learn.metrics import class_metrics
+from lora_ws.learn.module import LoraModule
+from lora_ws.learn.optim import ManyAdam, PlateauAndStop
+from lora_ws.learn.result import Fitted
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
-from lora_ws.learn.stack import Stack
+from lora_ws.learn.stacked import StackedTrainer
 from lora_ws.models import MLP
 from lora_ws.report.records import read_records
 
-FAST = FitSpec(hidden=(32,), lr=3e-3, max_epochs=12, patience=4)
+FAST, SMALL = FitSpec(lr=3e-3, max_epochs=12, patience=4), MLP(hidden=(32,))
 BATCHED = TrainerSpec(accelerator="cpu", engine="batched")
 
 
 @pytest.fixture
 def spec(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> ExperimentSpec:
     store = str(make_zoo().save(tmp_path / "store"))
-    return ExperimentSpec(store, featurizer=StatsLayer(), fit=FAST, trainer=BATCHED, seeds=3)
+    return ExperimentSpec(
+        store, featurizer=StatsLayer(), model=SMALL, fit=FAST, trainer=BATCHED, seeds=3
+    )
 
 
 def jobs_of(spec: ExperimentSpec, prepared: Prepared, seeds: range = range(3)) -> list[Job]:
@@ -46,21 +49,17 @@ def jobs_of(spec: ExperimentSpec, prepared: Prepared, seeds: range = range(3)) -
 
 def columns(prepared: Prepared, part: slice, dtype: type = np.float32) -> Prepared:
     """An experiment on some of the features."""
-    return replace(
-        prepared,
-        features=torch.from_numpy(np.asarray(prepared.features)[:, part].astype(dtype)),
-        mean=prepared.mean[part].astype(dtype),
-        scale=prepared.scale[part].astype(dtype),
-    )
+    few = prepared.columns(part)
+    return replace(few, features=torch.from_numpy(np.asarray(few.features, dtype)))
 
 
 def alone(job: Job) -> tuple[list[float], MLP]:
     """Validation losses and best network of a plain loop with torch's own parts."""
     prepared, seed, fit = job.prepared, job.seed, job.spec.fit
-    x = torch.as_tensor((np.asarray(prepared.features) - prepared.mean) / prepared.scale)
+    x = torch.as_tensor(prepared.features)
     y, split = torch.from_numpy(prepared.labels), prepared.split
     torch.manual_seed(seed)
-    model = MLP(x.shape[1], len(prepared.classes), fit.hidden).double()
+    model = prepared.network(job.spec.model).double()
     optimizer = torch.optim.Adam(model.parameters(), fit.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=fit.lr_factor, patience=fit.lr_patience
@@ -90,8 +89,8 @@ def losses_of(fitted: Fitted) -> list[float]:
 
 def test_in_float64_equal_to_one_by_one(spec: ExperimentSpec) -> None:
     """Two experiments of other features; models that stop at other epochs, at falling rates."""
-    fit = FitSpec(hidden=(16, 12), lr=0.02, max_epochs=60, patience=6, lr_patience=1)
-    spec, prepared = replace(spec, fit=fit), prepare(spec)
+    fit = FitSpec(lr=0.02, max_epochs=60, patience=6, lr_patience=1)
+    spec, prepared = replace(spec, model=MLP(hidden=(16, 12)), fit=fit), prepare(spec)
     first, second = (columns(prepared, part, float) for part in (np.s_[:14], np.s_[14:28]))
     jobs = jobs_of(spec, first, range(4)) + jobs_of(spec, second, range(2, 5))
     together = fit_batched(jobs)
@@ -101,7 +100,7 @@ def test_in_float64_equal_to_one_by_one(spec: ExperimentSpec) -> None:
         assert fitted.record.epochs == len(losses)
         assert fitted.record.best_epoch == 1 + int(np.argmin(losses))
         np.testing.assert_allclose(losses_of(fitted), losses, rtol=1e-12, atol=1e-12)
-        found = fitted.module.model.state_dict()
+        found = fitted.network.state_dict()
         for name, value in model.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10)
 
@@ -132,7 +131,7 @@ def test_patience_is_torchs_and_lightnings() -> None:
     # Steps on both sides of the plateau's threshold of a ten thousandth, ties, and a NaN.
     losses = 1 + np.cumsum(random.choice([-2e-4, -5e-5, 0, 1e-4], (40, 30)), 0)
     losses[2, 3] = np.nan
-    ours, running = Patience(30, fit), torch.arange(30)
+    ours, running = PlateauAndStop(30, fit), torch.arange(30)
     stopped, rates = {}, {}
     for epoch, row in enumerate(losses):
         _, done = ours.step(torch.from_numpy(row)[running])
@@ -188,13 +187,14 @@ def test_record_is_of_the_classifier_returned(spec: ExperimentSpec) -> None:
     assert set(fitted.record.timeless()) == set(alike.timeless())
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     data = FeatureData(prepared.features, prepared.labels, prepared.split, 16, 0)
-    trainer.test(fitted.module, data.test_dataloader(), verbose=False)
-    values = metrics(len(prepared.classes))
-    values.update(*fitted.module.tested)
+    module = LoraModule(fitted.network, prepared.task, spec.fit)
+    trainer.test(module, data.test_dataloader(), verbose=False)
+    values = class_metrics(len(prepared.task.classes))
+    values.update(*module.tested)
     values = values.compute()
     assert fitted.record.test["auroc"] == pytest.approx(float(values["auroc"]), abs=1e-6)
     assert fitted.record.confusion == tuple(map(tuple, values["confusion"].long().tolist()))
-    scores = fitted.module(prepared.features[prepared.split.val]).detach()
+    scores = fitted.network(prepared.features[prepared.split.val]).detach()
     loss = F.cross_entropy(scores, torch.from_numpy(prepared.labels)[prepared.split.val])
     assert fitted.record.val_loss == pytest.approx(float(loss), rel=1e-5)
 
@@ -216,9 +216,9 @@ def test_jobs_of_other_classes_rows_and_features_go_in_one_call(
 def test_memory_bounds_the_stacks(spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(spec)
     jobs, sizes = jobs_of(spec, prepared, range(5)), []
-    epoch = Stack._run_epoch
+    epoch = StackedTrainer._run_epoch
     monkeypatch.setattr(
-        Stack, "_run_epoch", lambda self: (sizes.append(len(self.histories)), epoch(self))
+        StackedTrainer, "_run_epoch", lambda self: (sizes.append(len(self.histories)), epoch(self))
     )
     weights = 896 * 32 + 32 + 32 * 4 + 4
     two = 2 * 7 * 4 * weights / 2**30
@@ -234,23 +234,24 @@ def test_memory_bounds_the_stacks(spec: ExperimentSpec, monkeypatch: pytest.Monk
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, epochs: int) -> list[int]:
     """Let training be interrupted once, after some epochs; returns the list of those run."""
-    run_epoch, ran = Stack._run_epoch, []
+    run_epoch, ran = StackedTrainer._run_epoch, []
 
-    def counted(self: Stack) -> None:
+    def counted(self: StackedTrainer) -> None:
         if len(ran) == epochs:
             ran.append(0)
             raise KeyboardInterrupt
         run_epoch(self)
         ran.append(self.epoch)
 
-    monkeypatch.setattr(Stack, "_run_epoch", counted)
+    monkeypatch.setattr(StackedTrainer, "_run_epoch", counted)
     return ran
 
 
 def test_cut_off_training_resumes_to_the_same(
     spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = replace(spec, fit=FitSpec(hidden=(16,), lr=0.02, max_epochs=30, patience=3))
+    fit = FitSpec(lr=0.02, max_epochs=30, patience=3)
+    spec = replace(spec, model=MLP(hidden=(16,)), fit=fit)
     jobs = jobs_of(spec, prepare(spec), range(4))
     weights = 896 * 16 + 16 + 16 * 4 + 4
     how = {"memory_gb": 2.001 * 7 * 4 * weights / 2**30, "every": 2}  # two stacks of two
@@ -267,7 +268,7 @@ def test_cut_off_training_resumes_to_the_same(
     for one, other in zip(whole, again, strict=True):
         assert one.record.timeless() == other.record.timeless()
         assert one.history == other.history
-        states = one.module.state_dict(), other.module.state_dict()
+        states = one.network.state_dict(), other.network.state_dict()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -315,7 +316,8 @@ def test_run_resumes_and_holds_one_engine(spec: ExperimentSpec, tmp_path: Path) 
 def test_cut_off_run_goes_on_from_its_state(
     spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = replace(spec, fit=replace(FAST, hidden=(8,), max_epochs=130, patience=130))
+    fit = replace(FAST, max_epochs=130, patience=130)
+    spec = replace(spec, model=MLP(hidden=(8,)), fit=fit)
     whole = [record.timeless() for record in run(spec, tmp_path / "whole")]
     ran = cut_off(monkeypatch, 120)
     with pytest.raises(KeyboardInterrupt):
@@ -337,7 +339,8 @@ def test_the_seed_that_diverges_is_named(spec: ExperimentSpec, tmp_path: Path) -
 def test_mapped_features_give_the_same(
     spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flat = replace(spec, featurizer=FlatVec(), fit=replace(FAST, hidden=(8,), max_epochs=3))
+    fit = replace(FAST, max_epochs=3)
+    flat = replace(spec, featurizer=FlatVec(), model=MLP(hidden=(8,)), fit=fit)
     small = [record.timeless() for record in run_many(flat, range(2))]
     monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 1000)
     assert isinstance(prepare(flat).features, np.ndarray)

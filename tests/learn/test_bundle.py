@@ -15,15 +15,18 @@ from hub_server import HubServer
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Layout, read_adapter
+from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet, load
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.featurizers import PAPER
-from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.features import Prepared, prepare
-from lora_ws.learn.run import Fitted, fit_seed, run
+from lora_ws.learn.pack import make_bundle
+from lora_ws.learn.result import Fitted
+from lora_ws.learn.run import fit_seed, run
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 
-FAST = FitSpec(hidden=(16, 8), max_epochs=3)
+FAST, SMALL = FitSpec(max_epochs=3), MLP(hidden=(16, 8))
 
 
 @pytest.fixture
@@ -31,10 +34,10 @@ def trained(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[...
     store = make_zoo(n=80).save(tmp_path / "store")
 
     def train(kind: type) -> tuple[Prepared, Fitted, Bundle]:
-        spec = ExperimentSpec(str(store), featurizer=kind(), fit=FAST)
+        spec = ExperimentSpec(str(store), featurizer=kind(), model=SMALL, fit=FAST)
         prepared = prepare(spec)
         fitted = fit_seed(spec, prepared, 0)
-        return prepared, fitted, Bundle.build(prepared, fitted.module, fitted.record)
+        return prepared, fitted, make_bundle(spec, prepared, fitted)
 
     return train
 
@@ -67,6 +70,19 @@ def sealed(folder: Path, info: dict[str, Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(info), encoding="utf-8")
 
 
+def as_format_2(folder: Path) -> dict[str, Any]:
+    """Turn a bundle's tensors into those of an MLP with its scaler; returns what goes with them."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("mean", "scale"):
+        tensors[f"scaler.{name}"] = tensors.pop(f"model.normalizer.{name}")
+    for name in ("centre", "scale"):
+        del tensors[f"confidence.{name}"]
+    save_file(tensors, folder / "model.safetensors")
+    info = json.loads((folder / "bundle.json").read_text())
+    del info["width"]
+    return {**info, "hidden": info.pop("model")["init_args"]["hidden"]}
+
+
 @pytest.mark.parametrize("kind", PAPER)
 def test_saved_bundle_gives_the_scores_of_the_classifier(
     trained: Callable[..., tuple], tmp_path: Path, kind: type
@@ -74,11 +90,11 @@ def test_saved_bundle_gives_the_scores_of_the_classifier(
     prepared, fitted, bundle = trained(kind)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     rows = prepared.split.test
-    logits = fitted.module(prepared.features[rows]).detach()
+    logits = fitted.network(prepared.features[rows]).detach()
     scores = (logits / temperature(bundle)).softmax(1).numpy()
     ours = restored.predict_proba(prepared.zoo.weights[rows], prepared.zoo.layout)
     np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
-    assert restored.classes == prepared.classes
+    assert restored.classes == prepared.task.classes
 
 
 def test_predict_reads_files(
@@ -147,16 +163,16 @@ def test_bundle_of_the_first_format_answers_without_calibration(
 ) -> None:
     prepared, fitted, bundle = trained(PAPER[3])
     folder = bundle.save(tmp_path / "bundle")
+    info = as_format_2(folder)
     tensors = load_file(folder / "model.safetensors")
     del tensors["confidence.directions"]
     save_file(tensors, folder / "model.safetensors")
-    info = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     del info["gauge"]
     sealed(folder, {**info, "format": 1, "thresholds": {}, "calibration": None})
     old = Bundle.load(folder)
     rows = prepared.split.test
     weights = prepared.zoo.weights[rows]
-    scores = fitted.module(prepared.features[rows]).detach().softmax(1).numpy()
+    scores = fitted.network(prepared.features[rows]).detach().softmax(1).numpy()
     np.testing.assert_allclose(old.predict_proba(weights), scores, rtol=1e-4, atol=1e-6)
     verdict = old.verdict(weights[:1])[0]
     assert (verdict.label, verdict.reason) == (None, "uncalibrated")
@@ -164,6 +180,13 @@ def test_bundle_of_the_first_format_answers_without_calibration(
     assert "not calibrated" in old.model_card()
     again = Bundle.load(old.save(tmp_path / "again"))
     np.testing.assert_array_equal(again.predict_proba(weights), old.predict_proba(weights))
+
+
+def test_bundle_of_the_second_format_says_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((9, bundle.layout.size), dtype=np.float32)
+    folder = bundle.save(tmp_path / "bundle")
+    sealed(folder, {**as_format_2(folder), "format": 2})
+    assert Bundle.load(folder).verdict(rows) == bundle.verdict(rows)
 
 
 def test_verdicts_survive_saving(bundle: Bundle, tmp_path: Path) -> None:
@@ -181,7 +204,7 @@ def test_directions_of_another_width_are_refused(bundle: Bundle, tmp_path: Path)
     tensors["confidence.directions"] = tensors["confidence.directions"][:, 1:].copy()
     save_file(tensors, folder / "model.safetensors")
     sealed(folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8")))
-    with pytest.raises(DataError, match="directions of shape"):
+    with pytest.raises(DataError, match="confidence of"):
         Bundle.load(folder)
 
 
@@ -209,7 +232,7 @@ def test_run_keeps_the_bundle_of_the_lowest_validation_loss(
     make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:
     store = make_zoo(n=80).save(tmp_path / "store")
-    spec = ExperimentSpec(str(store), featurizer=PAPER[2](), fit=FAST, seeds=3)
+    spec = ExperimentSpec(str(store), featurizer=PAPER[2](), model=SMALL, fit=FAST, seeds=3)
     records = run(spec, tmp_path / "run")
     best = min(records, key=lambda record: record.val_loss)
     assert Bundle.load(tmp_path / "run" / "bundle").training["seed"] == best.seed
@@ -231,10 +254,10 @@ print(commit)
 def test_bundles_go_to_the_hub_and_come_back_pinned(
     server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    spec = ExperimentSpec(featurizer=PAPER[2](), fit=FAST)
+    spec = ExperimentSpec(featurizer=PAPER[2](), model=SMALL, fit=FAST)
     prepared = prepare(replace(spec, subset="shared/class"))
     fitted = fit_seed(spec, prepared, 0)
-    folder = Bundle.build(prepared, fitted.module, fitted.record).save(tmp_path / "bundle")
+    folder = make_bundle(spec, prepared, fitted).save(tmp_path / "bundle")
     load("lora-ws-mini")
     env = hub_env()
     args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]

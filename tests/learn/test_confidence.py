@@ -10,13 +10,15 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lora_ws.adapters import Layout
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.confidence import Verdict
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA, FlatVec
-from lora_ws.learn.bundle import Bundle
-from lora_ws.learn.confidence import Verdict
 from lora_ws.learn.features import prepare
+from lora_ws.learn.pack import make_bundle
 from lora_ws.learn.run import fit_seed, run
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 
 SUBSET = "per_adapter/class"
 Factors = list[tuple[np.ndarray, np.ndarray]]
@@ -36,11 +38,12 @@ def real() -> Trained:
     spec = ExperimentSpec(
         subset=SUBSET,
         featurizer=DeltaPCA(landmarks=512),
-        fit=FitSpec(hidden=(64,), max_epochs=20),
+        model=MLP(hidden=(64,)),
+        fit=FitSpec(max_epochs=20),
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = Bundle.build(prepared, fitted.module, fitted.record)
+    bundle = make_bundle(spec, prepared, fitted)
     rows = np.array(prepared.zoo.weights[prepared.split.test])
     labels = prepared.labels[prepared.split.test]
     trained = np.array(prepared.zoo.weights[prepared.split.train])
@@ -216,11 +219,12 @@ def test_unknown_concepts_are_stranger_than_known_ones(tmp_path: Path) -> None:
         split="fold",
         label="category_label",
         featurizer=DeltaPCA(),
-        fit=FitSpec(hidden=(8,), max_epochs=1),
+        model=MLP(hidden=(8,)),
+        fit=FitSpec(max_epochs=1),
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = Bundle.build(prepared, fitted.module, fitted.record)
+    bundle = make_bundle(spec, prepared, fitted)
     test = prepared.zoo.weights[prepared.split.test]
     usual, strange = (bundle.judge(rows).scores for rows in (test, zoo.weights[hidden]))
     truth = np.r_[np.zeros(len(usual)), np.ones(len(strange))]
@@ -231,8 +235,9 @@ def test_raw_bundles_abstain_from_projected_weights(
     make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:
     store = make_zoo(n=120).save(tmp_path / "store")
-    fit = FitSpec(hidden=(16,), max_epochs=3)
-    run(ExperimentSpec(str(store), featurizer=FlatVec(), fit=fit, seeds=1), tmp_path / "run")
+    model, fit = MLP(hidden=(16,)), FitSpec(max_epochs=3)
+    spec = ExperimentSpec(str(store), featurizer=FlatVec(), model=model, fit=fit, seeds=1)
+    run(spec, tmp_path / "run")
     assert (tmp_path / "run" / "seed-0" / "reliability.png").stat().st_size > 10_000
     bundle = Bundle.load(tmp_path / "run" / "bundle")
     assert bundle.gauge == "raw"

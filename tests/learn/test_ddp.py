@@ -23,17 +23,20 @@ import torch
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import FlatVec, StatsLayer
+from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.features import prepare, prepare_once
-from lora_ws.learn.keep import KeepBest
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.models import MLP
 from lora_ws.report.records import RunRecord, read_records, summarise
 
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
 # Of 86 rows to train on the last batch has one, and one row validates: the second rank has none.
-FIT = FitSpec(hidden=(32,), lr=3e-3, batch_size=17, max_epochs=4)
+SMALL = MLP(hidden=(32,))
+FIT = FitSpec(lr=3e-3, batch_size=17, max_epochs=4)
+BASE = ExperimentSpec(featurizer=StatsLayer(), model=SMALL, fit=FIT, seeds=1)
 LONG = replace(FIT, max_epochs=200, patience=200, batch_size=43)
 
 
@@ -46,7 +49,7 @@ def store(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> str:
 
 def flags(store: str, fit: FitSpec, *more: str) -> list[str]:
     own = [f"--fit.{k}={getattr(fit, k)}" for k in ("lr", "batch_size", "max_epochs", "patience")]
-    return ["--dataset", store, "--out", "run", "--fit.hidden=[32]", *own, *more]
+    return ["--dataset", store, "--out", "run", "--model=MLP", "--model.hidden=[32]", *own, *more]
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def test_two_processes_find_what_one_finds(store: str, tmp_path: Path) -> None:
     """Five representations and two seeds in one command, which says everything once."""
     with started(flags(store, FIT, "--split", "part", "--seeds", "2", *TWO), tmp_path) as child:
         said = finish(child)
-    for spec in ExperimentSpec(store, split="part", fit=FIT).rows():
+    for spec in ExperimentSpec(store, split="part", model=SMALL, fit=FIT).rows():
         folder = tmp_path / "run" / spec.slug
         both = read_records(folder / "records.jsonl")
         assert len((folder / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
@@ -152,7 +155,9 @@ def test_one_process_resumes_wherever_it_was_cut(
     """Between checkpoints, after the epoch that ends training, and while it is measured."""
     fit = replace(fit, patience=4)
     trainer = TrainerSpec(accelerator="cpu", checkpoint_every=3)
-    spec = ExperimentSpec(store, featurizer=StatsLayer(), fit=fit, seeds=1, trainer=trainer)
+    spec = ExperimentSpec(
+        store, featurizer=StatsLayer(), model=SMALL, fit=fit, seeds=1, trainer=trainer
+    )
     whole = run(replace(spec, trainer=TrainerSpec(accelerator="cpu")), tmp_path / "whole")
     stopped_early = whole[0].epochs < fit.max_epochs
     assert stopped_early == (fit.max_epochs == 99)
@@ -185,7 +190,9 @@ def test_a_checkpoint_of_another_experiment_does_not_count(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = TrainerSpec(accelerator="cpu", checkpoint_every=1)
-    spec = ExperimentSpec(store, featurizer=StatsLayer(), fit=FIT, seeds=1, trainer=trainer)
+    spec = ExperimentSpec(
+        store, featurizer=StatsLayer(), model=SMALL, fit=FIT, seeds=1, trainer=trainer
+    )
     other = replace(spec, fit=replace(FIT, lr=0.1))
 
     def stop(*_: Any) -> None:

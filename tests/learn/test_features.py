@@ -31,7 +31,7 @@ def test_a_class_that_training_never_sees_is_named() -> None:
     recorded = zoo.rows.append_column("part", [list(parts)])
     split = type(zoo)(zoo.weights, zoo.layout, recorded, zoo.card).split_by("part")
     with pytest.raises(
-        DataError, match="at least 1 adapters of each class to train on, got 0 of `owl`"
+        DataError, match="training rows: expected at least 1 adapters of each class, got 0 of `owl`"
     ):
         split_rows(split, ExperimentSpec())
 

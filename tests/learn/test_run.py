@@ -22,22 +22,24 @@ from sklearn import metrics as reference
 from sklearn.preprocessing import StandardScaler
 
 from lora_ws.collection import AdapterSet
-from lora_ws.config import load_spec
+from lora_ws.config import load_spec, to_plain
 from lora_ws.errors import ConfigError, DataError, TrainingError
 from lora_ws.featurizers import FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.models import MLP
 from lora_ws.report.records import read_records
 from lora_ws.report.tables import caption
 
-FAST = FitSpec(hidden=(32,), lr=3e-3, max_epochs=12, patience=4)
+SMALL = MLP(hidden=(32,))
+FAST = FitSpec(lr=3e-3, max_epochs=12, patience=4)
 
 
 @pytest.fixture
 def spec(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> ExperimentSpec:
     store = make_zoo().save(tmp_path / "store")
-    return ExperimentSpec(str(store), featurizer=StatsLayer(), fit=FAST, seeds=2)
+    return ExperimentSpec(str(store), featurizer=StatsLayer(), model=SMALL, fit=FAST, seeds=2)
 
 
 def store_of(zoo: AdapterSet, path: Path) -> str:
@@ -56,14 +58,16 @@ def test_shuffled_labels_are_at_chance(make_zoo: Callable[..., AdapterSet], tmp_
     index = zoo.rows.column_names.index("category_label")
     rows = zoo.rows.set_column(index, "category_label", [shuffled])
     store = store_of(replace(zoo, rows=rows), tmp_path / "shuffled")
-    records = run_many(ExperimentSpec(store, featurizer=StatsLayer(), fit=FAST), range(4))
+    records = run_many(
+        ExperimentSpec(store, featurizer=StatsLayer(), model=SMALL, fit=FAST), range(4)
+    )
     # 80 test rows, 4 classes: 0.25 with a standard error of 0.05 for each seed.
     assert 0.1 < np.mean([record.test["accuracy"] for record in records]) < 0.4
 
 
 def test_no_signal_is_at_chance(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
     store = store_of(make_zoo(n=400, signal=0.0), tmp_path / "noise")
-    records = run_many(ExperimentSpec(store, featurizer=FlatVec(), fit=FAST), range(3))
+    records = run_many(ExperimentSpec(store, featurizer=FlatVec(), model=SMALL, fit=FAST), range(3))
     assert 0.1 < np.mean([record.test["accuracy"] for record in records]) < 0.4
 
 
@@ -84,9 +88,9 @@ def test_metrics_equal_scikit_learn(spec: ExperimentSpec) -> None:
     features = np.asarray(prepared.features)
     scaler = StandardScaler().fit(features[prepared.split.train])
     scale = np.sqrt(scaler.var_ * len(prepared.split.train) / (len(prepared.split.train) - 1))
-    np.testing.assert_allclose(prepared.mean, scaler.mean_, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(prepared.scale[scale > 0], scale[scale > 0], rtol=1e-5)
-    logits = fitted.module(prepared.features[test]).detach()
+    np.testing.assert_allclose(prepared.normalizer.mean, scaler.mean_, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prepared.normalizer.scale[scale > 0], scale[scale > 0], rtol=1e-5)
+    logits = fitted.network(prepared.features[test]).detach()
     scores, truth = logits.softmax(1).numpy().astype(float), prepared.labels[test]
     scores /= scores.sum(1, keepdims=True)
     guess = scores.argmax(1)
@@ -107,8 +111,10 @@ def test_metrics_equal_scikit_learn(spec: ExperimentSpec) -> None:
 def with_numbers(zoo: AdapterSet, values: object, path: Path) -> ExperimentSpec:
     """Adapters with a column of numbers to tell."""
     store = store_of(replace(zoo, rows=zoo.rows.append_column("count", pa.array(values))), path)
-    fit = FitSpec(hidden=(32,), lr=3e-3, max_epochs=40, patience=10)
-    return ExperimentSpec(store, label="count", regression=True, featurizer=StatsLayer(), fit=fit)
+    fit = FitSpec(lr=3e-3, max_epochs=40, patience=10)
+    return ExperimentSpec(
+        store, label="count", task="regression", featurizer=StatsLayer(), model=SMALL, fit=fit
+    )
 
 
 def test_a_regression_equals_scikit_learn(
@@ -120,7 +126,7 @@ def test_a_regression_equals_scikit_learn(
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
     test = prepared.split.test
-    guess = fitted.module.predict(fitted.module(prepared.features[test])).detach().numpy()
+    guess = prepared.task.predict(fitted.network(prepared.features[test])).detach().numpy()
     expected = {
         "r2": reference.r2_score(truth[test], guess),
         "mae": reference.mean_absolute_error(truth[test], guess),
@@ -168,11 +174,34 @@ def test_labels_that_are_no_numbers(
         prepare(spec)
 
 
-def test_a_regression_needs_a_column_and_the_one_by_one_engine() -> None:
-    with pytest.raises(ConfigError, match="expected `label`"):
-        ExperimentSpec(regression=True)
-    with pytest.raises(ConfigError, match=r"trainer\.engine"):
-        ExperimentSpec(regression=True, label="n", trainer=TrainerSpec(engine="batched"))
+def test_a_regression_needs_a_column() -> None:
+    with pytest.raises(ConfigError, match="task=regression: expected `label`"):
+        ExperimentSpec(task="regression")
+
+
+def test_keys_of_the_last_version_still_count_and_say_so() -> None:
+    with pytest.warns(FutureWarning, match=r"`fit\.hidden` is deprecated.*`model: MLP"):
+        spec = ExperimentSpec(fit=FitSpec(hidden=(7, 5)))
+    assert to_plain(spec) == to_plain(ExperimentSpec(model=MLP(hidden=(7, 5))))
+    with pytest.warns(FutureWarning, match=r"`regression` is deprecated.*`task: regression`"):
+        spec = ExperimentSpec(regression=True, label="n")
+    assert to_plain(spec) == to_plain(ExperimentSpec(task="regression", label="n"))
+
+
+def test_a_folder_of_the_last_version_goes_on(spec: ExperimentSpec, tmp_path: Path) -> None:
+    (first,) = run(replace(spec, seeds=1), tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    held = yaml.safe_load(file.read_text(encoding="utf-8"))
+    new = ("optimizer", "weight_decay", "schedule", "warmup", "grad_clip", "ema")
+    held["fit"] = {k: v for k, v in held["fit"].items() if k not in new}
+    held["fit"]["hidden"] = held.pop("model")["init_args"]["hidden"]
+    del held["matrices"], held["task"]
+    file.write_text(yaml.safe_dump({**held, "regression": False}), encoding="utf-8")
+    assert run(spec, tmp_path / "run")[0] == first
+    held["fit"]["hidden"] = [3]
+    file.write_text(yaml.safe_dump(held), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"another `model.init_args`"):
+        run(replace(spec, seeds=3), tmp_path / "run")
 
 
 def test_best_weights_are_restored(spec: ExperimentSpec) -> None:
@@ -181,7 +210,7 @@ def test_best_weights_are_restored(spec: ExperimentSpec) -> None:
     prepared = prepare(longer)
     fitted = fit_seed(longer, prepared, 0)
     rows = prepared.split.val
-    scores = fitted.module(prepared.features[rows]).detach().double().softmax(1).numpy()
+    scores = fitted.network(prepared.features[rows]).detach().double().softmax(1).numpy()
     loss = reference.log_loss(prepared.labels[rows], scores, labels=range(4))
     losses = [entry["val_loss"] for entry in fitted.history]
     assert loss == pytest.approx(min(losses), rel=1e-4)
@@ -333,7 +362,7 @@ def test_features_see_training_rows_only(
     other = store_of(replace(zoo, weights=changed), tmp_path / "b")
     two = prepare(replace(base, dataset=other))
     np.testing.assert_array_equal(one.featurizer.components_, two.featurizer.components_)
-    np.testing.assert_array_equal(one.mean, two.mean)
+    np.testing.assert_array_equal(one.normalizer.mean, two.normalizer.mean)
 
 
 def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path: Path) -> None:
@@ -423,7 +452,10 @@ def test_subset_of_a_collection_without_subsets_is_refused(spec: ExperimentSpec)
     ("values", "flag"),
     [
         ({"lr": 0.0}, "fit.lr"),
-        ({"hidden": ()}, "fit.hidden"),
+        ({"ema": 1.0}, "fit.ema"),
+        ({"grad_clip": 0.0}, "fit.grad_clip"),
+        ({"weight_decay": -0.1}, "fit.weight_decay"),
+        ({"warmup": -1.0}, "fit.warmup"),
         ({"batch_size": 0}, "fit.batch_size"),
         ({"lr_factor": 1.5}, "fit.lr_factor"),
     ],
@@ -438,7 +470,9 @@ def test_split_by_a_recorded_column(make_zoo, tmp_path: Path) -> None:
     own = np.repeat(["test", "val", "train"], [30, 10, 80])
     rows = zoo.rows.append_column("leaf_part", pa.array(own))
     store = replace(zoo, rows=rows).save(tmp_path / "store")
-    spec = ExperimentSpec(str(store), split="leaf_part", featurizer=StatsFlatVec(), fit=FAST)
+    spec = ExperimentSpec(
+        str(store), split="leaf_part", featurizer=StatsFlatVec(), model=SMALL, fit=FAST
+    )
     record = run_one(spec, 0)
     assert (record.n_train, record.n_val, record.n_test) == (80, 10, 30)
     assert record.split == "leaf_part"
@@ -452,7 +486,7 @@ def test_metadata_alone_is_a_control(make_zoo: Callable[..., AdapterSet], tmp_pa
     column = pa.array(np.arange(len(zoo)) % 4, pa.int64())
     told = replace(zoo, rows=zoo.rows.append_column("num_images", column))
     spec = ExperimentSpec(
-        store_of(told, tmp_path / "told"), metadata=("num_images",), fit=FAST, seeds=1
+        store_of(told, tmp_path / "told"), metadata=("num_images",), model=SMALL, fit=FAST, seeds=1
     )
     (record,) = run(spec, tmp_path / "run")
     assert (record.representation, record.dim) == ("metadata", 1)

@@ -20,12 +20,14 @@ from safetensors.numpy import load_file, save_file
 from lora_ws.adapters import AdapterRef
 from lora_ws.audit.classify import classify_files
 from lora_ws.audit.scan import ScanSpec, library
+from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA
-from lora_ws.learn.bundle import Bundle
 from lora_ws.learn.features import prepare
+from lora_ws.learn.pack import make_bundle
 from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
+from lora_ws.models import MLP
 from lora_ws.web.app import ServerLimits, create_app
 
 Layers = tuple[tuple[str, int, int], ...]
@@ -39,11 +41,16 @@ def mini(_cache: None) -> AdapterSet:
 
 @pytest.fixture(scope="module")
 def bundle(mini: AdapterSet) -> Bundle:
-    fit = FitSpec(hidden=(16,), max_epochs=5)
-    spec = ExperimentSpec(subset="per_adapter/class", featurizer=DeltaPCA(landmarks=64), fit=fit)
+    fit = FitSpec(max_epochs=5)
+    spec = ExperimentSpec(
+        subset="per_adapter/class",
+        featurizer=DeltaPCA(landmarks=64),
+        model=MLP(hidden=(16,)),
+        fit=fit,
+    )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    return Bundle.build(prepared, fitted.module, fitted.record)
+    return make_bundle(spec, prepared, fitted)
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ws.collection import AdapterSet
-from lora_ws.config import class_path, parse_shard
+from lora_ws.config import parse_shard
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.spec import SweepSpec
 from lora_ws.experiments.recipes import cores
 from lora_ws.experiments.trials import Trial, read, run_trials
 from lora_ws.learn.features import open_data
-from lora_ws.learn.spec import ExperimentSpec, slug
+from lora_ws.learn.spec import slug
 from lora_ws.report.records import RunRecord, Summary, summarise
 
 LEAVE_OUT = (1, 2, 4, 8, 16, 32)
@@ -47,7 +47,7 @@ def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:
     adapters, _ = open_data(experiment)
     selections = _selections(spec, adapters, folder)
     trials = [
-        Trial(on_matrices(experiment, patterns), folder / spec.over / slug(name))
+        Trial(replace(experiment, matrices=patterns), folder / spec.over / slug(name))
         for name, patterns in selections.items()
     ]
     first, count = parse_shard(spec.shard)
@@ -82,22 +82,3 @@ def _selections(spec: SweepSpec, adapters: AdapterSet, folder: Path) -> dict[str
         )
     ordered = [point.name for point in top_points(measured, len(measured))]
     return {f"without-{k}": tuple(sorted(ordered[k:])) for k in LEAVE_OUT if k < len(ordered)}
-
-
-def takes_matrices(spec: ExperimentSpec) -> bool:
-    """Whether an experiment can be limited to some matrices."""
-    return "matrices" in spec.parameters
-
-
-def on_matrices(spec: ExperimentSpec, patterns: tuple[str, ...]) -> ExperimentSpec:
-    """Limit an experiment to the matrices that fit one of the patterns.
-
-    Raises:
-        ConfigError: its representation takes no ``matrices``.
-    """
-    if not takes_matrices(spec):
-        named = class_path(spec.featurizer) if spec.featurizer is not None else "none"
-        raise ConfigError(
-            f"featurizer: expected one that takes `matrices`, got {named}; sweep FlatVec, say"
-        )
-    return spec.vary(matrices=patterns)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from lora_ws import journal
-from lora_ws.experiments.layers.sweep import on_matrices, takes_matrices
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
@@ -37,7 +36,7 @@ def choose_layers(
         The new plan, and sections that say which layers were chosen and what choosing costs.
     """
     every = [
-        trial for rows in plan.values() for trial in rows.values() if takes_matrices(trial.spec)
+        trial for rows in plan.values() for trial in rows.values() if trial.spec.takes_matrices
     ]
     layers = _layer_names(every[0].spec)
     choices = {
@@ -53,7 +52,7 @@ def choose_layers(
                 chosen[protocol][name] = trial
                 continue
             best = _best({x: t.records() for x, t in choices[trial.folder].items()})
-            spec = on_matrices(trial.spec, (best,))
+            spec = replace(trial.spec, matrices=(best,))
             chosen[protocol][name] = replace(trial, spec=spec, folder=trial.folder / "chosen")
             table.append((Cell(f"{name}, {protocol}"), Cell(best)))
     grid = Grid(
@@ -122,8 +121,8 @@ def _nested(rows: Mapping[str, Trial], layers: list[str], processes: int) -> lis
 
 def _trial(trial: Trial, layer: str, place: str, split: str | None = None) -> Trial:
     """A row's experiment on one layer."""
-    spec = on_matrices(trial.spec, (layer,))
-    spec = replace(spec, seeds=CHOICE_SEEDS, split=split or spec.split)
+    split = split or trial.spec.split
+    spec = replace(trial.spec, matrices=(layer,), seeds=CHOICE_SEEDS, split=split)
     return Trial(spec, trial.folder / place / slug(layer))
 
 

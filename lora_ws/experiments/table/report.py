@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lora_ws import journal
 from lora_ws.experiments.recipes import Protocol
@@ -117,10 +118,10 @@ def _map(spec: ExperimentSpec, file: Path) -> Path:
     from sklearn.manifold import TSNE
 
     prepared = prepare(spec)
-    features = (np.asarray(prepared.features) - prepared.mean) / prepared.scale
+    features = prepared.normalizer(torch.as_tensor(prepared.features)).numpy()
     # A layout needs neighbours; thousands of rows more would only hide each other.
     rows = np.linspace(0, len(features) - 1, min(len(features), 2000)).astype(int)
     points = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=0).fit_transform(
         features[rows]
     )
-    return chart_map(points, prepared.labels[rows], prepared.classes, file)
+    return chart_map(points, prepared.labels[rows], prepared.task.classes, file)

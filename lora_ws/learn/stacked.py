@@ -1,4 +1,4 @@
-"""`Stack`: many classifiers of one shape in training at once, each as if it were alone."""
+"""`StackedTrainer`: many networks of one shape in training at once, each as if it were alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lora_ws.learn.data import EVAL_BYTES
-from lora_ws.learn.outcome import History, diverged
-from lora_ws.learn.pace import ManyAdam, Patience
+from lora_ws.learn.optim import ManyAdam, PlateauAndStop
+from lora_ws.learn.result import History, diverged
 from lora_ws.learn.spec import FitSpec
-from lora_ws.models import ManyMLP
+from lora_ws.learn.tasks import Task
+from lora_ws.models import MetanetModule
+from lora_ws.models.many import Stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +27,12 @@ class StackData:
             read batch by batch.
         labels: ``[rows]``.
         parts: row numbers by name of the part, each ``[experiments, rows of the part]``.
-        mean: of the features over the training rows ``[experiments, 1, features]``.
-        scale: their standard deviation, alike.
         owner: the experiment of each model ``[models]``.
     """
 
     features: Tensor | np.ndarray
     labels: Tensor
     parts: dict[str, Tensor]
-    mean: Tensor
-    scale: Tensor
     owner: Tensor
 
     def rows(self, part: str) -> Tensor:
@@ -43,12 +40,15 @@ class StackData:
         return self._own(self.parts[part])
 
     def take(self, rows: Tensor) -> Tensor:
-        """Standardised features ``[models, batch, features]`` of rows ``[models, batch]``."""
+        """Features ``[models, batch, features]`` of rows ``[models, batch]``."""
         if isinstance(self.features, Tensor):
-            values = self.features[rows]
-        else:
-            values = torch.from_numpy(self.features[rows.cpu().numpy()]).to(rows.device)
-        return (values - self._own(self.mean)) / self._own(self.scale)
+            return self.features[rows]
+        return torch.from_numpy(self.features[rows.cpu().numpy()]).to(rows.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return self.features.dtype if isinstance(self.features, Tensor) else torch.float32
 
     def keep(self, models: Tensor) -> "StackData":
         """The same rows for some of the models."""
@@ -58,7 +58,7 @@ class StackData:
         return values if len(values) == 1 else values[self.owner]
 
 
-class Stack:
+class StackedTrainer:
     """Models in training; those that are done leave it, with the weights of their best epoch.
 
     Each has its own order of rows (that of `FeatureData`), learning rate and patience, so it takes
@@ -68,31 +68,36 @@ class Stack:
         models: with their initial weights, on the device of the data.
         data: what they read.
         seeds: of each model's order of rows.
+        task: of all of them.
         fit: batches, learning rate and patience.
         names: of each model, for errors.
 
     Attributes:
         best: the weights of each model's epoch with the lowest validation loss.
-        histories: losses and accuracy of each model by epoch.
+        histories: losses and quality of each model by epoch.
     """
 
     def __init__(
         self,
-        models: ManyMLP,
+        models: Stacked[MetanetModule],
         data: StackData,
         seeds: Sequence[int],
+        task: Task,
         fit: FitSpec,
         names: Sequence[str],
     ) -> None:
-        self.models, self.data, self.fit, self.names = models, data, fit, names
+        self.models, self.data, self.task = models, data, task
+        self.fit, self.names = fit, names
         self.best = [parameter.detach().clone() for parameter in models.parameters()]
+        # Constants such as those of normalizers leave with their models, as weights do.
+        self._constants = [buffer.clone() for buffer in models.buffers()]
         self.histories: list[History] = [[] for _ in seeds]
         self.epoch = 0
         self._all = data
         self._running = torch.arange(len(seeds))
         self._orders = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._adam = ManyAdam(list(models.parameters()))
-        self._patience = Patience(len(seeds), fit)
+        self._patience = PlateauAndStop(len(seeds), fit)
 
     def train(self, file: Path | None = None, every: int = 100) -> None:
         """Train until every model is done.
@@ -118,15 +123,17 @@ class Stack:
         """Whether no model is left in training."""
         return not len(self._running) or self.epoch >= self.fit.max_epochs
 
-    def scores(self, part: str) -> Tensor:
-        """Class probabilities of all models at their best: ``[models, rows of the part, classes]``.
+    def predictions(self, part: str) -> Tensor:
+        """Predictions of all models at their best: ``[models, rows of the part, ...]``.
 
         They take the place of the models that trained.
         """
         for parameter, best in zip(self.models.parameters(), self.best, strict=True):
             parameter.data = best
+        for buffer, whole in zip(self.models.buffers(), self._constants, strict=True):
+            buffer.data = whole
         self.data = self._all
-        return torch.cat([logits.softmax(2) for _, logits in self._predict(part)], 1)
+        return torch.cat([self.task.predict(outputs) for _, outputs in self._outputs(part)], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the result, as tensors, numbers and text."""
@@ -157,8 +164,9 @@ class Stack:
     def _run_epoch(self) -> None:
         self.epoch += 1
         train_loss = self._train_epoch()
-        val_loss, accuracy = self._validate()
-        self._note(train_loss=train_loss, val_loss=val_loss, val_accuracy=accuracy)
+        val_loss, quality = self._validate()
+        curves = {"train_loss": train_loss, "val_loss": val_loss}
+        self._note({**curves, f"val_{self.task.quality}": quality})
         better, done = self._patience.step(val_loss)
         if self.epoch == 1 and not better.all():
             raise diverged(self.names[int(better.long().argmin())])
@@ -171,6 +179,7 @@ class Stack:
 
     def _train_epoch(self) -> Tensor:
         """All steps of an epoch; returns the mean loss of each model."""
+        self.models.train()
         device = self.data.owner.device
         rows = self.data.rows("train")
         orders = [torch.randperm(rows.shape[1], generator=order) for order in self._orders]
@@ -186,29 +195,31 @@ class Stack:
         return total / rows.shape[1]
 
     def _validate(self) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of each model on its validation rows."""
-        losses, hits = [], []
-        for part, logits in self._predict("val"):
-            losses.append(self._losses(logits, part))
-            hits.append(logits.argmax(2) == self.data.labels[part])
+        """Loss and quality of each model on its validation rows."""
+        losses, scores = [], []
+        for part, outputs in self._outputs("val"):
+            losses.append(self._losses(outputs, part))
+            scores.append(self.task.score(outputs, self._labels(outputs, part)))
         loss = torch.cat(losses, 1)
-        return loss.sum(1) / loss.shape[1], torch.cat(hits, 1).to(loss.dtype).mean(1)
+        return loss.sum(1) / loss.shape[1], torch.cat(scores, 1).to(loss.dtype).mean(1)
 
     @torch.no_grad()
-    def _predict(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and logits ``[models, some rows, classes]``, in bounded memory."""
-        widths = [weight.shape[1] for weight in self.models.weights]
-        step = max(1, EVAL_BYTES // (4 * len(self.models) * max(widths)))
+    def _outputs(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and outputs ``[models, some rows, outputs]``, in bounded memory."""
+        self.models.eval()
+        step = max(1, EVAL_BYTES // (4 * len(self.models) * self.models.width))
         for rows in self.data.rows(part).split(step, 1):
             yield rows, self.models(self.data.take(rows))
 
-    def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Cross-entropy ``[models, rows]``."""
-        labels = self.data.labels[rows].expand(logits.shape[:2])
-        flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return flat.view(logits.shape[:2])
+    def _losses(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """Loss of each row ``[models, rows]``."""
+        return self.task.loss(outputs, self._labels(outputs, rows), "none")
 
-    def _note(self, **values: Tensor) -> None:
+    def _labels(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """Targets ``[models, rows]``."""
+        return self.data.labels[rows].expand(outputs.shape[:2])
+
+    def _note(self, values: dict[str, Tensor]) -> None:
         columns = zip(*(value.tolist() for value in values.values()), strict=True)
         for number, column in zip(self._running.tolist(), columns, strict=True):
             entry = dict(zip(values, column, strict=True))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_ws.adapters import Layout
-from lora_ws.learn.confidence import Calibration
+from lora_ws.bundle.confidence import Calibration
 
 TEXT = """---
 library_name: lora_ws

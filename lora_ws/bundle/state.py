@@ -1,12 +1,13 @@
-"""Fitted featurizers as arrays and plain values, and back: no pickle, no code of others."""
+"""Featurizers and networks as arrays and plain values, and back: no pickle, no code of others."""
 
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lora_ws.adapters import Layout
 from lora_ws.errors import ConfigError
+from lora_ws.models import Metanetwork
 
 
 def fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -56,15 +57,7 @@ def restore(
     Raises:
         ConfigError: it names a featurizer that is not allowed.
     """
-    path = info["class_path"]
-    # Importing a module runs it, so a bundle may not name any module it likes.
-    if not path.startswith("lora_ws.featurizers.") and path not in allow_classes:
-        raise ConfigError(
-            f"the bundle's featurizer `{path}` is not part of lora_ws; if you trust it, pass "
-            f'allow_classes=("{path}",)'
-        )
-    module, _, name = path.rpartition(".")
-    featurizer = getattr(importlib.import_module(module), name)(**info["init_args"])
+    featurizer = _construct(info, "featurizer", allow_classes)
     if "layout" in featurizer.get_params():
         featurizer.set_params(layout=layout)
     for key, value in info["fitted"].items():
@@ -73,3 +66,34 @@ def restore(
         if key.startswith("featurizer."):
             setattr(featurizer, key.removeprefix("featurizer."), value)
     return featurizer
+
+
+def restore_model(info: dict[str, Any], allow_classes: tuple[str, ...]) -> Metanetwork:
+    """The network's spec again.
+
+    Args:
+        info: class and arguments.
+        allow_classes: dotted paths of networks outside this library that may be imported.
+
+    Raises:
+        ConfigError: it names a network that is not allowed, or no network.
+    """
+    model = _construct(info, "model", allow_classes)
+    if not isinstance(model, Metanetwork):
+        raise ConfigError(f"the bundle's model `{info['class_path']}` is no Metanetwork")
+    return model
+
+
+def _construct(
+    info: dict[str, Any], role: Literal["featurizer", "model"], allow_classes: tuple[str, ...]
+) -> Any:
+    path = info["class_path"]
+    # Importing a module runs it, so a bundle may not name any module it likes.
+    if not path.startswith(f"lora_ws.{role}s.") and path not in allow_classes:
+        raise ConfigError(
+            f"the bundle's {role} `{path}` is not part of lora_ws; if you trust it, pass "
+            f'allow_classes=("{path}",)'
+        )
+    module, _, name = path.rpartition(".")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in info["init_args"].items()}
+    return getattr(importlib.import_module(module), name)(**arguments)

@@ -1,11 +1,13 @@
-"""Callbacks that keep weights: those of the best epoch, and checkpoints."""
+"""Lightning callbacks that keep weights: those of the best epoch, and checkpoints."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch import Tensor, nn
+from torch import Tensor
+
+from lora_ws.learn.module import LoraModule
 
 
 class KeepBest(Callback):
@@ -22,13 +24,13 @@ class KeepBest(Callback):
         self.history: list[dict[str, float]] = []
         self._weights: dict[str, Tensor] = {}
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: LoraModule) -> None:  # type: ignore[override]
         """Note the epoch, and copy the weights if it is the best so far."""
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         self.history.append({"epoch": trainer.current_epoch + 1, **values})
         if values["val_loss"] < self.loss:
             self.loss, self.epoch = values["val_loss"], trainer.current_epoch + 1
-            for name, value in _network(pl_module).state_dict().items():
+            for name, value in pl_module.network.state_dict().items():
                 if name in self._weights:
                     self._weights[name].copy_(value)
                 else:
@@ -49,10 +51,10 @@ class KeepBest(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({**entry, "epoch": entry["epoch"] - 1}, int(step))
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: LoraModule) -> None:  # type: ignore[override]
         """Restore the best weights."""
         if self._weights and self.restore:
-            _network(pl_module).load_state_dict(self._weights)
+            pl_module.network.load_state_dict(self._weights)
 
 
 class KeepLast(Checkpoint):
@@ -72,8 +74,3 @@ class KeepLast(Checkpoint):
         ended = trainer.should_stop or done == trainer.max_epochs
         if done % self.every == 0 and not ended:
             trainer.save_checkpoint(self.file)
-
-
-def _network(module: L.LightningModule) -> nn.Module:
-    assert isinstance(module.model, nn.Module)
-    return module.model

@@ -1,38 +1,20 @@
-"""What a classifier may be believed: calibrated probabilities, and when to abstain.
+"""How far a network may be believed: calibrated probabilities, and when to abstain.
 
-`fit_confidence` fits it on the validation rows, which also chose the epoch: that makes temperature
-and conformal sets slightly optimistic, as the record of the test rows in `Calibration.test` shows.
-Abstention looks at features alone and not at the network, so the choice of the epoch is nothing to
-it.
+`lora_ws.learn.calibration` fits it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import softmax
-from torch import nn
 
-from lora_ws.functional.calibrate import (
-    Reliability,
-    conformal_sets,
-    conformal_threshold,
-    expected_calibration_error,
-    fit_temperature,
-    threshold_at,
-)
-from lora_ws.functional.standardize import column_moments
-from lora_ws.learn.features import Prepared
-from lora_ws.learn.module import LoraModule
+from lora_ws.functional.calibrate import conformal_sets, expected_calibration_error
+from lora_ws.models import MetanetModule
 
-RATE, ALPHA = 0.05, 0.1
-# How much further than every known row features may be from their usual size.
-SLACK = 1.25
-# Keeps rows that are all alike from making every other one strange.
-SMALLEST_GAP = 1e-3
 ROWS_AT_ONCE = 256
 ABSTENTIONS = {
     "uncalibrated": "the bundle holds no calibration; train it again with this version",
@@ -80,7 +62,7 @@ class Calibration:
         rate: share of known adapters that may be taken for unfamiliar.
         usual: alignment of the median validation row, see `Seen.alignment`.
         least: the lowest alignment that is answered.
-        log_norm: median logarithm of the norm of standardised features.
+        log_norm: median logarithm of the norm of standardised embeddings.
         spread: how far from it an answered one may be.
         alpha: share of known adapters whose conformal set may lack the true class.
         conformal: threshold of conformal sets.
@@ -106,32 +88,18 @@ class Calibration:
 
 
 class Seen(NamedTuple):
-    """What is known of rows: enough to judge them, without their features.
+    """What is known of rows: enough to judge them, without their embeddings.
 
     Attributes:
         logits: ``[rows, classes]``.
-        alignment: the largest inner product of the standardised features with the direction of a
+        alignment: the largest inner product of the standardised embedding with the direction of a
             class ``[rows]``.
-        log_norm: logarithm of the norm of the standardised features ``[rows]``.
+        log_norm: logarithm of the norm of the standardised embedding ``[rows]``.
     """
 
     logits: np.ndarray
     alignment: np.ndarray
     log_norm: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        network: nn.Module,
-        features: Float[torch.Tensor, "rows features"],
-        directions: np.ndarray,
-    ) -> "Seen":
-        """Pass standardised features through a network."""
-        with torch.inference_mode():
-            logits = network(features).numpy().astype(np.float64)
-        wide = features.numpy().astype(np.float64)
-        norms = np.maximum(np.linalg.norm(wide, axis=1), np.finfo(np.float32).tiny)
-        return cls(logits, (wide @ directions.T).max(axis=1), np.log(norms))
 
     @classmethod
     def join(cls, parts: Sequence["Seen"]) -> "Seen":
@@ -182,16 +150,30 @@ class Confidence:
 
     Kernel features of what resembles no adapter lie near one common point, where distances to
     classes are small. So it is agreement with a class that tells the known from the unknown, and
-    the norm of the features that gives garbage away.
+    the norm of the embedding that gives garbage away.
 
     Attributes:
-        directions: unit vector from the centre of the features to the mean of each class
-            ``[classes, features]``.
+        centre: mean of each column of the embeddings of training rows ``[width]``.
+        scale: their standard deviation, 1 where it is 0 ``[width]``.
+        directions: unit vector from the centre to the mean of each class, in standardised
+            embeddings ``[classes, width]``.
         calibration: the numbers; None where there are none.
     """
 
+    centre: np.ndarray
+    scale: np.ndarray
     directions: np.ndarray
     calibration: Calibration | None = None
+
+    def see(self, network: MetanetModule, rows: Float[torch.Tensor, "rows params"]) -> Seen:
+        """Pass raw rows through a network."""
+        with torch.inference_mode():
+            embedding = network.embed(rows)
+            logits = network.head(embedding).numpy().astype(np.float64)
+            centre, scale = torch.from_numpy(self.centre), torch.from_numpy(self.scale)
+            wide = ((embedding - centre) / scale).numpy().astype(np.float64)
+        norms = np.maximum(np.linalg.norm(wide, axis=1), np.finfo(np.float32).tiny)
+        return Seen(logits, (wide @ self.directions.T).max(axis=1), np.log(norms))
 
     def judge(self, seen: Seen) -> Judged:
         """Judge rows; what is not finite, or without calibration, is abstained from."""
@@ -218,59 +200,6 @@ class Confidence:
         return judged.abstain(norm > 1, "out-of-range").abstain(~finite, "not-finite")
 
 
-class Reliabilities(NamedTuple):
-    """A fitted confidence, and how reliable probabilities of test rows are without and with it."""
-
-    confidence: Confidence
-    before: Reliability
-    after: Reliability
-
-
-def fit_confidence(prepared: Prepared, module: LoraModule) -> Reliabilities:
-    """Fit temperature, abstention and conformal sets on the validation rows of a finished seed.
-
-    With few validation rows the rate of abstention is the lowest that they can promise: one in as
-    many as there are, plus one.
-
-    Args:
-        prepared: the data that the seed saw, with classes.
-        module: its network, on the CPU.
-    """
-    directions = _directions(prepared)
-    seen = _see(prepared, module, prepared.split.val, directions)
-    labels = prepared.labels[prepared.split.val]
-    rate = max(RATE, 1 / (len(labels) + 1))
-    usual, log_norm = float(np.median(seen.alignment)), float(np.median(seen.log_norm))
-    # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
-    temperature = fit_temperature(seen.logits, labels, smoothing=1 / (len(labels) + 1))
-    probabilities = softmax(seen.logits / temperature, axis=1)
-    spread = max(SLACK * float(np.abs(seen.log_norm - log_norm).max()), SMALLEST_GAP)
-    trained = _see(prepared, module, prepared.split.train, directions)
-    held = Calibration(
-        rows=len(labels),
-        temperature=temperature,
-        rate=rate,
-        usual=usual,
-        least=min(-threshold_at(-seen.alignment, rate), usual - SMALLEST_GAP),
-        log_norm=log_norm,
-        spread=spread,
-        met=_met(trained, log_norm, spread, rate),
-        alpha=ALPHA,
-        conformal=conformal_threshold(probabilities, labels, ALPHA),
-    )
-    return _tested(Confidence(directions, held), prepared, module)
-
-
-def _met(trained: Seen, log_norm: float, spread: float, rate: float) -> tuple[float, float] | None:
-    """See `Calibration.met`."""
-    excess = trained.log_norm - log_norm
-    beyond = excess > spread
-    if not beyond.any():
-        return None
-    aligned = float(np.quantile(trained.alignment[beyond], rate))
-    return SLACK * float(excess.max()), aligned
-
-
 def measures(judged: Judged, labels: np.ndarray) -> dict[str, float | None]:
     """What verdicts on known rows are worth: `Calibration.test` without ``ece_raw``.
 
@@ -287,35 +216,3 @@ def measures(judged: Judged, labels: np.ndarray) -> dict[str, float | None]:
         "coverage": float(judged.sets[np.arange(len(labels)), labels].mean()),
         "set_size": float(judged.sets.sum(axis=1).mean()),
     }
-
-
-def _tested(confidence: Confidence, prepared: Prepared, module: LoraModule) -> Reliabilities:
-    """With what it does on the test rows."""
-    rows, held = prepared.split.test, confidence.calibration
-    assert held is not None
-    labels, seen = prepared.labels[rows], _see(prepared, module, rows, confidence.directions)
-    judged = confidence.judge(seen)
-    before = expected_calibration_error(softmax(seen.logits, axis=1), labels)
-    after = expected_calibration_error(judged.probabilities, labels)
-    test = {"ece_raw": before.error, **measures(judged, labels)}
-    return Reliabilities(replace(confidence, calibration=replace(held, test=test)), before, after)
-
-
-def _see(prepared: Prepared, module: LoraModule, rows: np.ndarray, directions: np.ndarray) -> Seen:
-    mean, scale = torch.from_numpy(prepared.mean), torch.from_numpy(prepared.scale)
-    parts = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
-        parts.append(Seen.of(module.model, (block - mean) / scale, directions))
-    return Seen.join(parts)
-
-
-def _directions(prepared: Prepared) -> np.ndarray:
-    """Unit vectors to the class means of the standardised training rows; 0 for a class without."""
-    features, train = np.asarray(prepared.features), prepared.split.train
-    found = np.zeros((len(prepared.classes), features.shape[1]))
-    for label in np.unique(prepared.labels[train]):
-        rows = train[prepared.labels[train] == label]
-        found[label] = (column_moments(features, rows=rows)[0] - prepared.mean) / prepared.scale
-    norms = np.linalg.norm(found, axis=1, keepdims=True)
-    return (found / np.where(norms > 0, norms, 1)).astype(np.float32)

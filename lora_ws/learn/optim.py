@@ -1,11 +1,11 @@
-"""What each of many models has of its own while they train together: step sizes and patience."""
+"""Optimizers, learning rates and early stopping, of one network or of each of many."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_ws.learn.spec import FitSpec
 
@@ -13,6 +13,35 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 # Defaults of torch's ReduceLROnPlateau: a lower loss counts from this share on, and a smaller
 # change of the learning rate is not made.
 THRESHOLD, SMALLEST = 1e-4, 1e-8
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], fit: FitSpec) -> torch.optim.Optimizer:
+    """Adam or AdamW; fused where torch has such a kernel."""
+    weights = list(parameters)
+    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    return kind(weights, fit.lr, weight_decay=fit.weight_decay, fused=fused)
+
+
+def lr_share(fit: FitSpec, epochs: float) -> float | None:
+    """The share of ``fit.lr`` that a step takes; None where plateaus alone decide.
+
+    Args:
+        fit: schedule and warm-up.
+        epochs: how many have passed at the end of the step, a fraction of one included.
+
+    Example:
+        >>> lr_share(FitSpec(warmup=2), 0.5), lr_share(FitSpec(warmup=2), 3.0)
+        (0.25, None)
+        >>> round(lr_share(FitSpec(schedule="cosine", max_epochs=10), 5.0), 3)
+        0.5
+    """
+    if 0 < epochs <= fit.warmup:
+        return epochs / fit.warmup
+    if fit.schedule == "cosine":
+        passed = (epochs - fit.warmup) / max(fit.max_epochs - fit.warmup, 1e-9)
+        return (1 + math.cos(math.pi * min(passed, 1))) / 2
+    return 1.0 if fit.schedule == "constant" else None
 
 
 class ManyAdam:
@@ -77,7 +106,7 @@ class ManyAdam:
         self.steps = state["steps"]
 
 
-class Patience:
+class PlateauAndStop:
     """Learning rates and early stopping of each model, from its validation losses.
 
     The rules of torch's `ReduceLROnPlateau` and of Lightning's `EarlyStopping` (which also stops at
@@ -88,9 +117,9 @@ class Patience:
         fit: learning rate, factor and patiences.
 
     Example:
-        >>> patience = Patience(2, FitSpec(patience=1))
+        >>> rule = PlateauAndStop(2, FitSpec(patience=1))
         >>> for losses in ([1.0, 1.0], [0.5, 1.0]):
-        ...     better, done = patience.step(torch.tensor(losses))
+        ...     better, done = rule.step(torch.tensor(losses))
         >>> better, done
         (tensor([ True, False]), tensor([False,  True]))
     """

@@ -1,55 +1,44 @@
 """`Bundle`: a trained classifier as tensors and JSON: no pickle, nothing that runs on loading.
 
-A bundle is a folder with ``model.safetensors`` (network, scaler, fitted featurizer) and
-``bundle.json`` (what they mean). It refuses weights of another layout, and abstains from what it
-does not know.
+A bundle is a folder with ``model.safetensors`` (network, fitted featurizer) and ``bundle.json``
+(what they mean). It refuses weights of another layout, and abstains from what it does not know.
 """
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters import Adapter, Layout
 from lora_ws.adapters.bases import layout_base
-from lora_ws.adapters.source import file_sha256
-from lora_ws.config import to_plain
-from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
-from lora_ws.featurizers import Featurizer
-from lora_ws.hub import push_folder
-from lora_ws.learn.card import card_text
-from lora_ws.learn.confidence import (
+from lora_ws.bundle.card import card_text
+from lora_ws.bundle.confidence import (
     ROWS_AT_ONCE,
     Calibration,
     Confidence,
     Judged,
     Seen,
     Verdict,
-    fit_confidence,
 )
-from lora_ws.learn.hub import fetch_bundle
-from lora_ws.learn.state import fitted_state, restore
-from lora_ws.models import MLP
-from lora_ws.report.records import RunRecord
+from lora_ws.bundle.formats import read_files, under, write_files
+from lora_ws.bundle.hub import fetch_bundle
+from lora_ws.bundle.state import fitted_state, restore, restore_model
+from lora_ws.config import to_plain
+from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
+from lora_ws.featurizers import Featurizer
+from lora_ws.hub import push_folder
+from lora_ws.models import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import is_invariant
 
-if TYPE_CHECKING:
-    from lora_ws.learn.features import Prepared
-    from lora_ws.learn.module import LoraModule
-
-MODEL, INFO, CARD = "model.safetensors", "bundle.json", "README.md"
-DIRECTIONS = "confidence.directions"
-FORMAT = 2
+CARD = "README.md"
+SPACE = ("centre", "scale", "directions")
 DAMAGE = (
     ValueError,
     KeyError,
@@ -68,66 +57,30 @@ class Bundle:
 
     Attributes:
         featurizer: fitted.
-        tensors: network and scaler, by name.
+        model: the network, as a spec.
+        inputs: what the network is told of its rows.
+        tensors: the network's state, by name.
         layout: the layout it reads.
         classes: what its outputs mean.
-        hidden: widths of the network's hidden layers.
         training: the record of the run that made it.
         confidence: calibration and abstention; without calibration in bundles of format 1.
         revision: Hub commit it was read from, or empty.
     """
 
     featurizer: Any
+    model: Metanetwork
+    inputs: InputSpec
     tensors: dict[str, np.ndarray]
     layout: Layout
     classes: tuple[str, ...]
-    hidden: tuple[int, ...]
     training: dict[str, Any]
     confidence: Confidence
     revision: str = ""
 
-    @classmethod
-    def build(
-        cls,
-        prepared: "Prepared",
-        module: "LoraModule",
-        record: RunRecord,
-        confidence: Confidence | None = None,
-    ) -> "Bundle":
-        """Take what a finished seed needs to be used again.
-
-        Args:
-            prepared: the data that the seed saw.
-            module: its network, on the CPU.
-            record: its outcome.
-            confidence: fitted already on the same seed; None fits it.
-
-        Raises:
-            ConfigError: it does not read weights, or has no classes.
-        """
-        if not prepared.classes:
-            raise ConfigError("a bundle names classes; a regression has none")
-        if prepared.featurizer is None:
-            raise ConfigError("a classifier of metadata reads no weights; nothing to bundle")
-        model = {k: v.detach().cpu().numpy() for k, v in module.model.state_dict().items()}
-        return cls(
-            featurizer=prepared.featurizer,
-            tensors={
-                **{f"model.{name}": value for name, value in model.items()},
-                "scaler.mean": prepared.mean,
-                "scaler.scale": prepared.scale,
-            },
-            layout=prepared.zoo.layout,
-            classes=prepared.classes,
-            hidden=module.fit_spec.hidden,
-            training=asdict(record),
-            confidence=confidence or fit_confidence(prepared, module).confidence,
-        )
-
     @property
     def gauge(self) -> Literal["raw", "invariant"]:
         """Whether it sees the same in ``B @ G, inv(G) @ A`` as in ``B, A``: the same update."""
-        return "invariant" if getattr(self.featurizer, "invariant", False) else "raw"
+        return "invariant" if any(map(is_invariant, (self.featurizer, self.model))) else "raw"
 
     @cached_property
     def base(self) -> str:
@@ -145,7 +98,8 @@ class Bundle:
     def size_mb(self) -> float:
         """MiB of all its arrays."""
         arrays, _ = fitted_state(self.featurizer)
-        held = [*arrays.values(), *self.tensors.values(), self.confidence.directions]
+        held = [*arrays.values(), *self.tensors.values()]
+        held += [getattr(self.confidence, name) for name in SPACE]
         return sum(array.nbytes for array in held) / 2**20
 
     def predict_proba(
@@ -205,7 +159,6 @@ class Bundle:
                 "this bundle reads another kind of adapter: "
                 + (self.layout.difference(layout) or "the layouts differ")
             )
-        mean, scale = (torch.from_numpy(self.tensors[f"scaler.{k}"]) for k in ("mean", "scale"))
         classes = len(self.classes)
         seen = [Seen(np.empty((0, classes)), np.empty(0), np.empty(0))]
         finite = np.ones(len(weights), bool)
@@ -213,8 +166,7 @@ class Bundle:
             block = slice(start, start + ROWS_AT_ONCE)
             rows, finite[block] = _without_nan(weights[block])
             features = np.array(self.featurizer.transform(rows), np.float32)
-            standard = (torch.from_numpy(features) - mean) / scale
-            seen.append(Seen.of(self._model, standard, self.confidence.directions))
+            seen.append(self.confidence.see(self.network, torch.from_numpy(features)))
         whole = Seen.join(seen)
         whole.logits[~finite] = np.nan
         return self.confidence.judge(whole)
@@ -226,19 +178,15 @@ class Bundle:
     def save(self, folder: str | Path) -> Path:
         """Write the bundle; an older one in the folder is replaced."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays, values = fitted_state(self.featurizer)
-        tensors = {**self.tensors, **{f"featurizer.{k}": v for k, v in arrays.items()}}
-        tensors[DIRECTIONS] = self.confidence.directions
+        tensors = {f"model.{name}": value for name, value in self.tensors.items()}
+        tensors |= {f"featurizer.{name}": value for name, value in arrays.items()}
+        tensors |= {f"confidence.{name}": getattr(self.confidence, name) for name in SPACE}
         calibration = self.confidence.calibration
-        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        save_file(tensors, folder / MODEL)
         info = {
-            "format": FORMAT,
-            "lora_ws": version("lora_ws"),
-            "sha256": file_sha256(folder / MODEL),
             "classes": self.classes,
-            "hidden": self.hidden,
+            "model": to_plain(self.model),
+            "width": self.inputs.width,
             "featurizer": {**to_plain(self.featurizer), "fitted": values},
             "fingerprint": self.layout.fingerprint,
             "layout": self.layout.to_dict(),
@@ -246,8 +194,7 @@ class Bundle:
             "calibration": calibration and asdict(calibration),
             "training": self.training,
         }
-        info["info_sha256"] = _hash(info)
-        (folder / INFO).write_text(json.dumps(info, indent=1), encoding="utf-8")
+        write_files(folder, info, tensors)
         (folder / CARD).write_text(self.model_card(), encoding="utf-8")
         return folder
 
@@ -257,43 +204,36 @@ class Bundle:
 
         Args:
             folder: where it is.
-            allow_classes: dotted paths of featurizers outside this library that it may name.
+            allow_classes: dotted paths of featurizers and networks outside this library that it
+                may name.
 
         Raises:
             NotAvailableError: there is no bundle.
             DataError: it is damaged, of a later format, or its hash does not match.
-            ConfigError: it names a featurizer that is not allowed.
+            ConfigError: it names a class that is not allowed.
         """
         folder = Path(folder)
-        if not (folder / INFO).is_file():
-            raise NotAvailableError(f"{folder}: no bundle here (expected {INFO} and {MODEL})")
         try:
-            info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-            if info["format"] > FORMAT:
-                raise DataError(
-                    f"{folder}: bundle format {info['format']}, this version reads up to {FORMAT}; "
-                    "upgrade lora_ws"
-                )
-            if info["sha256"] != file_sha256(folder / MODEL):
-                raise DataError(f"{folder}: {MODEL} does not match its hash; fetch it again")
-            if info.pop("info_sha256") != _hash(info):
-                raise DataError(f"{folder}: {INFO} was changed after it was made; fetch it again")
-            tensors = load_file(folder / MODEL)
-            layout = Layout.from_dict(info["layout"])
+            info, tensors = read_files(folder)
+            layout, held = Layout.from_dict(info["layout"]), info["calibration"]
             featurizer = restore(info["featurizer"], tensors, layout, allow_classes)
-            own = {k: v for k, v in tensors.items() if k.startswith(("model.", "scaler."))}
-            classes, hidden = tuple(info["classes"]), tuple(info["hidden"])
-            # Format 1 knew no confidence.
-            width = len(own["scaler.mean"])
-            held, none = info["calibration"], np.zeros((len(classes), width), np.float32)
-            directions = tensors.get(DIRECTIONS, none)
-            confidence = Confidence(directions, Calibration(**held) if held else None)
-            bundle = cls(featurizer, own, layout, classes, hidden, info["training"], confidence)
-            if directions.shape != (len(classes), width):
-                raise ValueError(f"directions of shape {directions.shape}")
-            _ = bundle._model  # a network of other widths does not load
+            model = restore_model(info["model"], allow_classes)
+            bundle = cls(
+                featurizer,
+                model,
+                _inputs(model, featurizer, layout, info["width"]),
+                under("model.", tensors),
+                layout,
+                tuple(info["classes"]),
+                info["training"],
+                Confidence(
+                    **under("confidence.", tensors),
+                    calibration=Calibration(**held) if held else None,
+                ),
+            )
+            bundle.check()
         except DAMAGE as error:
-            if isinstance(error, DataError | ConfigError):
+            if isinstance(error, DataError | ConfigError | NotAvailableError):
                 raise
             raise DataError(f"{folder}: damaged bundle ({error!r})") from error
         return bundle
@@ -331,19 +271,35 @@ class Bundle:
         )
 
     @cached_property
-    def _model(self) -> MLP:
-        model = MLP(len(self.tensors["scaler.mean"]), len(self.classes), self.hidden)
-        names = [name for name in self.tensors if name.startswith("model.")]
-        state = {n.removeprefix("model."): torch.from_numpy(self.tensors[n]) for n in names}
-        model.load_state_dict(state)
-        return model.eval()
+    def network(self) -> MetanetModule:
+        """The network, built from its spec and filled with its state."""
+        network = self.model.build(self.inputs, len(self.classes))
+        network.load_state_dict({n: torch.from_numpy(v) for n, v in self.tensors.items()})
+        return network.eval()
+
+    def check(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: embeddings or outputs are of another width than the classes and directions.
+            RuntimeError: the network is not that of the tensors.
+        """
+        with torch.inference_mode():
+            embedding = self.network.embed(torch.zeros(1, self.inputs.width))
+            outputs = self.network.head(embedding)
+        shapes = [(len(self.classes), embedding.shape[1]), *((embedding.shape[1],),) * 2]
+        found = [getattr(self.confidence, name).shape for name in ("directions", "centre", "scale")]
+        if found != shapes or outputs.shape[1] != len(self.classes):
+            raise ValueError(f"outputs of shape {tuple(outputs.shape)}, confidence of {found}")
+
+
+def _inputs(model: Metanetwork, featurizer: Any, layout: Layout, width: int) -> InputSpec:
+    if model.reads == "features":
+        return InputSpec(width)
+    return InputSpec.of(layout.choose(getattr(featurizer, "matrices", None)).layout)
 
 
 def _without_nan(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows with zeros in place of those that hold NaN or infinity, and which do not."""
     finite = np.asarray(np.isfinite(rows).all(axis=1))
     return (rows if finite.all() else np.where(finite[:, None], rows, 0)), finite
-
-
-def _hash(info: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from lora_ws.learn.bundle import Bundle
+from lora_ws.bundle import Bundle
 
 ROWS_AT_ONCE = 64
 # The logarithm of a probability that is 0 in float64.

@@ -8,8 +8,8 @@ from torchmetrics import MetricCollection
 
 from lora_ws.errors import TrainingError
 from lora_ws.learn.features import Prepared
-from lora_ws.learn.module import LoraModule
-from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.spec import ExperimentSpec, describe
+from lora_ws.models import MLP, MetanetModule
 from lora_ws.report.records import RunRecord
 
 History = list[dict[str, float]]
@@ -17,10 +17,10 @@ Confusion = tuple[tuple[int, ...], ...]
 
 
 class Fitted(NamedTuple):
-    """A finished seed: record, module, curves by epoch, and what it said of the test rows."""
+    """A finished seed: record, network on the CPU, curves by epoch, predictions of test rows."""
 
     record: RunRecord
-    module: LoraModule
+    network: MetanetModule
     history: History
     test: "Measured"
 
@@ -99,7 +99,7 @@ def make_record(
         engine=engine,
         seed=seed,
         dim=prepared.features.shape[1],
-        classes=prepared.classes,
+        classes=prepared.task.classes,
         n_train=len(prepared.split.train),
         n_val=len(prepared.split.val),
         n_test=len(prepared.split.test),
@@ -112,4 +112,6 @@ def make_record(
         seconds=seconds,
         feature_seconds=prepared.seconds,
         split=spec.split or "",
+        task=spec.task,
+        model="MLP" if isinstance(spec.model, MLP) else describe(spec.model),
     )

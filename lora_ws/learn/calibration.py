@@ -1,0 +1,136 @@
+"""Calibration of a finished seed: temperature, conformal sets, and when to abstain.
+
+All of it is fitted on the validation rows, which also chose the epoch: that makes temperature and
+conformal sets slightly optimistic, as the record of the test rows in `Calibration.test` shows. For
+a network that reads features abstention looks at these alone, and is therefore unaffected by the
+choice of the epoch; for one that reads factors it looks at the network's embedding.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from lora_ws.bundle.confidence import ROWS_AT_ONCE, Calibration, Confidence, Seen, measures
+from lora_ws.functional.calibrate import (
+    Reliability,
+    conformal_threshold,
+    expected_calibration_error,
+    fit_temperature,
+    threshold_at,
+)
+from lora_ws.functional.standardize import column_moments, safe_scale
+from lora_ws.learn.features import Prepared
+from lora_ws.models import MetanetModule
+
+RATE, ALPHA = 0.05, 0.1
+# How much further than every known row features may be from their usual size.
+SLACK = 1.25
+# Keeps rows that are all alike from making every other one strange.
+SMALLEST_GAP = 1e-3
+
+
+class Reliabilities(NamedTuple):
+    """A fitted confidence, and how reliable probabilities of test rows are without and with it."""
+
+    confidence: Confidence
+    before: Reliability
+    after: Reliability
+
+
+def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
+    """Fit temperature, abstention and conformal sets on the validation rows of a finished seed.
+
+    With few validation rows the rate of abstention is the lowest that they can promise: one in as
+    many as there are, plus one.
+
+    Args:
+        prepared: the data that the seed saw, with classes.
+        network: of the seed, on the CPU.
+    """
+    bare = _directions(prepared, network)
+    seen = _see(bare, prepared, network, "val")
+    labels = prepared.labels[prepared.split.val]
+    rate = max(RATE, 1 / (len(labels) + 1))
+    usual, log_norm = float(np.median(seen.alignment)), float(np.median(seen.log_norm))
+    # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
+    temperature = fit_temperature(seen.logits, labels, smoothing=1 / (len(labels) + 1))
+    probabilities = softmax(seen.logits / temperature, axis=1)
+    spread = max(SLACK * float(np.abs(seen.log_norm - log_norm).max()), SMALLEST_GAP)
+    trained = _see(bare, prepared, network, "train")
+    held = Calibration(
+        rows=len(labels),
+        temperature=temperature,
+        rate=rate,
+        usual=usual,
+        least=min(-threshold_at(-seen.alignment, rate), usual - SMALLEST_GAP),
+        log_norm=log_norm,
+        spread=spread,
+        met=_met(trained, log_norm, spread, rate),
+        alpha=ALPHA,
+        conformal=conformal_threshold(probabilities, labels, ALPHA),
+    )
+    return _tested(replace(bare, calibration=held), prepared, network)
+
+
+def _met(trained: Seen, log_norm: float, spread: float, rate: float) -> tuple[float, float] | None:
+    """See `Calibration.met`."""
+    excess = trained.log_norm - log_norm
+    beyond = excess > spread
+    if not beyond.any():
+        return None
+    aligned = float(np.quantile(trained.alignment[beyond], rate))
+    return SLACK * float(excess.max()), aligned
+
+
+def _tested(confidence: Confidence, prepared: Prepared, network: MetanetModule) -> Reliabilities:
+    """With what it does on the test rows."""
+    rows, held = prepared.split.test, confidence.calibration
+    assert held is not None
+    labels, seen = prepared.labels[rows], _see(confidence, prepared, network, "test")
+    judged = confidence.judge(seen)
+    before = expected_calibration_error(softmax(seen.logits, axis=1), labels)
+    after = expected_calibration_error(judged.probabilities, labels)
+    test = {"ece_raw": before.error, **measures(judged, labels)}
+    return Reliabilities(replace(confidence, calibration=replace(held, test=test)), before, after)
+
+
+def _see(confidence: Confidence, prepared: Prepared, network: MetanetModule, part: str) -> Seen:
+    rows, parts = getattr(prepared.split, part), []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
+        parts.append(confidence.see(network, block))
+    return Seen.join(parts)
+
+
+def _directions(prepared: Prepared, network: MetanetModule) -> Confidence:
+    """Where the classes lie among the embedded training rows; no direction for an empty class."""
+    embeddings, train = _embed(prepared, network)
+    labels = prepared.labels[prepared.split.train]
+    mean, std = column_moments(embeddings, rows=train)
+    centre, scale = mean.astype(np.float32), safe_scale(std.astype(np.float32))
+    found = np.zeros((prepared.task.outputs, embeddings.shape[1]))
+    for label in np.unique(labels):
+        rows = train[labels == label]
+        found[label] = (column_moments(embeddings, rows=rows)[0] - centre) / scale
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    directions = found / np.where(norms > 0, norms, 1)
+    return Confidence(centre, scale, directions.astype(np.float32))
+
+
+@torch.inference_mode()
+def _embed(prepared: Prepared, network: MetanetModule) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings, and which of them are the training rows; features that embed as themselves stay.
+
+    Returns:
+        ``[rows, width]`` and row numbers ``[training rows]``.
+    """
+    train = prepared.split.train
+    first = torch.as_tensor(prepared.features[:1])
+    if network.embed(first) is first:
+        return np.asarray(prepared.features), train
+    blocks = [train[start : start + ROWS_AT_ONCE] for start in range(0, len(train), ROWS_AT_ONCE)]
+    parts = [network.embed(torch.as_tensor(prepared.features[block])).numpy() for block in blocks]
+    return np.concatenate(parts), np.arange(len(train))

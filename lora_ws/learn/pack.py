@@ -1,0 +1,92 @@
+"""From a finished seed to a bundle that was read back and says the same."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.confidence import Confidence
+from lora_ws.config import class_path
+from lora_ws.errors import ConfigError, LoraWsError
+from lora_ws.learn.calibration import fit_confidence
+from lora_ws.learn.features import Prepared
+from lora_ws.learn.result import Fitted
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.models import Metanetwork
+
+# Rows on which the bundle that was read back is compared.
+PROBE = 8
+
+
+def make_bundle(
+    spec: ExperimentSpec, prepared: Prepared, fitted: Fitted, confidence: Confidence | None = None
+) -> Bundle:
+    """Take what a finished seed needs to be used again.
+
+    Args:
+        spec: the experiment.
+        prepared: the data that the seed saw.
+        fitted: the seed.
+        confidence: fitted already on the same seed; None fits it.
+
+    Raises:
+        ConfigError: it does not read weights, has no probabilities, or is no network.
+    """
+    if not prepared.task.gives_probabilities:
+        raise ConfigError(f"a bundle holds probabilities; a {prepared.task.name} has none")
+    if prepared.featurizer is None:
+        raise ConfigError("a network on metadata reads no weights; nothing to bundle")
+    assert isinstance(spec.model, Metanetwork)
+    state = fitted.network.state_dict().items()
+    return Bundle(
+        featurizer=prepared.featurizer,
+        model=spec.model,
+        inputs=prepared.inputs,
+        tensors={name: value.detach().cpu().numpy() for name, value in state},
+        layout=prepared.zoo.layout,
+        classes=prepared.task.classes,
+        training=asdict(fitted.record),
+        confidence=confidence or fit_confidence(prepared, fitted.network).confidence,
+    )
+
+
+def pack(
+    spec: ExperimentSpec,
+    prepared: Prepared,
+    fitted: Fitted,
+    confidence: Confidence | None,
+    folder: Path,
+) -> None:
+    """Write the bundle of a finished seed, after proving that it can be read.
+
+    An older bundle in the folder is replaced once the new one is proven.
+
+    Raises:
+        ConfigError: no bundle can hold it, or what is read back says something else.
+    """
+    made = make_bundle(spec, prepared, fitted, confidence)
+    half = folder.with_suffix(".half")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        _prove(made, made.save(half), prepared)
+        shutil.rmtree(folder, ignore_errors=True)
+        half.rename(folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _prove(made: Bundle, folder: Path, prepared: Prepared) -> None:
+    own = tuple(class_path(part) for part in (made.featurizer, made.model))
+    rows = np.asarray(prepared.zoo.weights[prepared.split.val[:PROBE]])
+    try:
+        read = Bundle.load(folder, allow_classes=own)
+        same = np.array_equal(read.predict_proba(rows), made.predict_proba(rows))
+    except LoraWsError as error:
+        raise ConfigError(f"the bundle cannot be read back: {error}") from error
+    if not same:
+        raise ConfigError(
+            f"the bundle read back gives other probabilities; `{own[0]}` or `{own[1]}` keeps state "
+            "that is neither a fitted attribute ending in `_` nor part of a state dict"
+        )
