@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lora_ws.errors import ConfigError
@@ -27,7 +26,7 @@ def write(
     """
     folder, runs = options.folder, options.run_folder()
     lines = [
-        {"experiment": trial.folder.relative_to(runs).as_posix(), **asdict(record)}
+        {"experiment": trial.folder.relative_to(runs).as_posix(), **record.to_dict()}
         for trial in {trial.folder: trial for trial in trials}.values()
         for record in trial.records()
     ]

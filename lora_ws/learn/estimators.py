@@ -9,5 +9,6 @@ from lora_ws.learn.spec import ExperimentSpec, describe
 def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Fitted:
     """Fit a classifier on the training rows, and measure it on the test rows once."""
     raise ConfigError(
-        f"model: expected a network, got {describe(spec.model)} (of {prepared.task.name}, seed {seed})"
+        f"{spec.name}, seed {seed}: expected a network for {prepared.task.name}, got "
+        f"{describe(spec.model)}"
     )

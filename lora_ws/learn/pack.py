@@ -1,7 +1,6 @@
 """From a finished seed to a bundle that was read back and says the same."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ def make_bundle(
         tensors={name: value.detach().cpu().numpy() for name, value in state},
         layout=prepared.zoo.layout,
         classes=prepared.task.classes,
-        training=asdict(fitted.record),
+        training=fitted.record.to_dict(),
         confidence=confidence or fit_confidence(prepared, fitted.network).confidence,
     )
 

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -71,7 +70,7 @@ class Keeper(NamedTuple):
             if all(record.val_loss < other.val_loss for other in records):
                 self._bundle(seen, fitted, confidence)
         append_line(self.out / CURVES, _curves(fitted))
-        append_line(self.out / RECORDS, asdict(record))
+        append_line(self.out / RECORDS, record.to_dict())
         for used in folder.glob("*.ckpt"):
             used.unlink()
         return record

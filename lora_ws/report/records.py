@@ -71,6 +71,11 @@ class RunRecord:
     task: str = "classification"
     model: str = "MLP"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON; the usual task and network go without saying."""
+        data, usual = asdict(self), {"task": "classification", "model": "MLP"}
+        return {k: v for k, v in data.items() if usual.get(k) != v or k not in usual}
+
     def timeless(self) -> dict[str, Any]:
         """All fields that equal runs share."""
         data = asdict(self)

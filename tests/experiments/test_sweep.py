@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from factories import small_zoo
+from sklearn.preprocessing import StandardScaler
 
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
@@ -103,8 +104,8 @@ def test_leaving_out_needs_a_sweep_first(spec: SweepSpec, tmp_path: Path):
 
 
 def test_a_representation_without_matrices_is_refused(spec: SweepSpec, tmp_path: Path):
-    with pytest.raises(ConfigError, match="takes `matrices`, got none"):
-        run_sweep(replace(spec, featurizer=None), tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=r"takes `matrices`, got StandardScaler"):
+        run_sweep(replace(spec, featurizer=StandardScaler()), tmp_path / "sweep")
 
 
 def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, tmp_path: Path):

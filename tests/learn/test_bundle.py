@@ -78,7 +78,7 @@ def as_format_2(folder: Path) -> dict[str, Any]:
     for name in ("centre", "scale"):
         del tensors[f"confidence.{name}"]
     save_file(tensors, folder / "model.safetensors")
-    info = json.loads((folder / "bundle.json").read_text())
+    info = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     del info["width"]
     return {**info, "hidden": info.pop("model")["init_args"]["hidden"]}
 

@@ -1,6 +1,7 @@
 """Sweeps: the same experiment on each layer, on each matrix, or with layers left out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
