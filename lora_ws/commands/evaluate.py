@@ -13,7 +13,7 @@ from lora_ws.bundle.confidence import ABSTENTIONS, measures
 from lora_ws.errors import DataError
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.report.metrics import METRICS
+from lora_ws.report.metrics import ordered
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     where = f"{zoo.card.name} {subset}".strip()
     console.print(f"{where}, part {part}: {len(rows)} adapters")
     table = Table("metric", "percent", box=None)
-    for name in (name for name in METRICS if name in values):
+    for name in ordered(name for name in values if name != "confusion"):
         table.add_row(name, f"{100 * float(values[name]):.2f}")
     console.print(table)
     console.print()

@@ -1,4 +1,4 @@
-"""`lora-ws zoo`: train a base model, build a collection, hand it on."""
+"""`lora-ws zoo`: train a base model, build a collection, publish it."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,13 @@ from lora_ws.zoo.testbed import TestbedSpec, build_testbed
 
 
 def base(spec: BaseSpec) -> None:
-    """Train a small Stable Diffusion, or go on with a training that was cut off."""
+    """Train a small Stable Diffusion, or resume a training that was interrupted."""
     out = train_base(spec)
-    Console().print(f"{spec.name}: {out}, a diffusers pipeline; its quality stands in base.json")
+    Console().print(f"{spec.name}: {out}, a diffusers pipeline; its quality is in base.json")
 
 
 def build(spec: ZooSpec) -> None:
-    """Train a collection of adapters, many at once, or go on with one that was cut off."""
+    """Train a collection of adapters, many at once, or resume one that was interrupted."""
     _show(build_zoo(spec), spec.path)
 
 
@@ -42,23 +42,23 @@ def merge(shares: list[str], /, *, out: Path) -> None:
     _show(merge_shares([Path(share) for share in shares], out), out)
 
 
-def _show(zoo: AdapterSet, path: Path) -> None:
+def _show(adapters: AdapterSet, path: Path) -> None:
     console = Console()
-    console.print(zoo)
-    lost = zoo.manifest["quarantined"]
+    console.print(adapters)
+    lost = adapters.manifest["quarantined"]
     if lost:
         console.print(f"{lost} adapters became NaN twice: see quarantine.jsonl in the store")
     console.print(f"look at it: lora-ws data info {path}")
 
 
-def baselines(zoo: str, /, *, photos: str | None = None) -> None:
-    """Measure what plain inputs tell: A only, B only, norms, the mean latent of the images.
+def baselines(collection: str, /, *, photos: str | None = None) -> None:
+    """Measure baselines of a collection: logistic regression on A, B, norms or mean image latents.
 
     Args:
-        zoo: name of a collection that `zoo build` made, or the folder of its store
+        collection: name of a collection that `zoo build` made, or the folder of its store
         photos: where its photos are, instead of the recipe's source
     """
-    opened, console = load(zoo), Console(highlight=False, markup=False, soft_wrap=True)
+    opened, console = load(collection), Console(highlight=False, markup=False, soft_wrap=True)
     latents = None
     try:
         latents = image_latents(opened, photos)
@@ -70,39 +70,39 @@ def baselines(zoo: str, /, *, photos: str | None = None) -> None:
 
 
 def testbed(spec: TestbedSpec) -> None:
-    """Train the small testbed of composition: an adapter for each element of a picture."""
+    """Train the adapters of the composition testbed, one per element of an image."""
     built = build_testbed(spec)
     Console().print(f"{spec.out}: {len(built.members)} adapters of {spec.base}")
 
 
 def export(
-    zoo: str, out: str, /, *, format: Literal["folders", "parquet", "packed"] = "folders"
+    collection: str, out: str, /, *, format: Literal["folders", "parquet", "packed"] = "folders"
 ) -> None:
     """Write a collection as the paper's folders, as parquet, or packed as bundled ones are.
 
     Args:
-        zoo: name of a collection, or the folder of a store.
+        collection: name of a collection, or the folder of a store.
         out: folder to make.
         format: folders of pytorch_lora_weights.safetensors and metadata.json; parquet of
-            fixed-size lists; or float16 with a scale a matrix, as collections ship in the package
+            fixed-size lists; or float16 with one scale per matrix, as bundled collections are
     """
     write = {"folders": write_folders, "parquet": write_parquet, "packed": pack}[format]
-    Console().print(str(write(load(zoo), Path(out))))
+    Console().print(str(write(load(collection), Path(out))))
 
 
 def publish(
-    zoo: str, repo_id: str, /, *, licence: str = "cc-by-4.0", dry_run: bool = False
+    collection: str, repo_id: str, /, *, licence: str = "cc-by-4.0", dry_run: bool = False
 ) -> None:
-    """Put a collection on the Hub as parquet with a dataset card; without a login only prepare it.
+    """Upload a collection to the Hub as parquet with a dataset card; without a login, prepare it.
 
     Args:
-        zoo: name of a collection, or the folder of a store.
+        collection: name of a collection, or the folder of a store.
         repo_id: owner/name on the Hub.
         licence: licence of the published collection, as the Hub spells it
         dry_run: prepare the files and upload nothing
     """
-    staging = Path(f"{Path(zoo).name}.publish")
-    done = publish_zoo(load(zoo), repo_id, staging, licence, dry_run)
+    staging = Path(f"{Path(collection).name}.publish")
+    done = publish_zoo(load(collection), repo_id, staging, licence, dry_run)
     console = Console()
     if not done.validated:
         console.print("the Hub could not be reached: its own check of the card is still to come")

@@ -1,1 +1,1 @@
-"""Making collections: photos to a base model, image sets to thousands of adapters at once."""
+"""Making collections: a base model from photos, and thousands of adapters trained at once."""

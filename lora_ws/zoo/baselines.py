@@ -1,7 +1,7 @@
-"""What a collection tells without a method: the numbers every result on it must be compared with.
+"""Baselines of a collection, which every result on it is to be compared with.
 
-Logistic regression on plain inputs, by the parts that share no image and by those that share no
-leaf class. Inputs of an adapter: its A alone, its B alone, both, only the norm of each matrix, and,
+Logistic regression on plain inputs, once with parts that share no image and once with parts that
+share no leaf class. Inputs per adapter: A alone, B alone, both, the norm of each matrix alone, and,
 without any weight, the mean latent of the images it was trained on.
 """
 
@@ -43,12 +43,12 @@ class Baseline(NamedTuple):
 
 
 def measure_baselines(
-    zoo: AdapterSet, latents: Mapping[str, np.ndarray] | None = None
+    adapters: AdapterSet, latents: Mapping[str, np.ndarray] | None = None
 ) -> list[Baseline]:
     """Measure every baseline of a collection that `build_zoo` made.
 
     Args:
-        zoo: with columns ``part``, ``leaf_part`` and, for latents, ``images``.
+        adapters: with columns ``part``, ``leaf_part`` and, for latents, ``images``.
         latents: latent of each image by its content hash; without them their baseline is left out.
 
     Returns:
@@ -57,17 +57,17 @@ def measure_baselines(
     Raises:
         DataError: the collection does not record its parts.
     """
-    missing = [name for name in SPLITS if name not in zoo.rows.column_names]
+    missing = [name for name in SPLITS if name not in adapters.rows.column_names]
     if missing:
         raise DataError(
-            f"`{zoo.card.name}` has no column `{missing[0]}`; expected a collection made by "
+            f"`{adapters.card.name}` has no column `{missing[0]}`; expected a collection made by "
             "`lora-ws zoo build`"
         )
-    subsets = zoo.card.subsets or ("",)
+    subsets = adapters.card.subsets or ("",)
     found = []
     with threads(1), progress("baselines", len(subsets)) as advance:
         for subset in subsets:
-            own = zoo.subset(subset) if subset else zoo
+            own = adapters.subset(subset) if subset else adapters
             labels, _ = own.labels()
             for name, features in _inputs(own, latents).items():
                 for split in SPLITS:
@@ -80,30 +80,30 @@ def measure_baselines(
     return found
 
 
-def image_latents(zoo: AdapterSet, source: str | None = None) -> dict[str, np.ndarray]:
+def image_latents(adapters: AdapterSet, source: str | None = None) -> dict[str, np.ndarray]:
     """Latents of the photos that a collection's recipe names, by content hash.
 
     Args:
-        zoo: with its recipe in the manifest.
+        adapters: with its recipe in the manifest.
         source: where the photos are here, instead of the recipe's source.
 
     Raises:
         NotAvailableError: photos or base are not here.
         DataError: the collection has no recipe, or these are other photos.
     """
-    recipe = zoo.manifest.get("recipe")
+    recipe = adapters.manifest.get("recipe")
     if not recipe:
-        raise DataError(f"`{zoo.card.name}` does not record which photos it was made from")
+        raise DataError(f"`{adapters.card.name}` does not record which photos it was made from")
     spec = PhotoSpec(**recipe["photos"])
     pipeline = load_pipeline(recipe["base"])
     photos = load_photos(replace(spec, source=source or spec.source), image_size(pipeline))
     latents = encode_images(pipeline, photos.tensor()).flatten(1).numpy()
     known = dict(zip(photos.hashes(), latents, strict=True))
-    used = {digest for images in zoo.rows["images"].to_pylist() for digest in images}
+    used = {digest for images in adapters.rows["images"].to_pylist() for digest in images}
     if lost := used - set(known):
         raise DataError(
             f"{source or spec.source} lacks {len(lost)} of the {len(used)} images behind "
-            f"`{zoo.card.name}`; name the photos it was made from"
+            f"`{adapters.card.name}`; name the photos it was made from"
         )
     return known
 
@@ -134,12 +134,14 @@ def baselines_markdown(found: list[Baseline]) -> str:
 
 
 def _inputs(
-    zoo: AdapterSet, latents: Mapping[str, np.ndarray] | None
+    adapters: AdapterSet, latents: Mapping[str, np.ndarray] | None
 ) -> dict[str, Float[np.ndarray, "adapters features"]]:
-    weights, layout = np.asarray(zoo.weights), zoo.layout
-    inputs = {"chance": np.empty((len(zoo), 0), np.float32)}
+    weights, layout = np.asarray(adapters.weights), adapters.layout
+    inputs = {"chance": np.empty((len(adapters), 0), np.float32)}
     if latents is not None:
-        means = [np.mean([latents[k] for k in row], 0) for row in zoo.rows["images"].to_pylist()]
+        means = [
+            np.mean([latents[k] for k in row], 0) for row in adapters.rows["images"].to_pylist()
+        ]
         inputs[MEAN_LATENT] = np.stack(means)
     return inputs | {
         "norms only": Norms(layout=layout).fit_transform(weights),

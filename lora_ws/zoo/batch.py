@@ -1,4 +1,4 @@
-"""Train a batch of adapters in one forward pass, and note of each what the paper notes."""
+"""Train a batch of adapters in one forward pass, and record per adapter what the paper records."""
 
 import time
 from collections.abc import Sequence

@@ -36,10 +36,10 @@ def build_zoo(spec: ZooSpec) -> AdapterSet:
         raise DataError(f"{spec.path} exists already; choose another place or remove it")
     parts = spec.parts()
     _run([part for part in parts if not part.path.exists()])
-    zoo = merge_shares([part.path for part in parts], spec.path, spec.shard)
+    adapters = merge_shares([part.path for part in parts], spec.path, spec.shard)
     for part in parts:
         shutil.rmtree(part.path)
-    return zoo
+    return adapters
 
 
 def merge_shares(shares: Sequence[Path], out: Path, shard: str = "0/1") -> AdapterSet:

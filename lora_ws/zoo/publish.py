@@ -1,4 +1,4 @@
-"""Hand a collection on: parquet of fixed-size lists, the paper's folders, a Hub repository."""
+"""Publish a collection: parquet of fixed-size lists, the paper's folders, a Hub repository."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from lora_ws.report.progress import progress
 _OURS = ("source", "sha256")
 
 
-def write_folders(zoo: AdapterSet, out: Path) -> Path:
+def write_folders(adapters: AdapterSet, out: Path) -> Path:
     """Write the paper's format: a folder an adapter, with weights and ``metadata.json``.
 
     Adapters stand in ``<subset>/<category>/folder_00000``.
@@ -31,16 +31,16 @@ def write_folders(zoo: AdapterSet, out: Path) -> Path:
         DataError: ``out`` exists.
     """
     _make(out)
-    with progress("write folders", len(zoo)) as advance:
-        for k, row in enumerate(zoo.rows.to_pylist()):
+    with progress("write folders", len(adapters)) as advance:
+        for k, row in enumerate(adapters.rows.to_pylist()):
             folder = out / str(row.get("source") or f"adapter_{k:05d}")
             folder.mkdir(parents=True)
-            vector = np.asarray(zoo.weights[k])
+            vector = np.asarray(adapters.weights[k])
             tensors = {
                 f"unet.{m.layer.name}.lora.{m.role}.weight": np.ascontiguousarray(
                     vector[m.columns].reshape(m.shape)
                 )
-                for m in zoo.layout.matrices
+                for m in adapters.layout.matrices
             }
             save_file(tensors, folder / "pytorch_lora_weights.safetensors")
             kept = {name: value for name, value in row.items() if name not in _OURS}
@@ -49,7 +49,7 @@ def write_folders(zoo: AdapterSet, out: Path) -> Path:
     return out
 
 
-def write_parquet(zoo: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Path:
+def write_parquet(adapters: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Path:
     """Write ``out/data/train-*.parquet``: metadata and one fixed-size list column a matrix.
 
     Raises:
@@ -57,12 +57,12 @@ def write_parquet(zoo: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Pa
     """
     _make(out)
     (out / "data").mkdir()
-    count = -(-len(zoo) // rows_per_file)
-    with progress("write parquet", len(zoo)) as advance:
+    count = -(-len(adapters) // rows_per_file)
+    with progress("write parquet", len(adapters)) as advance:
         for k in range(count):
-            part = zoo.select(slice(k * rows_per_file, (k + 1) * rows_per_file))
+            part = adapters.select(slice(k * rows_per_file, (k + 1) * rows_per_file))
             table = part.rows.drop_columns([n for n in _OURS if n in part.rows.column_names])
-            for matrix in zoo.layout.matrices:
+            for matrix in adapters.layout.matrices:
                 block = np.ascontiguousarray(part.weights[:, matrix.columns])
                 values = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1])
                 table = table.append_column(
@@ -79,25 +79,25 @@ def write_parquet(zoo: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Pa
     return out
 
 
-def write_card(zoo: AdapterSet, out: Path, licence: str) -> Path:
+def write_card(adapters: AdapterSet, out: Path, licence: str) -> Path:
     """Write ``README.md`` with the metadata that the Hub reads; returns the file."""
-    recipe = dict(zoo.manifest.get("recipe", {}))
+    recipe = dict(adapters.manifest.get("recipe", {}))
     header = {
         "license": licence,
-        "pretty_name": zoo.card.title,
+        "pretty_name": adapters.card.title,
         "tags": ["lora", "weight-space-learning", "lora_ws"],
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
     }
-    counts = np.unique(zoo.column(zoo.card.label).astype(str), return_counts=True)
+    counts = np.unique(adapters.column(adapters.card.label).astype(str), return_counts=True)
     lines = [
         "---",
         json.dumps(header, indent=1),
         "---",
         "",
-        f"# {zoo.card.name}",
+        f"# {adapters.card.name}",
         "",
-        f"{zoo.card.title}: {len(zoo)} adapters of {zoo.layout.size} numbers in "
-        f"{len(zoo.layout.layers)} layers, base `{zoo.card.base_model}`.",
+        f"{adapters.card.title}: {len(adapters)} adapters of {adapters.layout.size} numbers in "
+        f"{len(adapters.layout.layers)} layers, base `{adapters.card.base_model}`.",
         "",
         "| class | adapters |",
         "|---|--:|",
@@ -109,7 +109,7 @@ def write_card(zoo: AdapterSet, out: Path, licence: str) -> Path:
         "```python",
         "from lora_ws import import_collection",
         "",
-        'zoo = import_collection("data", "zoo")',
+        'adapters = import_collection("data", "zoo")',
         "```",
         "",
         "## Recipe",
@@ -132,7 +132,7 @@ class Published(NamedTuple):
 
 
 def publish_zoo(
-    zoo: AdapterSet, repo_id: str, staging: Path, licence: str, dry_run: bool
+    adapters: AdapterSet, repo_id: str, staging: Path, licence: str, dry_run: bool
 ) -> Published:
     """Write parquet and card to ``staging``, and upload them where a token allows it.
 
@@ -146,11 +146,11 @@ def publish_zoo(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ConfigError(f"repo_id: expected owner/name, got `{repo_id}` ({error})") from error
-    write_parquet(zoo, staging)
-    validated = _validate(HubCard.load(write_card(zoo, staging, licence)), repo_id)
+    write_parquet(adapters, staging)
+    validated = _validate(HubCard.load(write_card(adapters, staging, licence)), repo_id)
     if dry_run or get_token() is None:
         return Published(None, validated)
-    title = f"Add {zoo.card.name}"
+    title = f"Add {adapters.card.name}"
     return Published(push_folder(staging, repo_id, title, repo_type="dataset"), validated)
 
 

@@ -1,4 +1,4 @@
-"""How good a base model is, measured: does a judge trained on real photos know what it drew?"""
+"""Quality of a base model: how often a classifier of real photos recognises what it draws."""
 
 from pathlib import Path
 from typing import Any

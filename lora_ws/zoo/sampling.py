@@ -1,4 +1,4 @@
-"""Which images, prompt and seeds make which adapter: a pure function of photos and recipe.
+"""Images, prompt and seeds of every adapter: a pure function of photos and recipe.
 
 The paper draws 4 to 15 images of one leaf class for each adapter, without replacement. Parts of the
 collection are decided before: images of each leaf are dealt to train, validation and test, and an
