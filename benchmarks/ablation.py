@@ -19,7 +19,8 @@ import common
 import torch
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Drawing, ablate
+from lora_ws.attribution.ablation import ablate
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 
@@ -28,7 +29,9 @@ PROMPTS = {"tiny-sd": "a photo of fish", "digit-sd": "a photo of three"}
 BY_ZERO, BY_NAME = "diffusers, scale 0", "diffusers, those left in"
 
 
-def one_by_one(pipeline: Any, names: Sequence[str], drawing: Drawing, zeros: bool) -> Tensor:
+def one_by_one(
+    pipeline: Any, names: Sequence[str], generation: GenerationSpec, zeros: bool
+) -> Tensor:
     """A run of the pipeline for each picture, in the order of `ablate`."""
     images = []
     everyone = set(names)
@@ -39,9 +42,7 @@ def one_by_one(pipeline: Any, names: Sequence[str], drawing: Drawing, zeros: boo
             pipeline.set_adapters(list(chosen), [float(name in kept) for name in chosen])
         else:
             pipeline.disable_lora()
-        images.append(
-            generate(pipeline, [drawing.prompt], drawing.guidance, drawing.steps, seed=drawing.seed)
-        )
+        images.append(generate(pipeline, generation))
     return torch.cat(images)
 
 
@@ -52,19 +53,19 @@ def compare(base: str, folder: Path, steps: int, args: Any) -> None:
     files = common.adapter_files(folder, layout, ADAPTERS, args.seed)
     theirs, stack = common.with_adapters(load_pipeline(base), files), AdapterStack.of(files)
     names = [file.stem for file in files]
-    drawing = Drawing(PROMPTS[base], seed=args.seed, steps=steps)
-    mine = ablate(ours, stack, drawing)
+    generation = GenerationSpec(PROMPTS[base], seed=args.seed, num_inference_steps=steps)
+    mine = ablate(ours, stack, generation)
     assert float(mine.effects.min()) > 1e-3, "an adapter does nothing"
-    images = torch.stack([mine.whole, mine.bare, *mine.without])
+    images = torch.stack([mine.full, mine.base, *mine.leave_one_out])
     for zeros in (True, False):
-        found = one_by_one(theirs, names, drawing, zeros)
+        found = one_by_one(theirs, names, generation, zeros)
         torch.testing.assert_close(found, images, rtol=0, atol=1e-4)
     units = len(images) * steps
     costs = common.alternate(
         {
-            common.OURS: common.timed(lambda: ablate(ours, stack, drawing), units),
-            BY_ZERO: common.timed(lambda: one_by_one(theirs, names, drawing, True), units),
-            BY_NAME: common.timed(lambda: one_by_one(theirs, names, drawing, False), units),
+            common.OURS: common.timed(lambda: ablate(ours, stack, generation), units),
+            BY_ZERO: common.timed(lambda: one_by_one(theirs, names, generation, True), units),
+            BY_NAME: common.timed(lambda: one_by_one(theirs, names, generation, False), units),
         },
         args.repeats,
     )

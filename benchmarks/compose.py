@@ -32,6 +32,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from lora_ws.diffusion.compose import compose
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.methods import Composite
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
@@ -66,8 +67,10 @@ def composite(base: str, folder: Path, steps: int, args: Any) -> None:
     stack, one = AdapterStack.of(files), torch.eye(COMPOSED)
     theirs = common.with_adapters(load_pipeline(base), files)
 
+    generation = GenerationSpec(PROMPTS[base], num_inference_steps=steps, seed=args.seed)
+
     def draw(pipeline: Any) -> Tensor:
-        return generate(pipeline, [PROMPTS[base]], steps=steps, seed=args.seed)
+        return generate(pipeline, generation)
 
     plain = draw(batched)
     averaged(theirs, lambda k: theirs.set_adapters(files[k].stem))

@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 ran and failed, 2 bad input, 3 a scan that flagged files.
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_ws.errors import ConfigError, LoraWsError
@@ -47,7 +47,24 @@ OLD_COMMANDS = {
     "components erase": "concepts erase",
     "components amplify": "concepts amplify",
 }
-OLD_FLAGS: dict[str, dict[str, str]] = {}
+DRAWING = {
+    "--negative": "--negative_prompt",
+    "--guidance": "--guidance_scale",
+    "--steps": "--num_inference_steps",
+}
+OLD_FLAGS: dict[str, dict[str, str]] = {
+    "concepts erase": {"--guidance": "--guidance_scale"},
+    "concepts amplify": {"--guidance": "--guidance_scale"},
+    "attribute": DRAWING,
+    "compose": {
+        **DRAWING,
+        "--tau": "--method.tau",
+        "--method merge": "--method Merge",
+        "--method merge-normalised": "--method Merge --method.normalised true",
+        "--method switch": "--method Switch",
+        "--method composite": "--method Composite",
+    },
+}
 
 # Packages that only an extra brings, and which.
 EXTRAS = {
@@ -151,13 +168,16 @@ def _notice(old: str, new: str) -> None:
 def _call(name: str, args: list[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
     try:
-        target = getattr(importlib.import_module(module), function)
+        return _run(name, getattr(importlib.import_module(module), function), args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
         needs = f"`{name}` needs {package}: pip install 'lora_ws[{EXTRAS[package]}]'"
         raise ConfigError(needs) from error
+
+
+def _run(name: str, target: Callable[..., int | None], args: list[str]) -> int:
     from lora_ws.config import parse
 
     # Classes of the user's own are named by dotted path and often lie in the working folder.

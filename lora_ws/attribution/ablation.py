@@ -13,33 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
-from lora_ws.diffusion.prompts import check_prompts
+from lora_ws.diffusion.prompts import check_single
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is drawn, and how.
-
-    Attributes:
-        prompt: what to draw.
-        negative: what not to draw.
-        seed: of the initial noise.
-        steps: of denoising.
-        guidance: scale of guidance; 1 for none.
-    """
-
-    prompt: str
-    negative: str = ""
-    seed: int = 0
-    steps: int = 30
-    guidance: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps: expected at least 1, got {self.steps}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,25 +26,25 @@ class Ablation:
 
     Attributes:
         names: of the k adapters.
-        whole: with all ``[3, height, width]``, from -1 to 1.
-        bare: with none.
-        without: without each ``[k, 3, height, width]``.
+        full: with all ``[3, height, width]``, from -1 to 1.
+        base: with none.
+        leave_one_out: without each ``[k, 3, height, width]``.
         strip: how all of these came about, in this order: pictures after some of the steps
             ``[k + 2, shown, 3, height, width]``; None where none were asked for.
         steps: which, counted from 1.
     """
 
     names: tuple[str, ...]
-    whole: Float[Tensor, "3 height width"]
-    bare: Float[Tensor, "3 height width"]
-    without: Float[Tensor, "k 3 height width"]
+    full: Float[Tensor, "3 height width"]
+    base: Float[Tensor, "3 height width"]
+    leave_one_out: Float[Tensor, "k 3 height width"]
     strip: Float[Tensor, "pictures shown 3 height width"] | None = None
     steps: tuple[int, ...] = ()
 
     @property
     def maps(self) -> Float[Tensor, "k height width"]:
         """Where each adapter acted: absolute differences, averaged over channels."""
-        return (self.without - self.whole).abs().mean(dim=1)
+        return (self.leave_one_out - self.full).abs().mean(dim=1)
 
     @property
     def effects(self) -> Float[Tensor, " k"]:
@@ -82,7 +60,7 @@ class Ablation:
 def ablate(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     *,
     start: int = 0,
     batch: int = 16,
@@ -95,7 +73,7 @@ def ablate(
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         start: leave adapters out from this step on, where 0 is the true ablation; before it all
             pictures are that with all adapters, which is drawn once.
         batch: pictures at once.
@@ -105,14 +83,14 @@ def ablate(
         ConfigError: the prompt is too long, or ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    first, last = start + 1, drawing.steps
+    first, last = start + 1, generation.num_inference_steps
     spread = torch.linspace(first, last, min(shown, last - start)).round().int().tolist()
     strip = finish_subsets(
         pipeline,
         stack,
-        drawing,
-        leave_one_out(len(stack)),
-        _begun(pipeline, stack, drawing, start, batch),
+        generation,
+        ablation_subsets(len(stack)),
+        _begun(pipeline, stack, generation, start, batch),
         start=start,
         batch=batch,
         steps=sorted({*spread, last}),
@@ -121,11 +99,11 @@ def ablate(
     return Ablation(stack.names, images[0], images[1], images[2:], kept, tuple(spread))
 
 
-def leave_one_out(k: int) -> Bool[Tensor, "m k"]:
+def ablation_subsets(k: int) -> Bool[Tensor, "m k"]:
     """The subsets of an ablation: all, none, and all but each.
 
     Example:
-        >>> leave_one_out(2).int().tolist()
+        >>> ablation_subsets(2).int().tolist()
         [[1, 1], [0, 0], [0, 1], [1, 0]]
     """
     everyone, no_one = torch.ones(1, k, dtype=torch.bool), torch.zeros(1, k, dtype=torch.bool)
@@ -135,7 +113,7 @@ def leave_one_out(k: int) -> Bool[Tensor, "m k"]:
 def draw_subsets(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     subsets: Bool[Tensor, "m k"],
     *,
     start: int = 0,
@@ -146,21 +124,27 @@ def draw_subsets(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         subsets: which adapters are on, a row a picture.
         start: see `ablate`.
         batch: pictures at once.
     """
-    begun = _begun(pipeline, stack, drawing, start, batch)
     return finish_subsets(
-        pipeline, stack, drawing, subsets, begun, start=start, batch=batch, steps=[drawing.steps]
+        pipeline,
+        stack,
+        generation,
+        subsets,
+        _begun(pipeline, stack, generation, start, batch),
+        start=start,
+        batch=batch,
+        steps=[generation.num_inference_steps],
     )[:, 0]
 
 
 def finish_subsets(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     subsets: Bool[Tensor, "m k"],
     latents: Float[Tensor, "1 channels h w"],
     *,
@@ -173,9 +157,9 @@ def finish_subsets(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         subsets: which adapters are on, a row a picture.
-        latents: before step ``start``; at 0, the noise that the drawing starts from.
+        latents: before step ``start``; at 0, the noise that the generation starts from.
         start: the first step to do.
         steps: after which pictures are taken, counted from 1.
         batch: pictures at once.
@@ -184,12 +168,12 @@ def finish_subsets(
         ConfigError: the prompt is too long, or ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    _check(pipeline, stack, drawing, start, batch)
+    _check(pipeline, stack, generation, start, batch)
     scales, found = torch.tensor(stack.scales), []
     for rows in subsets.split(batch):
         with stack.attach(pipeline, rows * scales):
             begun = latents.expand(len(rows), -1, -1, -1)
-            run = denoise(pipeline, begun, *_how(drawing, len(rows)), start, drawing.negative)
+            run = denoise(pipeline, begun, generation, start=start)
             kept = [x for number, x in enumerate(run, start + 1) if number in steps]
             pictures = decode_latents(pipeline, torch.cat(kept)).cpu()
             found.append(pictures.unflatten(0, (len(steps), len(rows))).transpose(0, 1))
@@ -197,26 +181,25 @@ def finish_subsets(
 
 
 def _begun(
-    pipeline: Any, stack: AdapterStack, drawing: Drawing, start: int, batch: int
+    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, start: int, batch: int
 ) -> Float[Tensor, "1 channels h w"]:
-    """The latents before a step of the drawing with all adapters."""
-    _check(pipeline, stack, drawing, start, batch)
-    latents = initial_noise(pipeline, [drawing.seed])
+    """The latents before a step of the generation with all adapters."""
+    _check(pipeline, stack, generation, start, batch)
+    latents = initial_noise(pipeline, [generation.seed])
     if start:
         with stack.attach(pipeline, torch.tensor(stack.scales)):
-            run = denoise(pipeline, latents, *_how(drawing, 1), 0, drawing.negative)
+            run = denoise(pipeline, latents, generation)
             latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
     return latents
 
 
-def _check(pipeline: Any, stack: AdapterStack, drawing: Drawing, start: int, batch: int) -> None:
-    if not 0 <= start < drawing.steps:
-        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
+def _check(
+    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, start: int, batch: int
+) -> None:
+    last = generation.num_inference_steps - 1
+    if not 0 <= start <= last:
+        raise ConfigError(f"start: expected a step from 0 to {last}, got {start}")
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
     stack.bank.modules_of(pipeline.unet)
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
-
-
-def _how(drawing: Drawing, count: int) -> tuple[Sequence[str], float, int]:
-    return [drawing.prompt] * count, drawing.guidance, drawing.steps
+    check_single(pipeline, generation)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.trajectory import Moment, record
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
@@ -111,7 +111,7 @@ def block_names(unet: nn.Module) -> tuple[str, ...]:
 def block_sensitivity(
     pipeline: Any,
     stack: AdapterStack,
-    drawings: Sequence[Drawing],
+    generations: Sequence[GenerationSpec],
     configurations: Any,
     *,
     forced: bool = True,
@@ -121,16 +121,16 @@ def block_sensitivity(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawings: pictures that are averaged over.
+        generations: pictures that are averaged over.
         configurations: scales of adapters, a row ``[k]`` each.
         forced: all configurations see the latents of the full stack; otherwise each its own.
 
     Raises:
-        ConfigError: no drawings, a prompt is too long, the rows do not fit, or it is no U-Net.
+        ConfigError: no generations, a prompt is too long, the rows do not fit, or it is no U-Net.
         LayoutError: the adapters are of another base.
     """
-    if not drawings:
-        raise ConfigError("drawings: expected at least one, got none")
+    if not generations:
+        raise ConfigError("generations: expected at least one, got none")
     blocks = block_names(pipeline.unet)
     rows = torch.as_tensor(configurations, dtype=torch.float32)
     if rows.ndim != 2 or rows.shape[1] != len(stack) or not len(rows):
@@ -147,8 +147,8 @@ def block_sensitivity(
     found = torch.stack(
         [
             step
-            for drawing in drawings
-            for step in record(pipeline, stack, drawing, rows, blocks, measure, forced=forced)
+            for generation in generations
+            for step in record(pipeline, stack, generation, rows, blocks, measure, forced=forced)
         ]
     )
     variance, change = found[:, 0], found[:, 1:]

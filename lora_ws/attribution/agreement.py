@@ -7,16 +7,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Ablation, Drawing, ablate
+from lora_ws.attribution.ablation import Ablation, ablate
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
-from lora_ws.report.grid import Cell, Grid
 
 STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 
 
 class Attribution(Protocol):
-    """What a picture is ascribed to, by whatever method; such as an `Ablation`."""
+    """Shares and maps of the adapters of an image by some method, such as an `Ablation`."""
 
     @property
     def maps(self) -> Float[Tensor, "k height width"] | None:
@@ -33,7 +33,7 @@ class Agreement(NamedTuple):
     """Agreement of two methods, averaged over pictures.
 
     Attributes:
-        top1: share of pictures that both ascribe to the same adapter. Where one adapter leads in
+        top1: share of pictures that both attribute to the same adapter. Where one adapter leads in
             all pictures, this is easy: look at the others.
         map_correlation: Pearson's over pixels, of the maps of each adapter.
         share_correlation: Pearson's over the adapters of a picture, of their shares.
@@ -92,7 +92,7 @@ def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agre
 def late_start_curve(
     pipeline: Any,
     stack: AdapterStack,
-    drawings: Sequence[Drawing],
+    generations: Sequence[GenerationSpec],
     starts: Sequence[float] = STARTS,
     *,
     true: Sequence[Ablation] | None = None,
@@ -103,54 +103,34 @@ def late_start_curve(
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        drawings: pictures that are averaged over.
+        generations: pictures that are averaged over.
         starts: shares of the steps that are done with all adapters, from 0 to below 1.
-        true: ablations of the same drawings, where there are some already.
+        true: ablations of the same generations, where there are some already.
         batch: pictures at once.
 
     Raises:
-        ConfigError: no drawings, a start that is no such share, or a prompt is too long.
+        ConfigError: no generations, a start that is no such share, or a prompt is too long.
         LayoutError: the adapters are of another base.
     """
-    if not drawings:
-        raise ConfigError("drawings: expected at least one, got none")
+    if not generations:
+        raise ConfigError("generations: expected at least one, got none")
     if wrong := [start for start in starts if not 0 <= start < 1]:
         raise ConfigError(f"starts: expected shares from 0 to below 1, got {wrong[0]}")
-    true = true or [ablate(pipeline, stack, drawing, batch=batch) for drawing in drawings]
+    true = true or [ablate(pipeline, stack, generation, batch=batch) for generation in generations]
+    counts = [generation.num_inference_steps for generation in generations]
     rows = []
     for start in starts:
-        steps = [min(round(start * d.steps), d.steps - 1) for d in drawings]
+        steps = [min(round(start * n), n - 1) for n in counts]
         late = [
-            ablate(pipeline, stack, drawing, start=step, batch=batch) if step else whole
-            for drawing, step, whole in zip(drawings, steps, true, strict=True)
+            ablate(pipeline, stack, generation, start=step, batch=batch) if step else whole
+            for generation, step, whole in zip(generations, steps, true, strict=True)
         ]
         # With all adapters, with none, and without each: all but one are saved until the start.
         pictures = len(stack) + 2
-        costs = [
-            1 - step / drawing.steps * (pictures - 1) / pictures
-            for drawing, step in zip(drawings, steps, strict=True)
-        ]
-        done = [step / drawing.steps for drawing, step in zip(drawings, steps, strict=True)]
+        done = [step / n for step, n in zip(steps, counts, strict=True)]
+        costs = [1 - share * (pictures - 1) / pictures for share in done]
         rows.append(LateStart(_mean(done), _mean(costs), agreement(late, true)))
     return rows
-
-
-def curve_grid(curve: Sequence[LateStart]) -> Grid:
-    """A curve as a table."""
-    rows = tuple(
-        (
-            Cell(f"{100 * row.start:.0f} %"),
-            Cell(f"{100 * row.cost:.0f} %"),
-            Cell(f"{row.agreement.top1:.2f}"),
-            Cell(f"{row.agreement.map_correlation:.2f}"),
-            Cell(f"{row.agreement.share_correlation:.2f}"),
-        )
-        for row in curve
-    )
-    pictures = curve[0].agreement.pictures if curve else 0
-    caption = f"Against true ablation, over {pictures} pictures."
-    head = ("start", "cost", "same adapter first", "correlation of maps", "of shares")
-    return Grid(head, rows, caption, 0)
 
 
 def _map_correlations(one: Tensor | None, other: Tensor | None) -> list[float]:

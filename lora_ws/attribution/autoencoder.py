@@ -113,7 +113,7 @@ def fit_autoencoder(
     Args:
         activations: a row each.
         spec: how.
-        groups: which rows belong together, such as those of a drawing: they are held out together.
+        groups: which rows belong together, such as those of an image: they are held out together.
 
     Raises:
         ConfigError: too few rows or groups to hold some out, or numbers that are not finite.

@@ -26,9 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.config import nearest
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import image_size
 from lora_ws.diffusion.prompts import encode_prompts
@@ -97,14 +97,14 @@ class BoxScores:
 
     @property
     def top(self) -> tuple[str, ...]:
-        """The adapter that each box is ascribed to."""
+        """The adapter with the highest score of each box."""
         return tuple(self.names[k] for k in self.scores.argmax(dim=1).tolist())
 
 
 def attribute_boxes(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     boxes: Sequence[Box | tuple[int, int, int, int]],
     *,
     method: Method = "directional",
@@ -112,12 +112,12 @@ def attribute_boxes(
     levels: int = 8,
     seed: int = 0,
 ) -> BoxScores:
-    """Draw a picture, and ascribe boxes of it to adapters.
+    """Draw an image, and attribute regions of it to adapters.
 
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         boxes: left, top, right, bottom in pixels.
         method: see the module.
         target: see `renoise`.
@@ -137,14 +137,14 @@ def attribute_boxes(
             "does not",
             stacklevel=2,
         )
-    probe = renoise(pipeline, stack, drawing, target=target, levels=levels, seed=seed)
+    probe = renoise(pipeline, stack, generation, target=target, levels=levels, seed=seed)
     return box_scores(pipeline.unet, stack, probe, chosen, method=method)
 
 
 def renoise(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     *,
     target: Target = "base",
     levels: int = 8,
@@ -155,10 +155,10 @@ def renoise(
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         target: "base" compares with what the base predicts without adapters, "noise" with what was
             added.
-        levels: steps of the drawing, evenly chosen.
+        levels: steps of the generation, evenly chosen.
         seed: of the noise.
 
     Raises:
@@ -168,20 +168,21 @@ def renoise(
     """
     if target not in get_args(Target):
         raise ConfigError(f"target: expected `base` or `noise`, got `{target}`")
-    if not 1 <= levels <= drawing.steps:
-        raise ConfigError(f"levels: expected 1 to {drawing.steps}, one a step, got {levels}")
+    steps = generation.num_inference_steps
+    if not 1 <= levels <= steps:
+        raise ConfigError(f"levels: expected 1 to {steps}, one per step, got {levels}")
     scheduler, side = pipeline.scheduler, image_size(pipeline)
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ConfigError(f"expected a model that predicts noise or velocity, got `{kind}`")
-    clean = trajectory(pipeline, stack, drawing)[-1].repeat(levels, 1, 1, 1)
-    chosen = np.linspace(0, drawing.steps - 1, levels).round().astype(int)
+    clean = trajectory(pipeline, stack, generation)[-1].repeat(levels, 1, 1, 1)
+    chosen = np.linspace(0, steps - 1, levels).round().astype(int)
     times = scheduler.timesteps[torch.from_numpy(chosen)]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     latents = scheduler.add_noise(clean, noise, times)
     with stack.attach(pipeline, torch.tensor(stack.scales)):
-        text = encode_prompts(pipeline, [drawing.prompt])
+        text = encode_prompts(pipeline, generation.prompts(1))
     if target == "base":
         with torch.no_grad():
             wanted = _predict(pipeline.unet, latents, times, text)

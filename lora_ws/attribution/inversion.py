@@ -15,6 +15,7 @@ picture is settled in its first steps. `lora_ws.attribution.agreement` measures 
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Ablation, Drawing, finish_subsets, leave_one_out
-from lora_ws.diffusion.prompts import check_prompts, encode_prompts
+from lora_ws.attribution.ablation import Ablation, ablation_subsets, finish_subsets
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.prompts import check_single, encode_generation
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -35,27 +37,27 @@ _CONVERGED = 1e-5
 def invert(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     latents: Float[Tensor, "n channels h w"],
     *,
     guidance_scale: float,
     fixed_point_iters: int = 8,
 ) -> Float[Tensor, "times n channels h w"]:
-    """Find the latents before each step of a drawing from those of its picture.
+    """Find the latents before each step of a generation from those of its picture.
 
     Args:
         pipeline: a base with a DDIM scheduler; left as found.
         stack: the adapters that the picture was drawn with.
-        drawing: how it was drawn; its seed is not used.
+        generation: how it was drawn; its seed is not used.
         latents: of the picture, as `trajectory` ends or `encode_images` gives them.
-        guidance_scale: of the inversion; should be that of the drawing.
+        guidance_scale: of the inversion; should be that of the generation.
         fixed_point_iters: for each step, at most, beyond textbook inversion, which is 0.
 
     Returns:
-        Latents in the order of the drawing: the noise first, the picture's own last.
+        Latents in the order of the generation: the noise first, the picture's own last.
 
     Warns:
-        UserWarning: inversion and drawing are guided differently, and the latents found are not
+        UserWarning: inversion and generation are guided differently, and the latents found are not
             those that the picture went through.
 
     Raises:
@@ -64,16 +66,18 @@ def invert(
         LayoutError: the adapters are of another base.
     """
     _check(pipeline, fixed_point_iters, guidance_scale)
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
-    if said := _mismatch(guidance_scale, drawing):
+    check_single(pipeline, generation)
+    if said := _mismatch(guidance_scale, generation):
         # One frame more than usual: that of no_grad.
         warnings.warn(said, stacklevel=3)
     scheduler, device = pipeline.scheduler, pipeline.unet.device
-    scheduler.set_timesteps(drawing.steps, device=device)
-    alphas, stride = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // drawing.steps
+    steps = generation.num_inference_steps
+    scheduler.set_timesteps(steps, device=device)
+    alphas, stride = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // steps
     found = [latents.to(device)]
     with stack.attach(pipeline, torch.tensor(stack.scales)):
-        predict = _predictor(pipeline, drawing, len(latents), guidance_scale)
+        guided = replace(generation, guidance_scale=guidance_scale)
+        predict = _predictor(pipeline, guided, len(latents))
         for time in scheduler.timesteps.flip(0):
             less = int(time) - stride
             kept = float(alphas[less] if less >= 0 else scheduler.final_alpha_cumprod)
@@ -86,7 +90,7 @@ def invert(
 def pseudo_ablate(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     latents: Float[Tensor, "times 1 channels h w"],
     *,
     start: int,
@@ -100,42 +104,43 @@ def pseudo_ablate(
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        drawing: how the picture was drawn.
+        generation: how the picture was drawn.
         latents: what `trajectory` or `invert` returned.
         start: the first step without an adapter; from cached latents, 0 is the true ablation.
         batch: pictures at once.
 
     Raises:
-        ConfigError: not as many latents as the drawing needs, the prompt is too long, or ``start``
-            is no step.
+        ConfigError: not as many latents as the generation needs, the prompt is too long, or
+            ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    expected = (drawing.steps + 1, 1)
+    steps = generation.num_inference_steps
+    expected = (steps + 1, 1)
     if latents.ndim != 5 or tuple(latents.shape[:2]) != expected:
         raise ConfigError(
-            f"latents: expected those of one picture before each of {drawing.steps} steps and "
+            f"latents: expected those of one picture before each of {steps} steps and "
             f"after the last, [{expected[0]}, 1, channels, h, w], got {list(latents.shape)}"
         )
-    if not 0 <= start < drawing.steps:
-        raise ConfigError(f"start: expected a step from 0 to {drawing.steps - 1}, got {start}")
+    if not 0 <= start < steps:
+        raise ConfigError(f"start: expected a step from 0 to {steps - 1}, got {start}")
     begun = latents[start]
     if start == 0:
         # Denoising scales the noise that it starts from.
         begun = begun / pipeline.scheduler.init_noise_sigma
-    subsets = leave_one_out(len(stack))
+    subsets = ablation_subsets(len(stack))
     images = finish_subsets(
-        pipeline, stack, drawing, subsets, begun, start=start, batch=batch, steps=[drawing.steps]
+        pipeline, stack, generation, subsets, begun, start=start, batch=batch, steps=[steps]
     )[:, 0]
     return Ablation(stack.names, images[0], images[1], images[2:])
 
 
-def _mismatch(guidance: float, drawing: Drawing) -> str:
+def _mismatch(guidance: float, generation: GenerationSpec) -> str:
     # Below 1 there is no guidance either.
-    if max(guidance, 1) == max(drawing.guidance, 1):
+    if max(guidance, 1) == max(generation.guidance_scale, 1):
         return ""
     return (
-        f"guidance_scale: the drawing is guided by {drawing.guidance:g} and its inversion by "
-        f"{guidance:g}, so that it does not lead back to where the drawing began"
+        f"guidance_scale: the generation is guided by {generation.guidance_scale:g} and its "
+        f"inversion by {guidance:g}, so that it does not lead back to where the generation began"
     )
 
 
@@ -178,13 +183,10 @@ def _norms(x: Tensor) -> Float[Tensor, "n 1 1 1"]:
 
 
 def _predictor(
-    pipeline: Any, drawing: Drawing, count: int, guidance: float
+    pipeline: Any, generation: GenerationSpec, count: int
 ) -> Callable[[Tensor, Tensor, float], Tensor]:
     """The noise that the model predicts, guided."""
-    guided = guidance > 1
-    text = encode_prompts(
-        pipeline, [drawing.negative] * (guided * count) + [drawing.prompt] * count
-    )
+    guided, text = generation.guided, encode_generation(pipeline, generation, count)
     velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
 
     def predict(x: Tensor, time: Tensor, kept: float) -> Tensor:
@@ -192,7 +194,7 @@ def _predictor(
         said = pipeline.unet(twice, time, encoder_hidden_states=text).sample
         if guided:
             plain, asked = said.chunk(2)
-            said = plain + guidance * (asked - plain)
+            said = plain + generation.guidance_scale * (asked - plain)
         return math.sqrt(kept) * said + math.sqrt(1 - kept) * x if velocity else said
 
     return predict

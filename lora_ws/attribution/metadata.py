@@ -18,27 +18,27 @@ SETTING = re.compile(r"\b(Steps|Seed|CFG scale): (-?[\d.]+)")
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a picture says of itself.
+class ImageMetadata:
+    """What an image file says of how it was made.
 
     Attributes:
         prompt: without the tags of adapters.
-        negative: prompt of what was not to be drawn.
+        negative_prompt: of what was not to be drawn.
         adapters: name -> scale.
         seed: of the noise; None where it does not say.
-        steps: of denoising, likewise.
-        guidance: its scale, likewise.
+        num_inference_steps: of denoising, likewise.
+        guidance_scale: likewise.
     """
 
     prompt: str
-    negative: str
+    negative_prompt: str
     adapters: dict[str, float]
     seed: int | None
-    steps: int | None
-    guidance: float | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
 
 
-def read_picture(file: Path) -> Said:
+def read_metadata(file: Path) -> ImageMetadata:
     """Read a picture's own words.
 
     Raises:
@@ -63,7 +63,7 @@ def read_picture(file: Path) -> Said:
     )
 
 
-def parse_parameters(text: str) -> Said:
+def parse_parameters(text: str) -> ImageMetadata:
     r"""Read what A1111 writes: the prompt, ``Negative prompt:``, and a line of settings.
 
     Example:
@@ -86,7 +86,7 @@ def parse_parameters(text: str) -> Said:
     )
 
 
-def parse_workflow(text: str, name: str) -> Said:
+def parse_workflow(text: str, name: str) -> ImageMetadata:
     """Read the graph that ComfyUI writes: its sampler, the texts it reads, the loaders of adapters.
 
     Raises:
@@ -119,7 +119,7 @@ def parse_workflow(text: str, name: str) -> Said:
     )
 
 
-def find_adapters(said: Said, folder: Path) -> list[Path]:
+def adapter_files(said: ImageMetadata, folder: Path) -> list[Path]:
     """The files in a folder that a picture's names stand for.
 
     Raises:
@@ -139,16 +139,18 @@ def find_adapters(said: Said, folder: Path) -> list[Path]:
     return files
 
 
-def _said(prompt: str, negative: str, tags: Any, seed: Any, steps: Any, guidance: Any) -> Said:
+def _said(
+    prompt: str, negative: str, tags: Any, seed: Any, steps: Any, guidance: Any
+) -> ImageMetadata:
     adapters = {str(name).strip(): _number(scale, 1.0) or 0.0 for name, scale in tags}
     seed, steps = (_number(value, None) for value in (seed, steps))
-    return Said(
+    return ImageMetadata(
         prompt=TAG.sub("", prompt).strip().strip(",").strip(),
-        negative=negative.strip(),
+        negative_prompt=negative.strip(),
         adapters=adapters,
         seed=None if seed is None else int(seed),
-        steps=None if steps is None else int(steps),
-        guidance=_number(guidance, None),
+        num_inference_steps=None if steps is None else int(steps),
+        guidance_scale=_number(guidance, None),
     )
 
 

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Ablation, Drawing
+from lora_ws.attribution.ablation import Ablation
+from lora_ws.attribution.boxes import BoxScores
+from lora_ws.attribution.run import Attributed
 from lora_ws.attribution.shapley import Shapley
 from lora_ws.report.charts import chart_shares
 from lora_ws.report.grid import Cell, Grid, ranked
@@ -19,29 +21,25 @@ SHOWN, STRIP = 128, 64
 
 
 def write_attribution(
-    folder: Path,
-    drawing: Drawing,
-    ablation: Ablation,
-    shapley: Shapley | None = None,
-    learned: dict[str, str] | None = None,
+    folder: Path, done: Attributed, learned: dict[str, str] | None = None
 ) -> Path:
     """Write ``attribution.html`` and its pictures, also as PNG files, into a folder.
 
     Args:
         folder: made if missing.
-        drawing: what was drawn.
-        ablation: what leaving out did.
-        shapley: values of the same adapters, of the distance to the picture without any.
+        done: what was drawn, and what leaving out did.
         learned: name -> what a classifier says an adapter learned.
     """
-    grid = shares_grid(ablation, shapley, learned)
+    generation, ablation = done.generation, done.ablation
+    grid = shares_grid(ablation, done.shapley, learned)
     picture = save_pictures(ablation, folder / "attribution.png")
     text = (
-        f"Prompt: {drawing.prompt}. Seed {drawing.seed}, {drawing.steps} steps, guidance "
-        f"{drawing.guidance:g}. Every picture starts from the same noise."
+        f"Prompt: {generation.prompt}. Seed {generation.seed}, "
+        f"{generation.num_inference_steps} steps, guidance {generation.guidance_scale:g}. Every "
+        "picture starts from the same noise."
     )
     legend = (
-        "First row: the picture with all adapters, and with none. Then a row an adapter: the "
+        "First row: the picture with all adapters, and with none. Then a row per adapter: the "
         "picture without it, what that changed, and the change over the picture; the brightest is "
         "the largest change of any adapter."
     )
@@ -54,6 +52,8 @@ def write_attribution(
         strip = save_strip(ablation.names, ablation.strip, folder / "strip.png")
         said = f"After steps {', '.join(map(str, ablation.steps))}: what is there by then."
         sections.append(Section("Step by step", (Figure(strip, said),)))
+    if done.boxes is not None:
+        sections.append(Section("Boxes", (boxes_grid(done.boxes),)))
     page = to_page("Which adapter did this?", sections)
     file = folder / "attribution.html"
     file.write_text(page, encoding="utf-8")
@@ -88,15 +88,28 @@ def shares_grid(
     return Grid(("adapter", *columns), rows, caption, 2 if learned else 1)
 
 
+def boxes_grid(scores: BoxScores) -> Grid:
+    """Share of each adapter in what stands in each box."""
+    rows = tuple(
+        (Cell(str(tuple(box))), *ranked(shares, [f"{100 * share:.1f} %" for share in shares]))
+        for box, shares in zip(scores.boxes, scores.shares.tolist(), strict=True)
+    )
+    caption = (
+        "Boxes: left, top, right, bottom in pixels. Shares of what leaving an adapter out does to "
+        f"the prediction in the box, by gradients ({scores.method})."
+    )
+    return Grid(("box", *scores.names), rows, caption, 1)
+
+
 def save_pictures(ablation: Ablation, file: Path) -> Path:
     """The pictures and maps of an ablation as one grid."""
     maps = ablation.maps / ablation.maps.max().clamp(min=1e-12)
-    blank = torch.ones_like(ablation.whole)
-    tiles = [ablation.whole, ablation.bare, blank]
-    for without, change in zip(ablation.without, maps, strict=True):
-        tiles += [without, heat(change), over(ablation.whole, change)]
+    blank = torch.ones_like(ablation.full)
+    tiles = [ablation.full, ablation.base, blank]
+    for without, change in zip(ablation.leave_one_out, maps, strict=True):
+        tiles += [without, heat(change), over(ablation.full, change)]
     labels = ["all, and none", *(f"without {name}" for name in ablation.names)]
-    scale = max(1, -(-SHOWN // ablation.whole.shape[-1]))
+    scale = max(1, -(-SHOWN // ablation.full.shape[-1]))
     return save_grid(tiles, 3, file, scale, labels)
 
 

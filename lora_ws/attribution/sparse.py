@@ -21,9 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.autoencoder import SparseAutoencoder
 from lora_ws.attribution.trajectory import Moment, record
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
@@ -41,14 +41,14 @@ class Recording:
         latents: what the model saw.
     """
 
-    activations: Float[Tensor, "drawings mixtures steps width"]
-    latents: Float[Tensor, "drawings mixtures steps numbers"]
+    activations: Float[Tensor, "generations mixtures steps width"]
+    latents: Float[Tensor, "generations mixtures steps numbers"]
 
     def vectors(self) -> tuple[Float[Tensor, "n width"], Int[np.ndarray, " n"]]:
-        """All activations, a row each, and which drawing each is of."""
+        """All activations, a row each, and which generation each is of."""
         shape = self.activations.shape[:3]
-        drawing = np.arange(shape[0])[:, None, None]
-        return self.activations.flatten(0, 2), np.broadcast_to(drawing, shape).ravel()
+        generation = np.arange(shape[0])[:, None, None]
+        return self.activations.flatten(0, 2), np.broadcast_to(generation, shape).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class Decomposition:
 def record_middle(
     pipeline: Any,
     stack: AdapterStack,
-    drawings: Sequence[Drawing],
+    generations: Sequence[GenerationSpec],
     scales: Any,
     *,
     steps: Sequence[int] | None = None,
@@ -137,20 +137,20 @@ def record_middle(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawings: each is drawn with every mixture, from the same noise; of as many steps each.
+        generations: each is drawn with every mixture, from the same noise; of as many steps each.
         scales: how much of each adapter, a row ``[k]`` a mixture.
         steps: which are kept, from 0; None for all.
         forced: every mixture sees the latents of the full stack, rather than its own.
         module: what is listened to; returns ``[batch, width, height, width of the picture]``.
 
     Raises:
-        ConfigError: no drawings, drawings of different length, no such step or module, or a prompt
-            is too long.
+        ConfigError: no generations, generations of different length, no such step or module, or a
+            prompt is too long.
         LayoutError: the adapters are of another base.
     """
-    counts = sorted({drawing.steps for drawing in drawings})
+    counts = sorted({generation.num_inference_steps for generation in generations})
     if len(counts) != 1:
-        raise ConfigError(f"drawings: expected some of as many steps each, got steps {counts}")
+        raise ConfigError(f"generations: expected some of as many steps each, got steps {counts}")
     kept = list(range(counts[0]) if steps is None else steps)
     if not kept or not set(kept) <= set(range(counts[0])):
         raise ConfigError(f"steps: expected numbers from 0 to {counts[0] - 1}, got {kept}")
@@ -161,8 +161,8 @@ def record_middle(
         return asked.flatten(2).mean(dim=2).cpu(), moment.latents.flatten(1).cpu()
 
     activations, latents = [], []
-    for drawing in drawings:
-        found = record(pipeline, stack, drawing, scales, [module], pooled, forced=forced)
+    for generation in generations:
+        found = record(pipeline, stack, generation, scales, [module], pooled, forced=forced)
         activations.append(torch.stack([found[step][0] for step in kept], dim=1))
         latents.append(torch.stack([found[step][1] for step in kept], dim=1))
     return Recording(torch.stack(activations), torch.stack(latents))
@@ -182,7 +182,7 @@ def decomposition_rows(scales: Sequence[float]) -> Float[Tensor, "rows k"]:
 def decompose_middle(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     autoencoder: SparseAutoencoder,
     *,
     step: int | None = None,
@@ -193,7 +193,7 @@ def decompose_middle(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters, at the scales that are looked for.
-        drawing: what is drawn.
+        generation: what is drawn.
         autoencoder: of such activations.
         step: at which is looked; None for half of the way.
         forced: see `record_middle`.
@@ -202,8 +202,9 @@ def decompose_middle(
         ConfigError: see `record_middle`.
         LayoutError: the adapters are of another base.
     """
-    rows, at = decomposition_rows(stack.scales), drawing.steps // 2 if step is None else step
-    found = record_middle(pipeline, stack, [drawing], rows, steps=[at], forced=forced)
+    rows = decomposition_rows(stack.scales)
+    at = generation.num_inference_steps // 2 if step is None else step
+    found = record_middle(pipeline, stack, [generation], rows, steps=[at], forced=forced)
     raw = found.activations[0, :, 0]
     codes = autoencoder.encode(raw)
     return Decomposition(stack.names, stack.scales, superposition(codes), superposition(raw))
@@ -264,21 +265,21 @@ def latent_r2(recording: Recording, *, folds: int = 5) -> float:
     """How much of the activations' changes follows from the latents' changes alone, linearly.
 
     Changes are those from the first mixture, which should be the one without adapters. The
-    regression is ridge; R2 is of rows that it was not fitted on, and rows of a drawing stay
+    regression is ridge; R2 is of rows that it was not fitted on, and rows of a generation stay
     together.
 
     Args:
-        recording: of at least two drawings and two mixtures, along trajectories of their own.
-        folds: of the cross-validation; at most as many as drawings are used.
+        recording: of at least two generations and two mixtures, along trajectories of their own.
+        folds: of the cross-validation; at most as many as generations are used.
 
     Raises:
         ConfigError: there are fewer, or latents do not differ.
     """
-    drawings, mixtures = recording.activations.shape[:2]
-    if drawings < 2 or mixtures < 2 or folds < 2:
+    generations, mixtures = recording.activations.shape[:2]
+    if generations < 2 or mixtures < 2 or folds < 2:
         raise ConfigError(
-            "expected at least 2 drawings, 2 mixtures and 2 folds, got "
-            f"{drawings}, {mixtures} and {folds}"
+            "expected at least 2 generations, 2 mixtures and 2 folds, got "
+            f"{generations}, {mixtures} and {folds}"
         )
     apart = recording.latents[:, 1:] - recording.latents[:, :1]
     if not bool(apart.any()):
@@ -287,14 +288,14 @@ def latent_r2(recording: Recording, *, folds: int = 5) -> float:
             "record with forced=False and a step above 0"
         )
     changed = recording.activations[:, 1:] - recording.activations[:, :1]
-    groups = np.arange(drawings).repeat(changed[0, ..., 0].numel())
+    groups = np.arange(generations).repeat(changed[0, ..., 0].numel())
     ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
     predicted = cross_val_predict(
         ridge,
         apart.flatten(0, 2).double().numpy(),
         changed.flatten(0, 2).double().numpy(),
         groups=groups,
-        cv=GroupKFold(min(folds, drawings)),
+        cv=GroupKFold(min(folds, generations)),
     )
     true = changed.flatten(0, 2).double().numpy()
     return float(r2_score(true, predicted, multioutput="variance_weighted"))

@@ -1,4 +1,4 @@
-"""One drawing with several mixtures of adapters at once, and what modules return on the way."""
+"""One generation with several mixtures of adapters at once, and what modules return on the way."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.config import nearest
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import denoise, initial_noise
-from lora_ws.diffusion.prompts import check_prompts, encode_prompts
+from lora_ws.diffusion.prompts import check_single, encode_generation
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -32,14 +32,14 @@ class Moment(NamedTuple):
 
 
 def trajectory(
-    pipeline: Any, stack: AdapterStack, drawing: Drawing, scales: Any = None
+    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, scales: Any = None
 ) -> Float[Tensor, "times mixtures channels h w"]:
     """Latents before each step, and after the last one, of mixtures from the same noise.
 
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         scales: how much of each adapter, a row ``[k]`` a mixture; None for the stack's own.
 
     Raises:
@@ -47,17 +47,17 @@ def trajectory(
         LayoutError: the adapters are of another base.
     """
     rows = _rows(stack, scales)
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
-    noise = initial_noise(pipeline, [drawing.seed]).expand(len(rows), -1, -1, -1)
+    check_single(pipeline, generation)
+    noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
     with stack.attach(pipeline, rows):
-        run = list(_run(pipeline, noise, drawing))
+        run = list(denoise(pipeline, noise, generation))
     return torch.stack([noise.to(run[0]) * pipeline.scheduler.init_noise_sigma, *run])
 
 
 def record(
     pipeline: Any,
     stack: AdapterStack,
-    drawing: Drawing,
+    generation: GenerationSpec,
     scales: Any,
     modules: Sequence[str],
     reduce: Callable[[Moment], T],
@@ -69,7 +69,7 @@ def record(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        drawing: what is drawn.
+        generation: what is drawn.
         scales: how much of each adapter, a row ``[k]`` a mixture.
         modules: of the U-Net, by name; of a tuple that one returns, the first is taken.
         reduce: makes what is kept of a step.
@@ -83,17 +83,17 @@ def record(
         LayoutError: the adapters are of another base.
     """
     rows, kept = _rows(stack, scales), []
-    check_prompts(pipeline, [drawing.prompt, drawing.negative])
-    noise = initial_noise(pipeline, [drawing.seed]).expand(len(rows), -1, -1, -1)
-    teacher = trajectory(pipeline, stack, drawing)[:-1] if forced else None
+    check_single(pipeline, generation)
+    noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
+    teacher = trajectory(pipeline, stack, generation)[:-1] if forced else None
     with _watched(pipeline.unet, modules) as seen, stack.attach(pipeline, rows):
         if teacher is None:
             latents = noise * pipeline.scheduler.init_noise_sigma
-            for after in _run(pipeline, noise, drawing):
+            for after in denoise(pipeline, noise, generation):
                 kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
                 latents = after
         else:
-            for latents in _forced(pipeline, teacher.expand(-1, len(rows), -1, -1, -1), drawing):
+            for latents in _forced(pipeline, teacher.expand(-1, len(rows), -1, -1, -1), generation):
                 kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
     return kept
 
@@ -109,21 +109,12 @@ def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
     return rows
 
 
-def _run(pipeline: Any, noise: Tensor, drawing: Drawing) -> Iterator[Tensor]:
-    prompts = [drawing.prompt] * len(noise)
-    return denoise(
-        pipeline, noise, prompts, drawing.guidance, drawing.steps, negative=drawing.negative
-    )
-
-
 @torch.no_grad()
-def _forced(pipeline: Any, latents: Tensor, drawing: Drawing) -> Iterator[Tensor]:
+def _forced(pipeline: Any, latents: Tensor, generation: GenerationSpec) -> Iterator[Tensor]:
     """Call the model on latents of every step as denoising would, without going on from them."""
     scheduler, count = pipeline.scheduler, latents.shape[1]
-    scheduler.set_timesteps(drawing.steps, device=pipeline.unet.device)
-    guided = drawing.guidance > 1
-    asked = [drawing.negative] * (guided * count) + [drawing.prompt] * count
-    text = encode_prompts(pipeline, asked)
+    scheduler.set_timesteps(generation.num_inference_steps, device=pipeline.unet.device)
+    guided, text = generation.guided, encode_generation(pipeline, generation, count)
     for now, time in zip(latents, scheduler.timesteps, strict=True):
         x = scheduler.scale_model_input(torch.cat([now] * (1 + guided)), time)
         pipeline.unet(x, time, encoder_hidden_states=text)

@@ -7,7 +7,6 @@ copy, and `bundled` is a small one of adapters of digit-sd.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -123,11 +122,6 @@ class Testbed:
 def bundled() -> Testbed:
     """Eleven adapters of digit-sd; `lora_ws.composition.elements` says what each adds."""
     return Testbed.open(BUNDLED / "adapters.json", BUNDLED)
-
-
-def trigger_phrases(members: Sequence[Member]) -> list[str]:
-    """What a prompt must say to call for adapters, in their order."""
-    return [phrase for member in members for phrase in member.triggers]
 
 
 def _member(file: Path, category: str, record: Any) -> Member:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_ws.concepts.scores import Scores
+from lora_ws.concepts.spec import Per
 from lora_ws.errors import ConfigError, DataError
-
-Per = Literal["row", "matrix", "global"]
 
 
 @dataclass(frozen=True, eq=False)

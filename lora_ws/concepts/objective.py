@@ -7,19 +7,20 @@ gives all latents, each with its own timestep; the released code starts anew for
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lora_ws.concepts.spec import Eligible
 from lora_ws.config import nearest
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import denoise, encode_images, initial_noise
 from lora_ws.diffusion.prompts import check_prompts, encode_prompts
 from lora_ws.errors import ConfigError
 
-Eligible = Literal["ff", "attention", "all"]
 # The released ablation touches matrices of the feed-forward parts of transformer blocks alone.
 PARTS = {"ff": (".ff.",), "attention": (".attn1.", ".attn2."), "all": ("",)}
 _ROWS_AT_ONCE = 32
@@ -87,7 +88,7 @@ def erase_objective(
     base: str = "",
     seeds: Sequence[int] = (0,),
     steps: int = 50,
-    guidance: float = 3.0,
+    guidance_scale: float = 3.0,
     stop_gradient: bool = True,
     compat: bool = False,
 ) -> Objective:
@@ -99,7 +100,7 @@ def erase_objective(
         base: prompt to compare with.
         seeds: a trajectory each.
         steps: latents of each.
-        guidance: scale of guidance on the way.
+        guidance_scale: scale of guidance on the way.
         stop_gradient: see `Objective`.
         compat: pair latents with times as the released code does: the latent after step t with
             the time of step t, which speaks of one step more noise than is left in it. The first
@@ -114,7 +115,8 @@ def erase_objective(
     if not seeds:
         raise ConfigError("seeds: expected at least one, got none")
     noise = initial_noise(pipeline, seeds)
-    run = [*denoise(pipeline, noise, [concept] * len(seeds), guidance, steps)]
+    generation = GenerationSpec(concept, guidance_scale=guidance_scale, num_inference_steps=steps)
+    run = [*denoise(pipeline, noise, generation)]
     latents = run if compat else [noise * pipeline.scheduler.init_noise_sigma, *run[:-1]]
     times = pipeline.scheduler.timesteps.repeat_interleave(len(seeds))
     asked, plain = encode_prompts(pipeline, [concept, base]).split(1)

@@ -13,6 +13,7 @@ from torch import nn
 from lora_ws.concepts.edit import SparseEdit, magnitude_control, random_control
 from lora_ws.concepts.objective import Objective
 from lora_ws.concepts.scores import Scores, Validity
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, image_size
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.images import save_grid
@@ -71,8 +72,7 @@ def write_edit(
     valid: Validity,
     prompts: Sequence[str],
     *,
-    guidance: float = 3.0,
-    steps: int = 30,
+    guidance_scale: float = 3.0,
     images: int = 6,
 ) -> Path:
     """Write ``edit.safetensors``, ``edit.json``, ``edit.png`` and ``edit.html`` into a folder.
@@ -84,8 +84,7 @@ def write_edit(
         found: what they did.
         valid: how well scores predict.
         prompts: the concept, and what is to be kept.
-        guidance: scale of guidance of the pictures.
-        steps: of denoising them.
+        guidance_scale: of the pictures.
         images: how many of each prompt.
     """
     edit = next(iter(edits.values()))
@@ -100,7 +99,8 @@ def write_edit(
     for prompt in prompts:
         for name, one in {"before": None, **edits}.items():
             with one.applied(pipeline.unet) if one else nullcontext():
-                rows.append(generate(pipeline, [prompt] * images, guidance, steps))
+                generation = GenerationSpec(prompt, guidance_scale=guidance_scale)
+                rows.append(generate(pipeline, generation, images=images))
             labels.append(f"{prompt}, {name}")
     scale = max(1, -(-SHOWN // image_size(pipeline)))
     picture = save_grid(torch.cat(rows), images, folder / "edit.png", scale, labels)

@@ -77,7 +77,6 @@ def integrated(
     return found
 
 
-Method = Literal["taylor", "integrated"]
 METHODS = {"taylor": contributions, "integrated": integrated}
 
 

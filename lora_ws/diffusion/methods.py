@@ -7,15 +7,20 @@ inside the denoiser gives their formulas with and without it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
+
+# What a prompt says of an adapter: by what it lacks without its trigger, or by how near that is.
+By = Literal["absence", "presence"]
 
 
 class Step(NamedTuple):
@@ -36,7 +41,7 @@ class Mix(NamedTuple):
     """Mixtures of k adapters that run side by side, and the weights of their predictions.
 
     Attributes:
-        rows: scales, one row a mixture ``[m, k]``, or one for each of s samples ``[m, s, k]``, of
+        rows: scales, one row per mixture ``[m, k]``, or one for each of s samples ``[m, s, k]``, of
             which a batch is a multiple.
         weights: ``[m]``, or ``[m, height, width]`` at any resolution, which the latent's replaces.
     """
@@ -45,15 +50,17 @@ class Mix(NamedTuple):
     weights: Float[Tensor, " m"] | Float[Tensor, "m height width"]
 
 
-@dataclass(frozen=True)
 class Method(ABC):
-    """A way of composing adapters.
+    """A way of composing adapters; subclasses are frozen dataclasses, named by their class path.
 
     Attributes:
         alone: every mixture is of one adapter, or of none.
+        weighed_by: what weights from a prompt mean for the field ``weights``; see
+            `lora_ws.diffusion.texts.prompt_weights`. None where there is no such field.
     """
 
     alone: ClassVar[bool] = False
+    weighed_by: ClassVar[By | None] = None
 
     @abstractmethod
     def check(self, adapters: int) -> None:
@@ -71,6 +78,23 @@ class Method(ABC):
             step: where the denoiser is.
             scales: of the k adapters.
         """
+
+    def weighed(self, weights: tuple[float, ...]) -> "Method":
+        """The same method with other weights of the adapters.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if self.weighed_by is None:
+            raise ConfigError(f"weights: expected a method such as Switch or Composite, got {self}")
+        return replace(self, weights=weights)  # type: ignore[type-var, call-arg]
+
+    def __str__(self) -> str:
+        """Class name and those options of one value that are not defaults: ``Switch(tau=10)``."""
+        given = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]  # type: ignore[arg-type]
+        single = [(n, v) for n, v, d in given if isinstance(v, int | float | str) and v != d]
+        options = ", ".join(f"{name}={value}" for name, value in single)
+        return type(self).__name__ + (f"({options})" if options else "")
 
 
 @final
@@ -100,12 +124,13 @@ class Switch(Method):
 
     Attributes:
         tau: steps of an adapter before the next one's turn.
-        weights: shares of the turns, one an adapter; None for equal ones. A round has ``k tau``
+        weights: shares of the turns, one per adapter; None for equal ones. A round has ``k tau``
             steps, each of which goes to the adapter that is furthest behind its share.
         compat: as the released scripts, where the first turn is one step longer.
     """
 
     alone: ClassVar[bool] = True
+    weighed_by: ClassVar[By | None] = "absence"
     tau: int = 5
     weights: tuple[float, ...] | None = None
     compat: bool = False
@@ -146,13 +171,14 @@ class Composite(Method):
     """Predictions with each adapter alone, averaged.
 
     Attributes:
-        weights: of the predictions, one an adapter; None for equal ones. They are divided by their
+        weights: of the predictions, one per adapter; None for equal ones. They are divided by their
             sum: otherwise the noise that is removed would be too much or too little.
         compat: as the released scripts, which compose at the first call of the pipeline alone and
             later use the last adapter.
     """
 
     alone: ClassVar[bool] = True
+    weighed_by: ClassVar[By | None] = "presence"
     weights: tuple[float, ...] | None = None
     compat: bool = False
 
@@ -161,7 +187,7 @@ class Composite(Method):
         _check_weights(self.weights, adapters)
 
     def mix(self, step: Step, scales: Sequence[float]) -> Mix:
-        """A mixture an adapter."""
+        """One mixture per adapter."""
         rows = torch.tensor(scales).diag()
         if self.compat and step.call > 0:
             return Mix(rows[-1:], torch.ones(1))
@@ -175,16 +201,26 @@ class Regions(Method):
     """Each adapter where its mask says so, and the base elsewhere.
 
     Attributes:
-        masks: from 0 to 1, one an adapter, of any resolution ``[k, height, width]``. Where they
-            sum to more than 1 they are divided by the sum.
+        masks: from 0 to 1, one per adapter, of any resolution ``[k, height, width]``; or pictures
+            of one size, grey, where white is 1. Where masks sum to more than 1 they are divided by
+            the sum.
     """
 
     alone: ClassVar[bool] = True
-    masks: Float[Tensor, "k height width"]
+    masks: Float[Tensor, "k height width"] | tuple[Path, ...]
+
+    @cached_property
+    def values(self) -> Float[Tensor, "k height width"]:
+        """The masks as numbers.
+
+        Raises:
+            ConfigError: a file is no picture, or they differ in size.
+        """
+        return self.masks if isinstance(self.masks, Tensor) else _read_masks(self.masks)
 
     def check(self, adapters: int) -> None:
         """See `Method.check`."""
-        masks = self.masks
+        masks = self.values
         if (
             masks.ndim != 3
             or len(masks) != adapters
@@ -192,13 +228,13 @@ class Regions(Method):
         ):
             raise ConfigError(
                 f"masks: expected numbers from 0 to 1 of shape [{adapters}, height, width], one "
-                f"mask an adapter, got shape {list(masks.shape)}"
+                f"mask per adapter, got shape {list(masks.shape)}"
             )
 
     def mix(self, step: Step, scales: Sequence[float]) -> Mix:
-        """A mixture an adapter, and the base."""
+        """One mixture per adapter, and the base."""
         rows = torch.cat([torch.tensor(scales).diag(), torch.zeros(1, len(scales))])
-        masks = self.masks / self.masks.sum(0).clamp(min=1)
+        masks = self.values / self.values.sum(0).clamp(min=1)
         return Mix(rows, torch.cat([masks, 1 - masks.sum(0, keepdim=True)]))
 
 
@@ -221,7 +257,7 @@ class Schedule(Method):
         """See `Method.check`."""
         if len(self.windows) != adapters:
             raise ConfigError(
-                f"windows: expected {adapters}, one an adapter, got {len(self.windows)}"
+                f"windows: expected {adapters}, one per adapter, got {len(self.windows)}"
             )
         for start, stop in self.windows:
             if not 0 <= start < stop <= 1:
@@ -268,24 +304,19 @@ class BatchedSets(Method):
         return Mix(rows, mixes[0].weights)
 
 
-METHODS: dict[str, Method] = {
-    "merge": Merge(),
-    "merge-normalised": Merge(normalised=True),
-    "switch": Switch(),
-    "composite": Composite(),
-}
-MethodName = Literal["merge", "merge-normalised", "switch", "composite"]
+def _read_masks(files: Sequence[Path]) -> Float[Tensor, "k height width"]:
+    from PIL import Image
 
-
-def method_named(name: str) -> Method:
-    """A method with its published settings.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name not in METHODS:
-        raise ConfigError(f"method: there is no `{name}`{nearest(name, list(METHODS))}")
-    return METHODS[name]
+    masks = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                masks.append(torch.from_numpy(np.array(picture.convert("L"), np.float32) / 255))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"masks: expected a picture, got `{file}` ({error})") from error
+    if len(sizes := {tuple(mask.shape) for mask in masks}) != 1:
+        raise ConfigError(f"masks: expected pictures of one size, got {sorted(sizes)}")
+    return torch.stack(masks)
 
 
 def _check_weights(weights: tuple[float, ...] | None, adapters: int) -> None:
@@ -293,6 +324,6 @@ def _check_weights(weights: tuple[float, ...] | None, adapters: int) -> None:
         return
     if len(weights) != adapters or min(weights) < 0 or not sum(weights) > 0:
         raise ConfigError(
-            f"weights: expected {adapters} numbers, one an adapter, none below 0 and one above, "
+            f"weights: expected {adapters} numbers, one per adapter, none below 0 and one above, "
             f"got {weights}"
         )

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
-from lora_ws.diffusion.prompts import encode_prompts
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.prompts import encode_generation
 from lora_ws.errors import ConfigError, NotAvailableError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
@@ -290,37 +291,35 @@ def initial_noise(pipeline: Any, seeds: Sequence[int]) -> Float[Tensor, "n chann
 def denoise(
     pipeline: Any,
     latents: Float[Tensor, "n channels h w"],
-    prompts: Sequence[str],
-    guidance: float = 3.0,
-    steps: int = 30,
+    generation: GenerationSpec,
+    *,
     start: int = 0,
-    negative: str = "",
 ) -> Iterator[Float[Tensor, "n channels h w"]]:
     """Denoise from a step on, as the pipeline does, and show the latents on the way.
 
     Args:
         pipeline: the base; adapters may be attached to it.
         latents: noise, or what a run with as many steps had before step ``start``.
-        prompts: one a latent.
-        guidance: scale of guidance; 1 for none.
-        steps: of the whole run.
+        generation: what is drawn; its seed is not used.
         start: the first step to do, from 0; above 0 for schedulers without memory, such as DDIM.
-        negative: prompt of what not to draw.
 
     Yields:
         The latents after each step.
+
+    Raises:
+        ConfigError: there are several prompts, and not one per image.
     """
     scheduler, device = pipeline.scheduler, pipeline.unet.device
-    scheduler.set_timesteps(steps, device=device)
-    guided = guidance > 1
-    text = encode_prompts(pipeline, [negative] * (guided * len(prompts)) + list(prompts))
+    scheduler.set_timesteps(generation.num_inference_steps, device=device)
+    guided = generation.guided
+    text = encode_generation(pipeline, generation, len(latents))
     latents = latents.to(device) * (scheduler.init_noise_sigma if start == 0 else 1)
     for time in scheduler.timesteps[start:]:
         x = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
         noise = pipeline.unet(x, time, encoder_hidden_states=text).sample
         if guided:
             plain, asked = noise.chunk(2)
-            noise = plain + guidance * (asked - plain)
+            noise = plain + generation.guidance_scale * (asked - plain)
         latents = scheduler.step(noise, time, latents).prev_sample
         yield latents
 
@@ -328,33 +327,33 @@ def denoise(
 @torch.no_grad()
 def generate(
     pipeline: Any,
-    prompts: Sequence[str],
-    guidance: float = 3.0,
-    steps: int = 30,
-    seed: int = 0,
+    generation: GenerationSpec,
+    *,
+    images: int | None = None,
     noise: Float[Tensor, "n channels h w"] | None = None,
-    negative: str = "",
 ) -> Float[Tensor, "n 3 height width"]:
-    """Make one image a prompt with the pipeline's scheduler.
+    """Generate images with the pipeline's scheduler.
 
     Args:
         pipeline: the base; adapters may be attached to it.
-        prompts: one an image.
-        guidance: scale of guidance; 1 for none.
-        steps: of denoising.
-        seed: image k starts from the noise of ``seed + k``.
-        noise: where images start, instead.
-        negative: prompt of what not to draw.
+        generation: what is drawn.
+        images: how many; None for one per prompt.
+        noise: where images start, one each, instead of the noise of the seeds.
+
+    Raises:
+        ConfigError: there are several prompts, and not one per image.
     """
     if noise is None:
-        noise = initial_noise(pipeline, range(seed, seed + len(prompts)))
+        first, count = generation.seed, len(generation.prompts(images))
+        noise = initial_noise(pipeline, range(first, first + count))
+    prompts = generation.prompts(len(noise))
     return (
         pipeline(
-            list(prompts),
-            negative_prompt=[negative] * len(prompts),
+            prompts,
+            negative_prompt=[generation.negative_prompt] * len(prompts),
             latents=noise,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=generation.num_inference_steps,
+            guidance_scale=generation.guidance_scale,
             output_type="pt",
         )
         .images.mul(2)

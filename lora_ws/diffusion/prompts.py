@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.config import nearest
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.errors import ConfigError
 
 
@@ -46,8 +47,26 @@ def check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
             )
 
 
+def check_single(pipeline: Any, generation: GenerationSpec) -> None:
+    """Refuse what is not one image, or would be read in part.
+
+    Raises:
+        ConfigError: there are several prompts, or see `check_prompts`.
+    """
+    generation.prompts(1)
+    check_prompts(pipeline, generation.texts)
+
+
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n length width"]:
     """Text embeddings as the U-Net takes them."""
     ids = token_ids(pipeline, prompts).to(pipeline.text_encoder.device)
     return pipeline.text_encoder(input_ids=ids).last_hidden_state
+
+
+def encode_generation(
+    pipeline: Any, generation: GenerationSpec, images: int
+) -> Float[Tensor, "rows length width"]:
+    """Text embeddings of all images: where guided, the negative prompt's come first."""
+    without = [generation.negative_prompt] * (images * generation.guided)
+    return encode_prompts(pipeline, without + generation.prompts(images))

@@ -18,6 +18,7 @@ from lora_ws.adapters import Adapter
 from lora_ws.adapters.adapter import Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.methods import By
 from lora_ws.diffusion.prompts import token_ids
 from lora_ws.errors import ConfigError, LayoutError
 
@@ -151,7 +152,7 @@ class PerAdapterText:
 
 @torch.no_grad()
 def prompt_weights(
-    pipeline: Any, prompt: str, triggers: Sequence[str], by: Literal["absence", "presence"]
+    pipeline: Any, prompt: str, triggers: Sequence[str], by: By
 ) -> tuple[float, ...]:
     """How much a prompt asks for each adapter, for weighted Switch and Composite (2606.03792).
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_ws.config import to_plain
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import (
     PipelineSize,
     build_pipeline,
@@ -203,8 +204,8 @@ def _train_denoiser(pipeline: Any, photos: Photos, spec: BaseSpec, work: Path) -
 
     def grid(file: Path) -> None:
         words = sorted(set(photos.categories))
-        shown = [f"a photo of {word}" for word in words for _ in range(8)]
-        save_grid(generate(pipeline, shown), 8, file)
+        shown = tuple(f"a photo of {word}" for word in words for _ in range(8))
+        save_grid(generate(pipeline, GenerationSpec(shown)), 8, file)
 
     stage = _Stage("denoiser", [pipeline.unet, pipeline.text_encoder], spec.denoiser, spec, work)
     stage.run(loss, grid)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import decode_latents, encode_images, generate
 from lora_ws.report.images import save_grid
 from lora_ws.zoo.photos import Photos
@@ -35,13 +36,12 @@ def measure_quality(
     """
     words = sorted(set(photos.categories))
     judge = train_judge(photos, words, seed)
-    prompts = [f"a photo of {word}" for word in words for _ in range(per_word)]
-    made = torch.cat(
-        [
-            generate(pipeline, prompts[k : k + 80], guidance, seed=seed + k)
-            for k in range(0, len(prompts), 80)
-        ]
-    )
+    prompts = tuple(f"a photo of {word}" for word in words for _ in range(per_word))
+    parts = [
+        GenerationSpec(prompts[k : k + 80], guidance_scale=guidance, seed=seed + k)
+        for k in range(0, len(prompts), 80)
+    ]
+    made = torch.cat([generate(pipeline, part) for part in parts])
     save_grid([made[w * per_word + k] for w in range(len(words)) for k in range(10)], 10, grid)
     asked = torch.arange(len(words)).repeat_interleave(per_word)
     truth = torch.tensor([words.index(c) for c in held_out.categories])

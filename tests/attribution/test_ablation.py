@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from tolerances import EXACT, of_images, rounding
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Drawing, ablate, draw_subsets
+from lora_ws.attribution.ablation import ablate, draw_subsets
 from lora_ws.attribution.shapley import MOST_EXACT, exact, shapley, subsets_of
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, LayoutError
 
-DRAWING = Drawing("a photo of three", seed=5, steps=6)
+GENERATION = GenerationSpec("a photo of three", seed=5, num_inference_steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +42,23 @@ def stack(pipeline: Any) -> AdapterStack:
 def alone(pipeline: Any, stack: AdapterStack, scales: list[float]) -> Tensor:
     """By the pipeline itself, one picture at a time."""
     with stack.bank.attach(pipeline.unet, torch.tensor(scales)):
-        return generate(pipeline, [DRAWING.prompt], 3.0, 6, seed=5)[0]
+        return generate(pipeline, GENERATION)[0]
 
 
 def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: AdapterStack) -> None:
-    found, bound = ablate(pipeline, stack, DRAWING), of_images(pipeline, 6, 3.0)
+    found, bound = ablate(pipeline, stack, GENERATION), of_images(pipeline, 6, 3.0)
     first, second, third = stack.scales
     expected = {
-        "whole": alone(pipeline, stack, [first, second, third]),
-        "bare": alone(pipeline, stack, [0, 0, 0]),
+        "full": alone(pipeline, stack, [first, second, third]),
+        "base": alone(pipeline, stack, [0, 0, 0]),
         0: alone(pipeline, stack, [0, second, third]),
         1: alone(pipeline, stack, [first, 0, third]),
     }
-    pairs = ((found.whole, expected["whole"]), (found.bare, expected["bare"]))
-    for one, other in (*pairs, (found.without[0], expected[0]), (found.without[1], expected[1])):
+    pairs = ((found.full, expected["full"]), (found.base, expected["base"]))
+    pairs += tuple((found.leave_one_out[k], expected[k]) for k in (0, 1))
+    for one, other in pairs:
         assert torch.allclose(one, other, atol=bound, rtol=0)
-    effects = [float((expected[k] - expected["whole"]).abs().mean()) for k in (0, 1)]
+    effects = [float((expected[k] - expected["full"]).abs().mean()) for k in (0, 1)]
     assert found.effects[:2].tolist() == pytest.approx(effects, abs=bound)
     assert float(found.effects[2]) < bound
     assert float(found.shares.sum()) == pytest.approx(1, abs=rounding(3))
@@ -65,39 +67,46 @@ def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: Ada
 
 def test_batches_and_subsets_change_no_picture(pipeline: Any, stack: AdapterStack) -> None:
     rows = torch.from_numpy(subsets_of(3))
-    whole = draw_subsets(pipeline, stack, DRAWING, rows)
-    parts = draw_subsets(pipeline, stack, DRAWING, rows, batch=3)
+    whole = draw_subsets(pipeline, stack, GENERATION, rows)
+    parts = draw_subsets(pipeline, stack, GENERATION, rows, batch=3)
     assert torch.allclose(whole, parts, atol=of_images(pipeline, 6, 3.0), rtol=0)
 
 
 def test_a_late_start_is_true_at_0_and_nothing_at_the_end(
     pipeline: Any, stack: AdapterStack
 ) -> None:
-    true = ablate(pipeline, stack, DRAWING)
-    effects = [float(ablate(pipeline, stack, DRAWING, start=k).effects[0]) for k in (1, 3, 5)]
-    assert torch.equal(ablate(pipeline, stack, DRAWING, start=0).without, true.without)
+    true = ablate(pipeline, stack, GENERATION)
+    effects = [float(ablate(pipeline, stack, GENERATION, start=k).effects[0]) for k in (1, 3, 5)]
+    assert torch.equal(
+        ablate(pipeline, stack, GENERATION, start=0).leave_one_out, true.leave_one_out
+    )
     assert float(true.effects[0]) > effects[0] > effects[1] > effects[2] > 0
-    late = ablate(pipeline, stack, DRAWING, start=5)
-    assert torch.allclose(late.whole, true.whole, atol=of_images(pipeline, 6, 3.0), rtol=0)
+    late = ablate(pipeline, stack, GENERATION, start=5)
+    assert torch.allclose(late.full, true.full, atol=of_images(pipeline, 6, 3.0), rtol=0)
 
 
 WRONG: dict[str, tuple[Any, dict[str, int], type[Exception], str]] = {
-    "start": (DRAWING, {"start": 6}, ConfigError, "from 0 to 5"),
-    "batch": (DRAWING, {"batch": 0}, ConfigError, "batch: expected"),
-    "long prompt": (Drawing("three " * 20, steps=2), {}, ConfigError, "at most 10 tokens"),
+    "start": (GENERATION, {"start": 6}, ConfigError, "from 0 to 5"),
+    "batch": (GENERATION, {"batch": 0}, ConfigError, "batch: expected"),
+    "long prompt": (
+        GenerationSpec("three " * 20, num_inference_steps=2),
+        {},
+        ConfigError,
+        "at most 10 tokens",
+    ),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_bad_input_is_named(wrong: str, pipeline: Any, stack: AdapterStack) -> None:
-    drawing, options, kind, text = WRONG[wrong]
+    generation, options, kind, text = WRONG[wrong]
     with pytest.raises(kind, match=text):
-        ablate(pipeline, stack, drawing, **options)
+        ablate(pipeline, stack, generation, **options)
 
 
 def test_another_base_is_refused(stack: AdapterStack) -> None:
     with pytest.raises(LayoutError, match="is this their base"):
-        ablate(load_pipeline("tiny-sd"), stack, DRAWING)
+        ablate(load_pipeline("tiny-sd"), stack, GENERATION)
 
 
 def by_orders(worth: dict[frozenset[int], float], players: int) -> list[float]:

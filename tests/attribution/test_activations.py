@@ -9,7 +9,6 @@ import torch
 from tolerances import rounding, terms_of
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.activations import (
     block_names,
     block_sensitivity,
@@ -18,6 +17,7 @@ from lora_ws.attribution.activations import (
 )
 from lora_ws.attribution.trajectory import record, trajectory
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import (
     PipelineSize,
     adapter_layout,
@@ -34,7 +34,16 @@ from lora_ws.threads import threads
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
 BLOCKS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
-DRAWINGS = [Drawing("a photo of cat", "dog", seed, 2, 2.0) for seed in (0, 1)]
+GENERATIONS = [
+    GenerationSpec(
+        "a photo of cat",
+        negative_prompt="dog",
+        guidance_scale=2.0,
+        num_inference_steps=2,
+        seed=seed,
+    )
+    for seed in (0, 1)
+]
 FIRST, LAST = "down_blocks.0.", "up_blocks.1."
 
 
@@ -82,7 +91,7 @@ def by_hand(pipeline: Any, latents: Tensor, time: Tensor) -> dict[str, np.ndarra
             seen[name] = first.double().numpy().ravel()
 
         handles.append(pipeline.unet.get_submodule(name).register_forward_hook(keep))
-    text = encode_prompts(pipeline, [DRAWINGS[0].negative, DRAWINGS[0].prompt])
+    text = encode_prompts(pipeline, ["dog", "a photo of cat"])
     with torch.no_grad():
         pipeline.unet(torch.cat([latents, latents]), time, encoder_hidden_states=text)
     for handle in handles:
@@ -93,14 +102,14 @@ def by_hand(pipeline: Any, latents: Tensor, time: Tensor) -> dict[str, np.ndarra
 def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
     stack = make_stack(pipeline, "", FIRST)
     rows = torch.tensor([[1.0, 1.0], [0.7, 0.0], [0.0, -0.5]])
-    found = block_sensitivity(pipeline, stack, DRAWINGS, rows)
+    found = block_sensitivity(pipeline, stack, GENERATIONS, rows)
     variance, change = [], []
-    for drawing in DRAWINGS:
+    for generation in GENERATIONS:
         with stack.bank.attach(pipeline.unet, torch.ones(2)):
-            run: list[Tensor] = [initial_noise(pipeline, [drawing.seed])]
+            run: list[Tensor] = [initial_noise(pipeline, [generation.seed])]
             pipeline(
-                drawing.prompt,
-                negative_prompt=drawing.negative,
+                generation.prompt,
+                negative_prompt=generation.negative_prompt,
                 latents=run[0],
                 num_inference_steps=2,
                 guidance_scale=2.0,
@@ -128,17 +137,19 @@ def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
 
 
 def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipeline: Any) -> None:
-    stack, drawing = make_stack(pipeline, "", FIRST), DRAWINGS[0]
+    stack, generation = make_stack(pipeline, "", FIRST), GENERATIONS[0]
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
-    latents = record(pipeline, stack, drawing, rows, ["mid_block"], lambda moment: moment.latents)
-    whole = trajectory(pipeline, stack, drawing, rows)
+    latents = record(
+        pipeline, stack, generation, rows, ["mid_block"], lambda moment: moment.latents
+    )
+    whole = trajectory(pipeline, stack, generation, rows)
     assert torch.equal(torch.stack(latents), whole[:-1])
     for row, last in zip(rows, whole[-1], strict=True):
         with stack.bank.attach(pipeline.unet, row):
             expected = pipeline(
-                drawing.prompt,
-                negative_prompt=drawing.negative,
-                latents=initial_noise(pipeline, [drawing.seed]),
+                generation.prompt,
+                negative_prompt=generation.negative_prompt,
+                latents=initial_noise(pipeline, [generation.seed]),
                 num_inference_steps=2,
                 guidance_scale=2.0,
                 output_type="latent",
@@ -150,30 +161,33 @@ def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipelin
 @pytest.mark.parametrize("forced", [True, False])
 def test_identical_configurations_differ_by_nothing(pipeline: Any, forced: bool) -> None:
     stack = make_stack(pipeline, "")
-    found = block_sensitivity(pipeline, stack, DRAWINGS, torch.full((3, 1), 0.8), forced=forced)
+    found = block_sensitivity(pipeline, stack, GENERATIONS, torch.full((3, 1), 0.8), forced=forced)
     bound = bound_of(pipeline)
     assert (found.variance < bound**2).all()
     assert (found.change[:, 1:] > bound).all()
-    none = block_sensitivity(pipeline, stack, DRAWINGS, torch.zeros(2, 1), forced=forced)
+    none = block_sensitivity(pipeline, stack, GENERATIONS, torch.zeros(2, 1), forced=forced)
     assert (none.worst < bound).all()
 
 
 def test_an_adapter_of_the_last_block_leaves_all_earlier_ones_alone(pipeline: Any) -> None:
     stack = make_stack(pipeline, LAST)
-    forced, bound = block_sensitivity(pipeline, stack, DRAWINGS, [[0.0], [1.0]]), bound_of(pipeline)
+    forced, bound = (
+        block_sensitivity(pipeline, stack, GENERATIONS, [[0.0], [1.0]]),
+        bound_of(pipeline),
+    )
     assert (forced.variance[:-1] < bound**2).all()
     assert (forced.worst[:-1] < bound).all()
     assert forced.variance[-1] > 1e-6
     assert cache_safe_blocks(forced, bound).safe == BLOCKS[:-1]
     # Its latents drift, and every block with them, though no adapter touches these.
-    free = block_sensitivity(pipeline, stack, DRAWINGS, [[0.0], [1.0]], forced=False)
+    free = block_sensitivity(pipeline, stack, GENERATIONS, [[0.0], [1.0]], forced=False)
     assert (free.variance > bound**2).all()
     with pytest.raises(ConfigError, match="measure with forced=True"):
         cache_safe_blocks(free)
 
 
 def test_an_adapter_of_the_first_block_changes_all_later_ones(pipeline: Any) -> None:
-    found = block_sensitivity(pipeline, make_stack(pipeline, FIRST), DRAWINGS, [[0.0], [1.0]])
+    found = block_sensitivity(pipeline, make_stack(pipeline, FIRST), GENERATIONS, [[0.0], [1.0]])
     bound = bound_of(pipeline)
     assert found.variance[0] < bound**2
     assert (found.variance[1:] > bound**2).all()
@@ -184,7 +198,7 @@ def test_an_adapter_of_the_first_block_changes_all_later_ones(pipeline: Any) -> 
 
 
 def test_a_block_behind_one_that_changes_is_not_safe(pipeline: Any) -> None:
-    found = block_sensitivity(pipeline, make_stack(pipeline, FIRST), DRAWINGS[:1], [[1.0]])
+    found = block_sensitivity(pipeline, make_stack(pipeline, FIRST), GENERATIONS[:1], [[1.0]])
     worst = float(found.worst[1])
     found.worst[2:] = 0
     report = cache_safe_blocks(found, worst / 2)
@@ -196,11 +210,11 @@ def test_a_block_behind_one_that_changes_is_not_safe(pipeline: Any) -> None:
 def test_the_bundled_base_has_the_same_blocks_and_is_left_as_found() -> None:
     pipeline = load_pipeline("digit-sd")
     assert block_names(pipeline.unet) == BLOCKS
-    before = generate(pipeline, ["three"], steps=2)
-    drawing = Drawing("three", steps=2, guidance=1)
-    found = block_sensitivity(pipeline, make_stack(pipeline, ""), [drawing], [[0.8], [0.0]])
+    generation = GenerationSpec("three", num_inference_steps=2, guidance_scale=1)
+    before = generate(pipeline, generation)
+    found = block_sensitivity(pipeline, make_stack(pipeline, ""), [generation], [[0.8], [0.0]])
     assert (found.variance[1:] > bound_of(pipeline) ** 2).all()
-    assert torch.equal(generate(pipeline, ["three"], steps=2), before)
+    assert torch.equal(generate(pipeline, generation), before)
 
 
 def test_nothing_to_nothing_is_no_change() -> None:
@@ -208,20 +222,20 @@ def test_nothing_to_nothing_is_no_change() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "drawings": (lambda p, s: block_sensitivity(p, s, [], [[1.0]]), "drawings: expected"),
-    "rows": (lambda p, s: block_sensitivity(p, s, DRAWINGS, [[1.0, 2.0]]), "rows of 1 scales"),
-    "scales": (lambda p, s: trajectory(p, s, DRAWINGS[0], [[1.0, 2.0]]), "rows of 1 numbers"),
+    "generations": (lambda p, s: block_sensitivity(p, s, [], [[1.0]]), "generations: expected"),
+    "rows": (lambda p, s: block_sensitivity(p, s, GENERATIONS, [[1.0, 2.0]]), "rows of 1 scales"),
+    "scales": (lambda p, s: trajectory(p, s, GENERATIONS[0], [[1.0, 2.0]]), "rows of 1 numbers"),
     "model": (lambda p, s: block_names(p.vae), "has no conv_in"),
     "module": (
-        lambda p, s: record(p, s, DRAWINGS[0], [[1.0]], ["midblock"], id),
+        lambda p, s: record(p, s, GENERATIONS[0], [[1.0]], ["midblock"], id),
         "did you mean `mid_block`",
     ),
     "prompt": (
-        lambda p, s: block_sensitivity(p, s, [Drawing("a photo of cow")], [[1.0]]),
+        lambda p, s: block_sensitivity(p, s, [GenerationSpec("a photo of cow")], [[1.0]]),
         "no `cow`",
     ),
     "tolerance": (
-        lambda p, s: cache_safe_blocks(block_sensitivity(p, s, DRAWINGS[:1], [[1.0]]), -1),
+        lambda p, s: cache_safe_blocks(block_sensitivity(p, s, GENERATIONS[:1], [[1.0]]), -1),
         "tolerance: expected",
     ),
 }

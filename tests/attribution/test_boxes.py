@@ -11,7 +11,6 @@ from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
 from lora_ws.adapters import LayerSpec, Layout
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.boxes import (
     Box,
     Probe,
@@ -21,13 +20,14 @@ from lora_ws.attribution.boxes import (
     renoise,
 )
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import PipelineSize, adapter_layout, build_pipeline, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
-DRAWING = Drawing("a photo of cat", seed=1, steps=4)
+GENERATION = GenerationSpec("a photo of cat", seed=1, num_inference_steps=4)
 BOXES = [Box(0, 0, 16, 8), Box(3, 5, 12, 16), Box(0, 0, 16, 16)]
 SCALES = (0.8, 0.5, 0.6)
 
@@ -228,8 +228,8 @@ def test_a_picture_is_noised_again_as_the_scheduler_does(target: Any) -> None:
     layout = adapter_layout(pipeline.unet)
     rows = 0.5 * torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
     stack = AdapterStack(("ink", "dots"), AdapterBank.from_rows(rows, layout), (1.0, 0.5))
-    drawing = Drawing("three", seed=3, steps=3, guidance=1)
-    probe = renoise(pipeline, stack, drawing, target=target, levels=2, seed=7)
+    generation = GenerationSpec("three", seed=3, num_inference_steps=3, guidance_scale=1)
+    probe = renoise(pipeline, stack, generation, target=target, levels=2, seed=7)
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
         generator = torch.Generator().manual_seed(3)
         last = pipeline(
@@ -257,7 +257,7 @@ def test_a_picture_is_noised_again_as_the_scheduler_does(target: Any) -> None:
     box: Any = [(0, 0, 8, 16)]
     with pytest.warns(UserWarning, match="same order"):
         found = attribute_boxes(
-            pipeline, stack, drawing, box, method="norm", target=target, levels=2, seed=7
+            pipeline, stack, generation, box, method="norm", target=target, levels=2, seed=7
         )
     scores = box_scores(pipeline.unet, stack, probe, box, method="norm").scores
     # Forth and back.
@@ -289,4 +289,4 @@ def test_bad_input_is_named_before_any_work(wrong: str, pipeline: Any, stack: Ad
     )
     call: Callable[..., Any] = attribute_boxes
     with pytest.raises(ConfigError, match=text):
-        call(idle, stack, DRAWING, **{"boxes": BOXES, **options})
+        call(idle, stack, GENERATION, **{"boxes": BOXES, **options})

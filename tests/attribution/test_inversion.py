@@ -16,11 +16,12 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from tolerances import of_images, rounding
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Drawing, ablate
-from lora_ws.attribution.agreement import agreement, curve_grid, late_start_curve
+from lora_ws.attribution.ablation import ablate
+from lora_ws.attribution.agreement import agreement, late_start_curve
 from lora_ws.attribution.inversion import invert, pseudo_ablate
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import (
     PipelineSize,
     adapter_layout,
@@ -31,11 +32,10 @@ from lora_ws.diffusion.pipeline import (
 from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
-from lora_ws.report.grid import markdown
 from lora_ws.threads import threads
 
 SIZE = PipelineSize(16, (8, 8), (16, 16), 1, 2, 2, 16, 1, norm_groups=8)
-DRAWING = Drawing("a photo of three", seed=5, steps=3, guidance=2)
+GENERATION = GenerationSpec("a photo of three", seed=5, num_inference_steps=3, guidance_scale=2)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,10 @@ def make_stack(pipeline: Any, size: float = 0.1) -> AdapterStack:
     )
 
 
-def drawn(pipeline: Any, stack: AdapterStack, drawing: Drawing, noise: Tensor) -> Tensor:
-    """The latents that a drawing ends with."""
+def drawn(pipeline: Any, stack: AdapterStack, generation: GenerationSpec, noise: Tensor) -> Tensor:
+    """The latents that a generation ends with."""
     with stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
-        run = denoise(pipeline, noise, [drawing.prompt], drawing.guidance, drawing.steps)
-        return list(run)[-1]
+        return list(denoise(pipeline, noise, generation))[-1]
 
 
 def off(one: Tensor, other: Tensor) -> float:
@@ -83,17 +82,17 @@ def off(one: Tensor, other: Tensor) -> float:
 
 
 def test_there_and_back_is_within_a_hundredth(pipeline: Any) -> None:
-    stack, drawing = make_stack(pipeline), replace(DRAWING, steps=10)
-    last = trajectory(pipeline, stack, drawing)[-1]
+    stack, generation = make_stack(pipeline), replace(GENERATION, num_inference_steps=10)
+    last = trajectory(pipeline, stack, generation)[-1]
     errors = []
     for iterations in (0, 10):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             back = invert(
-                pipeline, stack, drawing, last, guidance_scale=2, fixed_point_iters=iterations
+                pipeline, stack, generation, last, guidance_scale=2, fixed_point_iters=iterations
             )
         assert torch.equal(back[-1], last)
-        errors.append(off(drawn(pipeline, stack, drawing, back[0]), last))
+        errors.append(off(drawn(pipeline, stack, generation, back[0]), last))
     assert errors[1] < 0.01 < 0.1 < errors[0]
 
 
@@ -112,8 +111,11 @@ ANY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double
 
 def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
     pipeline = untrained()
-    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=6, guidance=1)
-    found = invert(pipeline, stack, drawing, ANY, guidance_scale=1, fixed_point_iters=0)
+    stack, generation = (
+        make_stack(pipeline, 0.3),
+        GenerationSpec("three", num_inference_steps=6, guidance_scale=1),
+    )
+    found = invert(pipeline, stack, generation, ANY, guidance_scale=1, fixed_point_iters=0)
     inverse: Any = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
     inverse.set_timesteps(6)
     expected, text = [ANY], encode_prompts(pipeline, ["three"]).expand(2, -1, -1)
@@ -129,8 +131,11 @@ def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None:
     pipeline = untrained(kind)
-    stack, drawing = make_stack(pipeline, 0.3), Drawing("three", steps=3, guidance=1)
-    found = invert(pipeline, stack, drawing, ANY, guidance_scale=1, fixed_point_iters=30)
+    stack, generation = (
+        make_stack(pipeline, 0.3),
+        GenerationSpec("three", num_inference_steps=3, guidance_scale=1),
+    )
+    found = invert(pipeline, stack, generation, ANY, guidance_scale=1, fixed_point_iters=30)
     text = encode_prompts(pipeline, ["three"]).expand(2, -1, -1)
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.tensor(stack.scales)):
         for k, time in enumerate(pipeline.scheduler.timesteps):
@@ -141,37 +146,39 @@ def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None
 
 
 def test_other_guidance_is_warned_of(pipeline: Any) -> None:
-    stack, drawing = make_stack(pipeline), replace(DRAWING, steps=1)
+    stack, generation = make_stack(pipeline), replace(GENERATION, num_inference_steps=1)
     last = torch.zeros(1, 4, 8, 8)
     with pytest.warns(UserWarning, match="guided by 2 and its inversion by 1"):
-        invert(pipeline, stack, drawing, last, guidance_scale=1, fixed_point_iters=0)
+        invert(pipeline, stack, generation, last, guidance_scale=1, fixed_point_iters=0)
 
 
 def test_from_the_first_of_cached_latents_it_is_the_true_ablation(pipeline: Any) -> None:
     stack = make_stack(pipeline)
-    cached = trajectory(pipeline, stack, DRAWING)
+    cached = trajectory(pipeline, stack, GENERATION)
     true, found = (
-        ablate(pipeline, stack, DRAWING),
-        pseudo_ablate(pipeline, stack, DRAWING, cached, start=0),
+        ablate(pipeline, stack, GENERATION),
+        pseudo_ablate(pipeline, stack, GENERATION, cached, start=0),
     )
     assert found.names == true.names
-    for name in ("whole", "bare", "without"):
+    for name in ("full", "base", "leave_one_out"):
         assert torch.equal(getattr(found, name), getattr(true, name))
-    late = pseudo_ablate(pipeline, stack, DRAWING, cached, start=2)
-    expected = ablate(pipeline, stack, DRAWING, start=2)
-    bound = of_images(pipeline, DRAWING.steps, DRAWING.guidance)
-    assert torch.allclose(late.without, expected.without, atol=bound, rtol=0)
+    late = pseudo_ablate(pipeline, stack, GENERATION, cached, start=2)
+    expected = ablate(pipeline, stack, GENERATION, start=2)
+    bound = of_images(pipeline, GENERATION.num_inference_steps, GENERATION.guidance_scale)
+    assert torch.allclose(late.leave_one_out, expected.leave_one_out, atol=bound, rtol=0)
     assert float(late.effects[0]) < float(true.effects[0])
 
 
 @pytest.mark.parametrize("start", [0, 2])
 def test_an_adapter_of_zeros_changes_nothing(pipeline: Any, start: int) -> None:
     stack = make_stack(pipeline, 0.3)
-    cached = trajectory(pipeline, stack, DRAWING)
-    bound = of_images(pipeline, DRAWING.steps - start, DRAWING.guidance)
-    inverted = invert(pipeline, stack, DRAWING, cached[-1], guidance_scale=2, fixed_point_iters=1)
+    cached = trajectory(pipeline, stack, GENERATION)
+    bound = of_images(pipeline, GENERATION.num_inference_steps - start, GENERATION.guidance_scale)
+    inverted = invert(
+        pipeline, stack, GENERATION, cached[-1], guidance_scale=2, fixed_point_iters=1
+    )
     for latents in (cached, inverted):
-        maps = pseudo_ablate(pipeline, stack, DRAWING, latents, start=start).maps
+        maps = pseudo_ablate(pipeline, stack, GENERATION, latents, start=start).maps
         assert maps[2].max() < bound
         assert (maps[:2].amax(dim=(1, 2)) > 4 * bound).all()
 
@@ -205,8 +212,11 @@ def test_agreement_is_of_tops_maps_and_shares() -> None:
 
 def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any) -> None:
     stack = make_stack(pipeline, 0.2)
-    drawings = [Drawing(f"a photo of {word}", steps=8, guidance=1) for word in ("three", "seven")]
-    curve = late_start_curve(pipeline, stack, drawings, (0, 0.25, 0.75), batch=5)
+    generations = [
+        GenerationSpec(f"a photo of {word}", num_inference_steps=8, guidance_scale=1)
+        for word in ("three", "seven")
+    ]
+    curve = late_start_curve(pipeline, stack, generations, (0, 0.25, 0.75), batch=5)
     assert [row.start for row in curve] == [0, 0.25, 0.75]
     # Of five pictures, four are saved.
     assert [row.cost for row in curve] == pytest.approx([1, 0.8, 0.4])
@@ -214,29 +224,28 @@ def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any
     correlations = [row.agreement.map_correlation for row in curve]
     assert all(np.diff(correlations) < 0.02)
     assert correlations[-1] < 0.9
-    assert "| 25 % | 80 % |" in markdown(curve_grid(curve))
 
 
 LATENTS = torch.zeros(1, 4, 8, 8)
 WRONG: dict[str, tuple[Any, str]] = {
     "iterations": (
-        lambda p, s: invert(p, s, DRAWING, LATENTS, guidance_scale=2, fixed_point_iters=-1),
+        lambda p, s: invert(p, s, GENERATION, LATENTS, guidance_scale=2, fixed_point_iters=-1),
         "0 or more",
     ),
     "prompt": (
-        lambda p, s: invert(p, s, Drawing("a cow"), LATENTS, guidance_scale=3),
+        lambda p, s: invert(p, s, GenerationSpec("a cow"), LATENTS, guidance_scale=3),
         "no `cow`",
     ),
     "latents": (
-        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(3, 1, -1, -1, -1), start=0),
+        lambda p, s: pseudo_ablate(p, s, GENERATION, LATENTS.expand(3, 1, -1, -1, -1), start=0),
         "before each of 3 steps",
     ),
     "start": (
-        lambda p, s: pseudo_ablate(p, s, DRAWING, LATENTS.expand(4, 1, -1, -1, -1), start=3),
+        lambda p, s: pseudo_ablate(p, s, GENERATION, LATENTS.expand(4, 1, -1, -1, -1), start=3),
         "from 0 to 2",
     ),
-    "drawings": (lambda p, s: late_start_curve(p, s, []), "drawings: expected"),
-    "starts": (lambda p, s: late_start_curve(p, s, [DRAWING], [1.0]), "starts: expected"),
+    "generations": (lambda p, s: late_start_curve(p, s, []), "generations: expected"),
+    "starts": (lambda p, s: late_start_curve(p, s, [GENERATION], [1.0]), "starts: expected"),
     "pictures": (lambda p, s: agreement([], []), "the same pictures"),
     "adapters": (
         lambda p, s: agreement(
@@ -277,4 +286,4 @@ def test_schedulers_that_cannot_be_inverted_are_refused(name: str, pipeline: Any
         tokenizer=pipeline.tokenizer,
     )
     with pytest.raises(ConfigError, match=text):
-        invert(other, make_stack(pipeline), DRAWING, LATENTS, guidance_scale=2)
+        invert(other, make_stack(pipeline), GENERATION, LATENTS, guidance_scale=2)

@@ -11,10 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lora_ws.attribution.metadata import (
-    find_adapters,
+    adapter_files,
     parse_parameters,
     parse_workflow,
-    read_picture,
+    read_metadata,
 )
 from lora_ws.errors import DataError
 
@@ -47,24 +47,24 @@ def picture(file: Path, **texts: str) -> Path:
 
 
 def test_a_picture_of_a1111(tmp_path: Path) -> None:
-    said = read_picture(picture(tmp_path / "a.png", parameters=A1111))
+    said = read_metadata(picture(tmp_path / "a.png", parameters=A1111))
     assert said.prompt == "portrait of a cat, , night"
-    assert said.negative == "blurry, <b>"
+    assert said.negative_prompt == "blurry, <b>"
     assert said.adapters == {"ink style": 0.8, "dots": -1.0}
-    assert (said.seed, said.steps, said.guidance) == (1234567890, 25, 6.5)
+    assert (said.seed, said.num_inference_steps, said.guidance_scale) == (1234567890, 25, 6.5)
 
 
 def test_a_picture_of_comfyui(tmp_path: Path) -> None:
-    said = read_picture(picture(tmp_path / "a.png", prompt=json.dumps(COMFY)))
-    assert (said.prompt, said.negative) == ("a cat", "blurry")
+    said = read_metadata(picture(tmp_path / "a.png", prompt=json.dumps(COMFY)))
+    assert (said.prompt, said.negative_prompt) == ("a cat", "blurry")
     assert said.adapters == {"ink": 0.7}
-    assert (said.seed, said.steps, said.guidance) == (42, 20, 8.0)
+    assert (said.seed, said.num_inference_steps, said.guidance_scale) == (42, 20, 8.0)
 
 
 def test_what_is_not_said_is_none() -> None:
     said = parse_parameters("a cat <lora:ink>")
     assert (said.prompt, said.adapters) == ("a cat", {"ink": 1.0})
-    assert (said.seed, said.steps, said.guidance) == (None, None, None)
+    assert (said.seed, said.num_inference_steps, said.guidance_scale) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["../ink", "/etc/ink", "a/b", "..", "a\\b"])
@@ -72,25 +72,25 @@ def test_a_name_that_is_a_path_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path.parent / "ink.safetensors").write_bytes(b"")
     said = parse_parameters(f"a cat <lora:{name}:1>")
     with pytest.raises(DataError, match="is a path"):
-        find_adapters(said, tmp_path)
+        adapter_files(said, tmp_path)
 
 
 def test_names_are_found_in_the_folder_and_nowhere_else(tmp_path: Path) -> None:
     said = parse_parameters("<lora:ink:1>")
     with pytest.raises(DataError, match=r"expected `ink\.safetensors`"):
-        find_adapters(said, tmp_path)
+        adapter_files(said, tmp_path)
     (tmp_path / "ink.safetensors").write_bytes(b"")
-    assert find_adapters(said, tmp_path) == [tmp_path / "ink.safetensors"]
+    assert adapter_files(said, tmp_path) == [tmp_path / "ink.safetensors"]
 
 
 def test_what_says_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it says nothing; give --prompt"):
-        read_picture(picture(tmp_path / "a.png"))
+        read_metadata(picture(tmp_path / "a.png"))
     (tmp_path / "b.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(DataError, match="expected a picture"):
-        read_picture(tmp_path / "b.png")
+        read_metadata(tmp_path / "b.png")
     with pytest.raises(DataError, match="KSampler"):
-        read_picture(picture(tmp_path / "c.png", prompt="[1, 2]"))
+        read_metadata(picture(tmp_path / "c.png", prompt="[1, 2]"))
 
 
 @given(st.text())

@@ -11,7 +11,6 @@ from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
 from lora_ws.adapters import LayerSpec, Layout
-from lora_ws.attribution.ablation import Drawing
 from lora_ws.attribution.autoencoder import AutoencoderSpec, SparseAutoencoder, fit_autoencoder
 from lora_ws.attribution.sparse import (
     MIDDLE,
@@ -25,6 +24,7 @@ from lora_ws.attribution.sparse import (
     superposition,
 )
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
@@ -165,9 +165,18 @@ def test_rows_of_a_group_are_held_out_together() -> None:
 def test_recorded_are_means_of_the_middle_with_the_prompt(
     pipeline: Any, stack: AdapterStack
 ) -> None:
-    drawings = [Drawing("three", "seven", seed, 3, 2.0) for seed in (0, 1)]
+    generations = [
+        GenerationSpec(
+            "three",
+            negative_prompt="seven",
+            guidance_scale=2.0,
+            num_inference_steps=3,
+            seed=seed,
+        )
+        for seed in (0, 1)
+    ]
     rows = [[0.0, 0.0, 0.0], SCALES]
-    found = record_middle(pipeline, stack, drawings, rows, steps=[0, 2])
+    found = record_middle(pipeline, stack, generations, rows, steps=[0, 2])
     assert found.activations.shape == (2, 2, 2, 48)
     seen: list[Tensor] = []
     handle = pipeline.unet.get_submodule(MIDDLE).register_forward_hook(
@@ -176,7 +185,7 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(
     try:
         for row in rows:
             with stack.bank.attach(pipeline.unet, torch.tensor(row)):
-                generate(pipeline, ["three"], 2.0, 3, seed=1, negative="seven")
+                generate(pipeline, generations[1])
     finally:
         handle.remove()
     expected = torch.stack(seen).view(2, 3, 48)[:, [0, 2]]
@@ -188,18 +197,18 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(
     assert groups.tolist() == [0] * 4 + [1] * 4
     assert torch.equal(vectors[5], found.activations[1, 0, 1])
     assert torch.equal(found.latents[:, 0, 0], found.latents[:, 1, 0])
-    forced = record_middle(pipeline, stack, drawings[:1], rows, forced=True)
+    forced = record_middle(pipeline, stack, generations[:1], rows, forced=True)
     assert torch.equal(forced.latents[:, 0], forced.latents[:, 1])
 
 
 def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: AdapterStack) -> None:
-    drawing = Drawing("three", steps=4, guidance=1)
-    seen = record_middle(pipeline, stack, [drawing], [SCALES, [0.0] * 3, [1.0, 0.0, 0.0]])
+    generation = GenerationSpec("three", num_inference_steps=4, guidance_scale=1)
+    seen = record_middle(pipeline, stack, [generation], [SCALES, [0.0] * 3, [1.0, 0.0, 0.0]])
     small = fit_autoencoder(seen.vectors()[0], AutoencoderSpec(hidden=16, max_epochs=5))
-    found = decompose_middle(pipeline, stack, drawing, small)
-    again = decompose_middle(pipeline, stack, drawing, small, step=2)
+    found = decompose_middle(pipeline, stack, generation, small)
+    again = decompose_middle(pipeline, stack, generation, small, step=2)
     assert found.raw.unit.least_squares == pytest.approx(again.raw.unit.least_squares)
-    outputs = record_middle(pipeline, stack, [drawing], decomposition_rows(SCALES), steps=[2])
+    outputs = record_middle(pipeline, stack, [generation], decomposition_rows(SCALES), steps=[2])
     values = outputs.activations[0, :, 0].double().numpy()
     changes = values[1:] - values[0]
     expected, *_ = np.linalg.lstsq(changes[:3].T, changes[-1], rcond=None)
@@ -224,9 +233,11 @@ def test_what_follows_from_latents_is_told_from_what_does_not() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "drawings": (lambda p, s: record_middle(p, s, [], [SCALES]), "drawings: expected"),
+    "generations": (lambda p, s: record_middle(p, s, [], [SCALES]), "generations: expected"),
     "steps": (
-        lambda p, s: record_middle(p, s, [Drawing("three", steps=2)], [SCALES], steps=[2]),
+        lambda p, s: record_middle(
+            p, s, [GenerationSpec("three", num_inference_steps=2)], [SCALES], steps=[2]
+        ),
         "from 0 to 1",
     ),
     "rows": (lambda p, s: superposition(torch.zeros(5, 4)), "2 k"),
@@ -237,7 +248,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "groups": (lambda p, s: fit_autoencoder(torch.zeros(9, 2), groups=[0]), "groups: expected 9"),
     "one": (
         lambda p, s: latent_r2(Recording(torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3))),
-        "2 drawings",
+        "2 generations",
     ),
     "forced": (
         lambda p, s: latent_r2(Recording(torch.zeros(2, 2, 1, 3), torch.zeros(2, 2, 1, 3))),

@@ -33,11 +33,27 @@ def run(*args: object) -> int:
     return main(["attribute", "--base", "digit-sd", *map(str, args)])
 
 
+def test_boxes_have_shares_of_the_adapters(
+    loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = (loras / "ink.safetensors", loras / "dots.safetensors")
+    drawn = ("--prompt", "three", "--num_inference_steps", 8, "--scales", 1, 0)
+    args = ("--boxes", "[[0,0,8,8],[8,8,16,16]]", "--out", tmp_path / "out")
+    assert run("--adapters", *files, *drawn, *args) == 0
+    shown = capsys.readouterr().out.split("Effect")[1]
+    # What is off did nothing anywhere.
+    assert (
+        re.findall(r"\(\d+, \d+, \d+, \d+\).*?([\d.]+) %.*?([\d.]+) %", shown)
+        == [("100.0", "0.0")] * 2
+    )
+    assert "<h2" in (tmp_path / "out" / "attribution.html").read_text(encoding="utf-8")
+
+
 def test_a_page_shows_shares_and_maps(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = (loras / "ink.safetensors", loras / "dots.safetensors")
-    drawn = ("--prompt", "a photo of three", "--steps", 5, "--scales", 1, 0.2)
+    drawn = ("--prompt", "a photo of three", "--num_inference_steps", 5, "--scales", 1, 0.2)
     assert run("--adapters", *files, *drawn, "--shapley", "true", "--out", tmp_path / "out") == 0
     shown = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"([\d.]+) %", shown)]
@@ -60,7 +76,16 @@ def test_a_picture_says_what_it_was_made_of(
     assert run(*picture, "--out", tmp_path / "one") == 0
     told = capsys.readouterr().out
     files = (loras / "ink.safetensors", loras / "dots.safetensors")
-    drawn = ("--prompt", "a photo of three", "--steps", 5, "--seed", 3, "--guidance", 2)
+    drawn = (
+        "--prompt",
+        "a photo of three",
+        "--num_inference_steps",
+        5,
+        "--seed",
+        3,
+        "--guidance_scale",
+        2,
+    )
     more = ("--scales", 0.8, 0.4, "--out", tmp_path / "two")
     assert run("--adapters", *files, *drawn, *more) == 0
     assert told.split("Effect")[0] == capsys.readouterr().out.split("Effect")[0]

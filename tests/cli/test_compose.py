@@ -1,8 +1,10 @@
 """`compose` as users meet it."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import open_page
@@ -11,6 +13,9 @@ from safetensors.torch import save_file
 
 from lora_ws.adapters import read_adapter
 from lora_ws.cli import main
+from lora_ws.composition.run import run as run_spec
+from lora_ws.composition.spec import ComposeSpec
+from lora_ws.diffusion import Regions
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
 
 
@@ -31,16 +36,26 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def run(files: list[str], *more: object, prompt: str = "a photo of three") -> int:
-    args = ["--base", "digit-sd", "--adapters", *files, "--prompt", prompt, "--steps", "8"]
+    args = ["--base", "digit-sd", "--adapters", *files, "--prompt", prompt]
+    args += ["--num_inference_steps", "8"]
     return main(["compose", *args, "--images", "2", *map(str, more)])
 
 
-@pytest.mark.parametrize("method", ["merge", "merge-normalised", "switch", "composite"])
+METHODS = {
+    "Merge": (),
+    "Merge, normalised": ("--method", "Merge", "--method.normalised", "true"),
+    "Switch": ("--method", "Switch", "--method.tau", 2),
+    "Composite": ("--method", "lora_ws.diffusion.Composite", "--method.weights", "[3,1,1]"),
+    "Schedule": ("--method", "Schedule", "--method.windows", "[[0,0.5],[0.5,1],[0,1]]"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_grid_has_a_row_for_none_each_and_all(
     method: str, files: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "grid.png"
-    assert run(files, "--method", method, "--scales", 1, 0.5, 0.8, "--out", out) == 0
+    assert run(files, *METHODS[method], "--scales", 1, 0.5, 0.8, "--out", out) == 0
     with Image.open(out) as picture:
         # 16 pixels sixfold, two columns, five rows, and room for the labels.
         assert picture.size == (220 + 2 * 96, 5 * 96)
@@ -60,18 +75,53 @@ def test_a_page_shows_pictures_steps_and_sizes(files: list[str], tmp_path: Path)
         assert strip.size == (8 * 96, 96)
 
 
+def test_masks_are_pictures(files: list[str], tmp_path: Path) -> None:
+    left = np.zeros((4, 4), np.uint8)
+    left[:, :2] = 255
+    for name, mask in (("left", left), ("right", 255 - left)):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("left", "right")]
+    args = ("--method", "Regions", "--method.masks", json.dumps(names))
+    assert run(files[:2], *args, "--out", tmp_path / "grid.png") == 0
+    masks = torch.from_numpy(np.stack([left, 255 - left]) / 255).float()
+    spec = ComposeSpec(
+        base="digit-sd",
+        adapters=files[:2],
+        prompt="a photo of three",
+        num_inference_steps=8,
+        images=2,
+        method=Regions(masks),
+        out=tmp_path / "python.png",
+    )
+    drawn, page = run_spec(spec)
+    assert drawn.read_bytes() == (tmp_path / "grid.png").read_bytes()
+    assert page == tmp_path / "python.html"
+
+
+def test_flags_of_before_are_taken_with_a_notice(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = ("--tau", 3, "--method", "switch", "--negative", "a photo of one", "--guidance", 2)
+    new = ("--method", "Switch", "--method.tau", 3, "--negative_prompt", "a photo of one")
+    assert run(files[:2], *old, "--out", tmp_path / "old.png") == 0
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    assert run(files[:2], *new, "--guidance_scale", 2, "--out", tmp_path / "new.png") == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "old.png").read_bytes() == (tmp_path / "new.png").read_bytes()
+
+
 def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> None:
-    args = ("--method", "switch", "--out")
+    args = ("--method", "Switch", "--out")
     assert run(files, *args, tmp_path / "5.png") == 0
-    assert run(files, *args, tmp_path / "as 5.png", "--tau", 5) == 0
-    assert run(files, *args, tmp_path / "1.png", "--tau", 1) == 0
+    assert run(files, *args, tmp_path / "as 5.png", "--method.tau", 5) == 0
+    assert run(files, *args, tmp_path / "1.png", "--method.tau", 1) == 0
     five, again, one = ((tmp_path / f"{n}.png").read_bytes() for n in ("5", "as 5", "1"))
     assert five == again != one
 
 
 def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
     plain, weighed = tmp_path / "plain.png", tmp_path / "weighed.png"
-    args = ("--method", "switch", "--out")
+    args = ("--method", "Switch", "--out")
     assert run(files, *args, plain) == 0
     assert run(files, *args, weighed, "--triggers", "photo", "of", "three") == 0
     assert plain.read_bytes() != weighed.read_bytes()
@@ -94,24 +144,37 @@ WRONG = {
     "a long prompt": (("a photo of " + "three " * 20,), (), "at most 10 tokens"),
     "an unknown word": (("a photo of tree",), (), "no `tree`, did you mean `three`?"),
     "scales": (("three",), ("--scales", 1, 2), "scales: expected 3"),
-    "a method": (("three",), ("--method", "swap"), "expected merge"),
-    "no merge to write": (("three",), ("--method", "switch", "--export", "x"), "is no merge"),
+    "a method": (("three",), ("--method", "Swich"), "did you mean `Switch`"),
+    "no merge to write": (("three",), ("--method", "Switch", "--export", "x"), "is no merge"),
     "triggers of a merge": (
         ("a photo of three",),
         ("--triggers", "a", "photo", "three"),
-        "switch or composite",
+        "Switch or Composite",
     ),
-    "turns of a merge": (("a photo of three",), ("--tau", 3), "merge has no turns"),
-    "no turns": (("a photo of three",), ("--method", "switch", "--tau", 0), "at least 1 step"),
+    "turns of a merge": (
+        ("a photo of three",),
+        ("--method", "Merge", "--method.tau", 3),
+        "unknown option `tau` of Merge",
+    ),
+    "no turns": (
+        ("a photo of three",),
+        ("--method", "Switch", "--method.tau", 0),
+        "at least 1 step",
+    ),
     "few triggers": (
         ("a photo of three",),
-        ("--method", "switch", "--triggers", "three"),
+        ("--method", "Switch", "--triggers", "three"),
         "triggers: expected 3",
     ),
     "a trigger that is not in the prompt": (
         ("a photo of three",),
-        ("--method", "switch", "--triggers", "photo", "three", "seven"),
+        ("--method", "Switch", "--triggers", "photo", "three", "seven"),
         "phrases of the prompt, got `seven`",
+    ),
+    "no mask": (
+        ("three",),
+        ("--method", "Regions", "--method.masks", '["nowhere.png"]'),
+        "masks: expected a picture, got `nowhere.png`",
     ),
     "a base": (("three",), ("--base", "tiny-sd"), "is this their base"),
 }

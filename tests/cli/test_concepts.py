@@ -15,6 +15,7 @@ from lora_ws.concepts.objective import (
     erase_objective,
 )
 from lora_ws.concepts.scores import integrated
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 
 ERASE = (
@@ -70,7 +71,7 @@ def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None
     if args[0] == "erase":
         objective = erase_objective(pipeline, prompt, seeds=[0], steps=6)
     else:
-        images = generate(pipeline, [prompt] * 2)
+        images = generate(pipeline, GenerationSpec(prompt), images=2)
         objective = amplify_objective(pipeline, prompt, images, steps=6)
     scores = integrated(objective, pipeline.unet, eligible_weights(pipeline.unet))
     for name, at in edit.indices.items():

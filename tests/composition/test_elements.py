@@ -8,6 +8,7 @@ from scipy.ndimage import maximum_filter
 from lora_ws.composition.elements import ELEMENTS, ElementJudge, render
 from lora_ws.composition.testbed import bundled
 from lora_ws.diffusion.digits import NAMES, digit_pictures
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import BatchedSets, Merge
 from lora_ws.diffusion.pipeline import (
@@ -61,10 +62,11 @@ def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
     files = [testbed.file(member) for member in testbed.members]
     sets, images = tuple((k,) for k in range(len(names))), 4
     noise = initial_noise(pipeline, range(images))
-    plain = generate(pipeline, ["a photo of sks"] * images, 3.0, 12, noise=noise)
+    generation = GenerationSpec("a photo of sks", num_inference_steps=12)
+    plain = generate(pipeline, generation, noise=noise)
     with compose(pipeline, files, BatchedSets(Merge(), sets)):
         every = noise.repeat_interleave(len(names), 0)
-        drawn = generate(pipeline, ["a photo of sks"] * len(every), 3.0, 12, noise=every)
+        drawn = generate(pipeline, generation, noise=every)
     for k, name in enumerate(names):
         shown = judge.shown(drawn[k :: len(names)], name).mean()
         assert shown >= 0.5, name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ws.composition.testbed import CATEGORIES, SIZES, Testbed, bundled, trigger_phrases
+from lora_ws.composition.testbed import CATEGORIES, SIZES, Testbed, bundled
 from lora_ws.errors import ConfigError, DataError
 
 COUNTS = {"character": 3, "clothing": 2, "style": 2, "background": 2, "object": 2}
@@ -45,12 +45,6 @@ def test_two_styles_have_480_sets(tmp_path: Path) -> None:
             assert categories[0] == "character"
             assert len(set(categories)) == size
             assert categories == [c for c in CATEGORIES if c in categories]
-
-
-def test_a_prompt_calls_for_each_member(tmp_path: Path) -> None:
-    testbed = Testbed.open(write(tmp_path, listed("anime")))
-    phrases = trigger_phrases(testbed.sets(2)[0])
-    assert phrases == ["character 1", "detailed", "clothing 1", "detailed"]
 
 
 def test_a_users_copy_is_read_and_must_be_whole(tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ from lora_ws.concepts.scores import (
     validity,
 )
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import adapter_layout, generate
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, DataError
+
+THREE = GenerationSpec("a photo of three", num_inference_steps=4)
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def test_as_released_the_other_prediction_is_a_constant(
 
 
 def test_signs_agree_between_the_objectives(pipeline: Any) -> None:
-    images = generate(pipeline, ["a photo of three"] * 2, steps=4)
+    images = generate(pipeline, THREE, images=2)
     loss = amplify_objective(pipeline, "a photo of three", images, steps=5)
     weights = eligible_weights(pipeline.unet)
     scores, grads = (
@@ -194,12 +197,12 @@ def test_an_edit_is_undone_bit_by_bit_and_survives_its_file(
 ) -> None:
     weights = eligible_weights(pipeline.unet)
     edit = choose(scores, weights, 0.02, "global")
-    plain = generate(pipeline, ["a photo of three"], steps=4)
+    plain = generate(pipeline, THREE)
     with edit.applied(pipeline.unet):
-        changed = generate(pipeline, ["a photo of three"], steps=4)
+        changed = generate(pipeline, THREE)
         assert sum(int((weight == 0).sum()) for weight in weights.values()) == edit.changed
     assert (changed - plain).abs().max() > 0.01
-    assert torch.equal(generate(pipeline, ["a photo of three"], steps=4), plain)
+    assert torch.equal(generate(pipeline, THREE), plain)
     again = SparseEdit.load(edit.save(tmp_path / "edit.safetensors"))
     other = copy.deepcopy(pipeline.unet)
     again.apply(other)

@@ -53,7 +53,7 @@ def by_hand(pipeline: Any, after: bool) -> tuple[Tensor, Tensor, float, float]:
 def test_latents_are_paired_with_times_as_said(compat: bool, pipeline: Any) -> None:
     latents, times, total, squares = by_hand(pipeline, after=compat)
     objective = erase_objective(
-        pipeline, CONCEPT, seeds=SEEDS, steps=STEPS, guidance=GUIDANCE, compat=compat
+        pipeline, CONCEPT, seeds=SEEDS, steps=STEPS, guidance_scale=GUIDANCE, compat=compat
     )
     assert objective.times.tolist() == times.tolist()
     bound = rounding(terms_of(pipeline.unet), steps=STEPS * (2 * GUIDANCE - 1))

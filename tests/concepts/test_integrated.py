@@ -18,6 +18,7 @@ from lora_ws.concepts.objective import (
     restored,
 )
 from lora_ws.concepts.scores import Scores, contributions, integrated
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate
 from lora_ws.errors import ConfigError
 
@@ -72,7 +73,8 @@ def test_they_are_scipys_quadrature_of_gradients() -> None:
 
 def test_of_a_real_denoiser_they_sum_to_what_all_weights_do(pipeline: Any) -> None:
     erase = erase_objective(pipeline, "a photo of three", steps=5, stop_gradient=False)
-    images = generate(pipeline, ["a photo of three"] * 2, steps=4)
+    generation = GenerationSpec("a photo of three", num_inference_steps=4)
+    images = generate(pipeline, generation, images=2)
     weights = eligible_weights(pipeline.unet)
     for objective in (erase, amplify_objective(pipeline, "a photo of three", images, steps=5)):
         truth = what_all_do(objective, pipeline.unet, weights)

@@ -21,6 +21,7 @@ from lora_ws.concepts.objective import (
 )
 from lora_ws.concepts.scores import contrast, contributions, integrated
 from lora_ws.diffusion.digits import NAMES, DigitJudge
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate
 from lora_ws.zoo.photos import PhotoSpec, load_photos
 
@@ -39,7 +40,8 @@ def judge() -> DigitJudge:
 def shown(pipeline: Any, judge: DigitJudge, counts: Mapping[str, int], text: str) -> np.ndarray:
     """Share of the pictures of each digit that show it."""
     prompts = [text.format(name) for name, count in counts.items() for _ in range(count)]
-    seen = iter(judge.digits(generate(pipeline, prompts, 3.0, 20, seed=1000)).tolist())
+    generation = GenerationSpec(tuple(prompts), num_inference_steps=20, seed=1000)
+    seen = iter(judge.digits(generate(pipeline, generation)).tolist())
     return np.array(
         [
             np.mean([next(seen) == NAMES.index(name) for _ in range(count)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_ws.attribution.ablation import Ablation, Drawing, ablate
+from lora_ws.attribution.ablation import Ablation, ablate
 from lora_ws.attribution.activations import block_sensitivity, cache_safe_blocks
 from lora_ws.attribution.agreement import agreement, late_start_curve
 from lora_ws.attribution.autoencoder import fit_autoencoder
@@ -24,6 +24,7 @@ from lora_ws.attribution.sparse import (
 )
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.composition.testbed import bundled
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
@@ -56,10 +57,16 @@ class _Setup:
         return cls(spec, load_pipeline(spec.base), AdapterStack.of(files, scales, spec.adapters))
 
     @cached_property
-    def drawings(self) -> list[Drawing]:
+    def drawings(self) -> list[GenerationSpec]:
         spec = self.spec
         return [
-            Drawing(prompt, "", seed, spec.steps, spec.guidance) for prompt, seed in spec.pictures
+            GenerationSpec(
+                prompt,
+                guidance_scale=spec.guidance,
+                num_inference_steps=spec.steps,
+                seed=seed,
+            )
+            for prompt, seed in spec.pictures
         ]
 
     @cached_property

@@ -14,6 +14,7 @@ from lora_ws.concepts.edit import SparseEdit, choose, magnitude_control, random_
 from lora_ws.concepts.objective import Objective, eligible_weights, erase_objective
 from lora_ws.concepts.scores import contrast, contributions, validity
 from lora_ws.diffusion.digits import NAMES, DigitJudge
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 from lora_ws.experiments.cad.report import cad_sections, shown_budget
 from lora_ws.experiments.cad.spec import METHODS, CadRecord, CadSpec
@@ -92,14 +93,18 @@ def _measure(
     edit: SparseEdit | None,
 ) -> CadRecord:
     """Draw every digit with an edit, and judge the pictures."""
-    prompts = [f"a photo of {name}" for name in NAMES for _ in range(spec.images)]
+    prompts = tuple(f"a photo of {name}" for name in NAMES for _ in range(spec.images))
     with edit.applied(pipeline.unet) if edit else nullcontext():
-        images = generate(pipeline, prompts, spec.guidance, 20)
+        images = generate(pipeline, _generation(spec, prompts))
     truth = np.repeat(np.arange(len(NAMES)), spec.images)
     shares = (judge.digits(images) == truth).reshape(len(NAMES), -1).mean(axis=1)
     at = NAMES.index(digit)
     target, others = float(shares[at]), float(np.delete(shares, at).mean())
     return CadRecord(digit, *how, edit.changed if edit else 0, target, others)
+
+
+def _generation(spec: CadSpec, prompt: str | tuple[str, ...]) -> GenerationSpec:
+    return GenerationSpec(prompt, guidance_scale=spec.guidance, num_inference_steps=20)
 
 
 def _pictures(spec: CadSpec, pipeline: Any, digit: str, edits: Edits, file: Path) -> None:
@@ -110,7 +115,7 @@ def _pictures(spec: CadSpec, pipeline: Any, digit: str, edits: Edits, file: Path
         for method, share in (("none", 0.0), *((m, budget) for m in METHODS)):
             edit = edits[method, share]
             with edit.applied(pipeline.unet) if edit else nullcontext():
-                prompts = [f"a photo of {name}"] * SHOWN_IMAGES
-                rows.append(generate(pipeline, prompts, spec.guidance, 20))
+                generation = _generation(spec, f"a photo of {name}")
+                rows.append(generate(pipeline, generation, images=SHOWN_IMAGES))
             labels.append(f"{name}: {method}")
     save_grid(torch.cat(rows), SHOWN_IMAGES, file, 4, labels)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lora_ws.concepts.edit import Per
+from lora_ws.concepts.spec import Per
 from lora_ws.diffusion.digits import check_digits
 from lora_ws.experiments.kinds import EvalSpec
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_ws.composition.elements import ElementJudge
 from lora_ws.composition.testbed import Testbed, bundled
 from lora_ws.diffusion.digits import NAMES, digit_pictures
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import BatchedSets, Method, Switch
 from lora_ws.diffusion.pipeline import (
@@ -77,9 +78,13 @@ class _Sampler:
         places = tuple(tuple(ids.index(name) for name in names) for names in sets)
         noise = initial_noise(self.pipeline, range(images)).repeat_interleave(len(sets), 0)
         # Sample j is of set j modulo their number.
-        said = [own[image] for image in range(images) for own in prompts]
+        generation = GenerationSpec(
+            tuple(own[image] for image in range(images) for own in prompts),
+            guidance_scale=spec.guidance,
+            num_inference_steps=spec.steps,
+        )
         with compose(self.pipeline, self.stack, BatchedSets(method, places), [factor] * len(ids)):
-            drawn = generate(self.pipeline, said, spec.guidance, spec.steps, noise=noise)
+            drawn = generate(self.pipeline, generation, noise=noise)
         return drawn.unflatten(0, (images, len(sets))).transpose(0, 1)
 
     def record(

@@ -1,0 +1,84 @@
+"""Images without adapters, with each alone, and with all of them together, from the same noise."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.hooks import compose
+from lora_ws.diffusion.methods import Method
+from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise
+from lora_ws.diffusion.stack import AdapterStack
+from lora_ws.diffusion.texts import TextMode
+
+# How many pictures show the way to the first composed one.
+SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGrid:
+    """What adapters draw alone and together.
+
+    Attributes:
+        rows: images from -1 to 1: without any adapter, with each of k alone, with all.
+        course: the first composed image after some of the steps.
+        steps: which, counted from 1.
+    """
+
+    rows: Float[Tensor, "k+2 images 3 height width"]
+    course: Float[Tensor, "shown 3 height width"]
+    steps: tuple[int, ...]
+
+
+def draw_grid(
+    pipeline: Any,
+    stack: AdapterStack,
+    method: Method,
+    generation: GenerationSpec,
+    *,
+    images: int = 1,
+    text: TextMode = "merged",
+) -> ImageGrid:
+    """Draw without adapters, with each alone, and with all by a method, from the same noise.
+
+    Args:
+        pipeline: the base; left as found.
+        stack: the adapters.
+        method: how they act together.
+        generation: what is drawn.
+        images: how many per row.
+        text: what adapters of text encoders do; see `lora_ws.diffusion.compose`.
+
+    Raises:
+        ConfigError: the method does not fit the adapters, or prompts the images.
+        LayoutError: the adapters are of another base.
+    """
+    rows = [generate(pipeline, generation, images=images)]
+    # Of a single adapter its own text encoder's part is all there is, or none.
+    text_alone: TextMode = "none" if text == "none" else "merged"
+    for k in range(len(stack)):
+        scales = [scale * (k == n) for n, scale in enumerate(stack.scales)]
+        with compose(pipeline, stack, scales=scales, text=text_alone):
+            rows.append(generate(pipeline, generation, images=images))
+    steps = shown_steps(generation.num_inference_steps)
+    noise = initial_noise(pipeline, range(generation.seed, generation.seed + images))
+    with compose(pipeline, stack, method, text=text):
+        run = denoise(pipeline, noise, generation)
+        kept = [latents for number, latents in enumerate(run, 1) if number in steps]
+    rows.append(decode_latents(pipeline, kept[-1]).cpu())
+    course = decode_latents(pipeline, torch.stack([latents[0] for latents in kept])).cpu()
+    return ImageGrid(torch.stack(rows), course, steps)
+
+
+def shown_steps(steps: int) -> tuple[int, ...]:
+    """The steps, counted from 1, whose pictures are shown: the last and some before it.
+
+    Example:
+        >>> shown_steps(30)
+        (1, 5, 9, 13, 18, 22, 26, 30)
+    """
+    spread = torch.linspace(1, steps, min(SHOWN, steps)).round().int().tolist()
+    return tuple(sorted(set(spread)))

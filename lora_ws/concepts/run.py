@@ -1,0 +1,103 @@
+"""`erase` and `amplify`: find the weights that make a concept, edit them, and show what it did."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_ws.concepts.edit import choose
+from lora_ws.concepts.objective import (
+    Objective,
+    amplify_objective,
+    eligible_weights,
+    erase_objective,
+)
+from lora_ws.concepts.report import outcomes, with_controls, write_edit
+from lora_ws.concepts.scores import METHODS, Scores, contrast, validity
+from lora_ws.concepts.spec import AmplifySpec, EditSpec, EraseSpec
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.pipeline import generate, load_pipeline
+from lora_ws.diffusion.prompts import check_prompts
+
+
+class Edited(NamedTuple):
+    """What was written.
+
+    Attributes:
+        changed: weights set to zero.
+        page: beside the edit, its numbers and pictures.
+    """
+
+    changed: int
+    page: Path
+
+
+def erase(spec: EraseSpec) -> Edited:
+    """Set the weights to zero that do most for a concept, and spare what others need.
+
+    Raises:
+        ConfigError: a prompt is too long, or the budget is no share.
+    """
+    pipeline, preserved = load_pipeline(spec.base), spec.preserve or []
+    check_prompts(pipeline, [spec.concept, *preserved])
+    own, *others = (
+        erase_objective(
+            pipeline,
+            prompt,
+            seeds=range(spec.seeds),
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+        )
+        for prompt in (spec.concept, *preserved)
+    )
+    facts = {"erased": spec.concept, "preserved": ", ".join(preserved) or "nothing"}
+    facts |= {"base": spec.base}
+    return _edit(spec, pipeline, own, others, facts, [spec.concept, *preserved])
+
+
+def amplify(spec: AmplifySpec) -> Edited:
+    """Set the weights to zero that work most against a concept, judged on images that it draws.
+
+    Raises:
+        ConfigError: the prompt is too long, or the budget is no share.
+    """
+    pipeline = load_pipeline(spec.base)
+    check_prompts(pipeline, [spec.concept])
+    generation = GenerationSpec(spec.concept, guidance_scale=spec.guidance_scale, seed=spec.seed)
+    drawn = generate(pipeline, generation, images=spec.images)
+    own = amplify_objective(pipeline, spec.concept, drawn, steps=spec.steps, seed=spec.seed)
+    facts = {"amplified": spec.concept, "base": spec.base}
+    return _edit(spec, pipeline, own, [], facts, [spec.concept])
+
+
+def _edit(
+    spec: EditSpec,
+    pipeline: Any,
+    own: Objective,
+    others: Sequence[Objective],
+    facts: dict[str, str],
+    prompts: Sequence[str],
+) -> Edited:
+    """Edit the weights that do most for what an objective measures, and least for the others.
+
+    An objective that shrinks with the concept is a training loss: there what works against it goes.
+    """
+    unet, weights = pipeline.unet, eligible_weights(pipeline.unet, spec.eligible)
+
+    def score(objective: Objective) -> Scores:
+        return METHODS[spec.scores](objective, unet, weights)
+
+    scores = score(own)
+    wanted = contrast(scores, [score(other) for other in others]) if others else scores
+    wanted = {name: own.sign * values for name, values in wanted.items()}
+    chosen = choose(wanted, weights, spec.budget, spec.per)
+    facts |= {"budget": f"{spec.budget:g} of each {spec.per}", "eligible": spec.eligible}
+    facts |= {"scores": spec.scores}
+    name, *_ = facts
+    edits = with_controls(name, replace(chosen, facts=facts), weights)
+    found = outcomes(edits, own, unet, scores)
+    valid = validity(own, unet, weights, scores)
+    page = write_edit(
+        spec.out, pipeline, edits, found, valid, prompts, guidance_scale=spec.guidance_scale
+    )
+    return Edited(chosen.changed, page)

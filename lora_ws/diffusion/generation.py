@@ -1,0 +1,64 @@
+"""What a pipeline is asked to draw."""
+
+from dataclasses import KW_ONLY, dataclass
+
+from lora_ws.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """Settings of image generation, named as diffusers names them.
+
+    Attributes:
+        prompt: what to draw; one for all images, or one per image.
+        negative_prompt: what not to draw.
+        guidance_scale: scale of classifier-free guidance; 1 for none.
+        num_inference_steps: steps of denoising.
+        seed: of the initial noise; image k starts from that of ``seed + k``.
+
+    Example:
+        >>> GenerationSpec("a photo of cat", seed=3).prompts(2)
+        ['a photo of cat', 'a photo of cat']
+    """
+
+    prompt: str | tuple[str, ...]
+    _: KW_ONLY
+    negative_prompt: str = ""
+    guidance_scale: float = 3.0
+    num_inference_steps: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt and not isinstance(self.prompt, str):
+            raise ConfigError("prompt: expected at least one, got none")
+        if self.num_inference_steps < 1:
+            raise ConfigError(
+                f"num_inference_steps: expected at least 1, got {self.num_inference_steps}"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model is asked without the prompt too."""
+        return self.guidance_scale > 1
+
+    @property
+    def texts(self) -> list[str]:
+        """All that a text encoder reads: the prompts, and the negative prompt."""
+        given = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+        return [*given, self.negative_prompt]
+
+    def prompts(self, images: int | None = None) -> list[str]:
+        """One prompt per image.
+
+        Args:
+            images: how many; None for as many as there are prompts.
+
+        Raises:
+            ConfigError: there are several prompts, and not one per image.
+        """
+        *given, _ = self.texts
+        if images is None or len(given) == images:
+            return given
+        if len(given) > 1:
+            raise ConfigError(f"prompt: expected 1 or {images}, one per image, got {len(given)}")
+        return given * images
