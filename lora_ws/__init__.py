@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         StatsFlatVec,
         StatsLayer,
         StatsLayerDense,
+        UpdateKernel,
     )
     from lora_ws.learn.run import run, run_many, run_one
     from lora_ws.learn.spec import ExperimentSpec
@@ -39,6 +40,7 @@ _HOMES = {
         "StatsFlatVec",
         "StatsLayer",
         "StatsLayerDense",
+        "UpdateKernel",
     ),
     "bundle": ("Bundle",),
     "learn.run": ("run", "run_many", "run_one"),

@@ -8,6 +8,7 @@ from lora_ws.featurizers.pca import FlatVecPCA
 from lora_ws.featurizers.stats_flat_vec import StatsFlatVec
 from lora_ws.featurizers.stats_layer import StatsLayer
 from lora_ws.featurizers.stats_layer_dense import StatsLayerDense
+from lora_ws.featurizers.update_kernel import UpdateKernel
 
 PAPER = (FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer, StatsLayerDense)
 
@@ -21,4 +22,5 @@ __all__ = [
     "StatsFlatVec",
     "StatsLayer",
     "StatsLayerDense",
+    "UpdateKernel",
 ]

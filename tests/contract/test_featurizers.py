@@ -29,6 +29,7 @@ from lora_ws.featurizers import (
     StatsFlatVec,
     StatsLayer,
     StatsLayerDense,
+    UpdateKernel,
 )
 
 LAYOUT = Layout.from_layers(
@@ -59,6 +60,9 @@ FEATURIZERS = {
     "DeltaPCA raw landmarks": DeltaPCA(
         layout=LAYOUT, n_components=4, kernel="delta", normalize=False, landmarks=12
     ),
+    "UpdateKernel": UpdateKernel(layout=LAYOUT),
+    "UpdateKernel whitened": UpdateKernel(layout=LAYOUT, kernel="left+right", whiten=0.3),
+    "UpdateKernel of a layer": UpdateKernel(layout=LAYOUT, matrices=("mid_block.*",), landmarks=9),
 }
 every = pytest.mark.parametrize("featurizer", FEATURIZERS.values(), ids=FEATURIZERS)
 
@@ -192,13 +196,13 @@ def test_grid_search_over_components() -> None:
     assert search.best_params_["flatvecpca__n_components"] in (1, 3)
 
 
-@pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense, DeltaPCA])
+@pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense, DeltaPCA, UpdateKernel])
 def test_layout_of_other_width_is_refused_at_fit(kind: Any) -> None:
     with pytest.raises(LayoutError, match=f"expected {LAYOUT.size} columns"):
         kind(layout=LAYOUT).fit(rows()[:, :-2])
 
 
-@pytest.mark.parametrize("kind", [StatsLayerDense, DeltaPCA])
+@pytest.mark.parametrize("kind", [StatsLayerDense, DeltaPCA, UpdateKernel])
 def test_updates_need_a_layout(kind: Any) -> None:
     with pytest.raises(ConfigError, match=r"layout=adapters\.layout"):
         kind().fit(rows())

@@ -1,0 +1,220 @@
+"""What featurizers of updates share: comparing each layer's updates through their factors."""
+
+from abc import ABC
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from lora_ws.adapters.layout import LayerSpec
+from lora_ws.errors import ConfigError
+from lora_ws.featurizers.base import Featurizer
+from lora_ws.functional.delta_gram import (
+    KERNELS,
+    Directions,
+    Kernel,
+    directions_gram,
+    negligible_layers,
+    second_moment,
+    unit_kernel,
+    update_directions,
+    update_norms,
+    whitened,
+    whitener,
+)
+
+# Rows whose directions are made at once, and bytes of one layer's products.
+BLOCK_ROWS = 128
+BLOCK_BYTES = 64 << 20
+_MIB = 1 << 20
+
+
+class UpdateFeaturizer(Featurizer, ABC):
+    """Compares rows with training rows, the landmarks, by what each layer's update does.
+
+    Each layer compares two adapters by their updates, never formed; the layers' kernels are added.
+
+    Attributes:
+        bytes_per_value: of memory that a fit takes for each kernel value.
+    """
+
+    invariant = True
+    bytes_per_value: ClassVar[int]
+
+    kernel: str
+    normalize: bool
+    whiten: float | None
+    landmarks: int | None
+    max_memory_mb: int
+    seed: int
+
+    def _fit_kernel(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Fit whitening and landmarks; returns the kernel of all rows with the landmarks.
+
+        Args:
+            rows: training rows.
+            kept: which of them the landmarks are.
+        """
+        self._check_memory(rows, len(kept))
+        self.whiteners_ = self._fit_whiteners(rows, self._kernels())
+        width = sum(size for *_, size in self._parts())
+        self.landmarks_ = np.empty((len(kept), width), rows.dtype)
+        for start in range(0, len(kept), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            self.landmarks_[block] = self._directions(rows[kept[block]])
+        return self._cross(self.landmarks_) if len(kept) == len(rows) else self._gram(rows)
+
+    def _gram(self, rows: np.ndarray) -> np.ndarray:
+        """Kernel of all rows with the landmarks ``[rows, landmarks]``."""
+        gram = np.empty((len(rows), len(self.landmarks_)))
+        for block, products in self._products(rows):
+            gram[block] = products
+        return gram
+
+    def _products(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """The kernel with the landmarks, float64, some rows at a time."""
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            yield block, self._cross(self._directions(rows[block]))
+
+    def _cross(self, flat: np.ndarray) -> np.ndarray:
+        """Kernel of rows of directions with the landmarks, in blocks of bounded memory."""
+        gram = np.zeros((len(flat), len(self.landmarks_)))
+        for columns, shapes, _ in self._parts():
+            others = _unflatten(self.landmarks_[:, columns], shapes)
+            rank = shapes[0][0]
+            step = max(1, BLOCK_BYTES // (24 * rank * rank * len(self.landmarks_)))
+            for start in range(0, len(flat), step):
+                block = slice(start, start + step)
+                gram[block] += directions_gram(_unflatten(flat[block, columns], shapes), others)
+        return gram
+
+    def _parts(self) -> Iterator[tuple[slice, list[tuple[int, int]], int]]:
+        """Columns, shapes and size of the directions of every layer and kernel."""
+        start = 0
+        for layer, _, _ in self._pairs():
+            for kernel in self._kernels():
+                reads, writes = layer.in_features, layer.out_features
+                if kernel == "right":
+                    shapes = [(min(layer.rank, writes), reads)]
+                else:
+                    shapes = [(min(layer.rank, reads), writes)]
+                if kernel == "delta":
+                    shapes.append((min(layer.rank, reads), reads))
+                size = sum(rank * width for rank, width in shapes)
+                yield slice(start, start + size), shapes, size
+                start += size
+
+    def _directions(self, rows: np.ndarray) -> np.ndarray:
+        """Directions of the updates, scaled and whitened, a row per adapter."""
+        parts, pairs = [], self._pairs()
+        quiet = negligible_layers(_all_norms(rows, pairs))
+        matrices = dict(self._stored_whiteners())
+        for index, (layer, down, up) in enumerate(pairs):
+            a = rows[:, down].reshape(-1, *layer.down_shape)
+            b = rows[:, up].reshape(-1, *layer.up_shape)
+            for kernel in self._kernels():
+                found = update_directions(a, b, kernel)
+                if self.whiten is not None:
+                    found = whitened(found, matrices[index, kernel == "right"], kernel)
+                if self.normalize:
+                    found = unit_kernel(found)
+                # Without either scaling, next to nothing stays next to nothing by itself.
+                if self.normalize or self.whiten is not None:
+                    found = Directions(*(_silence(part, quiet[:, index]) for part in found))
+                parts += [part.reshape(len(rows), -1) for part in found[: 1 + (kernel == "delta")]]
+        return np.concatenate(parts, axis=1, dtype=rows.dtype, casting="same_kind")
+
+    def _fit_whiteners(self, rows: np.ndarray, kernels: tuple[Kernel, ...]) -> np.ndarray:
+        """Whitening matrices of every layer and side, one after the other in a vector."""
+        if self.whiten is None:
+            return np.zeros(0, rows.dtype)
+        pairs = self._pairs()
+        moments = {key: np.zeros((width, width)) for key, width in self._sides()}
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = rows[start : start + BLOCK_ROWS]
+            quiet = negligible_layers(_all_norms(block, pairs))
+            for index, (layer, down, up) in enumerate(pairs):
+                a = block[:, down].reshape(-1, *layer.down_shape)
+                b = block[:, up].reshape(-1, *layer.up_shape)
+                for right in {kernel == "right" for kernel in kernels}:
+                    found = update_directions(a, b, "right" if right else "left").first
+                    moments[index, right] += second_moment(_silence(found, quiet[:, index]))
+        matrices = [whitener(moments[key], self.whiten).ravel() for key, _ in self._sides()]
+        return np.concatenate(matrices).astype(rows.dtype)
+
+    def _sides(self) -> Iterator[tuple[tuple[int, bool], int]]:
+        """Each layer and side (True for the one that is read) to whiten, and its width."""
+        sides = sorted({kernel == "right" for kernel in self._kernels()})
+        for index, (layer, _, _) in enumerate(self._pairs()):
+            for right in sides:
+                yield (index, right), layer.in_features if right else layer.out_features
+
+    def _stored_whiteners(self) -> Iterator[tuple[tuple[int, bool], np.ndarray]]:
+        start = 0
+        for key, width in self._sides() if self.whiten is not None else ():
+            yield key, self.whiteners_[start : start + width * width].reshape(width, width)
+            start += width * width
+
+    def _kernels(self) -> tuple[Kernel, ...]:
+        given = self.kernel.split("+")
+        if len(set(given)) < len(given) or not set(given) <= set(KERNELS):
+            raise ConfigError(
+                f"{type(self).__name__}(kernel={self.kernel!r}): expected {', '.join(KERNELS)}, or "
+                'several of them joined by +, each once; use "left+delta"'
+            )
+        return tuple(kernel for kernel in KERNELS if kernel in given)
+
+    def _draw(self, n: int) -> np.ndarray:
+        if n < 2:
+            raise ConfigError(
+                f"{type(self).__name__}: expected at least 2 training rows, got n_samples = {n}"
+            )
+        if self.landmarks is None or self.landmarks >= n:
+            return np.arange(n)
+        if self.landmarks < 1:
+            raise ConfigError(
+                f"{type(self).__name__}(landmarks={self.landmarks}): expected at least 1; use None "
+                "to keep all"
+            )
+        return np.sort(np.random.default_rng(self.seed).permutation(n)[: self.landmarks])
+
+    def _check_memory(self, rows: np.ndarray, kept: int) -> None:
+        per_landmark = rows.itemsize * sum(size for *_, size in self._parts())
+        fixed = 0 if self.whiten is None else 16 * sum(width**2 for _, width in self._sides())
+        # A quarter is for blocks.
+        values = self.bytes_per_value * len(rows)
+        needed = 4 * (values * kept + per_landmark * kept + fixed) // 3
+        if needed <= self.max_memory_mb * _MIB:
+            return
+        room = 3 * self.max_memory_mb * _MIB // 4 - fixed
+        fits = max(0, room // (values + per_landmark))
+        advice = f"landmarks={fits} fits" if fits else "no number of landmarks fits"
+        raise ConfigError(
+            f"{type(self).__name__}(max_memory_mb={self.max_memory_mb}): expected the kernel of "
+            f"{len(rows)} training rows with {kept} landmarks to fit, got "
+            f"{-(-needed // _MIB)} MiB; set landmarks lower ({advice}) or raise max_memory_mb"
+        )
+
+
+def _all_norms(rows: np.ndarray, pairs: Sequence[tuple[LayerSpec, slice, slice]]) -> np.ndarray:
+    """Frobenius norm of every update ``[rows, layers]``."""
+    norms = [
+        update_norms(
+            rows[:, down].reshape(-1, *layer.down_shape), rows[:, up].reshape(-1, *layer.up_shape)
+        )
+        for layer, down, up in pairs
+    ]
+    return np.stack(norms, axis=1)
+
+
+def _silence(part: np.ndarray, quiet: np.ndarray) -> np.ndarray:
+    return np.where(quiet[:, None, None], 0.0, part)
+
+
+def _unflatten(flat: np.ndarray, shapes: list[tuple[int, int]]) -> Directions:
+    first = shapes[0][0] * shapes[0][1]
+    mine = flat[:, :first].reshape(-1, *shapes[0])
+    if len(shapes) == 1:
+        return Directions(mine, mine)
+    return Directions(mine, flat[:, first:].reshape(-1, *shapes[1]))

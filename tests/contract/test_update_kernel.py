@@ -1,0 +1,143 @@
+"""UpdateKernel: the kernel of formed updates, that of DeltaPCA, and what a kernel SVM takes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.decomposition import KernelPCA
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import SVC
+
+from lora_ws import UpdateKernel
+from lora_ws.adapters import LayerSpec, Layout
+from lora_ws.errors import ConfigError
+from lora_ws.featurizers import DeltaPCA
+from lora_ws.functional import delta_gram
+from lora_ws.models.estimators import fit_estimator
+from lora_ws.models.normalizers import ColumnScaler
+
+LAYOUT = Layout.from_layers(
+    [LayerSpec("a", 6, 5, 3), LayerSpec("b", 4, 8, 2), LayerSpec("c", 7, 6, 1)]
+)
+WAYS = [
+    {"kernel": kernel, "whiten": whiten}
+    for kernel in ("left", "right", "delta", "left+delta")
+    for whiten in (None, 0.3)
+]
+every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way['kernel']} {way['whiten']}")
+# Layers and kernels add at most 1 each, up to 6 in all, from QR and products of 8 numbers (dozens
+# of eps) and whitening, which a shrinkage of 0.3 lets amplify by 1 / 0.3: about 1e-13 in float64.
+ATOL = 1e-12
+
+
+def rows(n: int = 20, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, LAYOUT.size))
+
+
+def factors(X: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [
+        (X[:, down].reshape(-1, *layer.down_shape), X[:, up].reshape(-1, *layer.up_shape))
+        for layer, down, up in LAYOUT.pairs()
+    ]
+
+
+@pytest.mark.parametrize("kernel", ["left", "right", "delta"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_values_are_inner_products_of_formed_updates(kernel: str, normalize: bool) -> None:
+    X, new = rows(), rows(5, seed=4)
+    expected = np.zeros((5, 20))
+    for (down, up), (own_down, own_up) in zip(factors(new), factors(X), strict=True):
+        mine, theirs = up @ down, own_up @ own_down
+        if kernel != "delta":
+            square = {"left": "nij,nkj->nik", "right": "nji,njk->nik"}[kernel]
+            mine, theirs = (np.einsum(square, m, m) for m in (mine, theirs))
+        values = np.einsum("nij,mij->nm", mine, theirs)
+        if normalize:
+            sizes = [np.sqrt(np.square(m).sum((1, 2))) for m in (mine, theirs)]
+            values /= np.outer(*sizes)
+        expected += values
+    fitted = UpdateKernel(layout=LAYOUT, kernel=kernel, normalize=normalize).fit(X)
+    # Of raw updates, entries sum products of up to 12 factors of normal numbers.
+    scale = 1 if normalize else np.abs(expected).max()
+    np.testing.assert_allclose(fitted.transform(new), expected, rtol=0, atol=ATOL * scale)
+
+
+@every_way
+def test_training_rows_give_the_symmetric_kernel_of_the_layers(way: dict[str, Any]) -> None:
+    X = rows()
+    expected = sum(
+        delta_gram(down, up, kernel, whiten=way["whiten"])  # type: ignore[arg-type]
+        for down, up in factors(X)
+        for kernel in way["kernel"].split("+")
+    )
+    got = UpdateKernel(layout=LAYOUT, **way).fit_transform(X)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(got, got.T, rtol=0, atol=ATOL)
+    assert np.linalg.eigvalsh(got).min() > -ATOL * len(X)
+
+
+@every_way
+@pytest.mark.parametrize("landmarks", [None, 9])
+def test_it_is_the_kernel_whose_components_delta_pca_takes(
+    way: dict[str, Any], landmarks: int | None
+) -> None:
+    X, new = rows(), rows(5, seed=4)
+    kernel = UpdateKernel(layout=LAYOUT, landmarks=landmarks, seed=3, **way).fit(X)
+    scores = DeltaPCA(layout=LAYOUT, n_components=4, landmarks=landmarks, seed=3, **way).fit(X)
+    np.testing.assert_array_equal(kernel.landmarks_, scores.landmarks_)
+    np.testing.assert_array_equal(
+        kernel.transform(new) @ scores.dual_ - scores.offset_, scores.transform(new)
+    )
+    if landmarks is None:
+        reference = KernelPCA(4, kernel="precomputed", eigen_solver="dense")
+        expected = np.abs(reference.fit_transform(kernel.transform(X)))
+        np.testing.assert_allclose(np.abs(scores.transform(X)), expected, atol=1e-8)
+
+
+def test_a_kernel_machine_takes_it_and_a_grid_search_may_vary_it() -> None:
+    X, y = planted()
+    model = make_pipeline(UpdateKernel(layout=LAYOUT), SVC(kernel="precomputed"))
+    grid = {"updatekernel__kernel": ["left", "right"], "svc__C": [0.1, 1.0]}
+    search = GridSearchCV(model, grid, cv=3).fit(X, y)
+    # Classes differ in what updates write.
+    assert search.best_params_["updatekernel__kernel"] == "left"
+    assert search.best_score_ > 0.8
+
+
+def planted() -> tuple[np.ndarray, np.ndarray]:
+    X, y = rows(60), np.arange(60) % 3
+    directions = np.random.default_rng(7).standard_normal((3, 6))
+    _, up = factors(X)[2]
+    X[:, -up.shape[1] :] = directions[y] + 0.3 * up[:, :, 0]
+    return X, y
+
+
+def test_without_landmarks_alone_the_columns_are_the_training_rows() -> None:
+    X, y = planted()
+    train, svc = np.arange(40), SVC(kernel="precomputed")
+    for landmarks in (None, 25):
+        kernel = UpdateKernel(layout=LAYOUT, landmarks=landmarks).fit(X[train]).transform(X)
+        scaler = ColumnScaler(kernel.shape[1])
+        values = kernel.astype(np.float32)
+        if landmarks:
+            with pytest.raises(ConfigError, match="UpdateKernel with landmarks null"):
+                fit_estimator(svc, scaler, values, y, train, 3, seed=0)
+        else:
+            fit_estimator(svc, scaler, values, y, train, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "both"}, r"UpdateKernel\(kernel='both'\).*left, right, delta"),
+        ({"landmarks": 0}, r"UpdateKernel\(landmarks=0\).*use None to keep all"),
+        ({"whiten": 2.0}, "above 0 and up to 1"),
+        ({"max_memory_mb": 0}, "UpdateKernel.*no number of landmarks fits"),
+    ],
+)
+def test_wrong_parameters_are_refused_at_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UpdateKernel(layout=LAYOUT, **options).fit(rows())
+    with pytest.raises(ConfigError, match="UpdateKernel: expected at least 2 training rows"):
+        UpdateKernel(layout=LAYOUT).fit(rows(1))
