@@ -1,7 +1,7 @@
 """What networks share that a solver fits, not gradient descent."""
 
 from abc import abstractmethod
-from typing import Self, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -45,7 +45,7 @@ class Identity(Normalizer):
 
     def fit(
         self, rows: Float[np.ndarray, "adapters params"], train: Int[np.ndarray, " chosen"]
-    ) -> Self:
+    ) -> "Identity":
         """Nothing to fit."""
         return self
 
