@@ -21,8 +21,9 @@ import numpy as np
 
 from lora_ws.featurizers import StatsLayer
 from lora_ws.functional.moments import STATISTICS
-from lora_ws.learn.batched import Job, fit_batched
+from lora_ws.learn.batched import fit_batched
 from lora_ws.learn.features import Prepared, prepare
+from lora_ws.learn.result import Job
 from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from lora_ws.collection import Split
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.engine import device_of
-from lora_ws.learn.features import Prepared
-from lora_ws.learn.result import Fitted, Measured, computed, make_record
+from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.stacked import StackData, StackedTrainer
 from lora_ws.models import MetanetModule, Metanetwork
@@ -30,14 +28,6 @@ from lora_ws.threads import threads
 # Weights, gradients (twice), two averages of Adam, its scratch, and the best weights.
 COPIES = 7
 CPU_MEMORY_GB = 4.0
-
-
-class Job(NamedTuple):
-    """One network to train: an experiment, its data, and a seed."""
-
-    spec: ExperimentSpec
-    prepared: Prepared
-    seed: int
 
 
 def fit_batched(
@@ -67,6 +57,7 @@ def fit_batched(
     Example:
         >>> from lora_ws.featurizers import StatsFlatVec
         >>> from lora_ws.learn.features import prepare
+        >>> from lora_ws.learn.result import Job
         >>> from lora_ws.learn.spec import FitSpec
         >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1))
         >>> data = prepare(spec)
@@ -137,10 +128,10 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
     for number, (job, history) in enumerate(zip(jobs, stack.histories, strict=True)):
         engine = f"batched-{device.type}"
         record = make_record(
-            *job, history, val[number], test[number], engine=engine, seconds=seconds
+            job, history, val[number], test[number], engine=engine, seconds=seconds
         )
         network = stack.models.unstack(number).cpu().eval()
-        fitted.append(Fitted(record, network, history, test[number]))
+        fitted.append(Fitted(job, record, network, history, test[number]))
     return fitted
 
 

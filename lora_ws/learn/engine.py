@@ -36,7 +36,7 @@ def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
     if engine == "auto":
         alone = not cuda or trainer.wandb != "off" or trainer.world != 1
         alone = alone or bool(spec.fit.changed) or spec.reads_factors
-        alone = alone or not isinstance(spec.model, Metanetwork)
+        alone = alone or bool(spec.choose) or not isinstance(spec.model, Metanetwork)
         engine = "one-by-one" if alone else "batched"
     where = "on CUDA" if cuda else "not on CUDA"
     logger.info("engine: %s, %s (trainer.engine: %s)", engine, where, trainer.engine)

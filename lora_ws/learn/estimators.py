@@ -1,14 +1,68 @@
 """Classifiers that scikit-learn fits, as finished seeds like any other."""
 
+import time
+
+import numpy as np
+import torch
+
 from lora_ws.errors import ConfigError
 from lora_ws.learn.features import Prepared
-from lora_ws.learn.result import Fitted
+from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
 from lora_ws.learn.spec import ExperimentSpec, describe
+from lora_ws.models import MetanetModule
+from lora_ws.threads import threads
+
+ENGINE = "scikit-learn-cpu"
+ROWS_AT_ONCE = 1024
 
 
 def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Fitted:
-    """Fit a classifier on the training rows, and measure it on the test rows once."""
-    raise ConfigError(
-        f"{spec.name}, seed {seed}: expected a network for {prepared.task.name}, got "
-        f"{describe(spec.model)}"
-    )
+    """Fit a classifier on the training rows, and measure it on the test rows once.
+
+    Args:
+        spec: whose model is a classifier of scikit-learn.
+        prepared: the data as the seed sees them.
+        seed: of what the classifier draws.
+
+    Raises:
+        ConfigError: the task has no classes, or the classifier cannot be fitted.
+    """
+    # Here, because it loads much of scikit-learn.
+    from lora_ws.models.estimators import fit_estimator
+
+    if not prepared.task.gives_probabilities:
+        raise ConfigError(
+            f"model: expected a network for task={spec.task}, got {describe(spec.model)}; use MLP"
+        )
+    start, task = time.perf_counter(), prepared.task
+    with threads(spec.trainer.threads):
+        network = fit_estimator(
+            spec.model,
+            prepared.normalizer,
+            prepared.features,
+            prepared.labels,
+            prepared.split.train,
+            task.outputs,
+            seed,
+        )
+        (train_loss, _), (val_loss, val), (_, test) = (
+            _measure(network, prepared, rows) for rows in prepared.split
+        )
+    quality = {f"val_{task.quality}": val.values[task.quality]}
+    history = [{"epoch": 1, "train_loss": train_loss, "val_loss": val_loss, **quality}]
+    seconds = time.perf_counter() - start
+    job = Job(spec, prepared, seed)
+    record = make_record(job, history, val, test, engine=ENGINE, seconds=seconds)
+    return Fitted(job, record, network, history, test)
+
+
+@torch.inference_mode()
+def _measure(
+    network: MetanetModule, prepared: Prepared, rows: np.ndarray
+) -> tuple[float, Measured]:
+    """Mean loss and metrics on some rows."""
+    blocks = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+    outputs = torch.cat([network(torch.as_tensor(prepared.features[block])) for block in blocks])
+    truth = torch.from_numpy(prepared.labels[rows])
+    loss = float(prepared.task.loss(outputs, truth)) / len(rows)
+    return loss, computed(prepared.task.metrics(), prepared.task.predict(outputs), truth)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,36 +13,33 @@ from lora_ws.errors import ConfigError, LoraWsError
 from lora_ws.learn.calibration import fit_confidence
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.result import Fitted
-from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import Metanetwork
 
 # Rows on which the bundle that was read back is compared.
 PROBE = 8
 
 
-def make_bundle(
-    spec: ExperimentSpec, prepared: Prepared, fitted: Fitted, confidence: Confidence | None = None
-) -> Bundle:
+def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
     """Take what a finished seed needs to be used again.
 
     Args:
-        spec: the experiment.
-        prepared: the data that the seed saw.
         fitted: the seed.
         confidence: fitted already on the same seed; None fits it.
 
     Raises:
-        ConfigError: it does not read weights, has no probabilities, or is no network.
+        ConfigError: it reads no weights, gives no probabilities, or tensors cannot hold it.
     """
+    spec, prepared, _ = fitted.job
     if not prepared.task.gives_probabilities:
         raise ConfigError(f"a bundle holds probabilities; a {prepared.task.name} has none")
     if prepared.featurizer is None:
         raise ConfigError("a network on metadata reads no weights; nothing to bundle")
-    assert isinstance(spec.model, Metanetwork)
+    network: Any = fitted.network
     state = fitted.network.state_dict().items()
     return Bundle(
         featurizer=prepared.featurizer,
-        model=spec.model,
+        # What scikit-learn fitted is a network of another spec.
+        model=spec.model if isinstance(spec.model, Metanetwork) else network.network,
         inputs=prepared.inputs,
         tensors={name: value.detach().cpu().numpy() for name, value in state},
         layout=prepared.zoo.layout,
@@ -51,25 +49,24 @@ def make_bundle(
     )
 
 
-def pack(
-    spec: ExperimentSpec,
-    prepared: Prepared,
-    fitted: Fitted,
-    confidence: Confidence | None,
-    folder: Path,
-) -> None:
+def pack(fitted: Fitted, folder: Path, confidence: Confidence | None = None) -> None:
     """Write the bundle of a finished seed, after proving that it can be read.
 
     An older bundle in the folder is replaced once the new one is proven.
 
+    Args:
+        fitted: the seed.
+        folder: of the bundle.
+        confidence: fitted already on the same seed; None fits it.
+
     Raises:
         ConfigError: no bundle can hold it, or what is read back says something else.
     """
-    made = make_bundle(spec, prepared, fitted, confidence)
+    made = make_bundle(fitted, confidence)
     half = folder.with_suffix(".half")
     shutil.rmtree(half, ignore_errors=True)
     try:
-        _prove(made, made.save(half), prepared)
+        _prove(made, made.save(half), fitted.job.prepared)
         shutil.rmtree(folder, ignore_errors=True)
         half.rename(folder)
     finally:

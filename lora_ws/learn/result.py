@@ -16,9 +16,18 @@ History = list[dict[str, float]]
 Confusion = tuple[tuple[int, ...], ...]
 
 
-class Fitted(NamedTuple):
-    """A finished seed: record, network on the CPU, curves by epoch, predictions of test rows."""
+class Job(NamedTuple):
+    """One network to train: an experiment, its data as the seed sees them, and the seed."""
 
+    spec: ExperimentSpec
+    prepared: Prepared
+    seed: int
+
+
+class Fitted(NamedTuple):
+    """A finished job: record, network on the CPU, curves by epoch, predictions of test rows."""
+
+    job: Job
     record: RunRecord
     network: MetanetModule
     history: History
@@ -65,9 +74,7 @@ def best_of(history: History) -> dict[str, float]:
 
 
 def make_record(
-    spec: ExperimentSpec,
-    prepared: Prepared,
-    seed: int,
+    job: Job,
     history: History,
     val: Measured,
     test: Measured,
@@ -75,18 +82,17 @@ def make_record(
     engine: str,
     seconds: float,
 ) -> RunRecord:
-    """The record of a seed.
+    """The record of a job.
 
     Args:
-        spec: the experiment.
-        prepared: its data.
-        seed: which seed.
+        job: what was trained.
         history: losses and accuracy by epoch, with at least one finite loss.
         val: metrics of the best epoch on the validation rows.
         test: and on the test rows.
         engine: what trained it.
         seconds: how long it took.
     """
+    spec, prepared, seed = job
     best = best_of(history)
     return RunRecord(
         name=spec.name,

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from lora_ws.config import DEPRECATED, deprecated, load_spec, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import PAPER, FlatVec
+from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task
 from lora_ws.models import MLP, Metanetwork
 
@@ -159,6 +160,8 @@ class ExperimentSpec:
             or the weights themselves for a network that reads factors.
         model: the network, by class name or dotted path, or a scikit-learn classifier by its
             dotted path.
+        choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; every
+            combination is fitted, and the best on the validation rows is kept.
         metadata: a control: represent adapters by these columns of the table, not by weights.
         shuffle_labels: a control: give the rows each other's labels, anew for every seed.
         first_rows: use only so many rows of each part, the first ones.
@@ -179,6 +182,7 @@ class ExperimentSpec:
     matrices: tuple[str, ...] | None = None
     featurizer: TransformerMixin | None = None
     model: BaseEstimator = field(default_factory=MLP)
+    choose: dict[str, list[Any]] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
     first_rows: int | None = None
@@ -217,6 +221,10 @@ class ExperimentSpec:
                 f"matrices: expected a featurizer that takes `matrices`, got {given}; use FlatVec, "
                 "say"
             )
+        if self.choose:
+            candidates(self)
+            if self.trainer.world > 1:
+                raise ConfigError("choose: expected one device, got several; set trainer.devices=1")
         if self.trainer.engine == "batched":
             self._check_batched()
 
@@ -227,10 +235,10 @@ class ExperimentSpec:
                 f"trainer.engine: expected auto or one-by-one with "
                 f"fit.{name}={getattr(self.fit, name)}, got batched"
             )
-        if not isinstance(self.model, Metanetwork):
+        if self.choose or not isinstance(self.model, Metanetwork):
+            what = "choose" if self.choose else f"{describe(self.model)}, which scikit-learn fits"
             raise ConfigError(
-                f"trainer.engine: expected auto or one-by-one with {describe(self.model)}, which "
-                "scikit-learn fits, got batched"
+                f"trainer.engine: expected auto or one-by-one with {what}, got batched"
             )
 
     def _take_deprecated(self) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lora_ws.learn.callbacks import KeepBest, KeepLast
 from lora_ws.learn.ranks import Ranks, check_devices
-from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.result import Fitted
+from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
 
 
 def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
@@ -81,6 +83,16 @@ def checkpoint(
         return every > 0 and file.is_file()
 
     return file if ranks.first(clear) else None
+
+
+def log_history(fitted: Fitted, folder: Path | None) -> None:
+    """Write the curves of a network that no Lightning trainer logged, as one would have."""
+    if folder is None:
+        return
+    (curves,) = make_loggers(replace(fitted.job.spec, trainer=TrainerSpec()), folder)
+    for step, entry in enumerate(fitted.history):
+        curves.log_metrics({**entry, "epoch": step}, step)
+    curves.save()
 
 
 def close(spec: ExperimentSpec) -> None:

@@ -1,7 +1,7 @@
 """What an experiment leaves behind: one `RunRecord` a seed, in a JSON-lines file."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class RunRecord:
         feature_seconds: time to make the features, once for all seeds.
         split: column that gave the parts, where it was not the collection's own rule.
         task: kind of label.
+        chosen: values that the validation rows chose, by key of the experiment.
         model: the network, with the parameters that are not defaults; those of an MLP are in the
             config.
     """
@@ -70,10 +71,11 @@ class RunRecord:
     split: str = ""
     task: str = "classification"
     model: str = "MLP"
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON; the usual task and network go without saying."""
-        data, usual = asdict(self), {"task": "classification", "model": "MLP"}
+        """Plain data, for JSON; the usual task and network, and no choice, go without saying."""
+        data, usual = asdict(self), {"task": "classification", "model": "MLP", "chosen": {}}
         return {k: v for k, v in data.items() if usual.get(k) != v or k not in usual}
 
     def timeless(self) -> dict[str, Any]:

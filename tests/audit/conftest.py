@@ -36,7 +36,7 @@ def bundle(_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    made = make_bundle(spec, prepared, fitted)
+    made = make_bundle(fitted)
     return made.save(tmp_path_factory.mktemp("bundle"))
 
 

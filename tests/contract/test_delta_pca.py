@@ -200,7 +200,7 @@ def test_bundle_gives_the_scores_of_the_classifier(
     spec = ExperimentSpec(str(store), featurizer=featurizer, model=MLP(hidden=(16, 8)), fit=fit)
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = make_bundle(spec, prepared, fitted)
+    bundle = make_bundle(fitted)
     restored = Bundle.load(bundle.save(tmp_path / "bundle"))
     some = prepared.split.test
     assert bundle.confidence.calibration is not None

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.featurizers import FlatVec, StatsFlatVec, StatsLayer
-from lora_ws.learn.batched import Job, fit_batched, models_that_fit
+from lora_ws.learn.batched import fit_batched, models_that_fit
 from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, prepare
 from lora_ws.learn.metrics import class_metrics
 from lora_ws.learn.module import LoraModule
 from lora_ws.learn.optim import ManyAdam, PlateauAndStop
-from lora_ws.learn.result import Fitted
+from lora_ws.learn.result import Fitted, Job
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.learn.stacked import StackedTrainer

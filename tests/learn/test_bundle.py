@@ -37,7 +37,7 @@ def trained(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[...
         spec = ExperimentSpec(str(store), featurizer=kind(), model=SMALL, fit=FAST)
         prepared = prepare(spec)
         fitted = fit_seed(spec, prepared, 0)
-        return prepared, fitted, make_bundle(spec, prepared, fitted)
+        return prepared, fitted, make_bundle(fitted)
 
     return train
 
@@ -257,7 +257,7 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(
     spec = ExperimentSpec(featurizer=PAPER[2](), model=SMALL, fit=FAST)
     prepared = prepare(replace(spec, subset="shared/class"))
     fitted = fit_seed(spec, prepared, 0)
-    folder = make_bundle(spec, prepared, fitted).save(tmp_path / "bundle")
+    folder = make_bundle(fitted).save(tmp_path / "bundle")
     load("lora-ws-mini")
     env = hub_env()
     args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]

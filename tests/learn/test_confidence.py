@@ -43,7 +43,7 @@ def real() -> Trained:
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = make_bundle(spec, prepared, fitted)
+    bundle = make_bundle(fitted)
     rows = np.array(prepared.zoo.weights[prepared.split.test])
     labels = prepared.labels[prepared.split.test]
     trained = np.array(prepared.zoo.weights[prepared.split.train])
@@ -224,7 +224,7 @@ def test_unknown_concepts_are_stranger_than_known_ones(tmp_path: Path) -> None:
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    bundle = make_bundle(spec, prepared, fitted)
+    bundle = make_bundle(fitted)
     test = prepared.zoo.weights[prepared.split.test]
     usual, strange = (bundle.judge(rows).scores for rows in (test, zoo.weights[hidden]))
     truth = np.r_[np.zeros(len(usual)), np.ones(len(strange))]

@@ -50,7 +50,7 @@ def bundle(mini: AdapterSet) -> Bundle:
     )
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
-    return make_bundle(spec, prepared, fitted)
+    return make_bundle(fitted)
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""The folder of a run: what lies in it, whose it is, and how finished seeds get there.
+
+``config.yaml``, ``versions.json``, ``records.jsonl`` and ``curves.jsonl`` (one line per seed),
+``seed-<k>/`` with logs and plots, and ``bundle/``, the network of the seed with the lowest
+validation loss.
+"""
+
+import json
+import platform
+import subprocess
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_ws.bundle.confidence import Confidence
+from lora_ws.config import dump_yaml, to_plain
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.journal import locked
+from lora_ws.learn.calibration import fit_confidence
+from lora_ws.learn.features import open_data
+from lora_ws.learn.pack import pack
+from lora_ws.learn.result import Fitted
+from lora_ws.learn.spec import ExperimentSpec, identity, read_identity
+from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
+from lora_ws.report.records import RunRecord, append_line, read_records
+
+RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
+CURVES = "curves.jsonl"
+LOCK, NO_BUNDLE, FEATURES, STATE = ".lock", "no_bundle.txt", ".features.npy", ".state"
+
+
+class RunWriter(NamedTuple):
+    """Puts finished seeds into the folder of a run.
+
+    Attributes:
+        out: the folder.
+        full: also plots and the bundle.
+    """
+
+    out: Path
+    full: bool
+
+    def seed(self, fitted: Fitted, records: list[RunRecord]) -> RunRecord:
+        """Plots, the bundle, curves; the record last, as it closes the seed."""
+        record, folder = fitted.record, self.out / f"seed-{fitted.record.seed}"
+        for other in records[:1]:
+            _check_data(record, other, self.out)
+        if self.full:
+            plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
+            confidence = None
+            if record.confusion:
+                plot_confusion(record.confusion, record.classes, folder / "confusion.png")
+            if fitted.job.prepared.task.gives_probabilities:
+                confidence = _fit_confidence(fitted, folder / "reliability.png")
+            if all(record.val_loss < other.val_loss for other in records):
+                self._bundle(fitted, confidence)
+        append_line(self.out / CURVES, _curves(fitted))
+        append_line(self.out / RECORDS, record.to_dict())
+        for used in folder.glob("*.ckpt"):
+            used.unlink()
+        return record
+
+    def _bundle(self, fitted: Fitted, confidence: Confidence | None) -> None:
+        """A network or representation that no bundle can hold costs the bundle, not the seed."""
+        try:
+            pack(fitted, self.out / BUNDLE, confidence)
+            (self.out / NO_BUNDLE).unlink(missing_ok=True)
+        except ConfigError as error:
+            (self.out / NO_BUNDLE).write_text(f"{error}\n", encoding="utf-8")
+
+
+def _fit_confidence(fitted: Fitted, plot: Path) -> Confidence:
+    """How far to believe the classifier, and a picture of it."""
+    found = fit_confidence(fitted.job.prepared, fitted.network)
+    plot_reliability({"softmax": found.before, "calibrated": found.after}, plot)
+    return found.confidence
+
+
+def _curves(fitted: Fitted) -> dict[str, Any]:
+    """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
+    line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
+    if len(fitted.record.classes) == 2:
+        line["scores"] = fitted.test.scores[:, 1].tolist()
+        line["truth"] = fitted.test.truth.tolist()
+    return line
+
+
+def enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
+    """Claim the folder until ``held`` closes, and read what it has."""
+    out.mkdir(parents=True, exist_ok=True)
+    busy = f"{out} is being run by another process; choose another --out"
+    try:
+        held.enter_context(locked(out / LOCK, busy))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    held.callback((out / FEATURES).unlink, missing_ok=True)
+    records = read_records(out / RECORDS)
+    check_same(spec, out, records)
+    return records
+
+
+def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
+    """Refuse a folder whose records come from another experiment or other data.
+
+    Raises:
+        ConfigError: they do; the message says in what.
+    """
+    file = out / CONFIG
+    if not records or not file.is_file():
+        return
+    now = identity(spec)
+    held = read_identity(file, now)
+    for key in now:
+        if held.get(key) != now[key]:
+            old, new, leaf = held.get(key), now[key], key
+            if isinstance(old, dict) and isinstance(new, dict):
+                name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+                old, new, leaf = old.get(name), new.get(name), f"{key}.{name}"
+            raise ConfigError(
+                f"{out} holds an experiment with another `{leaf}` ({old}, now {new}); "
+                "choose another --out"
+            )
+    version = open_data(spec)[0].version
+    if version != records[0].data_version:
+        raise ConfigError(
+            f"{out} was made from other data than `{spec.dataset}` holds now; choose another --out"
+        )
+
+
+def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
+    for name in ("layout", "classes", "n_train", "n_val", "n_test", "dim", "engine", "split"):
+        if getattr(record, name) != getattr(other, name):
+            raise ConfigError(
+                f"{out} holds seeds with another {name} ({getattr(other, name)}, now "
+                f"{getattr(record, name)}); choose another --out"
+            )
+
+
+def describe_run(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:
+    """Write the resolved spec and, at the first seed, the versions of what makes the records."""
+    seeds = max([spec.seeds, *(record.seed + 1 for record in records)])
+    dump_yaml({**to_plain(spec), "seeds": seeds, "out": None}, out / CONFIG)
+    if not records:
+        (out / VERSIONS).write_text(json.dumps(_versions(), indent=1), encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    names = ("lora_ws", "torch", "lightning", "torchmetrics", "scikit-learn", "numpy", "scipy")
+    facts = {name: version(name) for name in names}
+    facts |= {"python": platform.python_version(), "platform": platform.platform()}
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(git, capture_output=True, check=True, timeout=10, encoding="utf-8")
+        facts["commit"] = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        facts["commit"] = "unknown (not a git checkout)"
+    return facts
