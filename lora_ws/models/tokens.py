@@ -1,0 +1,128 @@
+"""Modules of adapters as tokens: what networks over modules read in place of raw factors."""
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_ws.adapters.layout import Layout
+from lora_ws.errors import ConfigError
+
+# Squared size, beside that of the training adapters, below which an update fades to none.
+FADE = 1e-8
+
+
+@final
+class UpdateTokens(nn.Module):
+    """Describes the update ``BA`` of each module by what it writes, and how much.
+
+    The features of a module are the upper triangle of ``Pᵀ(BA)(BA)ᵀP``, for seeded orthonormal
+    probes P that modules of one width share, and ``log(1 + |BA|²)``. They depend on the update
+    alone, never on its split into B and A, and on A only by ``AAᵀ``, so that adapters with a random
+    A each can be compared. No update is formed. Zero rows that pad the rank change nothing, and an
+    update of zero, as of a module that a file lacks, gives zeros.
+
+    The matrix is divided by its trace before the probes, and scaled to mean 0 and variance 1 over
+    updates of rank 1 that write in random directions.
+
+    Args:
+        layout: which columns are which factor.
+        probes: columns of P; from the width of the modules up, nothing is lost.
+
+    Raises:
+        ConfigError: fewer than 1 probe.
+
+    Example:
+        >>> layout = Layout.known("tiny_sd_qv")
+        >>> UpdateTokens(layout, probes=4)(torch.zeros(2, layout.size)).shape
+        torch.Size([2, 64, 11])
+    """
+
+    _order: Tensor
+    _upper: Tensor
+    _diagonal: Tensor
+
+    def __init__(self, layout: Layout, probes: int) -> None:
+        super().__init__()
+        if probes < 1:
+            raise ConfigError(f"probes: expected at least 1, got {probes}; 32 is a good start")
+        groups = layout.groups()
+        self._groups = len(groups)
+        for number, group in enumerate(groups):
+            basis = _orthonormal(group.layers[0].out_features, probes)
+            self.register_buffer(f"_probes{number}", basis)
+            # Bᵀ, so that both factors have a row per rank.
+            for name, columns in (("down", group.down), ("up", group.up.swapaxes(1, 2))):
+                self.register_buffer(f"_{name}{number}", torch.tensor(columns), persistent=False)
+        places = torch.tensor([place for group in groups for place in group.places])
+        self.register_buffer("_order", places.argsort(), persistent=False)
+        rows, columns = torch.triu_indices(probes, probes)
+        self.register_buffer("_upper", rows * probes + columns, persistent=False)
+        self.register_buffer("_diagonal", rows == columns, persistent=False)
+
+    @property
+    def features(self) -> int:
+        """Numbers per token."""
+        return len(self._upper) + 1
+
+    def forward(
+        self, rows: Float[Tensor, "*some params"]
+    ) -> Float[Tensor, "*some modules features"]:
+        """Return the tokens of normalized rows, modules in the layout's order."""
+        tokens = torch.cat([self._group(rows, number) for number in range(self._groups)], -2)
+        return tokens[..., self._order, :]
+
+    def _group(
+        self, rows: Float[Tensor, "*some params"], number: int
+    ) -> Float[Tensor, "*some modules features"]:
+        down = rows[..., getattr(self, f"_down{number}")]
+        up = rows[..., getattr(self, f"_up{number}")]
+        probes = getattr(self, f"_probes{number}")
+        width = len(probes)
+        read = down @ down.mT
+        written = up @ probes
+        # |BA|² = tr(BᵀB AAᵀ), negative by rounding alone.
+        square = ((up @ up.mT) * read).sum((-2, -1)).clamp(min=0)[..., None]
+        mean = (probes.mT @ probes / width).flatten()
+        gram = (written.mT @ read @ written).flatten(-2) - square * mean
+        unit = gram[..., self._upper] * width / (square + FADE)
+        # Each entry off the diagonal stands for two.
+        unit = torch.where(self._diagonal, unit / math.sqrt(2), unit)
+        return torch.cat([unit, square.log1p()], -1)
+
+
+@final
+class ModuleLinear(nn.Module):
+    """Gives each module a linear map of its own; its bias is the module's learned embedding.
+
+    Args:
+        modules: how many.
+        features: numbers per token.
+        width: numbers per token after it.
+
+    Example:
+        >>> ModuleLinear(64, 11, 32)(torch.zeros(2, 64, 11)).shape
+        torch.Size([2, 64, 32])
+    """
+
+    def __init__(self, modules: int, features: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(modules, features, width) * 0.02)
+        self.bias = nn.Parameter(torch.randn(modules, width) * 0.02)
+
+    def forward(
+        self, tokens: Float[Tensor, "*some modules features"]
+    ) -> Float[Tensor, "*some modules width"]:
+        """Map the tokens."""
+        return torch.einsum("...mf,mfw->...mw", tokens, self.weight) + self.bias
+
+
+def _orthonormal(width: int, count: int) -> Float[Tensor, "width count"]:
+    """Orthonormal columns, seeded by the width alone; zeros from the width up."""
+    generator = torch.Generator().manual_seed(width)
+    normal = torch.randn(width, min(width, count), generator=generator, dtype=torch.float64)
+    columns = torch.zeros(width, count)
+    columns[:, : min(width, count)] = torch.linalg.qr(normal).Q.float()
+    return columns
