@@ -248,7 +248,7 @@ def test_padded_rank(spec: Metanetwork) -> None:
 def test_through_yaml(spec: Metanetwork, tmp_path: Any) -> None:
     recipe = tmp_path / "recipe.yaml"
     plain = to_plain(ExperimentSpec(model=spec))
-    recipe.write_text(f"model: {plain['model']}\n")
+    recipe.write_text(f"model: {plain['model']}\n", encoding="utf-8")
     built = load_spec(ExperimentSpec, recipe).model
     assert type(built) is type(spec)
     assert to_plain(built) == plain["model"]

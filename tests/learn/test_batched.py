@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from reference_loop import train_alone
 from scipy.stats import ttest_ind
 from torch.nn import functional as F
 
@@ -53,36 +54,6 @@ def columns(prepared: Prepared, part: slice, dtype: type = np.float32) -> Prepar
     return replace(few, features=torch.from_numpy(np.asarray(few.features, dtype)))
 
 
-def alone(job: Job) -> tuple[list[float], MLP]:
-    """Validation losses and best network of a plain loop with torch's own parts."""
-    prepared, seed, fit = job.prepared, job.seed, job.spec.fit
-    x = torch.as_tensor(prepared.features)
-    y, split = torch.from_numpy(prepared.labels), prepared.split
-    torch.manual_seed(seed)
-    model = prepared.network(job.spec.model).double()
-    optimizer = torch.optim.Adam(model.parameters(), fit.lr)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=fit.lr_factor, patience=fit.lr_patience
-    )
-    order = torch.Generator().manual_seed(seed)
-    losses, best, waits = [], {}, 0
-    while waits < fit.patience and len(losses) < fit.max_epochs:
-        shuffled = torch.from_numpy(split.train)[torch.randperm(len(split.train), generator=order)]
-        for rows in shuffled.split(fit.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
-        with torch.no_grad():
-            loss = float(F.cross_entropy(model(x[split.val]), y[split.val]))
-        schedule.step(loss)
-        waits = 0 if loss < min(losses, default=np.inf) else waits + 1
-        losses.append(loss)
-        if not waits:
-            best = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(best)
-    return losses, model
-
-
 def losses_of(fitted: Fitted) -> list[float]:
     return [entry["val_loss"] for entry in fitted.history]
 
@@ -96,12 +67,12 @@ def test_in_float64_equal_to_one_by_one(spec: ExperimentSpec) -> None:
     together = fit_batched(jobs)
     assert len({fitted.record.epochs for fitted in together}) >= 4
     for job, fitted in zip(jobs, together, strict=True):
-        losses, model = alone(job)
+        losses, _, best = train_alone(job)
         assert fitted.record.epochs == len(losses)
         assert fitted.record.best_epoch == 1 + int(np.argmin(losses))
         np.testing.assert_allclose(losses_of(fitted), losses, rtol=1e-12, atol=1e-12)
         found = fitted.network.state_dict()
-        for name, value in model.state_dict().items():
+        for name, value in best.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10)
 
 
