@@ -13,6 +13,7 @@ from factories import SMALL, matrices, weights, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tolerances import EXACT
 
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.adapters.source import LocalSource
@@ -83,7 +84,7 @@ def test_every_spelling_gives_the_same_update(spelling: str, tmp_path: Path):
     adapter = read_adapter(write(tmp_path / "a.safetensors", spelt(spelling)))
     assert [layer.name for layer in adapter.layout.layers] == [path for path, *_ in SMALL]
     for path, *_ in SMALL:
-        np.testing.assert_allclose(update(adapter, path), expected_update(path), rtol=1e-12)
+        np.testing.assert_allclose(update(adapter, path), expected_update(path), rtol=EXACT)
 
 
 def test_flat_holds_the_factors_in_column_order(tmp_path: Path):
@@ -127,7 +128,7 @@ def test_peft_folder_takes_its_scale_from_the_configuration(
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     adapter = read_adapter(tmp_path)
     assert scales(adapter)[FIRST] == pytest.approx(scale)
-    np.testing.assert_allclose(update(adapter, FIRST), expected_update(FIRST, scale), rtol=1e-12)
+    np.testing.assert_allclose(update(adapter, FIRST), expected_update(FIRST, scale), rtol=EXACT)
     assert scales(read_adapter(tmp_path / "adapter_model.safetensors")) == scales(adapter)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as theirs
 from safetensors.torch import load_file, save_file
+from tolerances import rounding
 from torch import nn
 
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
@@ -39,6 +40,12 @@ def update(adapter: Adapter, name: str) -> np.ndarray:
     return module.scale * module.up.astype(np.float64) @ module.down.astype(np.float64)
 
 
+def bound(adapter: Adapter) -> float:
+    """Absolute, of products of float32 factors: rank, scale and the factors themselves."""
+    size = max(float(np.abs(update(adapter, name)).max()) for name in MODULES)
+    return rounding(3 + 2, size=size)
+
+
 @pytest.mark.parametrize("to", ["peft", "diffusers", "kohya"])
 def test_the_update_stays_in_every_spelling(to: Spelling, file: Path, tmp_path: Path) -> None:
     adapter = read_adapter(file)
@@ -46,7 +53,7 @@ def test_the_update_stays_in_every_spelling(to: Spelling, file: Path, tmp_path: 
     again = read_adapter(written.parent if to == "peft" else written)
     assert set(again.modules) == set(MODULES)
     for name in MODULES:
-        np.testing.assert_allclose(update(again, name), update(adapter, name), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(update(again, name), update(adapter, name), atol=bound(adapter))
 
 
 def test_peft_itself_loads_what_is_written(file: Path, tmp_path: Path) -> None:
@@ -66,7 +73,9 @@ def test_peft_itself_loads_what_is_written(file: Path, tmp_path: Path) -> None:
     merged = model.merge_and_unload()
     for name in MODULES:
         delta = (merged.get_submodule(name).weight - before[name]).detach()
-        np.testing.assert_allclose(update(adapter, name), delta, atol=1e-4)
+        # The base's weights are below 1.
+        atol = bound(adapter) + rounding(1)
+        np.testing.assert_allclose(update(adapter, name), delta, atol=atol)
 
 
 def test_diffusers_itself_reads_kohyas_spelling(file: Path, tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_diffusers_itself_reads_kohyas_spelling(file: Path, tmp_path: Path) -> N
     ]
     norms = sorted(float(product.norm()) for product in products)
     expected = sorted(float(np.linalg.norm(update(adapter, name))) for name in MODULES)
-    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    np.testing.assert_allclose(norms, expected, rtol=rounding(4))
 
 
 def test_a_folder_in_use_is_refused(file: Path) -> None:
@@ -107,7 +116,7 @@ def test_a_projection_is_the_best_of_the_layouts_rank(rank: int, file: Path) -> 
             assert not found.any()
             continue
         u, s, v = np.linalg.svd(update(adapter, layer.name), full_matrices=False)
-        np.testing.assert_allclose(found, (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-3)
+        np.testing.assert_allclose(found, (u[:, :rank] * s[:rank]) @ v[:rank], atol=bound(adapter))
         kept, whole = kept + (s[:rank] ** 2).sum(), whole + (s**2).sum()
     assert row.energy == pytest.approx(kept / whole)
     assert row.missing == (f"{BLOCK}.attn1.to_v",)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA, KernelPCA
+from tolerances import EXACT, rounding, terms_of
 
 from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.bundle import Bundle
@@ -56,7 +57,7 @@ def test_scores_are_those_of_principal_components_of_formed_updates() -> None:
     ).fit(X)
     for some, update in zip((X, new), updates, strict=True):
         expected = np.abs(reference.transform(update))
-        np.testing.assert_allclose(np.abs(ours.transform(some)), expected, atol=1e-9)
+        np.testing.assert_allclose(np.abs(ours.transform(some)), expected, atol=EXACT)
 
 
 @every_way
@@ -69,8 +70,8 @@ def test_scores_are_those_of_scikit_learn_on_the_summed_kernel(way: dict[str, An
     )
     reference = KernelPCA(5, kernel="precomputed", eigen_solver="dense").fit_transform(gram)
     ours = DeltaPCA(layout=LAYOUT, n_components=5, **way)
-    np.testing.assert_allclose(np.abs(ours.fit_transform(X)), np.abs(reference), atol=1e-8)
-    np.testing.assert_allclose(np.abs(ours.transform(X)), np.abs(reference), atol=1e-8)
+    np.testing.assert_allclose(np.abs(ours.fit_transform(X)), np.abs(reference), atol=EXACT)
+    np.testing.assert_allclose(np.abs(ours.transform(X)), np.abs(reference), atol=EXACT)
 
 
 @every_way
@@ -87,7 +88,7 @@ def test_what_leaves_the_updates_leaves_the_features(way: dict[str, Any], normal
         mixed.append((np.linalg.inv(mixing) @ down, up @ mixing))
         flipped.append((-down, -up))
     for other in (mixed, flipped):
-        np.testing.assert_allclose(fitted.transform(joined(other)), expected, atol=1e-8)
+        np.testing.assert_allclose(fitted.transform(joined(other)), expected, atol=EXACT)
 
 
 @every_way
@@ -99,7 +100,7 @@ def test_size_of_layers_does_not_matter_when_normalised(way: dict[str, Any]) -> 
     )
     expected = DeltaPCA(layout=LAYOUT, n_components=5, **way).fit_transform(X)
     got = DeltaPCA(layout=LAYOUT, n_components=5, **way).fit_transform(scaled)
-    np.testing.assert_allclose(got, expected, atol=1e-8)
+    np.testing.assert_allclose(got, expected, atol=EXACT)
 
 
 @every_way
@@ -112,7 +113,7 @@ def test_padded_rank_gives_the_same_features(way: dict[str, Any]) -> None:
         padded.append((np.pad(down, more), np.pad(up, (more[0], more[2], more[1]))))
     expected = DeltaPCA(layout=RANK1, n_components=5, **way).fit_transform(X)
     got = DeltaPCA(layout=wide, n_components=5, **way).fit_transform(joined(padded))
-    np.testing.assert_allclose(got, expected, atol=1e-8)
+    np.testing.assert_allclose(got, expected, atol=EXACT)
 
 
 @every_way
@@ -137,12 +138,12 @@ def test_rounding_noise_in_a_dead_layer_does_not_count(way: dict[str, Any]) -> N
     noisy[:, LAYOUT.matrices[3].columns] *= 1e-8
     expected = DeltaPCA(layout=LAYOUT, n_components=5, **way).fit(dead)
     got = DeltaPCA(layout=LAYOUT, n_components=5, **way).fit(noisy)
-    np.testing.assert_allclose(got.transform(noisy), expected.transform(dead), atol=1e-10)
+    np.testing.assert_allclose(got.transform(noisy), expected.transform(dead), atol=EXACT)
     small = 1e-8 * rows()  # small everywhere is not dead
     np.testing.assert_allclose(
         DeltaPCA(layout=LAYOUT, n_components=5, **way).fit_transform(small),
         DeltaPCA(layout=LAYOUT, n_components=5, **way).fit_transform(rows()),
-        atol=1e-7,
+        atol=EXACT,
     )
 
 
@@ -150,7 +151,7 @@ def test_new_rows_are_whitened_by_the_training_rows_alone() -> None:
     fitted = DeltaPCA(layout=LAYOUT, n_components=5, whiten=0.3).fit(rows())
     new = rows(8, seed=4)
     one_by_one = np.concatenate([fitted.transform(row[None]) for row in new])
-    np.testing.assert_allclose(one_by_one, fitted.transform(new), atol=1e-10)
+    np.testing.assert_allclose(one_by_one, fitted.transform(new), atol=EXACT)
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +160,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_ROWS", 3)
     monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_BYTES", 1)
     got = DeltaPCA(**options).fit(rows()).transform(rows(8, seed=4))
-    np.testing.assert_allclose(got, expected, atol=1e-9)
+    np.testing.assert_allclose(got, expected, atol=EXACT)
 
 
 def test_landmarks_keep_few_rows_and_are_drawn_by_the_seed() -> None:
@@ -171,7 +172,7 @@ def test_landmarks_keep_few_rows_and_are_drawn_by_the_seed() -> None:
     X = rows(40, RANK1)
     scores = few.fit_transform(X)
     assert few.landmarks_.shape == (12, RANK1.size)
-    np.testing.assert_allclose(few.transform(X), scores, atol=1e-9)
+    np.testing.assert_allclose(few.transform(X), scores, atol=EXACT)
     np.testing.assert_array_equal(few.fit_transform(X), scores)
     assert not np.array_equal(few.set_params(seed=1).fit_transform(X), scores)
     all_kept = few.set_params(landmarks=400).fit_transform(X)
@@ -185,7 +186,7 @@ def test_landmarks_that_span_the_updates_are_exact() -> None:
     options: dict[str, Any] = {"layout": layout, "n_components": 8, "kernel": "delta"}
     exact = DeltaPCA(**options).fit_transform(X)
     few = DeltaPCA(**options, landmarks=25).fit_transform(X)
-    np.testing.assert_allclose(np.abs(few), np.abs(exact), atol=1e-7)
+    np.testing.assert_allclose(np.abs(few), np.abs(exact), atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,10 @@ def test_bundle_gives_the_scores_of_the_classifier(
     some = prepared.split.test
     assert bundle.confidence.calibration is not None
     logits = fitted.network(prepared.features[some]).detach()
-    scores = (logits / bundle.confidence.calibration.temperature).softmax(1).numpy()
+    logits = logits / bundle.confidence.calibration.temperature
     ours = restored.predict_proba(prepared.zoo.weights[some], prepared.zoo.layout)
-    np.testing.assert_allclose(ours, scores, rtol=1e-4, atol=1e-6)
+    atol = rounding(terms_of(fitted.network), size=float(logits.abs().max()))
+    np.testing.assert_allclose(ours, logits.softmax(1), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tolerances import EXACT
 
 import lora_ws.featurizers
 from lora_ws.adapters import LayerSpec, Layout
@@ -32,5 +33,5 @@ def test_features_say_truly_whether_they_are_of_the_update(
     if "layout" in given.get_params():
         given.set_params(layout=layout)
     fitted = given.fit(rows)
-    same = np.allclose(fitted.transform(rows), fitted.transform(other), rtol=1e-6, atol=1e-8)
+    same = np.allclose(fitted.transform(rows), fitted.transform(other), rtol=EXACT, atol=EXACT)
     assert same is kind.invariant

@@ -16,6 +16,7 @@ from factories import write_adapter as write_row
 from hub_server import HubServer
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file, save_file
+from tolerances import rounding
 
 from lora_ws.adapters import AdapterRef
 from lora_ws.audit.classify import classify_files
@@ -23,6 +24,7 @@ from lora_ws.audit.scan import ScanSpec, library
 from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA
+from lora_ws.functional.sketch import SIDE
 from lora_ws.learn.features import prepare
 from lora_ws.learn.pack import make_bundle
 from lora_ws.learn.run import fit_seed
@@ -94,7 +96,9 @@ def test_a_file_is_judged_as_on_the_command_line(
     assert said["finding"] == json.loads(
         json.dumps({**expected.to_dict(), "file": "a.safetensors"})
     )
-    assert said["nearest"] == [{"name": str(file), "cosine": pytest.approx(1, abs=1e-5)}]
+    assert said["nearest"] == [
+        {"name": str(file), "cosine": pytest.approx(1, abs=rounding(SIDE**2))}
+    ]
     assert "certifies nothing" in said["report"]
     assert (about["base"], about["known"], len(about["classes"])) == ("tiny-sd", 1, 10)
 
