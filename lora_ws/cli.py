@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_ws.errors import ConfigError, LoraWsError
+from lora_ws.system import write_utf8
 
 # Two words are a command and what it acts on.
 COMMANDS = {
@@ -76,6 +77,7 @@ UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryEr
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; errors of this library become one line on stderr."""
+    write_utf8()
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())  # noqa: T201

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,12 +15,13 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from lora_ws.errors import LoraWsError, TrainingError
+from lora_ws.system import MOST_PROCESSES
 
 T = TypeVar("T")
 R = TypeVar("R")
 # Seconds between looks at the processes.
 PAUSE = 0.2
-TERMINATED = -15
+TERMINATED = -signal.SIGTERM
 # Batches that wait for each process, so that none is idle while results are taken.
 AHEAD = 4
 
@@ -103,6 +105,7 @@ def map_batches(
 
 def _pool(processes: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
+    processes = min(processes, MOST_PROCESSES)
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
 
 

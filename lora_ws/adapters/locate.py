@@ -56,7 +56,7 @@ class AdapterRef:
         """
         text = str(handle)
         if not text.startswith(HUB):
-            return cls(text, Path(handle))
+            return cls(_readable(handle), Path(handle))
         address, _, revision = text.removeprefix(HUB).partition("@")
         owner, name, *rest = [*address.split("/", 2), "", ""][:3]
         if not rest[0]:
@@ -132,11 +132,11 @@ def find_adapters(what: str) -> Iterator[AdapterRef]:
     elif path.is_dir():
         yield from _in_folder(path)
     elif path.suffix == LIST and path.is_file():
-        for line in path.read_text(errors="replace", encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
             if name := line.partition("#")[0].strip():
                 yield from _listed(name)
     elif path.exists():
-        yield AdapterRef(what, path)
+        yield AdapterRef(_readable(what), path)
     elif REPOSITORY.fullmatch(what) and path.suffix not in (SAFETENSORS, LIST, *PICKLED):
         yield from _on_hub(f"{HUB}{what}")
     else:
@@ -163,7 +163,12 @@ def _in_folder(folder: Path) -> Iterator[AdapterRef]:
         for name in sorted(files):
             if Path(name).suffix.lower() in (SAFETENSORS, *PICKLED):
                 file = Path(root, name)
-                yield AdapterRef(str(file), file)
+                yield AdapterRef(_readable(file), file)
+
+
+def _readable(path: str | Path) -> str:
+    """The name as reports can hold it: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _on_hub(what: str) -> Iterator[AdapterRef]:

@@ -49,6 +49,9 @@ def _graph(path: Path, sketches: np.ndarray) -> Any:
     """The graph of at least these rows, mapped."""
     graph = _mapped(path, _stamp_of(path), sketches.shape[1])
     if len(graph) < len(sketches):
+        # Windows replaces no file that is mapped.
+        del graph
+        _mapped.cache_clear()
         path.parent.mkdir(exist_ok=True)
         with locked(path.with_suffix(".lock")):
             grown = _opened(path, sketches.shape[1], "load")

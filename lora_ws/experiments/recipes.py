@@ -1,6 +1,5 @@
 """Recipes of `training/` by name and protocol, on any collection."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 from lora_ws.config import load_spec, nearest, spec_files
 from lora_ws.errors import ConfigError
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.system import cpus
 
 Protocol = Literal["clean", "paper", "as-run"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "paper", "as-run")
@@ -38,4 +38,4 @@ def cores(processes: int | None) -> int:
     """How many processes to run: as asked for, else one a core that this process may use."""
     if processes is not None and processes < 1:
         raise ConfigError(f"processes: expected at least 1, got {processes}")
-    return processes or len(os.sched_getaffinity(0))
+    return processes or cpus()

@@ -7,7 +7,6 @@ left to the first, and its answer is everyone's: nobody decides by what a folder
 import atexit
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +15,7 @@ from typing import TypeVar
 from lora_ws.errors import ConfigError
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.spec import TrainerSpec
+from lora_ws.system import wait_for_parent
 
 T = TypeVar("T")
 # The others wait this long for the first, which may be fitting a representation.
@@ -118,6 +118,5 @@ def _launch(trainer: TrainerSpec) -> None:
 
 def _follow(launcher: int) -> None:
     """End when the launcher has ended: a kill of it reaches nobody else."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
+    wait_for_parent(launcher)
     os._exit(1)

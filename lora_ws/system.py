@@ -1,0 +1,48 @@
+"""What differs between Linux, macOS and Windows: CPUs, the output's encoding, a parent's end."""
+
+import io
+import os
+import sys
+import time
+from contextlib import suppress
+
+# In a pool: Windows waits for at most 63 handles at once, two of which are not processes.
+MOST_PROCESSES = 61 if sys.platform == "win32" else sys.maxsize
+# Seconds between looks at the parent.
+PAUSE = 0.5
+
+
+def cpus() -> int:
+    """Count the CPUs that this process may use; only Linux tells them from those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def write_utf8() -> None:
+    """Write UTF-8 into files and pipes, whatever the locale, and to a terminal what it can show.
+
+    A name in any script is written or escaped, and ends no command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def wait_for_parent(parent: int) -> None:
+    """Return once the process that started this one has ended.
+
+    Args:
+        parent: its id; on Windows `os.getppid` stays the same after its end.
+    """
+    if sys.platform == "win32":
+        import _winapi
+
+        with suppress(OSError):  # it may have ended already
+            handle = _winapi.OpenProcess(_winapi.SYNCHRONIZE, False, parent)
+            _winapi.WaitForSingleObject(handle, _winapi.INFINITE)
+            _winapi.CloseHandle(handle)
+        return
+    while os.getppid() == parent:
+        time.sleep(PAUSE)
