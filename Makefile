@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small networks lose by more than one thread.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test slow check bench install clean
+.PHONY: train test kernels slow check bench install clean
 
 train: install
 	$(BIN)/lora-ws train
@@ -16,6 +16,11 @@ test: install
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 tests/contract \
 		--jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
 	$(BIN)/python -m pytest -q --nbmake -n 2 notebooks
+
+# The tests on the kernels that other processors use; the last needs AVX-512 here.
+kernels: install
+	failed=0; for kernel in default avx2 avx512; do echo "== $$kernel"; \
+		ATEN_CPU_CAPABILITY=$$kernel $(MAKE) test || failed=1; done; exit $$failed
 
 slow: install
 	$(BIN)/python -m pytest -q -m "slow or gpu"
