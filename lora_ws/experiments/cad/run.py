@@ -64,7 +64,7 @@ def _edits(
     spec: CadSpec, pipeline: Any, weights: Mapping[str, nn.Parameter], digit: str
 ) -> tuple[Edits, dict[str, float]]:
     def objective(name: str, stop_gradient: bool = True) -> Objective:
-        how = {"steps": spec.steps, "guidance": spec.guidance, "stop_gradient": stop_gradient}
+        how = {"steps": spec.steps, "guidance_scale": spec.guidance, "stop_gradient": stop_gradient}
         return erase_objective(pipeline, f"a photo of {name}", seeds=range(spec.seeds), **how)
 
     unet = pipeline.unet
