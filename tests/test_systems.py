@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from factories import make_table, weights, write_adapter, write_parquet
+from factories import make_table, small_zoo, weights, write_adapter, write_parquet
 
 from lora_ws import journal, system
 from lora_ws.adapters.pickled import convert_pickle
@@ -24,9 +25,15 @@ from lora_ws.audit import similar
 from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.scan import ScanSpec, find_all, scan
 from lora_ws.audit.similar import Index, Signature
+from lora_ws.bundle import Bundle
 from lora_ws.collection import import_collection
 from lora_ws.errors import AdapterError, DataError
 from lora_ws.experiments.recipes import cores
+from lora_ws.featurizers import StatsFlatVec
+from lora_ws.learn.features import prepare
+from lora_ws.learn.pack import pack
+from lora_ws.learn.run import fit_seed, run
+from lora_ws.learn.spec import ExperimentSpec, FitSpec
 
 PACKAGE = Path(system.__file__).parent
 NAMES = ("größe", "日本語", "naïve - Copy")
@@ -243,6 +250,18 @@ def test_files_are_scanned_by_windows_rules(tmp_path: Path) -> None:
         found = scan(find_all([str(listed)]), spec)
         assert found.new == new
         assert sum(one.finding.reason == "" for one in review(found, Policy(), None)) == 3
+
+
+@pytest.mark.usefixtures("windows")
+def test_runs_and_bundles_are_written_by_windows_rules(tmp_path: Path) -> None:
+    store = str(small_zoo(30).save(tmp_path / "store"))
+    spec = ExperimentSpec(store, featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1), seeds=1)
+    assert len(run(spec, tmp_path / "run")) == 1
+    better = tmp_path / "run" / "bundle"
+    kept = Bundle.load(better)
+    pack(fit_seed(spec, prepare(spec), 1), better)
+    assert Bundle.load(better).training["seed"] != kept.training["seed"]
+    assert len(run(replace(spec, seeds=2), tmp_path / "run")) == 2
 
 
 WRITTEN = {"out": "html", "json": "jsonl", "csv": "csv"}

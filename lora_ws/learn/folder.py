@@ -13,17 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_ws import journal
 from lora_ws.bundle.confidence import Confidence
 from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError, DataError
-from lora_ws.journal import locked
 from lora_ws.learn.calibration import fit_confidence
 from lora_ws.learn.features import open_data
 from lora_ws.learn.pack import pack
 from lora_ws.learn.result import Fitted
 from lora_ws.learn.spec import ExperimentSpec, identity, read_identity
 from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
-from lora_ws.report.records import RunRecord, append_line, read_records
+from lora_ws.report.records import RunRecord, read_records
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
 CURVES = "curves.jsonl"
@@ -55,8 +55,8 @@ class RunWriter(NamedTuple):
                 confidence = _fit_confidence(fitted, folder / "reliability.png")
             if all(record.val_loss < other.val_loss for other in records):
                 self._bundle(fitted, confidence)
-        append_line(self.out / CURVES, _curves(fitted))
-        append_line(self.out / RECORDS, record.to_dict())
+        journal.append(self.out / CURVES, [_curves(fitted)])
+        journal.append(self.out / RECORDS, [record.to_dict()])
         for used in folder.glob("*.ckpt"):
             used.unlink()
         return record
@@ -91,7 +91,7 @@ def enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
     out.mkdir(parents=True, exist_ok=True)
     busy = f"{out} is being run by another process; choose another --out"
     try:
-        held.enter_context(locked(out / LOCK, busy))
+        held.enter_context(journal.locked(out / LOCK, busy))
     except DataError as error:
         raise ConfigError(str(error)) from error
     held.callback((out / FEATURES).unlink, missing_ok=True)

@@ -129,11 +129,6 @@ class Summary(NamedTuple):
         return f"{100 * self.mean:.1f}{spread}"
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON that survives a kill right after."""
-    journal.append(path, [line])
-
-
 def read_records(path: Path) -> list[RunRecord]:
     """All complete lines; a line cut off by a kill does not count."""
     try:
