@@ -143,8 +143,8 @@ def read(folder: Path, seeds: int) -> list[RunRecord]:
 
 def _rank(spec: ExperimentSpec) -> int:
     """How many components the training rows have: centring takes one off."""
-    zoo, _ = open_data(spec)
-    return min(len(split_rows(zoo, spec).train) - 1, zoo.layout.size)
+    adapters, _ = open_data(spec)
+    return min(len(split_rows(adapters, spec).train) - 1, adapters.layout.size)
 
 
 def _lines(file: Path) -> int:

@@ -1,4 +1,8 @@
-"""What tasks are measured by."""
+"""What tasks are measured by.
+
+A metric that is added here is recorded, and shown under its key wherever metrics are;
+`lora_ws.report.metrics.METRICS` gives it a title, a unit and a direction.
+"""
 
 from typing import Any
 

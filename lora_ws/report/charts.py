@@ -88,15 +88,19 @@ def chart_layers(
     values: Mapping[str, Sequence[tuple[float, float]]],
     file: Path,
     *,
-    chance: float,
+    chance: float | None,
+    ylabel: str = "accuracy, percent",
+    ylim: tuple[float, float] | None = (0, 100),
 ) -> Path:
-    """Accuracy of each layer or matrix: colours tell self from cross-attention and q from v.
+    """A metric of each layer or matrix, coloured by self- or cross-attention, q or v.
 
     Args:
         names: of layers or matrices, in order.
-        values: part ("test", "validation") -> (mean, standard deviation) in percent of each.
+        values: part ("test", "validation") -> (mean, standard deviation) of each.
         file: PNG to write; the SVG stands beside it.
-        chance: where a dotted line marks guessing, in percent.
+        chance: where a dotted line marks guessing; None draws none.
+        ylabel: what is plotted.
+        ylim: of the axis; None takes what the values need.
     """
     figure = Figure(figsize=(min(17, max(9, 0.16 * len(names) + 3)), 4.6), layout="constrained")
     axes = figure.subplots()
@@ -107,7 +111,7 @@ def chart_layers(
         axes.bar(at, means[at], 0.8, yerr=stds[at], color=COLORS[k], label=kind, capsize=1)
     val = [mean for mean, _ in values["validation"]]
     axes.plot(range(len(names)), val, ".", color="black", markersize=4, label="validation")
-    axes.axhline(chance, color="0.4", linestyle=":", label="largest class")
+    _guess(axes, chance, "largest class")
     blocks = [name.partition(".attentions")[0] for name in names]
     starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
     for start in starts[1:]:
@@ -115,7 +119,7 @@ def chart_layers(
     middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
     axes.set_xticks(middles, [blocks[start] for start in starts], fontsize=8)
     axes.tick_params(axis="x", length=0)
-    axes.set(ylabel="accuracy, percent", ylim=(0, 100), xlim=(-1, len(names)))
+    axes.set(ylabel=ylabel, ylim=ylim, xlim=(-1, len(names)))
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     return _save(figure, file)
 
@@ -133,19 +137,21 @@ def chart_lines(
     values: Mapping[str, Mapping[int, tuple[float, float]]],
     file: Path,
     *,
-    chance: float,
+    chance: float | None,
     xlabel: str,
     ylabel: str = "accuracy, percent",
+    ylim: tuple[float, float] | None = (0, 100),
     guess: str = "largest class",
 ) -> Path:
-    """Accuracy over a number on a logarithmic axis, with bands of a standard deviation.
+    """A metric over a number on a logarithmic axis, with bands of a standard deviation.
 
     Args:
-        values: series -> number -> (mean, standard deviation) in percent.
+        values: series -> number -> (mean, standard deviation).
         file: PNG to write; the SVG stands beside it.
-        chance: where a dotted line marks guessing, in percent.
+        chance: where a dotted line marks guessing; None draws none.
         xlabel: what the number is.
         ylabel: what is plotted.
+        ylim: of the axis; None takes what the values need.
         guess: what the dotted line is.
     """
     figure = Figure(figsize=(7.2, 4), layout="constrained")
@@ -155,8 +161,8 @@ def chart_lines(
         mean, std = np.array(list(points.values())).T
         axes.plot(x, mean, "o-", color=COLORS[k], label=series, markersize=4)
         axes.fill_between(x, mean - std, mean + std, color=COLORS[k], alpha=0.15, linewidth=0)
-    axes.axhline(chance, color="0.4", linestyle=":", label=guess)
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
+    _guess(axes, chance, guess)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ticks = sorted({x for points in values.values() for x in points})
     axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45)
     axes.minorticks_off()
@@ -234,6 +240,11 @@ def chart_detection(
     for line in legend.get_lines():
         line.set_alpha(1)
     return _save(figure, file)
+
+
+def _guess(axes: Axes, chance: float | None, label: str) -> None:
+    if chance is not None:
+        axes.axhline(chance, color="0.4", linestyle=":", label=label)
 
 
 def _band(axes: Axes, table: np.ndarray, color: str, label: str) -> None:

@@ -31,6 +31,15 @@ class Metric(NamedTuple):
         """The title inside a sentence."""
         return self.title if self.title.isupper() else self.title.lower()
 
+    @property
+    def axis(self) -> str:
+        """Label of an axis."""
+        return f"{self.name}, percent" if self.percent else self.name
+
+    def on_axis(self, summary: Summary) -> tuple[float, float]:
+        """Mean and standard deviation in the unit of the axis."""
+        return summary.percents if self.percent else (summary.mean, summary.std)
+
     def text(self, summary: Summary | None, missing: str = MISSING) -> str:
         """Mean ± sample standard deviation; no spread where there is one seed."""
         if summary is None:

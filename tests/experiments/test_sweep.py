@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from factories import small_zoo
+from factories import record, small_zoo
 from sklearn.preprocessing import StandardScaler
 
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
 from lora_ws.experiments.layers.spec import SweepSpec
-from lora_ws.experiments.layers.sweep import run_sweep, top_points
+from lora_ws.experiments.layers.sweep import Point, run_sweep, top_points
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.run import run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
@@ -66,6 +66,21 @@ def test_csv_and_table_say_what_the_records_say(spec: SweepSpec, tmp_path: Path)
     grid = sweep_grid(points, 2)
     assert grid.rows[0][0].text == "mid.attn2.to_v"
     assert len(grid.rows) == 2
+    assert sweep_chart(points, "layers", tmp_path / "layers.png").stat().st_size > 5000
+
+
+def test_numbers_are_swept_by_their_first_metric(tmp_path: Path):
+    plain = {"classes": (), "confusion": (), "task": "regression"}
+    points = [
+        Point(name, [record(0, val={"r2": value}, test={"r2": value - 1}, **plain)])
+        for name, value in {"mid.attn2.to_q": 0.25, "mid.attn2.to_v": 0.75}.items()
+    ]
+    assert [point.name for point in top_points(points, 1)] == ["mid.attn2.to_v"]
+    grid = sweep_grid(points, 2)
+    assert [cell.text for cell in grid.rows[0][3:]] == ["0.750", "-0.250"]
+    assert "best by validation R²; mean" in grid.caption
+    assert "percent" not in grid.caption
+    assert "largest class" not in grid.caption
     assert sweep_chart(points, "layers", tmp_path / "layers.png").stat().st_size > 5000
 
 

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,10 @@ from lora_ws.experiments.layers.spec import LayersSpec, Over
 from lora_ws.experiments.layers.sweep import Point, top_points
 from lora_ws.report.charts import chart_layers, chart_lines, layer_kind
 from lora_ws.report.grid import Cell, Grid
-from lora_ws.report.metrics import METRICS
+from lora_ws.report.metrics import metric_of
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.tables import majority
 
-ACCURACY = METRICS["accuracy"]
 TITLES: dict[Over, str] = {
     "layers": "Each layer, A and B together",
     "matrices": "Each matrix alone",
@@ -47,24 +47,24 @@ def layers_section(
 
 
 def sweep_grid(points: Sequence[Point], top: int) -> Grid:
-    """The best places by validation accuracy, with their test accuracy."""
-    best = top_points(points, top)
-    val = [point.summary("val") for point in best]
-    test = [point.summary("test") for point in best]
+    """The best selections by the metric on validation rows, with that on test rows."""
+    best, metric = top_points(points, top), metric_of(points[0].metric)
     columns = [
         [Cell(point.name) for point in best],
         [Cell(layer_kind(point.name)) for point in best],
         [Cell(str(point.records[0].dim)) for point in best],
-        ACCURACY.column(val),
-        ACCURACY.column(test),
+        metric.column([point.summary("val") for point in best]),
+        metric.column([point.summary("test") for point in best]),
     ]
-    first = best[0].records[0]
+    first, chance = best[0].records[0], _chance(best)
     caption = (
-        f"The {len(best)} of {len(points)} that are best by validation accuracy; mean ± sample "
-        f"standard deviation over {val[0].n} seeds, percent; {first.dataset} {first.subset}, "
+        f"The {len(best)} of {len(points)} that are best by validation {metric.name}; mean ± "
+        f"sample standard deviation over {len(best[0].records)} seeds"
+        f"{', percent' if metric.percent else ''}; {first.dataset} {first.subset}, "
         f"{first.n_train}/{first.n_val}/{first.n_test} rows, protocol {first.protocol}, engine "
-        f"{first.engine}. Guessing the largest class scores {100 * majority(first):.1f} %. The "
-        "best of many is the best partly by luck."
+        f"{first.engine}. "
+        + ("" if chance is None else f"Guessing the largest class scores {chance:.1f} %. ")
+        + "The best of many is the best partly by luck."
     )
     head = ("Where", "Kind", "Numbers", "Validation", "Test")
     return Grid(head, tuple(zip(*columns, strict=True)), caption)
@@ -72,21 +72,31 @@ def sweep_grid(points: Sequence[Point], top: int) -> Grid:
 
 def sweep_chart(points: Sequence[Point], over: Over, file: Path) -> Path:
     """The picture of a sweep."""
-    chance = 100 * majority(points[0].records[0])
-    parts = {"test": "test", "validation": "val"}
+    metric = metric_of(points[0].metric)
+    values = {
+        title: [metric.on_axis(point.summary(part)) for point in points]
+        for title, part in {"test": "test", "validation": "val"}.items()
+    }
+    axis: dict[str, Any] = {
+        "chance": _chance(points),
+        "ylabel": metric.axis,
+        "ylim": (0, 100) if metric.percent else None,
+    }
     if over == "all_but_top":
-        lines = {
-            part: {int(p.name.split("-")[1]): p.percent(key) for p in points}
-            for part, key in parts.items()
-        }
-        label = "how many of the best layers are left out"
-        return chart_lines(lines, file, chance=chance, xlabel=label)
-    values = {part: [p.percent(key) for p in points] for part, key in parts.items()}
-    return chart_layers([p.name for p in points], values, file, chance=chance)
+        counts = [int(point.name.split("-")[1]) for point in points]
+        lines = {title: dict(zip(counts, own, strict=True)) for title, own in values.items()}
+        return chart_lines(lines, file, xlabel="how many of the best layers are left out", **axis)
+    return chart_layers([point.name for point in points], values, file, **axis)
+
+
+def _chance(points: Sequence[Point]) -> float | None:
+    """Accuracy of guessing the largest class, in percent; None where there are no classes."""
+    first = points[0].records[0]
+    return 100 * majority(first) if first.confusion else None
 
 
 def write_csv(points: Sequence[Point], file: Path) -> Path:
-    """One line a place: kind, length, seeds, accuracy (0 to 1) with standard deviation."""
+    """Write one line per selection: kind, length, seeds, and the metric with its deviation."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

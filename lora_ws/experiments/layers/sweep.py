@@ -13,6 +13,7 @@ from lora_ws.experiments.recipes import cores
 from lora_ws.experiments.trials import Trial, read, run_trials
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import slug
+from lora_ws.report.metrics import metric_of, metrics_of
 from lora_ws.report.records import RunRecord, Summary, summarise
 
 LEAVE_OUT = (1, 2, 4, 8, 16, 32)
@@ -24,13 +25,14 @@ class Point(NamedTuple):
     name: str
     records: list[RunRecord]
 
-    def summary(self, part: str) -> Summary:
-        """Accuracy over the seeds."""
-        return summarise(self.records, "accuracy", part)
+    @property
+    def metric(self) -> str:
+        """Name of the first metric of its records, by which selections are compared."""
+        return metrics_of([self.records])[0]
 
-    def percent(self, part: str) -> tuple[float, float]:
-        """Mean and standard deviation of accuracy."""
-        return self.summary(part).percents
+    def summary(self, part: str) -> Summary:
+        """That metric over the seeds."""
+        return summarise(self.records, self.metric, part)
 
 
 def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:
@@ -58,11 +60,13 @@ def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:
 
 
 def top_points(points: Sequence[Point], top: int) -> list[Point]:
-    """The best by validation accuracy, ties by validation loss; test rows have no say."""
+    """The best by the metric on validation rows, ties by their loss; test rows have no say."""
 
     def rank(point: Point) -> tuple[float, float]:
         losses = [record.val_loss for record in point.records]
-        return -point.summary("val").mean, sum(losses) / len(losses)
+        mean = point.summary("val").mean
+        better = -mean if metric_of(point.metric).higher_is_better else mean
+        return better, sum(losses) / len(losses)
 
     return sorted(points, key=rank)[:top]
 
