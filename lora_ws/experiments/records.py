@@ -20,6 +20,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+K = TypeVar("K", bound=Hashable)
 RECORDS, CONFIG = "records.jsonl", "config.json"
 # Of a spec, what does not change what is measured.
 WORDS = ("kind", "title", "source", "published")
@@ -51,7 +52,7 @@ class Records(Generic[R]):
         except TypeError as error:
             raise DataError(f"{self.file}: damaged ({error}); choose another --out") from error
 
-    def complete(self, title: str, jobs: Mapping[Hashable, Callable[[], R]]) -> dict[Hashable, R]:
+    def complete(self, title: str, jobs: Mapping[K, Callable[[], R]]) -> dict[K, R]:
         """Make the records that are missing, each on disk before the next is made.
 
         Args:
@@ -61,7 +62,7 @@ class Records(Generic[R]):
         Returns:
             Key -> record.
         """
-        done = {record.key: record for record in self.held}
+        done: dict[Any, R] = {record.key: record for record in self.held}
         with progress(title, len(jobs), len(done)) as advance:
             for key in (key for key in jobs if key not in done):
                 done[key] = jobs[key]()

@@ -42,7 +42,7 @@ def run(spec: CadSpec, options: Options) -> Path:
     correlations: dict[str, dict[str, float]] = {}
     for digit in spec.digits:
         edits[digit], correlations[digit] = _edits(spec, pipeline, weights, digit)
-    jobs: dict[Any, Callable[[], CadRecord]] = {
+    jobs: dict[tuple[str, str, float], Callable[[], CadRecord]] = {
         (digit, *how): partial(_measure, spec, pipeline, judge, digit, how, edit)
         for digit, found in edits.items()
         for how, edit in found.items()

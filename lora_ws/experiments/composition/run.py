@@ -39,6 +39,7 @@ from lora_ws.experiments.composition.spec import (
     NONE,
     CompositionRecord,
     CompositionSpec,
+    Key,
     Names,
     named_sizes,
     switch_named,
@@ -129,7 +130,7 @@ def run(spec: CompositionSpec, options: Options) -> Path:
     """
     records = Records(options.out, spec, CompositionRecord)
     sampler = _Sampler.of(spec)
-    jobs: dict[Any, Callable[[], CompositionRecord]] = {
+    jobs: dict[Key, Callable[[], CompositionRecord]] = {
         (name, size, named): partial(sampler.record, name, *how, size, named)
         for name, how, size, named in _jobs(spec)
     }

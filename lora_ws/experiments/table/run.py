@@ -12,7 +12,7 @@ from lora_ws.experiments.options import Options
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.grids import conditions
 from lora_ws.experiments.table.layer_choice import choose_layers, detection_sections
-from lora_ws.experiments.table.report import pictures, table_sections
+from lora_ws.experiments.table.report import Rows, pictures, table_sections
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
@@ -42,7 +42,7 @@ def run(spec: TableSpec, options: Options) -> Path:
     controls = _controls(spec, options, adapters, subset, rows) if options.controls else {}
     trials = [t for found in (*plan.values(), *controls.values()) for t in found.values()]
     run_trials(trials, options.processes, options.name)
-    by_protocol = {protocol: _records(found) for protocol, found in plan.items()}
+    by_protocol: dict[Protocol, Rows] = {p: _records(found) for p, found in plan.items()}
     by_condition = {condition: _records(found) for condition, found in controls.items()}
     figures = pictures(by_protocol, main, options.folder)
     sections = table_sections(spec, by_protocol, by_condition, subset, figures)
