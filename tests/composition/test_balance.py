@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tolerances import rounding
 
 from lora_ws.composition.balance import norm_balance, update_norms
 from lora_ws.diffusion.bank import AdapterBank
@@ -33,7 +34,8 @@ def test_norms_are_those_of_dense_updates(stack: AdapterStack) -> None:
     assert {"down_blocks.0", "mid_block", "up_blocks.1"} <= set(found)
     for block, norms in found.items():
         expected = [dense(stack, k, block) for k in range(2)]
-        assert norms.tolist() == pytest.approx(expected, rel=1e-4)
+        # Sums of squares in float32, of the entries of updates of rank 3.
+        assert norms.tolist() == pytest.approx(expected, rel=rounding(3 * stack.bank.layout.size))
 
 
 def test_the_map_says_how_unequal_they_are(stack: AdapterStack) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from tolerances import rounding, terms_of
 
 from lora_ws.adapters import Layout
 from lora_ws.config import load_spec, spec_files, to_plain
@@ -163,12 +164,16 @@ def test_latents_are_normalised_without_changing_the_images() -> None:
     spec = load_spec(BaseSpec, spec_files("training")["zoo/digit_sd"])
     pipeline = build_pipeline(spec.size, ["even"])
     data = load_photos(PhotoSpec(), 16).tensor()[:200]
-    before = decode_latents(pipeline, encode_images(pipeline, data))
+    raw = encode_images(pipeline, data)
+    before = decode_latents(pipeline, raw)
     _normalise_latents(pipeline, data)
     latents = encode_images(pipeline, data)
-    torch.testing.assert_close(decode_latents(pipeline, latents), before, atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    # A small spread around a large mean loses digits.
+    size = float(raw.abs().max() / raw.std((0, 2, 3)).min())
+    bound = rounding(terms_of(pipeline.vae), size=size)
+    torch.testing.assert_close(decode_latents(pipeline, latents), before, atol=bound, rtol=0)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=bound, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=bound, rtol=0)
 
 
 def test_min_snr_caps_the_loss_of_the_image() -> None:
