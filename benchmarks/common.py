@@ -176,8 +176,11 @@ def _measure_memory(build: Callable[..., Callable[[], Any]], *args: Any) -> Cost
 
 
 def _anonymous_mib() -> float:
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(text.split("RssAnon:")[1].split()[0]) / 1024
+    """Memory of this process without mapped files; NaN where the system does not tell it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return math.nan
+    return int(status.read_text(encoding="utf-8").split("RssAnon:")[1].split()[0]) / 1024
 
 
 def alternate(
@@ -263,7 +266,8 @@ def facts(*packages: str, **more: object) -> None:
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
     names = ("lora_ws", "numpy", "torch", *packages)
-    said = [f"{model}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}"]
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    said = [f"{model}, {os.cpu_count()} cores, 1 thread{load}"]
     said += [f"{name} {version(name)}" for name in names]
     said += [f"{name} {value}" for name, value in more.items()]
     print("\n" + "; ".join(said))
