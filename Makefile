@@ -4,18 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Small networks lose by more than one thread.
 export OMP_NUM_THREADS ?= 1
+# Tests start many processes; none of them compiles what another one has.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: train test kernels slow check bench install clean
 
 train: install
 	$(BIN)/lora-ws train
 
+# A file goes to one worker, so what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# The contract suite runs with array shapes checked at run time.
+SHAPES := --jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
+# The other notebooks take minutes and belong to `slow`.
+QUICK := notebooks/01_quickstart.ipynb
+
+# Every stage runs; a failure of any is one of the target.
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --ignore tests/contract
-	# The contract suite runs with array shapes checked at run time.
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 tests/contract \
-		--jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
-	$(BIN)/python -m pytest -q --nbmake -n 2 notebooks
+	failed=0; \
+	$(PYTEST) -m "not slow and not gpu" --ignore tests/contract || failed=1; \
+	$(PYTEST) -m "not slow and not gpu" tests/contract $(SHAPES) || failed=1; \
+	$(PYTEST) --nbmake $(QUICK) || failed=1; \
+	exit $$failed
 
 # The tests on the kernels that other processors use; the last needs AVX-512 here.
 kernels: install
@@ -23,7 +33,10 @@ kernels: install
 		ATEN_CPU_CAPABILITY=$$kernel $(MAKE) test || failed=1; done; exit $$failed
 
 slow: install
-	$(BIN)/python -m pytest -q -m "slow or gpu"
+	failed=0; \
+	$(PYTEST) -m "slow or gpu" || failed=1; \
+	$(PYTEST) --nbmake $(filter-out $(QUICK),$(wildcard notebooks/*.ipynb)) || failed=1; \
+	exit $$failed
 
 check: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a collection with a planted signal, and a cache of their own."""
 
+import importlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hub_server import HubServer
+from huggingface_hub import constants
+from warm import Warm
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard
@@ -35,6 +38,20 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Runs code in child processes that start at once."""
+    with Warm(tmp_path_factory.mktemp("warm"), "lora_ws.collection") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def warm_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """The same with what trains and what draws loaded, and with it the Hub's settings."""
+    with Warm(tmp_path_factory.mktemp("warm_all"), "lora_ws.learn.run", "lora_ws.zoo.build") as one:
+        yield one
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on loopback that wants a token for whatever writes."""
@@ -59,6 +76,21 @@ def hub_env(server: HubServer, tmp_path: Path) -> Callable[..., dict[str, str]]:
         }
 
     return make
+
+
+@pytest.fixture
+def as_hub_user(hub_env: Callable[..., dict[str, str]]) -> Iterator[Callable[..., None]]:
+    """Make this process one of that environment, with changes; it ends with the test."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def become(**changes: str) -> None:
+            patch.undo()
+            for name, value in hub_env(**changes).items():
+                patch.setenv(name, value)
+            importlib.reload(constants)  # reads the environment
+
+        yield become
+    importlib.reload(constants)
 
 
 @pytest.fixture

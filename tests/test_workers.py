@@ -1,13 +1,16 @@
-"""Batches in processes, some of which end."""
+"""Work in processes, some of which end."""
 
 import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 
+import psutil
 import pytest
+from warm import Warm
 
-from lora_ws.workers import map_batches
+from lora_ws.errors import TrainingError
+from lora_ws.workers import map_batches, work_through
 
 
 def double(items: list[int], deadly: int = -1) -> list[int]:
@@ -37,3 +40,25 @@ def test_an_item_that_ends_its_process_costs_its_own_result_alone() -> None:
 def test_what_a_call_raises_comes_out() -> None:
     with pytest.raises(TypeError):
         list(map_batches(double, iter([[1], [None]]), 2, lost=lambda _: -1))  # type: ignore[list-item]
+
+
+def refuse(task: int) -> None:
+    if task == 3:
+        raise ValueError("no 3")
+
+
+def test_the_error_of_a_task_ends_all_and_is_told() -> None:
+    with pytest.raises(TrainingError, match="a process of 2 failed: ValueError: no 3"):
+        work_through(refuse, [1, 2, 3, 4], 2)
+
+
+def test_processes_end_with_the_one_that_started_them(warm: Warm) -> None:
+    code = "import time; from lora_ws import workers; workers.work_through(time.sleep, [99, 99], 2)"
+    job, children = warm.start(code), list[psutil.Process]()
+
+    def working() -> bool:
+        children[:] = psutil.Process(job.pid).children(recursive=True)
+        return len(children) >= 2
+
+    job.kill(working)
+    assert not psutil.wait_procs(children, timeout=20)[1]

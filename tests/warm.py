@@ -1,20 +1,26 @@
 """Child processes that need no start of seconds: one loads the library and forks for each job.
 
-Jobs are real processes: they have their own environment, can be killed and measured. The Hub client
-reads its settings when it is imported, which happens in the job, not before.
+Jobs are real processes: they have their own environment, can be killed and measured. What reads the
+environment when it is imported, as the Hub client does, belongs to the job and not before.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
+
+# With the arguments of `lora-ws`.
+COMMAND = "from lora_ws.cli import main; raise SystemExit(main())"
 
 
 class Job(NamedTuple):
@@ -23,10 +29,26 @@ class Job(NamedTuple):
     pid: int
     result: Path
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is an exit status."""
+        return self.result.exists()
+
+    def kill(self, seen: Callable[[], bool]) -> None:
+        """Kill it once something is seen of its work, which must be before its end."""
+        deadline = time.monotonic() + 120
+        while not seen():
+            assert not self.ended, self.wait()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert not self.ended, self.wait()
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.wait()[0] == -signal.SIGKILL
+
     def wait(self) -> tuple[int, str]:
         """Exit status (negative: the signal) and what was printed, errors included."""
         deadline = time.monotonic() + 120
-        while not self.result.exists():
+        while not self.ended:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         return int(self.result.read_text(encoding="utf-8")), self.result.with_suffix(
@@ -37,13 +59,14 @@ class Job(NamedTuple):
 class Warm:
     """The parent's side; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *modules: str) -> None:
         self.folder = folder
+        self.modules = modules
         self.jobs = 0
 
     def __enter__(self) -> Self:
         self.child = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self.modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
@@ -81,6 +104,8 @@ def _work(job: dict) -> None:
     status = 0
     try:
         exec(job["code"], {"__name__": "__main__"})
+    except SystemExit as end:
+        status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -97,9 +122,8 @@ def _reap(pid: int, result: Path) -> None:
 
 
 def _main() -> None:
-    import lora_ws.collection  # loaded once, for all jobs
-
-    assert "huggingface_hub" not in sys.modules, lora_ws.collection
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

@@ -49,7 +49,9 @@ def test_real_pickle_becomes_safetensors_of_the_same_tensors(tmp_path: Path):
 
 
 @linux
-@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "before zip"])
+@pytest.mark.parametrize(
+    "new_format", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zip", "before zip"]
+)
 def test_nested_tensors_are_joined_by_dots_and_the_rest_is_left_out(
     new_format: bool, tmp_path: Path
 ):
@@ -126,8 +128,14 @@ ODD: dict[str, tuple[Any, str]] = {
 }
 
 
+# Each takes a process that loads torch.
+QUICK = ("one number repeated without end", "sparse")
+
+
 @linux
-@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize(
+    "case", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in ODD if c not in QUICK)]
+)
 def test_odd_content_is_refused(case: str, tmp_path: Path):
     data, message = ODD[case]
     torch.save(data, tmp_path / "a.bin")

@@ -2,12 +2,7 @@
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +11,7 @@ import pytest
 from browser import open_page
 from factories import write_adapter as write_row
 from hub_server import HubServer
+from warm import COMMAND, Warm
 
 from lora_ws.adapters import read_adapter
 from lora_ws.adapters.writer import write_adapter
@@ -82,7 +78,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_file_of_a_mixed_folder_is_told_of(
     workers: int, folder: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -143,38 +139,27 @@ def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: P
     assert "bad" not in names["cut too.safetensors"].message
 
 
-CHILD = """
-import sys
-from lora_ws.cli import main
-sys.exit(main(["scan", sys.argv[1], "--model", sys.argv[2], "--cache", sys.argv[3], "--batch", "4",
-    "--json", sys.argv[4]]))
-"""
-
-
 def test_a_killed_scan_goes_on(
-    mini: AdapterSet, layers: Layers, bundle: Path, tmp_path: Path
+    mini: AdapterSet, layers: Layers, bundle: Path, tmp_path: Path, warm_all: Warm
 ) -> None:
     home, cache, out = tmp_path / "loras", tmp_path / "cache", tmp_path / "out.jsonl"
-    for row in range(120):
+    for row in range(60):
         write_row(home / f"{row:03}.safetensors", mini.weights[row], layers)
-    args = [sys.executable, "-c", CHILD, *map(str, (home, bundle, cache, out))]
-    child = subprocess.Popen(args)
-    limit = time.monotonic() + 120
-    while sum(len(file.read_bytes().splitlines()) for file in cache.glob("*/findings.jsonl")) < 20:
-        assert child.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    args = (home, "--model", bundle, "--cache", cache, "--batch", 2, "--json", out)
+
+    def found() -> bool:
+        return any(file.read_bytes().count(b"\n") > 5 for file in cache.glob("*/findings.jsonl"))
+
+    warm_all.start(COMMAND, "scan", *args).kill(found)
     assert not out.exists()
     (kept,) = cache.glob("*/findings.jsonl")
     # As a kill in the middle of a line leaves it.
     kept.write_bytes(kept.read_bytes() + b'{"key": "')
     before = len(kept.read_bytes().splitlines()) - 1
-    done = subprocess.run(args, check=True, capture_output=True, encoding="utf-8")
-    assert f"{120 - before} read now, {before} known already" in done.stdout
+    said = warm_all.run(COMMAND, "scan", *args)
+    assert f"{60 - before} read now, {before} known already" in said
     keys = [json.loads(line)["key"] for line in kept.read_text(encoding="utf-8").splitlines()]
-    assert len(keys) == len(set(keys)) == len(lines(out)) == 120
+    assert len(keys) == len(set(keys)) == len(lines(out)) == 60
 
 
 def test_two_scans_at_once_do_not_mix(folder: Path, bundle: Path, tmp_path: Path) -> None:
@@ -265,7 +250,7 @@ def test_bad_input_is_named(
 
 def test_a_hub_repository_is_scanned_in_parts(
     server: HubServer,
-    hub_env: Callable[..., dict[str, str]],
+    as_hub_user: Callable[..., None],
     folder: Path,
     bundle: Path,
     tmp_path: Path,
@@ -275,11 +260,9 @@ def test_a_hub_repository_is_scanned_in_parts(
     for name in ("good-400.safetensors", "foreign.safetensors", "bad/page.safetensors"):
         (repository / Path(name).name).write_bytes((folder / name).read_bytes())
     out = tmp_path / "o.jsonl"
+    as_hub_user()
     for what in ("someone/loras", "hub:someone", "hub:someone/loras"):
-        args = ["scan", what, "--model", bundle, "--json", out, "--cache", tmp_path / what]
-        command = [sys.executable, "-m", "lora_ws", *map(str, args)]
-        done = subprocess.run(command, env=hub_env(), capture_output=True, encoding="utf-8")
-        assert done.returncode == 3, done.stderr
+        assert run(what, "--model", bundle, "--json", out, "--cache", tmp_path / what) == 3
         found = {line["file"].rpartition("/")[2]: line for line in lines(out)}
         assert {name: became(line) for name, line in found.items()} == {
             "good-400.safetensors": "judged",
@@ -291,7 +274,7 @@ def test_a_hub_repository_is_scanned_in_parts(
 
 def test_a_hub_that_fails_in_the_middle_stops_nothing(
     server: HubServer,
-    hub_env: Callable[..., dict[str, str]],
+    as_hub_user: Callable[..., None],
     folder: Path,
     bundle: Path,
     tmp_path: Path,
@@ -305,10 +288,8 @@ def test_a_hub_that_fails_in_the_middle_stops_nothing(
     lines_of = [f"hub:someone/loras/{name}.safetensors" for name in names]
     listed.write_text("\n".join([*lines_of, "hub:nobody/loras/a.safetensors"]), encoding="utf-8")
     out = tmp_path / "o.jsonl"
-    args = ["scan", listed, "--model", bundle, "--json", out, "--cache", tmp_path / "cache"]
-    command = [sys.executable, "-m", "lora_ws", *map(str, args)]
-    done = subprocess.run(command, env=hub_env(), capture_output=True, encoding="utf-8")
-    assert done.returncode == 3, done.stderr
+    as_hub_user()
+    assert run(listed, "--model", bundle, "--json", out, "--cache", tmp_path / "cache") == 3
     assert [became(line) for line in lines(out)] == ["judged", "missing", "remote"]
 
 

@@ -1,11 +1,13 @@
-"""The command line as users meet it: real processes, exit codes, one-line errors, laziness."""
+"""The command line as users meet it: exit codes, one-line errors, laziness."""
 
 import json
-import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from torchmetrics.functional.classification import multiclass_calibration_error
+from warm import COMMAND, Warm
 
 import lora_ws
 from lora_ws import cli
@@ -27,14 +30,26 @@ TRAIN = ["train", "--featurizer", "StatsFlatVec", "--subset", "shared/class", "-
 TRAIN += ["--fit.max_epochs", "2"]
 
 
-def call(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lora_ws", *args],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **env},
-        capture_output=True,
-        encoding="utf-8",
-    )
+class Done(NamedTuple):
+    """What a shell sees of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(*args: str, cwd: Path | None = None) -> Done:
+    """Run a command in a folder, in this process."""
+    out, err = StringIO(), StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(cwd or Path.cwd())
+        status = main(args)
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +88,12 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
         assert command in done.stdout
 
 
-def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets() -> None:
+def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets(warm: Warm) -> None:
     script = (
         "import sys, lora_ws; lora_ws.StatsLayerDense; lora_ws.load; "
         "print({'lightning', 'wandb', 'datasets'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
-    assert done.stdout.strip() == "set()", done.stderr
+    assert warm.run(script).strip() == "set()"
 
 
 def test_every_public_name_resolves() -> None:
@@ -147,7 +161,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = call("train", "--sedes", "3", cwd=tmp_path)
+    command = [sys.executable, "-m", "lora_ws", "train", "--sedes", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr == "lora-ws: unknown flag `--sedes`, did you mean `--seeds`?\n"
 
@@ -355,11 +370,8 @@ def test_import_then_train_on_own_files(tmp_path: Path) -> None:
     assert main([*args, "--label", "colour", "--out", str(tmp_path / "x.npz")]) == 2
 
 
-def test_a_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['diffusers'] = None\n"
-        "from lora_ws.cli import main; sys.exit(main(['zoo', 'build']))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
-    assert run.returncode == 2
-    assert "pip install 'lora_ws[diffusion]'" in run.stderr
+def test_a_missing_extra_is_named(warm: Warm) -> None:
+    absent = "import sys; sys.modules['diffusers'] = None\n"
+    status, printed = warm.start(absent + COMMAND, "zoo", "build").wait()
+    assert status == 2
+    assert "pip install 'lora_ws[diffusion]'" in printed

@@ -29,7 +29,7 @@ ERASE = (
     "--steps",
     "6",
 )
-AMPLIFY = ("amplify", "--base", "digit-sd", "--concept", "a photo of one", "--images", "2")
+AMPLIFY = ("amplify", *ERASE[1:5], "--images", "2", "--steps", "6")
 
 
 def run(*args: object) -> int:
@@ -61,7 +61,7 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
     assert "correlation" in dom
 
 
-@pytest.mark.parametrize("args", [ERASE, (*AMPLIFY, "--steps", "6")])
+@pytest.mark.parametrize("args", [ERASE, pytest.param(AMPLIFY, marks=pytest.mark.slow)])
 def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None:
     assert run(*args, "--budget", 0.02, "--scores", "integrated", "--out", tmp_path) == 0
     edit = SparseEdit.load(tmp_path / "edit.safetensors")

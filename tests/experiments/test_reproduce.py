@@ -1,10 +1,12 @@
 """`lora-ws reproduce`: report, records and page of a table and a figure on a small collection."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import open_page
@@ -12,6 +14,8 @@ from factories import small_zoo
 
 from lora_ws import journal
 from lora_ws.cli import main
+from lora_ws.experiments.recipes import recipe
+from lora_ws.learn.spec import ExperimentSpec
 
 
 class Made:
@@ -20,22 +24,27 @@ class Made:
     def __init__(self, folder: Path) -> None:
         self.store, self.out = folder / "store", folder / "out"
         small_zoo(60).save(self.store)
-        self.command = [sys.executable, "-m", "lora_ws", "reproduce", "table1"]
-        self.command += ["--dataset", str(self.store), "--out", str(self.out), "--seeds", "1"]
-        self.command += ["--protocol", "clean", "--processes", "1"]
+        self.args = ["reproduce", "table1", "--dataset", str(self.store), "--out", str(self.out)]
+        self.args += ["--seeds", "1", "--protocol", "clean", "--processes", "1"]
 
     def run(self) -> str:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(self.command, env=env, capture_output=True, encoding="utf-8")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        with redirect_stdout(StringIO()) as printed:
+            assert main(self.args) == 0
+        return printed.getvalue()
+
+
+def short_recipe(*args: Any) -> ExperimentSpec:
+    spec = recipe(*args)
+    return replace(spec, fit=replace(spec.fit, max_epochs=3))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     made = Made(tmp_path_factory.mktemp("table"))
-    assert "report.html" in made.run()
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ws.experiments.options.recipe", short_recipe)
+        assert "report.html" in made.run()
+        yield made
 
 
 def test_the_report_has_every_row_published_numbers_and_controls(made: Made):

@@ -2,19 +2,17 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 from factories import record, small_zoo
 from sklearn.preprocessing import StandardScaler
+from warm import COMMAND, Warm
 
+from lora_ws.cli import main
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
 from lora_ws.experiments.layers.spec import SweepSpec
@@ -28,34 +26,47 @@ SMALL = MLP(hidden=(16,))
 FAST = FitSpec(lr=1e-2, max_epochs=8, patience=8)
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> SweepSpec:
-    store = small_zoo().save(tmp_path / "store")
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> SweepSpec:
+    store = small_zoo().save(tmp_path_factory.mktemp("sweep") / "store")
     return SweepSpec(str(store), featurizer=FlatVec(), model=SMALL, fit=FAST, seeds=2, processes=1)
 
 
-def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, tmp_path: Path):
-    layers = run_sweep(spec, tmp_path / "sweep")
-    matrices = run_sweep(replace(spec, over="matrices"), tmp_path / "sweep")
+class Swept(NamedTuple):
+    """All layers, in a folder that more may be added to."""
+
+    folder: Path
+    layers: list[Point]
+
+
+@pytest.fixture(scope="module")
+def swept(spec: SweepSpec, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    return Swept(folder, run_sweep(spec, folder))
+
+
+def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, swept: Swept):
+    layers = swept.layers
+    matrices = run_sweep(replace(spec, over="matrices", seeds=1), swept.folder)
     assert (len(layers), len(matrices)) == (4, 8)
     assert top_points(layers, 1)[0].name == "mid.attn2.to_v"
     assert top_points(matrices, 1)[0].name == "mid.attn2.to_v.up"
     assert [point.records[0].dim for point in layers] == [12, 11, 13, 12]
-    left_out = run_sweep(replace(spec, over="all_but_top"), tmp_path / "sweep")
+    left_out = run_sweep(replace(spec, over="all_but_top"), swept.folder)
     assert [point.name for point in left_out] == ["without-1", "without-2"]
     assert left_out[0].records[0].dim == 12 + 11 + 12
     assert left_out[0].summary("test").mean < layers[2].summary("test").mean - 0.2
 
 
-def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, tmp_path: Path):
-    point = run_sweep(spec, tmp_path / "sweep")[2]
+def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, swept: Swept):
+    point = swept.layers[2]
     one = FlatVec(matrices=("mid.attn2.to_v",))
     alone = ExperimentSpec(spec.dataset, featurizer=one, model=SMALL, fit=FAST)
     assert point.records[1].timeless() == run_one(alone, 1).timeless()
 
 
-def test_csv_and_table_say_what_the_records_say(spec: SweepSpec, tmp_path: Path):
-    points = run_sweep(spec, tmp_path / "sweep")
+def test_csv_and_table_say_what_the_records_say(swept: Swept, tmp_path: Path):
+    points = swept.layers
     with write_csv(points, tmp_path / "layers.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row, point in zip(rows, points, strict=True):
@@ -84,16 +95,16 @@ def test_numbers_are_swept_by_their_first_metric(tmp_path: Path):
     assert sweep_chart(points, "layers", tmp_path / "layers.png").stat().st_size > 5000
 
 
-def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, tmp_path: Path):
-    whole = run_sweep(spec, tmp_path / "whole")
+def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, swept: Swept, tmp_path: Path):
     parts = [run_sweep(replace(spec, shard=f"{k}/2"), tmp_path / "parts") for k in range(2)]
     assert [len(part) for part in parts] == [2, 4]
-    for one, other in zip(whole, parts[1], strict=True):
+    for one, other in zip(swept.layers, parts[1], strict=True):
         assert [r.timeless() for r in one.records] == [r.timeless() for r in other.records]
 
 
-def test_a_sweep_of_the_batched_engine_trains_all_layers_together(spec: SweepSpec, tmp_path: Path):
-    alone = run_sweep(spec, tmp_path / "alone")
+def test_a_sweep_of_the_batched_engine_trains_all_layers_together(
+    spec: SweepSpec, swept: Swept, tmp_path: Path
+):
     stacked = replace(spec, trainer=TrainerSpec(engine="batched"), seeds=1)
     run_sweep(stacked, tmp_path / "stacked")
     # A record that is there is kept, and what is missing is added.
@@ -102,7 +113,7 @@ def test_a_sweep_of_the_batched_engine_trains_all_layers_together(spec: SweepSpe
     )
     together = run_sweep(replace(stacked, seeds=2), tmp_path / "stacked")
     assert not (tmp_path / "stacked" / "layers" / ".state").exists()
-    for one, other in zip(alone, together, strict=True):
+    for one, other in zip(swept.layers, together, strict=True):
         assert [record.engine for record in other.records] == ["batched-cpu"] * 2
         for mine, theirs in zip(one.records, other.records, strict=True):
             assert mine.val_loss == pytest.approx(theirs.val_loss, rel=1e-3)
@@ -123,30 +134,32 @@ def test_a_representation_without_matrices_is_refused(spec: SweepSpec, tmp_path:
         run_sweep(replace(spec, featurizer=StandardScaler()), tmp_path / "sweep")
 
 
-def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, tmp_path: Path):
-    run_sweep(spec, tmp_path / "sweep")
+def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, swept: Swept):
     other = replace(spec, featurizer=StatsLayer(), seeds=3)
     with pytest.raises(ConfigError, match="choose another --out"):
-        run_sweep(other, tmp_path / "sweep")
+        run_sweep(other, swept.folder)
 
 
-def test_a_killed_sweep_goes_on_and_doubles_nothing(spec: SweepSpec, tmp_path: Path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_sweep_goes_on_and_doubles_nothing(
+    processes: int, spec: SweepSpec, tmp_path: Path, warm_all: Warm
+):
     out = tmp_path / "sweep"
-    command = [sys.executable, "-m", "lora_ws", "sweep", "--dataset", spec.dataset]
-    command += ["--featurizer", "FlatVec", "--seeds", "3", "--processes", "2", "--out", str(out)]
-    command += ["--fit.max_epochs", "3", "--model", "MLP", "--model.hidden", "[16]"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not any(out.rglob("records.jsonl")):
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    args = ["sweep", "--dataset", spec.dataset, "--featurizer", "FlatVec", "--seeds", "3"]
+    args += ["--out", out, "--fit.max_epochs", "3"]
+    args += ["--model", "MLP", "--model.hidden", "[16]", "--processes"]
+    children: list[psutil.Process] = []
+    job = warm_all.start(COMMAND, *args, processes)
+
+    def begun() -> bool:
+        children[:] = psutil.Process(job.pid).children(recursive=True)
+        return any(file.read_bytes().endswith(b"\n") for file in out.rglob("records.jsonl"))
+
+    job.kill(begun)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, "processes end with the one that started them"
     files = {file: file.read_text(encoding="utf-8") for file in out.rglob("records.jsonl")}
-    subprocess.run([*command, "--processes", "1"], env=env, check=True, capture_output=True)
+    assert main([*map(str, args), "1"]) == 0
     assert len(list(out.rglob("records.jsonl"))) == 4
     for file in out.rglob("records.jsonl"):
         seeds = [json.loads(line)["seed"] for line in file.read_text(encoding="utf-8").splitlines()]

@@ -48,6 +48,7 @@ def test_every_k_equals_a_fit_of_its_own(
     assert trial.done() == trial.total() == 6
 
 
+@pytest.mark.slow
 def test_a_failed_trial_says_why_and_keeps_the_rest(spec: ExperimentSpec, tmp_path: Path):
     good = Trial(spec.vary(n_components=3), tmp_path / "good")
     bad = Trial(spec.vary(n_components=1000), tmp_path / "bad")

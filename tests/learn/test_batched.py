@@ -287,6 +287,7 @@ def test_run_resumes_and_holds_one_engine(spec: ExperimentSpec, tmp_path: Path) 
         run(replace(spec, seeds=4, trainer=TrainerSpec("cpu")), out)
 
 
+@pytest.mark.slow
 def test_cut_off_run_goes_on_from_its_state(
     spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

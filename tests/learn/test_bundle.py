@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import HubServer
 from safetensors.numpy import load_file, save_file
 from tolerances import rounding, terms_of
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.bundle import Bundle
-from lora_ws.collection import AdapterSet, load
+from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.featurizers import PAPER
 from lora_ws.learn.features import Prepared, prepare
@@ -242,54 +239,24 @@ def test_run_keeps_the_bundle_of_the_lowest_validation_loss(
     assert Bundle.load(tmp_path / "run" / "bundle").training["seed"] == best.seed
 
 
-HUB_SCRIPT = """
-import sys
-from lora_ws import Bundle, load
-bundle = Bundle.load(sys.argv[1])
-commit = bundle.push_to_hub("me/reader")
-again = Bundle.from_pretrained("me/reader", revision=commit)
-assert again.revision == commit, (again.revision, commit)
-rows = load("lora-ws-mini").weights[:3]
-assert (again.predict_proba(rows) == bundle.predict_proba(rows)).all()
-print(commit)
-"""
-
-
-def test_bundles_go_to_the_hub_and_come_back_pinned(
-    server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
-) -> None:
+def test_bundles_go_to_the_hub_and_come_back_pinned(as_hub_user: Callable[..., None]) -> None:
     spec = ExperimentSpec(featurizer=PAPER[2](), model=SMALL, fit=FAST)
     prepared = prepare(replace(spec, subset="shared/class"))
     fitted = fit_seed(spec, prepared, 0)
-    folder = make_bundle(fitted).save(tmp_path / "bundle")
-    load("lora-ws-mini")
-    env = hub_env()
-    args = [sys.executable, "-c", HUB_SCRIPT, str(folder)]
-    done = subprocess.run(args, env=env, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip()) == 40
-    offline = "from lora_ws import Bundle; print(Bundle.from_pretrained('me/reader').revision)"
-    code = [sys.executable, "-c", "from lora_ws import Bundle; Bundle.from_pretrained('me/reader')"]
-    assert subprocess.run(code, env=env).returncode == 0  # notes what main stands for
+    bundle = make_bundle(fitted)
+    as_hub_user()
+    commit = bundle.push_to_hub("me/reader")
+    assert len(commit) == 40
+    again = Bundle.from_pretrained("me/reader", revision=commit)
+    assert again.revision == commit
+    rows = prepared.zoo.weights[:3]
+    np.testing.assert_array_equal(again.predict_proba(rows), bundle.predict_proba(rows))
+    Bundle.from_pretrained("me/reader")  # notes what main stands for
+    with pytest.raises(NotAvailableError, match="me/nothing does not exist, or is private"):
+        Bundle.from_pretrained("me/nothing")
     for change in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        cached = subprocess.run(
-            [sys.executable, "-c", offline],
-            env={**env, **change},
-            capture_output=True,
-            encoding="utf-8",
-        )
-        assert cached.stdout.strip() == done.stdout.strip(), cached.stderr
-    missing = "from lora_ws import Bundle; Bundle.from_pretrained('me/nothing')"
-    refused = subprocess.run(
-        [sys.executable, "-c", missing], env=env, capture_output=True, encoding="utf-8"
-    )
-    assert "NotAvailableError: me/nothing does not exist, or is private" in refused.stderr
-    push = f"from lora_ws import Bundle; Bundle.load({str(folder)!r}).push_to_hub('me/other')"
-    anonymous = {key: value for key, value in env.items() if key != "HF_TOKEN"}
-    refused = subprocess.run(
-        [sys.executable, "-c", push],
-        env=anonymous,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert "NotAvailableError: me/other wants a login" in refused.stderr
+        as_hub_user(**change)
+        assert Bundle.from_pretrained("me/reader").revision == commit
+    as_hub_user(HF_TOKEN="")
+    with pytest.raises(NotAvailableError, match="me/other wants a login"):
+        bundle.push_to_hub("me/other")

@@ -89,11 +89,19 @@ def same_but_for_rounding(one: RunRecord, two: RunRecord) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples")
-def test_two_processes_find_what_one_finds(store: str, tmp_path: Path) -> None:
-    """Five representations and two seeds in one command, which says everything once."""
-    with started(flags(store, FIT, "--split", "part", "--seeds", "2", *TWO), tmp_path) as child:
+@pytest.mark.parametrize(
+    "featurizer", [StatsLayer(), pytest.param(None, marks=pytest.mark.slow)], ids=["one", "five"]
+)
+def test_two_processes_find_what_one_finds(
+    featurizer: StatsLayer | None, store: str, tmp_path: Path
+) -> None:
+    """One or five representations and two seeds in one command, which says everything once."""
+    args = flags(store, FIT, "--split", "part", "--seeds", "2", *TWO)
+    args += ["--featurizer", "StatsLayer"] if featurizer else []
+    with started(args, tmp_path) as child:
         said = finish(child)
-    for spec in ExperimentSpec(store, split="part", model=SMALL, fit=FIT).rows():
+    base = ExperimentSpec(store, split="part", featurizer=featurizer, model=SMALL, fit=FIT)
+    for spec in base.rows():
         folder = tmp_path / "run" / spec.slug
         both = read_records(folder / "records.jsonl")
         assert len((folder / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
@@ -113,6 +121,7 @@ def test_two_processes_find_what_one_finds(store: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "bundle" / "bundle.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_all_and_the_same_command_resumes(store: str, tmp_path: Path) -> None:
     """Whichever rank is killed; the record is that of two nodes that were never interrupted."""
     args = flags(store, LONG, "--featurizer", "StatsLayer", "--seeds", "1")
@@ -147,10 +156,20 @@ def test_a_killed_rank_ends_all_and_the_same_command_resumes(store: str, tmp_pat
     assert not list(seed.glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("cut", [4, 5, "measure"])
-@pytest.mark.parametrize("fit", [replace(FIT, max_epochs=12), replace(FIT, max_epochs=99, lr=0.1)])
+TO_THE_END, EARLY = replace(FIT, max_epochs=12), replace(FIT, max_epochs=99, lr=0.1)
+MORE = [(TO_THE_END, 4), (TO_THE_END, "measure"), (EARLY, 4), (EARLY, 5)]
+
+
+@pytest.mark.parametrize(
+    ("fit", "cut"),
+    [
+        (TO_THE_END, 5),
+        (EARLY, "measure"),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in MORE),
+    ],
+)
 def test_one_process_resumes_wherever_it_was_cut(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Any, fit: FitSpec
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: FitSpec, cut: Any
 ) -> None:
     """Between checkpoints, after the epoch that ends training, and while it is measured."""
     fit = replace(fit, patience=4)
@@ -325,6 +344,7 @@ def test_records_without_a_folder_need_one_process(store: str) -> None:
         run_many(spec, [0])
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_rank_is_said_once(store: str, tmp_path: Path) -> None:
     args = flags(store, FIT, "--featurizer", "StatsLayer", "--label", "colour")
     (status, _, errors), other = on_two_nodes(args, tmp_path)

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +19,9 @@ from scipy import stats
 from sklearn import metrics as reference
 from sklearn.preprocessing import StandardScaler
 from tolerances import EXACT, rounding, terms_of
+from warm import COMMAND, Warm
 
+from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
 from lora_ws.config import load_spec, to_plain
 from lora_ws.errors import ConfigError, DataError, TrainingError
@@ -279,26 +279,17 @@ def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_p
         run(other, tmp_path / "run")
 
 
-def test_killed_run_resumes_to_identical_records(spec: ExperimentSpec, tmp_path: Path) -> None:
-    spec = replace(spec, seeds=4, fit=replace(FAST, max_epochs=40, patience=40))
+def test_killed_run_resumes_to_identical_records(
+    spec: ExperimentSpec, tmp_path: Path, warm_all: Warm
+) -> None:
+    spec = replace(spec, seeds=4, fit=replace(FAST, max_epochs=20, patience=20))
     expected = [record.timeless() for record in run(spec, tmp_path / "whole")]
     out = tmp_path / "killed" / "StatsLayer"
-    args = [sys.executable, "-m", "lora_ws", "train", "--config", "config.yaml"]
-    args += ["--out", str(out.parent)]
-    config = tmp_path / "whole" / "config.yaml"
-    (tmp_path / "config.yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
-    child = subprocess.Popen(args, cwd=tmp_path, env=os.environ.copy())
-    records = out / "records.jsonl"
-    deadline = time.monotonic() + 60
+    config, records = tmp_path / "whole" / "config.yaml", out / "records.jsonl"
     # The file is there before its first line is.
-    while (
-        not (records.exists() and records.read_bytes().endswith(b"\n"))
-        and child.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    warm_all.start(COMMAND, "train", "--config", config, "--out", out.parent).kill(
+        lambda: records.exists() and records.read_bytes().endswith(b"\n")
+    )
     held = len(read_records(records))
     assert 1 <= held < 4
     assert [record.timeless() for record in run(spec, out)] == expected
@@ -321,7 +312,9 @@ def test_large_features_stay_mapped_and_give_the_same(
     assert blocks == small[1]
 
 
-def test_third_party_transformer_by_dotted_path(spec: ExperimentSpec, tmp_path: Path) -> None:
+def test_third_party_transformer_by_dotted_path(
+    spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "third_party.py").write_text(
         "import numpy as np\n"
         "from lora_ws import Featurizer\n"
@@ -336,14 +329,10 @@ def test_third_party_transformer_by_dotted_path(spec: ExperimentSpec, tmp_path: 
         "    def _names(self): return [m.name for m in self.layout.matrices]\n",
         encoding="utf-8",
     )
-    args = ["train", "--dataset", spec.dataset, "--seeds", "1", "--out", "out"]
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ["train", "--dataset", spec.dataset, "--seeds", "1", "--out", str(tmp_path / "out")]
     args += ["--featurizer", "third_party.Norms", "--featurizer.power", "2.0"]
-    args += ["--fit.max_epochs", "5"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_ws", *args], cwd=tmp_path, env=env, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    assert main([*args, "--fit.max_epochs", "5"]) == 0
     (record,) = read_records(tmp_path / "out" / "Norms" / "records.jsonl")
     assert record.dim == 128
     assert record.test["accuracy"] > 0.5
@@ -377,27 +366,24 @@ def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path
         assert list((tmp_path / "run" / f"seed-{seed}" / "wandb").glob("offline-run-*"))
 
 
+# A shell starts its background jobs with SIGINT ignored, and children inherit that.
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_training_is_no_success(
-    spec: ExperimentSpec, tmp_path: Path, sent: signal.Signals
+    spec: ExperimentSpec, tmp_path: Path, sent: signal.Signals, warm_all: Warm
 ) -> None:
-    args = [sys.executable, "-m", "lora_ws", "train", "--dataset", spec.dataset, "--out", "run"]
-    args += ["--featurizer", "FlatVec", "--fit.max_epochs", "100000", "--fit.patience", "100000"]
-    # A shell starts its background jobs with SIGINT ignored, and children inherit that.
-    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    child = subprocess.Popen(
-        args, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed, encoding="utf-8"
-    )
-    deadline = time.monotonic() + 90
+    args = ["train", "--dataset", spec.dataset, "--out", tmp_path / "run", "--featurizer"]
+    args += ["FlatVec", "--fit.max_epochs", "100000", "--fit.patience", "100000"]
+    job = warm_all.start(HEED + COMMAND, *args)
     csv = tmp_path / "run" / "FlatVec" / "seed-0" / "metrics.csv"
-    while not csv.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    child.send_signal(sent)
-    try:
-        _, said = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 1, said
+    deadline = time.monotonic() + 90
+    while not csv.exists() and not job.ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.pid, sent)
+    status, said = job.wait()
+    assert status == 1, said
     assert "run the same command again" in said
     assert not (tmp_path / "run" / "FlatVec" / "records.jsonl").exists()
 

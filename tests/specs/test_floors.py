@@ -58,7 +58,8 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 def test_every_room_has_a_floor() -> None:
-    folders = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    # A folder that was renamed may stay behind with what was compiled of it.
+    folders = {p.name for p in PACKAGE.iterdir() if any(p.rglob("*.py")) and p.name[0] != "_"}
     files = {p.stem for p in PACKAGE.glob("*.py") if not p.name.startswith("_")}
     assert folders | files == set(FLOORS)
 

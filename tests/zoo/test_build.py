@@ -1,10 +1,5 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +12,10 @@ from filelock import FileLock
 from hub_server import HubServer
 from tolerances import EXACT
 from torch.nn import functional as F
+from warm import Warm
 
 from lora_ws.adapters import Layout
+from lora_ws.cli import main
 from lora_ws.collection import AdapterSet, import_collection, load
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import (
@@ -184,18 +181,30 @@ def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
         merge_shares([paths[0], Path(other.weights.filename).parent], tmp_path / "mixed")
 
 
-def test_processes_make_the_same(zoo: AdapterSet, tmp_path: Path) -> None:
+def in_this_process(target: Callable, tasks: Sequence, count: int, tick: Callable) -> None:
+    for task in tasks:
+        target(task)
+        tick()
+
+
+@pytest.mark.parametrize("spawned", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_processes_make_the_same(
+    spawned: bool, zoo: AdapterSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not spawned:
+        monkeypatch.setattr("lora_ws.zoo.build.work_through", in_this_process)
     assert_same(build_zoo(replace(SMALL, out=tmp_path / "zoo", processes=2)), zoo)
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     wild = replace(SMALL.finetune, learning_rate=1e30)
     with pytest.raises(TrainingError, match="NaN or infinite with seeds of both tries"):
         build_zoo(replace(SMALL, out=tmp_path / "zoo", finetune=wild, processes=2))
 
 
-KILLED = """
+BUILD = """
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,27 +214,23 @@ from lora_ws.zoo.finetune import FinetuneSpec
 from lora_ws.zoo.sampling import SamplingSpec
 from lora_ws.zoo.spec import ZooSpec
 
-if __name__ == "__main__":
-    sampling = SamplingSpec(adapters_per_leaf=3, a_init=("per_adapter", "shared"))
-    spec = ZooSpec(sampling=sampling, finetune=FinetuneSpec(steps=3), adapters_at_once=8)
-    build_zoo(replace(spec, out=Path(sys.argv[1]), processes=int(sys.argv[2])))
+sampling = SamplingSpec(adapters_per_leaf=3, a_init=("per_adapter", "shared"))
+spec = ZooSpec(sampling=sampling, finetune=FinetuneSpec(steps=3), adapters_at_once=8)
+build_zoo(replace(spec, out=Path(sys.argv[1]), processes=int(sys.argv[2])))
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_build_goes_on(zoo: AdapterSet, tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_build_goes_on(
+    zoo: AdapterSet, tmp_path: Path, processes: int, warm_all: Warm
+) -> None:
     out = tmp_path / "zoo"
-    script = tmp_path / "build.py"
-    script.write_text(KILLED, encoding="utf-8")
-    process = subprocess.Popen([sys.executable, str(script), str(out), str(processes)])
-    while not any(
-        len(journal.read_bytes().splitlines()) >= 3 - (processes > 1)
-        for journal in tmp_path.glob("*.partial/journal.jsonl")
-    ):
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+
+    def begun() -> bool:
+        journals = tmp_path.glob("*.partial/journal.jsonl")
+        return any(file.read_bytes().count(b"\n") >= 3 - (processes > 1) for file in journals)
+
+    warm_all.start(BUILD, out, processes).kill(begun)
     assert not out.exists()
     # Processes that were started end with the one that started them, and let go of their stores.
     for lock in tmp_path.glob("*.lock"):
@@ -240,9 +245,10 @@ def test_an_unfinished_zoo_of_another_recipe_is_kept(zoo: AdapterSet) -> None:
 
 
 def test_nan_twice_is_quarantined(tmp_path: Path) -> None:
-    wild = replace(SMALL.finetune, learning_rate=1e30)
+    few = SamplingSpec(adapters_per_leaf=3)
+    wild = FinetuneSpec(steps=2, learning_rate=1e30)
     with pytest.raises(DataError, match="NaN or infinite with seeds of both tries"):
-        build_zoo(replace(SMALL, out=tmp_path / "zoo", finetune=wild))
+        build_zoo(replace(SMALL, out=tmp_path / "zoo", sampling=few, finetune=wild))
 
 
 @pytest.mark.parametrize("shard", ["2/2", "x/2", "1", "-1/2"])
@@ -269,59 +275,73 @@ def test_importers_read_it_back(write, zoo: AdapterSet, tmp_path: Path) -> None:
     assert back.select(order).rows.select(names).to_pylist() == first.rows.select(names).to_pylist()
 
 
-def publish(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lora_ws", "zoo", "publish", *args]
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, encoding="utf-8")
+@pytest.fixture
+def publish(
+    as_hub_user: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `lora-ws zoo publish` in a folder: status, output and errors."""
+
+    def run(folder: Path, *args: str, **env: str) -> tuple[int, str, str]:
+        as_hub_user(**env)
+        monkeypatch.chdir(folder)
+        capsys.readouterr()
+        return main(["zoo", "publish", *args]), *capsys.readouterr()
+
+    return run
 
 
 def test_publish(
-    zoo: AdapterSet, server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
+    zoo: AdapterSet,
+    server: HubServer,
+    hub_env: Callable[..., dict[str, str]],
+    publish: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    warm: Warm,
 ) -> None:
     store = str(Path(zoo.weights.filename).parent)
-    done = publish(hub_env(), tmp_path, store, "me/my-zoo")
-    assert done.returncode == 0, done.stderr
-    commit = done.stdout.split()[-1]
-    assert len(commit) == 40
+    status, printed, errors = publish(tmp_path, store, "me/my-zoo")
+    assert status == 0, errors
+    assert len(printed.split()[-1]) == 40
     assert {request.status for request in server.requests("/api/validate-yaml")} == {200}
     script = (
         "from datasets import load_dataset; rows = load_dataset('me/my-zoo', split='train');"
         "print(len(rows), len(rows.features))"
     )
-    read = subprocess.run(
-        [sys.executable, "-c", script],
-        env=hub_env(),
-        capture_output=True,
-        encoding="utf-8",
-    )
     columns = len(zoo.rows.column_names) - 2 + len(zoo.layout.matrices)
-    assert read.stdout.split() == [str(len(zoo)), str(columns)], read.stderr
-    again = publish(hub_env(), tmp_path, store, "me/my-zoo")
-    assert again.returncode == 2
-    assert "zoo.publish exists already" in again.stderr
+    read = warm.run(script, **hub_env())
+    assert read.splitlines()[-1] == f"{len(zoo)} {columns}"
+    status, _, errors = publish(tmp_path, store, "me/my-zoo")
+    assert status == 2
+    assert "zoo.publish exists already" in errors
 
 
 def test_publish_dry_run(
-    zoo: AdapterSet, server: HubServer, hub_env: Callable[..., dict[str, str]], tmp_path: Path
+    zoo: AdapterSet,
+    server: HubServer,
+    publish: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
 ) -> None:
     from huggingface_hub import DatasetCard
 
     store = str(Path(zoo.weights.filename).parent)
     args = [store, "me/my-zoo", "--dry-run", "true"]
-    done = publish(hub_env(), tmp_path, *args)
-    assert done.returncode == 0, done.stderr
-    assert "nothing was uploaded (--dry_run)" in done.stdout
+    status, printed, errors = publish(tmp_path, *args)
+    assert status == 0, errors
+    assert "nothing was uploaded (--dry_run)" in printed
     assert [request.path for request in server.requests()] == ["/api/validate-yaml"]
     staging = tmp_path / "zoo.publish"
     assert DatasetCard.load(staging / "README.md").data.license == "cc-by-4.0"
     rows = load_dataset(str(staging), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == len(zoo)
     (tmp_path / "away").mkdir()
-    away = publish(hub_env(HF_ENDPOINT="http://127.0.0.1:9"), tmp_path / "away", *args)
-    assert away.returncode == 0, away.stderr
-    assert "could not be reached" in away.stdout
-    named = publish(hub_env(), tmp_path, store, "no name")
-    assert named.returncode == 2
-    assert "expected owner/name" in named.stderr
+    status, printed, errors = publish(tmp_path / "away", *args, HF_ENDPOINT="http://127.0.0.1:9")
+    assert status == 0, errors
+    assert "could not be reached" in printed
+    status, _, errors = publish(tmp_path, store, "no name")
+    assert status == 2
+    assert "expected owner/name" in errors
 
 
 def test_default_names_the_digits(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lora_ws.zoo.testbed import TestbedSpec, build_testbed
 
 
 def test_an_adapter_for_each_element(tmp_path: Path) -> None:
-    spec = TestbedSpec(out=tmp_path / "bed", finetune=FinetuneSpec(steps=2, batch_size=1, rank=2))
+    spec = TestbedSpec(out=tmp_path / "bed", finetune=FinetuneSpec(steps=1, batch_size=1, rank=2))
     built = build_testbed(spec)
     assert [member.id for member in built.members] == [m.id for m in bundled().members]
     for member in built.members:
