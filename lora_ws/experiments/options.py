@@ -1,4 +1,4 @@
-"""What `lora-ws reproduce` is asked for."""
+"""Options of `lora-ws reproduce`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the authors' published scripts do where it is no representation of the paper (`as-run`)."""
+"""Representations of the authors' published scripts that the paper does not describe (`as-run`)."""
 
 from collections.abc import Sequence
 from typing import Self

@@ -1,4 +1,4 @@
-"""Numbers of others, as they printed them, beside what is measured here."""
+"""Published numbers, as printed, shown beside what is measured here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from lora_ws.report.page import Section
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Numbers of others.
+    """A published table.
 
     Attributes:
-        title: what they are.
+        title: its caption.
         head: of the columns.
         rows: as printed.
     """
@@ -23,12 +23,12 @@ class PublishedTable:
 
 
 def published_section(source: str, tables: Sequence[PublishedTable], *more: str) -> Section:
-    """A section of a report.
+    """Section of published numbers.
 
     Args:
         source: of the numbers.
         tables: the numbers.
-        more: what else is to be said.
+        more: paragraphs after the tables.
     """
     grids = [Grid(t.head, tuple(tuple(map(Cell, row)) for row in t.rows), t.title) for t in tables]
     return Section("Published", (source, *grids, *more))

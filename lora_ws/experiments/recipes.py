@@ -35,7 +35,7 @@ def recipe_file(name: str) -> Path:
 
 
 def cores(processes: int | None) -> int:
-    """How many processes to run: as asked for, else one a core that this process may use."""
+    """How many processes to run: as asked for, else one per core that this process may use."""
     if processes is not None and processes < 1:
         raise ConfigError(f"processes: expected at least 1, got {processes}")
     return processes or cpus()

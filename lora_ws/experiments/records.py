@@ -1,4 +1,4 @@
-"""What an experiment that draws images has measured so far: one line per record."""
+"""Records of an experiment that draws images: one line of JSON per measurement."""
 
 import json
 from collections.abc import Callable, Hashable, Mapping

@@ -1,1 +1,1 @@
-"""What people look at: records, tables, plots and progress, made from plain data."""
+"""Records, tables, plots, pages and progress bars, from plain data."""

@@ -18,7 +18,7 @@ def chart_bars(
     chance: float,
     ylabel: str = "test accuracy, percent",
 ) -> Path:
-    """Bars with error bars: a cluster a name, a colour a series.
+    """Bars with error bars: one cluster per name, one colour per series.
 
     Args:
         groups: series -> name -> (mean, standard deviation) in percent.
@@ -42,7 +42,7 @@ def chart_bars(
 
 
 def chart_shares(shares: Mapping[str, float], file: Path, xlabel: str) -> Path:
-    """A horizontal bar a name, with its number, in percent.
+    """One horizontal bar per name, with its number, in percent.
 
     Args:
         shares: name -> percent.
@@ -62,7 +62,7 @@ def chart_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], 
     """Learning curves: mean and range over seeds of validation loss and accuracy by epoch.
 
     Args:
-        curves: experiment -> a history of epochs a seed.
+        curves: experiment -> one history of epochs per seed.
         file: PNG to write; the SVG stands beside it.
     """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -174,7 +174,7 @@ def chart_lines(
 def chart_trade(
     series: Mapping[str, Sequence[tuple[float, float]]], file: Path, xlabel: str, ylabel: str
 ) -> Path:
-    """What is lost over what is paid: a line a series, from 0 to 1 upwards.
+    """Trade-off between cost and quality: one line per series, from 0 to 1 upwards.
 
     Args:
         series: name -> points (paid, kept).
@@ -215,7 +215,7 @@ def chart_map(
 def chart_detection(
     scores: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], file: Path
 ) -> Path:
-    """ROC and precision over recall of a two-class detector: a line a seed, a colour a row.
+    """ROC and precision over recall of a two-class detector: one line per seed, one colour per row.
 
     Args:
         scores: row -> for each seed the truth (0 or 1) and the score of class 1.

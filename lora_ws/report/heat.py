@@ -1,4 +1,4 @@
-"""A map of numbers as coloured cells that say what they are when pointed at."""
+"""Heat maps in HTML: numbers as coloured cells, each with its value as a tooltip."""
 
 import html
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Heat:
     Attributes:
         columns: their names.
         rows: names.
-        values: a sequence a row; None where there is no number.
+        values: one sequence per row; None where there is no number.
         caption: what a number is.
     """
 

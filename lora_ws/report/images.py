@@ -21,7 +21,7 @@ def save_grid(
 
     Args:
         images: all of one size.
-        columns: images a row.
+        columns: images per row.
         file: where to write.
         scale: each pixel becomes ``scale`` by ``scale``.
         labels: what stands before each row; none leaves no room for them.

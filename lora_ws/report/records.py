@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: one `RunRecord` a seed, in a JSON-lines file."""
+"""Records of experiments: one `RunRecord` per seed, in a JSON-lines file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields

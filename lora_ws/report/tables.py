@@ -12,7 +12,7 @@ Groups = Mapping[str, Sequence[RunRecord]]
 
 
 def headline(records: Sequence[RunRecord]) -> str:
-    """Say the first metric of an experiment, as a line about it does."""
+    """Format the first metric of an experiment for one line of text."""
     name = metrics_of([records])[0]
     metric = metric_of(name)
     unit = " %" if metric.percent else ""
@@ -39,7 +39,7 @@ def results_grid(groups: Groups) -> Grid:
 
 
 def caption(groups: Groups) -> str:
-    """What a table rests on: data, sizes, seeds, protocol, engine, chance level."""
+    """Caption of a table: data, sizes, seeds, protocol, engine, chance level."""
     first, names = _first(groups), metrics_of(groups.values())
     percent = all(metric_of(name).percent for name in names)
     text = _basis(groups, " in percent" if percent else "")

@@ -40,7 +40,7 @@ class StageSpec:
 
     Attributes:
         steps: how many.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: highest, reached after ``warmup`` steps; it falls to 0 along a cosine.
         warmup: steps of rising learning rate.
         ema: decay of the running average of the weights, which is what is kept.

@@ -52,7 +52,8 @@ def measure_baselines(
         latents: latent of each image by its content hash; without them their baseline is left out.
 
     Returns:
-        One entry a subset, input and kind of parts; "chance" is the largest class of the test rows.
+        One entry per subset, input and kind of parts; "chance" is the largest class of the test
+        rows.
 
     Raises:
         DataError: the collection does not record its parts.
@@ -109,7 +110,7 @@ def image_latents(adapters: AdapterSet, source: str | None = None) -> dict[str, 
 
 
 def baselines_markdown(found: list[Baseline]) -> str:
-    """A table: a row an input, a column a subset; image-disjoint / leaf-disjoint in percent."""
+    """A row per input, a column per subset; image-disjoint / leaf-disjoint, in percent."""
     subsets = list(dict.fromkeys(entry.subset for entry in found))
     values = {(e.inputs, e.subset, e.split): e for e in found}
     lines = [

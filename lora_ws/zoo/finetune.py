@@ -18,7 +18,7 @@ class FinetuneSpec:
 
     Attributes:
         steps: training steps of each adapter.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: of AdamW, constant.
         weight_decay: of AdamW.
         max_grad_norm: each adapter's own gradient is clipped to it.

@@ -23,7 +23,7 @@ _OURS = ("source", "sha256")
 
 
 def write_folders(adapters: AdapterSet, out: Path) -> Path:
-    """Write the paper's format: a folder an adapter, with weights and ``metadata.json``.
+    """Write the paper's format: one folder per adapter, with weights and ``metadata.json``.
 
     Adapters stand in ``<subset>/<category>/folder_00000``.
 
@@ -50,7 +50,7 @@ def write_folders(adapters: AdapterSet, out: Path) -> Path:
 
 
 def write_parquet(adapters: AdapterSet, out: Path, rows_per_file: int = 10_000) -> Path:
-    """Write ``out/data/train-*.parquet``: metadata and one fixed-size list column a matrix.
+    """Write ``out/data/train-*.parquet``: metadata and one fixed-size list column per matrix.
 
     Raises:
         DataError: ``out`` exists.

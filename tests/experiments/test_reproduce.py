@@ -118,6 +118,39 @@ def test_wrong_input_is_answered(args: list[str], text: str, capsys: pytest.Capt
     assert text in capsys.readouterr().err
 
 
+TABLE = """
+kind: table
+title: One row of our own
+source: Nobody (2025)
+dataset: lora-ws-mini
+rows:
+  - name: StatsFlatVec
+    recipes: {clean: table1/stats_flat_vec}
+"""
+
+
+def test_a_table_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(TABLE, encoding="utf-8")
+    monkeypatch.setattr("lora_ws.experiments.kinds.spec_files", lambda folder: {"mine": file})
+    store, out = small_zoo(60).save(tmp_path / "store"), tmp_path / "out"
+    flags = ["--out", str(out), "--seeds", "1", "--processes", "1", "--controls", "false"]
+    assert main(["reproduce", "mine", "--dataset", str(store), *flags]) == 0
+    text = (out / "mine" / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# mine: One row of our own\n")
+    assert "| StatsFlatVec | 7 |" in text
+    # As run, nobody's script can be repeated; what the paper says is the same run.
+    assert "## Protocol clean" in text
+    assert "## Protocol as-run" not in text
+    assert len(journal.read(out / "mine" / "records.jsonl")) == 1
+
+
+def test_a_protocol_without_recipes_is_answered(capsys: pytest.CaptureFixture[str]):
+    ours = ["--rows", '["DeltaPCA (ours)"]', "--protocol", "as-run"]
+    assert main(["reproduce", "table1", *ours]) == 2
+    assert "protocol: table1 has no recipe for as-run" in capsys.readouterr().err
+
+
 def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     zoo = small_zoo(61)
     keep = [k for k in range(61) if k % 3 or k < 4]

@@ -106,7 +106,7 @@ Value = tuple[float, str]
 
 
 def _grid(sizes: Iterable[int], value: Callable[[str, int], Value], caption: str) -> Grid:
-    """A row a method and a column a size, the best of each column marked."""
+    """One row per method, one column per size, the best of each column marked."""
     columns = {f"n = {n}": [value(method, n) for method in METHODS] for n in sizes}
     return _columns(columns, caption)
 

@@ -63,7 +63,7 @@ class CompositionRecord:
 
     Attributes:
         method: one of `METHODS`, or ``switch, tau <n>``.
-        size: adapters a set.
+        size: adapters per set.
         sets: ids of their adapters.
         shown: whether each picture shows each element, ``[sets, images, size]``.
         kept: whether each shows the digit that its prompt names, ``[sets, images]``; empty where it
@@ -99,5 +99,5 @@ def named_sizes(spec: CompositionSpec) -> list[int]:
 
 
 def switch_named(tau: int) -> str:
-    """What a record of Switch with turns of some length is called."""
+    """Name of the records of Switch with turns of ``tau`` steps."""
     return f"switch, tau {tau}"

@@ -1,4 +1,4 @@
-"""Differences between experiments: from the published number, and from each other by seed."""
+"""Differences of experiments from published numbers, and from each other paired by seed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A single layer for each row, chosen without the reported rows; ROC; nested cross-validation."""
+"""Choose a single layer per row without the reported rows; nested cross-validation; ROC."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -62,19 +62,29 @@ def _choose(spec: TableSpec, names: tuple[str, ...] | None) -> TableSpec:
 
 
 def _plan(spec: TableSpec, options: Options) -> dict[Protocol, Trials]:
-    """Protocol -> row -> trial; a row that a protocol does not have is left out."""
+    """Protocol -> row -> trial; what a protocol does not have is left out.
+
+    Raises:
+        ConfigError: no row has a recipe for any of the protocols.
+    """
     plan: dict[Protocol, Trials] = {}
     for protocol in options.protocols:
-        found = {
+        recipes = {
             row.name: row.recipe(protocol, options.dataset or spec.dataset)
             for row in spec.rows
             if protocol == "clean" or not row.ours
         }
-        plan[protocol] = {
+        trials = {
             name: Trial(options.spec(recipe, spec.dataset), options.run_folder(recipe), full=True)
-            for name, recipe in found.items()
+            for name, recipe in recipes.items()
             if recipe
         }
+        if trials:
+            plan[protocol] = trials
+    if not plan:
+        raise ConfigError(
+            f"protocol: {options.name} has no recipe for {', '.join(options.protocols)}"
+        )
     return plan
 
 
