@@ -108,7 +108,7 @@ def test_other_spellings_of_the_same_update_get_the_same_verdict(
     assert real.bundle.gauge == "invariant"
     for was, now in zip(real.verdicts, real.bundle.verdict(other, projected=True), strict=True):
         assert now.label in (was.label, None)
-        bound = rounding(real.bundle.layout.size, size=1 + was.score)
+        bound = rounding(real.bundle.layout.size, size=1 + abs(was.score))
         assert now.confidence == pytest.approx(was.confidence, abs=bound)
         assert now.score == pytest.approx(was.score, abs=bound)
 
