@@ -58,4 +58,4 @@ def asking(kind: type[Objective] = Objective, sign: int = 1) -> Objective:
     """A measure on five random latents against five random constants."""
     draw = torch.Generator().manual_seed(0)
     latents, against = torch.randn(2, 5, 1, 2, 2, generator=draw).double()
-    return kind(latents, torch.zeros(5), torch.zeros(1, 1, 1), against, sign)
+    return kind(latents, torch.zeros(5, dtype=torch.long), torch.zeros(1, 1, 1), against, sign)

@@ -1,7 +1,7 @@
 """How far a cheap attribution agrees with true ablation, and what starting late saves and loses."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from lora_ws.errors import ConfigError
 STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 
 
+@runtime_checkable
 class Attribution(Protocol):
     """Shares and maps of the adapters of an image by some method, such as an `Ablation`."""
 

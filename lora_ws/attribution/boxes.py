@@ -329,7 +329,7 @@ def _predict(unet: Callable[..., Any], latents: Tensor, times: Tensor, text: Ten
 
 
 def _checked(
-    boxes: Sequence[Box | tuple[int, int, int, int]], picture: tuple[int, int], method: str
+    boxes: Sequence[Sequence[int]], picture: tuple[int, int], method: str
 ) -> tuple[Box, ...]:
     methods = get_args(Method)
     if method not in methods:

@@ -1,12 +1,13 @@
 """Scores of boxes against autograd on formed updates, finite differences and true ablation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from shapes import unchecked
 from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
@@ -159,7 +160,7 @@ def painters() -> tuple[Painter, AdapterStack, Probe]:
     paint[0, 8:], paint[1, :8] = 0, 0
     paint[1] *= 3
     latents = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(2)).double()
-    times, text = torch.zeros(5), torch.zeros(1, 1, 1)
+    times, text = torch.zeros(5, dtype=torch.long), torch.zeros(1, 1, 1)
     with torch.no_grad():
         base = model(latents, times, text).sample
     stack = AdapterStack(
@@ -274,7 +275,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "three": ({"boxes": [(4, 4, 4)]}, "left, top, right, bottom"),
     "none": ({"boxes": []}, "at least one"),
     "method": ({"method": "direction"}, "did you mean `directional`"),
-    "target": ({"target": "picture"}, "`base` or `noise`"),
     "levels": ({"levels": 5}, "levels: expected 1 to 4"),
 }
 
@@ -287,6 +287,8 @@ def test_bad_input_is_named_before_any_work(wrong: str, pipeline: Any, stack: Ad
         vae_scale_factor=pipeline.vae_scale_factor,
         scheduler=pipeline.scheduler,
     )
-    call: Callable[..., Any] = attribute_boxes
+    call = unchecked(attribute_boxes)
     with pytest.raises(ConfigError, match=text):
         call(idle, stack, GENERATION, **{"boxes": BOXES, **options})
+    with pytest.raises(ConfigError, match="`base` or `noise`"):
+        unchecked(renoise)(idle, stack, GENERATION, target="picture")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from denoisers import Linear, Sum, asking
 from scipy.stats import spearmanr
+from shapes import unchecked
 from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
@@ -255,7 +256,7 @@ def test_scores_of_ranks_sum_to_the_derivative_of_scales(
 WRONG: dict[str, tuple[Any, str]] = {
     "concept": (lambda p: erase_objective(p, "a photo of tree"), "no `tree`"),
     "seeds": (lambda p: erase_objective(p, "three", seeds=()), "seeds: expected"),
-    "eligible": (lambda p: eligible_weights(p.unet, "fff"), "did you mean `ff`"),
+    "eligible": (lambda p: unchecked(eligible_weights)(p.unet, "fff"), "did you mean `ff`"),
     "budget": (lambda p: choose({}, {}, 0), "budget: expected"),
 }
 

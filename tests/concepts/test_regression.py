@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import Linear, Sum, asking
+from shapes import unchecked
 from tolerances import EXACT, rounding
 
 from lora_ws.concepts.objective import eligible_weights, erase_objective
@@ -97,5 +98,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_bad_input_is_named(wrong: str, model: Linear) -> None:
     how, text = WRONG[wrong]
+    score, weights = unchecked(regression), eligible_weights(model)
     with pytest.raises(ConfigError, match=text):
-        regression(asking(Sum), model, eligible_weights(model), **({"folds": 5} | how))
+        score(asking(Sum), model, weights, **({"folds": 5} | how))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
+from shapes import unchecked
 from tolerances import EXACT
 from torch import Tensor, nn
 
@@ -659,7 +660,7 @@ def test_building_blocks_that_do_not_fit():
     with pytest.raises(ConfigError, match="trainable: expected numbers from 0 to 0, got 1"):
         AdapterBank([layout], [row], [1])
     with pytest.raises(ConfigError, match="init `shared` or `per_adapter`"):
-        AdapterBank.fresh(layout, 1, "same")  # type: ignore[arg-type]
+        unchecked(AdapterBank.fresh)(layout, 1, "same")
     other = Layout.from_layers([LayerSpec("head", 5, 4)])
     with pytest.raises(LayoutError, match="not of one base"):
         AdapterBank([layout, other], [row, torch.zeros(9)])
