@@ -7,7 +7,7 @@ outputs in two steps, ``embed`` and ``head``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from jaxtyping import Float
 from sklearn.base import BaseEstimator
@@ -33,7 +33,7 @@ class InputSpec(NamedTuple):
     layout: Layout | None = None
 
     @classmethod
-    def of(cls, layout: Layout) -> Self:
+    def of(cls, layout: Layout) -> "InputSpec":
         """The input of a network that reads the factors of a layout.
 
         Example:

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Self, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -108,12 +108,12 @@ class ManyModules(Stacked[M]):
         alone.load_state_dict({name: v[model].detach() for name, v in self._state().items()})
         return alone
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "ManyModules[M]":
         """Set the mode of the networks."""
         self._template[0].train(mode)
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True) -> Self:  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse: bool = True) -> "ManyModules[M]":  # type: ignore[no-untyped-def]
         self._template[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 

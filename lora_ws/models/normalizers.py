@@ -1,7 +1,7 @@
 """What networks do to raw rows first: constants fitted on the training rows."""
 
 from abc import ABC, abstractmethod
-from typing import Self, final
+from typing import final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class Normalizer(nn.Module, ABC):
     @abstractmethod
     def fit(
         self, rows: Float[np.ndarray, "adapters params"], train: Int[np.ndarray, " chosen"]
-    ) -> Self:
+    ) -> "Normalizer":
         """Fit the constants.
 
         Args:
@@ -51,7 +51,7 @@ class ColumnScaler(Normalizer):
 
     def fit(
         self, rows: Float[np.ndarray, "adapters features"], train: Int[np.ndarray, " chosen"]
-    ) -> Self:
+    ) -> "ColumnScaler":
         """Take mean and standard deviation of each column; 1 where the latter is 0."""
         mean, std = column_moments(rows, rows=train)
         self.mean = torch.from_numpy(mean.astype(np.float32))
@@ -96,7 +96,7 @@ class UpdateScaler(Normalizer):
 
     def fit(
         self, rows: Float[np.ndarray, "adapters params"], train: Int[np.ndarray, " chosen"]
-    ) -> Self:
+    ) -> "UpdateScaler":
         """Measure the updates, never formed: ``|BA|² = tr(BᵀB AAᵀ)``, in float64."""
         squares = np.zeros(len(self.layout.layers))
         step = max(1, BLOCK_BYTES // (8 * self.layout.size))
