@@ -14,16 +14,18 @@ train: install
 
 # A file goes to one worker, so what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
-# The contract suite runs with array shapes checked at run time.
-SHAPES := --jaxtyping-packages=lora_ws.functional,lora_ws.models,beartype.beartype
+# These run with array shapes checked at run time.
+CHECKED := tests/contract tests/attribution tests/concepts tests/diffusion
+SHAPED := lora_ws.functional,lora_ws.models,lora_ws.attribution,lora_ws.concepts,lora_ws.diffusion
+SHAPES := --jaxtyping-packages=$(SHAPED),shapes.checked
 # The other notebooks take minutes and belong to `slow`.
 QUICK := notebooks/01_quickstart.ipynb
 
 # Every stage runs; a failure of any is one of the target.
 test: install
 	failed=0; \
-	$(PYTEST) -m "not slow and not gpu" --ignore tests/contract || failed=1; \
-	$(PYTEST) -m "not slow and not gpu" tests/contract $(SHAPES) || failed=1; \
+	$(PYTEST) -m "not slow and not gpu" $(CHECKED:%=--ignore %) || failed=1; \
+	$(PYTEST) -m "not slow and not gpu" $(CHECKED) $(SHAPES) || failed=1; \
 	$(PYTEST) --nbmake $(QUICK) || failed=1; \
 	exit $$failed
 

@@ -58,7 +58,7 @@ def test_least_squares_and_its_held_out_r2_are_numpys(model: Linear) -> None:
 
 def test_a_ridge_shrinks_and_does_with_fewer_masks(model: Linear) -> None:
     objective, weights = asking(Sum), eligible_weights(model)
-    few = {"masks": 8, "folds": 4}
+    few: dict[str, Any] = {"masks": 8, "folds": 4}
     found = [regression(objective, model, weights, ridge=r, **few) for r in (0.1, 1.0, 10.0)]
     sizes = [np.linalg.norm(list(one.scores.values())) for one in found]
     assert sizes[0] > sizes[1] > sizes[2]
