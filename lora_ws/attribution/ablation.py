@@ -125,7 +125,7 @@ def draw_subsets(
         pipeline: the base; left as found.
         stack: the k adapters.
         generation: what is drawn.
-        subsets: which adapters are on, a row a picture.
+        subsets: which adapters are on, one row per image.
         start: see `ablate`.
         batch: pictures at once.
     """
@@ -158,7 +158,7 @@ def finish_subsets(
         pipeline: the base; left as found.
         stack: the k adapters.
         generation: what is drawn.
-        subsets: which adapters are on, a row a picture.
+        subsets: which adapters are on, one row per image.
         latents: before step ``start``; at 0, the noise that the generation starts from.
         start: the first step to do.
         steps: after which pictures are taken, counted from 1.

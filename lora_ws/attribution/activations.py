@@ -32,7 +32,7 @@ class Sensitivity:
     Attributes:
         blocks: names, in the order in which they run.
         variance: RV_b ``[blocks]``, float64 like the others.
-        change: relative change, mean over pictures and steps, a row a configuration.
+        change: relative change, mean over pictures and steps, one row per configuration.
         worst: the largest relative change of any configuration, picture and step.
         forced: measured at the same latents, rather than along trajectories of their own.
     """
@@ -135,7 +135,7 @@ def block_sensitivity(
     rows = torch.as_tensor(configurations, dtype=torch.float32)
     if rows.ndim != 2 or rows.shape[1] != len(stack) or not len(rows):
         raise ConfigError(
-            f"configurations: expected rows of {len(stack)} scales, one an adapter, got shape "
+            f"configurations: expected rows of {len(stack)} scales, one per adapter, got shape "
             f"{list(rows.shape)}"
         )
     # What has no adapters comes first: changes are measured from it.

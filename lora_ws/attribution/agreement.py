@@ -67,7 +67,7 @@ def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agre
     """Compare a method with another on the same pictures.
 
     Args:
-        cheap: attributions by the one, a picture each.
+        cheap: attributions by the one, one per image.
         true: by the other, of the same pictures and adapters.
 
     Raises:

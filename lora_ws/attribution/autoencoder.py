@@ -111,7 +111,7 @@ def fit_autoencoder(
     """Train until the held-out error stops falling, and keep the best.
 
     Args:
-        activations: a row each.
+        activations: one per row.
         spec: how.
         groups: which rows belong together, such as those of an image: they are held out together.
 
@@ -177,7 +177,7 @@ def _held_out(
     """A share of the groups, at least one of them, and not all."""
     of = np.arange(rows) if groups is None else np.asarray(groups)
     if len(of) != rows:
-        raise ConfigError(f"groups: expected {rows}, one a row, got {len(of)}")
+        raise ConfigError(f"groups: expected {rows}, one per row, got {len(of)}")
     known = np.unique(of)
     count = max(1, round(spec.held_out * len(known)))
     if count >= len(known):

@@ -35,7 +35,7 @@ from lora_ws.diffusion.prompts import encode_prompts
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
-Method = Literal["norm", "factor_norm", "directional", "integrated"]
+BoxMethod = Literal["norm", "factor_norm", "directional", "integrated"]
 Target = Literal["base", "noise"]
 # Points on the way of a scale; exact for polynomials of degree 11.
 _NODES = 6
@@ -85,7 +85,7 @@ class BoxScores:
 
     names: tuple[str, ...]
     boxes: tuple[Box, ...]
-    method: Method
+    method: BoxMethod
     scores: Float[Tensor, "boxes k"]
 
     @property
@@ -107,7 +107,7 @@ def attribute_boxes(
     generation: GenerationSpec,
     boxes: Sequence[Box | tuple[int, int, int, int]],
     *,
-    method: Method = "directional",
+    method: BoxMethod = "directional",
     target: Target = "base",
     levels: int = 8,
     seed: int = 0,
@@ -198,7 +198,7 @@ def box_scores(
     probe: Probe,
     boxes: Sequence[Box | tuple[int, int, int, int]],
     *,
-    method: Method = "directional",
+    method: BoxMethod = "directional",
 ) -> BoxScores:
     """Score adapters for boxes of a picture that is noised already.
 
@@ -241,7 +241,7 @@ def box_mask(box: Box, picture: tuple[int, int], size: Sequence[int]) -> Float[T
 
 
 def _directional(
-    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: BoxMethod
 ) -> Float[Tensor, "boxes k"]:
     scales = torch.tensor(stack.scales, requires_grad=True)
     with stack.bank.attach(unet, scales):
@@ -251,7 +251,7 @@ def _directional(
 
 
 def _integrated(
-    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], _: BoxMethod
 ) -> Float[Tensor, "boxes k"]:
     points, weights = np.polynomial.legendre.leggauss(_NODES)
     along, weight = (torch.tensor(x / 2, dtype=torch.float32) for x in (points + 1, weights))
@@ -268,7 +268,7 @@ def _integrated(
 
 
 def _norms(
-    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], method: Method
+    unet: nn.Module, stack: AdapterStack, probe: Probe, masks: Sequence[Tensor], method: BoxMethod
 ) -> Float[Tensor, "boxes k"]:
     bank = stack.bank
     modules = zip(bank.layout.layers, bank.modules_of(unet), strict=True)
@@ -283,7 +283,7 @@ def _norms(
 
 
 def _norms_of(
-    stack: AdapterStack, grads: Mapping[str, Tensor], method: Method
+    stack: AdapterStack, grads: Mapping[str, Tensor], method: BoxMethod
 ) -> Float[Tensor, " k"]:
     """Norms of gradients over norms of what they are by, from gradients by the weights."""
     rows, gradient, own = stack.bank.rows(), torch.zeros(len(stack)), torch.zeros(len(stack))
@@ -331,7 +331,7 @@ def _predict(unet: Callable[..., Any], latents: Tensor, times: Tensor, text: Ten
 def _checked(
     boxes: Sequence[Sequence[int]], picture: tuple[int, int], method: str
 ) -> tuple[Box, ...]:
-    methods = get_args(Method)
+    methods = get_args(BoxMethod)
     if method not in methods:
         raise ConfigError(
             f"method: expected one of {', '.join(methods)}, got `{method}`"

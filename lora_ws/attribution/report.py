@@ -16,7 +16,7 @@ from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, to_page
 
-# Pixels a side that a picture has at least.
+# Pixels per side that a picture has at least.
 SHOWN, STRIP = 128, 64
 
 
@@ -116,7 +116,7 @@ def save_pictures(ablation: Ablation, file: Path) -> Path:
 def save_strip(
     names: Sequence[str], strip: Float[Tensor, "pictures shown 3 height width"], file: Path
 ) -> Path:
-    """How the pictures of an ablation came about, a row each."""
+    """How the pictures of an ablation came about, one row each."""
     labels = ["all", "none", *(f"without {name}" for name in names)]
     scale = max(1, -(-STRIP // strip.shape[-1]))
     return save_grid(strip.flatten(0, 1), strip.shape[1], file, scale, labels)

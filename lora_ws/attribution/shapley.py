@@ -37,7 +37,7 @@ def shapley(worth: Worth, players: int, *, permutations: int = 50, seed: int = 0
     """Shapley values, exact up to `MOST_EXACT` players and from random orders beyond.
 
     Args:
-        worth: of subsets, a row each; all that are needed are asked for at once, each once.
+        worth: of subsets, one per row; all that are needed are asked for at once, each once.
         players: how many.
         permutations: how many orders are drawn.
         seed: of these.

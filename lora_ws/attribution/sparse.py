@@ -45,7 +45,7 @@ class Recording:
     latents: Float[Tensor, "generations mixtures steps numbers"]
 
     def vectors(self) -> tuple[Float[Tensor, "n width"], Int[np.ndarray, " n"]]:
-        """All activations, a row each, and which generation each is of."""
+        """All activations, one row each, and which generation each is of."""
         shape = self.activations.shape[:3]
         generation = np.arange(shape[0])[:, None, None]
         return self.activations.flatten(0, 2), np.broadcast_to(generation, shape).ravel()
@@ -138,7 +138,7 @@ def record_middle(
         pipeline: the base; left as found.
         stack: the k adapters.
         generations: each is drawn with every mixture, from the same noise; of as many steps each.
-        scales: how much of each adapter, a row ``[k]`` a mixture.
+        scales: how much of each adapter, one row ``[k]`` per mixture.
         steps: which are kept, from 0; None for all.
         forced: every mixture sees the latents of the full stack, rather than its own.
         module: what is listened to; returns ``[batch, width, height, width of the picture]``.

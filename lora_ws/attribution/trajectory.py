@@ -22,8 +22,8 @@ class Moment(NamedTuple):
     """What happens at a step.
 
     Attributes:
-        latents: before it, a row a mixture.
-        outputs: module -> what it returned, a part of the batch a mixture
+        latents: before it, one row per mixture.
+        outputs: module -> what it returned, a part of the batch per mixture
             ``[mixtures, parts, ...]``; with guidance the parts are without the prompt and with it.
     """
 
@@ -40,7 +40,7 @@ def trajectory(
         pipeline: the base; left as found.
         stack: the k adapters.
         generation: what is drawn.
-        scales: how much of each adapter, a row ``[k]`` a mixture; None for the stack's own.
+        scales: how much of each adapter, one row ``[k]`` per mixture; None for the stack's own.
 
     Raises:
         ConfigError: the prompt is too long, or the scales do not fit.
@@ -70,13 +70,13 @@ def record(
         pipeline: the base; left as found.
         stack: the k adapters.
         generation: what is drawn.
-        scales: how much of each adapter, a row ``[k]`` a mixture.
+        scales: how much of each adapter, one row ``[k]`` per mixture.
         modules: of the U-Net, by name; of a tuple that one returns, the first is taken.
         reduce: makes what is kept of a step.
         forced: every mixture sees the latents of the full stack, rather than its own.
 
     Returns:
-        What ``reduce`` returned, a step each.
+        What ``reduce`` returned, one per step.
 
     Raises:
         ConfigError: there is no such module, or see `trajectory`.
@@ -103,7 +103,7 @@ def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != len(stack) or not len(rows):
         raise ConfigError(
-            f"scales: expected rows of {len(stack)} numbers, one an adapter, got "
+            f"scales: expected rows of {len(stack)} numbers, one per adapter, got "
             f"shape {list(rows.shape)}"
         )
     return rows

@@ -12,7 +12,7 @@ def update_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
     """Frobenius norms ``|scale_i| * ||B_i A_i||`` by block of the U-Net, without forming products.
 
     Returns:
-        Block -> norms, one an adapter; an update that is spread over modules counts as one vector.
+        Block -> norms, one per adapter; an update that is spread over modules counts as one vector.
     """
     rows, squares = stack.bank.rows(), dict[str, Tensor]()
     for layer, down, up in stack.bank.layout.pairs():
@@ -27,7 +27,7 @@ def update_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
 
 
 def norm_balance(stack: AdapterStack) -> Heat:
-    """Norms of the updates, a row a block and a column an adapter."""
+    """Norms of the updates, one row per block and one column per adapter."""
     norms = update_norms(stack)
     whole = torch.stack(list(norms.values())).square().sum(dim=0).sqrt()
     rows = {**norms, "all blocks": whole}

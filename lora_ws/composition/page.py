@@ -9,7 +9,7 @@ from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import Figure, Section, to_page
 
-# Pixels a side that a picture has at least.
+# Pixels per side that a picture has at least.
 SIDE = 96
 
 

@@ -58,7 +58,7 @@ class Testbed:
         """Read a list as ComposLoRA has it: category -> records of id, name, trigger and url.
 
         Args:
-            file: JSON, one a style.
+            file: JSON, one per style.
             folder: of the files ``<id>.safetensors``; None reads the list alone.
 
         Raises:
@@ -109,7 +109,7 @@ class Testbed:
             [24, 72, 96, 48]
         """
         if not 1 <= size <= len(CATEGORIES):
-            raise ConfigError(f"size: expected 1 to {len(CATEGORIES)} adapters a set, got {size}")
+            raise ConfigError(f"size: expected 1 to {len(CATEGORIES)} adapters per set, got {size}")
         of = {c: [m for m in self.members if m.category == c] for c in CATEGORIES}
         first, *others = CATEGORIES
         return [

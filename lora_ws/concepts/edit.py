@@ -63,7 +63,7 @@ class SparseEdit:
             weights[name].data.view(-1)[at] = 0
 
     def save(self, file: Path) -> Path:
-        """Write places and old values, 12 bytes a weight."""
+        """Write places and old values, 12 bytes per weight."""
         tensors = {f"{name}.indices": at.int() for name, at in self.indices.items()}
         tensors |= {f"{name}.before": values for name, values in self.before.items()}
         file.parent.mkdir(parents=True, exist_ok=True)

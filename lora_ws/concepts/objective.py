@@ -1,7 +1,7 @@
 """What is measured of a model: how much a concept is in its predictions, or how well it draws it.
 
-Nguyen et al. 2024 (CAD, "Unveiling concept attribution in diffusion models"). One trajectory a seed
-gives all latents, each with its own timestep; the released code starts anew for every step.
+Nguyen et al. 2024 (CAD, "Unveiling concept attribution in diffusion models"). One trajectory per
+seed gives all latents, each with its own timestep; the released code starts anew for every step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -107,7 +107,7 @@ def grouped(scores: Scores, by: Group) -> dict[str, Tensor]:
     """Sums over rows, columns, matrices, or blocks of the model.
 
     Returns:
-        Name -> sums: one a row (output) or column (input) of the matrix; one for a matrix or block.
+        Name -> sums: one per row (output) or column (input) of a matrix; one per matrix or block.
     """
     if by == "block":
         blocks: dict[str, Tensor] = {}
@@ -129,7 +129,7 @@ def adapter_scores(
     the scale of adapter i, times the scale: what taking the adapter away would do, to first order.
 
     Returns:
-        Module -> scores, a row an adapter.
+        Module -> scores, one row per adapter.
     """
     unet, bank = pipeline.unet, stack.bank
     modules = zip(bank.layout.layers, bank.modules_of(unet), strict=True)

@@ -11,7 +11,7 @@ from lora_ws.errors import ConfigError
 
 Per = Literal["row", "matrix", "global"]
 Eligible = Literal["ff", "attention", "all"]
-Method = Literal["taylor", "integrated"]
+ScoreMethod = Literal["taylor", "integrated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class EditSpec:
     budget: float
     per: Per = "matrix"
     eligible: Eligible = "ff"
-    scores: Method = "taylor"
+    scores: ScoreMethod = "taylor"
     steps: int = 50
     guidance_scale: float = 3.0
     out: Path

@@ -33,7 +33,7 @@ def digit_pictures(size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[np.nd
     """All 1797 handwritten digits of scikit-learn.
 
     Args:
-        size: pixels a side that they are scaled to.
+        size: pixels per side that they are scaled to.
 
     Returns:
         Pictures from -1 to 1, and which digits they show.

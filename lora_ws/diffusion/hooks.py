@@ -36,7 +36,7 @@ def compose(
         pipeline: with ``unet`` and ``scheduler``; it is left as found, however the block ends.
         adapters: a stack, read adapters, or names of files.
         method: how they act together; None merges them.
-        scales: one an adapter; None takes those of the stack, or all of each.
+        scales: one per adapter; None takes those of the stack, or all of each.
         text: what adapters of text encoders do: all are added (merged), as the released scripts
             have it for Merge and Composite; the first one's is used, as they have it for Switch;
             each prediction sees its own adapter's embeddings (per_adapter); or none.

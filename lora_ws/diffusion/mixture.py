@@ -71,7 +71,7 @@ class Mixture:
         if batch % rows:
             raise ConfigError(
                 f"`{name}` was called on a batch of {batch}, expected a multiple of the {rows} "
-                "rows of scales; give one row a sample (guidance repeats them by itself)"
+                "rows of scales; give one row per sample (guidance repeats them by itself)"
             )
         if self._plan is None:
             return None
@@ -147,7 +147,7 @@ def _scales(scales: Any, adapters: int) -> Float[Tensor, "rows adapters"]:
     scales = scales[None] if scales.ndim == 1 else scales
     if scales.ndim != 2 or scales.shape[1] != adapters or not len(scales):
         raise ConfigError(
-            f"expected scales of shape [rows, {adapters}] or [{adapters}], one column an adapter, "
+            f"expected scales of shape [rows, {adapters}] or [{adapters}], one column per adapter, "
             f"got {list(scales.shape)}"
         )
     if not bool(scales.isfinite().all()):

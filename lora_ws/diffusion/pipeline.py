@@ -50,10 +50,10 @@ class PipelineSize:
     """Sizes of a small Stable Diffusion: the same classes and module names, fewer channels.
 
     Attributes:
-        image_size: pixels a side.
+        image_size: pixels per side.
         vae_channels: channels of each level of the autoencoder; each but the last halves the image.
         unet_channels: channels of each level of the U-Net; each but the last halves the latent.
-        unet_layers: residual layers a level; Stable Diffusion 1.5 has 2.
+        unet_layers: residual layers per level; Stable Diffusion 1.5 has 2.
         attention_levels: how many levels, from the first, attend to the prompt.
         heads: attention heads, of the U-Net and of the text encoder.
         text_width: width of the text embedding.
@@ -252,7 +252,7 @@ def adapter_layout(
 
 
 def image_size(pipeline: Any) -> int:
-    """Pixels a side of the images a pipeline makes."""
+    """Pixels per side of the images a pipeline makes."""
     return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
 
 

@@ -46,8 +46,8 @@ class AdapterStack:
 
         Args:
             adapters: read already, or names of files as `read_adapter` takes them.
-            scales: one an adapter; None takes all of each.
-            names: one an adapter; None takes those of the files.
+            scales: one per adapter; None takes all of each.
+            names: one per adapter; None takes those of the files.
             ignore_other: leave out what is no linear module of a U-Net or text encoder, such as
                 convolutions; otherwise such a file is refused.
 
@@ -65,7 +65,7 @@ class AdapterStack:
         bank = AdapterBank.from_adapters(read, ignore_other=True)
         names = _names(read) if names is None else tuple(names)
         if len(names) != len(read):
-            raise ConfigError(f"names: expected {len(read)}, one an adapter, got {len(names)}")
+            raise ConfigError(f"names: expected {len(read)}, one per adapter, got {len(names)}")
         return cls(names, bank, (1.0,) * len(read), text_banks(read)).scaled(scales)
 
     def scaled(self, scales: Sequence[float] | None) -> "AdapterStack":
@@ -78,7 +78,7 @@ class AdapterStack:
             return self
         given = tuple(map(float, scales))
         if len(given) != len(self):
-            raise ConfigError(f"scales: expected {len(self)}, one an adapter, got {len(given)}")
+            raise ConfigError(f"scales: expected {len(self)}, one per adapter, got {len(given)}")
         if not all(map(math.isfinite, given)):
             raise ConfigError(f"scales: expected finite numbers, got {given}")
         return replace(self, scales=given)
@@ -89,7 +89,7 @@ class AdapterStack:
 
         Args:
             pipeline: left as found.
-            scales: a row a sample, or one for all; see `AdapterBank.attach`.
+            scales: a row per sample, or one for all; see `AdapterBank.attach`.
 
         Yields:
             The mixture of the U-Net.
