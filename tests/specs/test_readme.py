@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,17 @@ def test_there_are_commands_to_check() -> None:
     assert len(EVERY) >= 7
 
 
+@pytest.fixture
+def _their_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module that docs/extending.md has people write."""
+    made = types.ModuleType("my_net")
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, vars(made))
+    monkeypatch.setitem(sys.modules, "my_net", made)
+
+
+@pytest.mark.usefixtures("_their_network")
 @pytest.mark.parametrize(("page", "line"), EVERY)
 def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
