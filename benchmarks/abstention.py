@@ -116,11 +116,11 @@ def scored(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, dict[str
     for name, raw in sets.items():
         tensor = torch.from_numpy(raw.astype(np.float32))
         rows = scale(tensor).numpy()
-        seen = confidence.see(fitted.network, tensor)
-        judged = confidence.judge(seen)
+        seen = confidence.run(fitted.network, tensor)
+        judged = confidence.predict(seen)
         distance = mahalanobis(rows, means, within)
         ways = {
-            common.OURS: judged.scores,
+            common.OURS: judged.ood_scores,
             "alignment alone": -seen.alignment,
             "highest probability": -judged.probabilities.max(axis=1),
             "energy": energy(seen.logits / temperature),

@@ -20,7 +20,7 @@ from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.index_store import Signature
 from lora_ws.audit.similar import adapter_modules
 from lora_ws.bundle import Bundle
-from lora_ws.bundle.confidence import Verdict
+from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
 from lora_ws.functional.sketch import sketch, update_hash
@@ -66,7 +66,7 @@ class Finding:
     message: str = ""
     facts: AdapterSummary | None = None
     update_hash: str = ""
-    verdict: Verdict | None = None
+    verdict: Prediction | None = None
     no_prediction_reason: str = ""
     retained_energy: float | None = None
     layers_missing: int = 0
@@ -77,6 +77,7 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; for one release also under the old names of keys, `RENAMED`."""
         plain = {**asdict(self), "facts": self.facts and self.facts.to_dict()}
+        plain["verdict"] = self.verdict and self.verdict.to_dict()
         return plain | {old: plain[new] for old, new in RENAMED.items()}
 
     @classmethod
@@ -88,7 +89,7 @@ class Finding:
         if facts is not None:
             facts = AdapterSummary.from_dict(facts)
         if verdict is not None:
-            verdict = Verdict(**{**verdict, "conformal_set": tuple(verdict["conformal_set"])})
+            verdict = Prediction.from_dict(verdict)
         return cls(**{**data, "facts": facts, "verdict": verdict})
 
 
@@ -144,7 +145,7 @@ def classify_files(
     if bundle is None or not rows:
         return judged
     weights = np.stack([row.weights for _, row, _ in rows])
-    verdicts = bundle.verdict(weights, projected=[not row.exact for _, row, _ in rows])
+    verdicts = bundle.predict_batch(weights, projected=[not row.exact for _, row, _ in rows])
     for (k, row, finding), verdict in zip(rows, verdicts, strict=True):
         shown = layer_evidence(bundle, row.weights) if evidence and verdict.label else None
         finding = replace(finding, verdict=verdict, evidence=shown)

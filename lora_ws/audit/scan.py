@@ -23,7 +23,7 @@ from lora_ws.errors import ConfigError
 from lora_ws.workers import map_batches
 
 # Of what is kept; another one is kept apart.
-FORMAT = 1
+FORMAT = 2
 LOST = "the process that read it ended; it may take too much memory"
 
 

@@ -23,14 +23,14 @@ from lora_ws.bundle.confidence import (
     ROWS_AT_ONCE,
     Calibration,
     Confidence,
-    Judged,
-    Seen,
-    Verdict,
+    NetworkOutputs,
+    Prediction,
+    Predictions,
 )
 from lora_ws.bundle.formats import read_files, under, write_files
 from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.bundle.state import fitted_state, restore, restore_model
-from lora_ws.config import to_plain
+from lora_ws.config import deprecated, to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.featurizers import Featurizer
 from lora_ws.hub import push_folder
@@ -116,15 +116,15 @@ class Bundle:
         Raises:
             LayoutError: the rows are of another layout.
         """
-        return self.judge(weights, layout).probabilities
+        return self.predict_arrays(weights, layout).probabilities
 
-    def verdict(
+    def predict_batch(
         self,
         weights: Float[np.ndarray, "adapters params"],
         layout: Layout | None = None,
         *,
         projected: bool | Sequence[bool] | np.ndarray = False,
-    ) -> list[Verdict]:
+    ) -> list[Prediction]:
         """Name the class of each adapter, or abstain and say why.
 
         Args:
@@ -137,15 +137,20 @@ class Bundle:
         Raises:
             LayoutError: the rows are of another layout.
         """
-        judged = self.judge(weights, layout)
+        found = self.predict_arrays(weights, layout)
         if self.gauge == "raw":
-            judged = judged.abstain(np.asarray(projected, bool), "projected")
-        return judged.verdicts(self.classes)
+            found = found.abstain(np.asarray(projected, bool), "projected")
+        return found.per_adapter(self.classes)
 
-    def judge(
+    def verdict(self, *args: Any, **keywords: Any) -> list[Prediction]:
+        """Deprecated: `predict_batch`."""
+        deprecated("Bundle.verdict", "Bundle.predict_batch")
+        return self.predict_batch(*args, **keywords)
+
+    def predict_arrays(
         self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
-    ) -> Judged:
-        """The verdicts as arrays: for many adapters.
+    ) -> Predictions:
+        """Predict for many adapters: what `predict_batch` says, as arrays.
 
         Args:
             weights: rows in the bundle's layout.
@@ -160,20 +165,23 @@ class Bundle:
                 + (self.layout.difference(layout) or "the layouts differ")
             )
         classes = len(self.classes)
-        seen = [Seen(np.empty((0, classes)), np.empty(0), np.empty(0))]
+        outputs = [NetworkOutputs(np.empty((0, classes)), np.empty(0), np.empty(0))]
         finite = np.ones(len(weights), bool)
         for start in range(0, len(weights), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             rows, finite[block] = _without_nan(weights[block])
             features = np.array(self.featurizer.transform(rows), np.float32)
-            seen.append(self.confidence.see(self.network, torch.from_numpy(features)))
-        whole = Seen.join(seen)
+            outputs.append(self.confidence.run(self.network, torch.from_numpy(features)))
+        whole = NetworkOutputs.join(outputs)
         whole.logits[~finite] = np.nan
-        return self.confidence.judge(whole)
+        return self.confidence.predict(whole)
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
-        """Class probabilities of one adapter, the likeliest first; see `verdict` for abstention."""
-        return self.verdict(adapter.flat()[None], adapter.layout)[0].probabilities
+        """Class probabilities of one adapter, the likeliest first.
+
+        They are given also where `predict_batch` abstains.
+        """
+        return self.predict_batch(adapter.flat()[None], adapter.layout)[0].probabilities
 
     def save(self, folder: str | Path) -> Path:
         """Write the bundle; an older one in the folder is replaced."""

@@ -19,7 +19,7 @@ import lora_ws
 
 bundle = lora_ws.Bundle.from_pretrained("...")
 adapter = lora_ws.read_adapter("file.safetensors")
-bundle.verdict(adapter.flat()[None], adapter.layout)
+bundle.predict_batch(adapter.flat()[None], adapter.layout)
 ```
 
 Trained on `{dataset}`{subset} ({n_train} adapters, data version `{data_version}`), seed {seed},
@@ -112,7 +112,7 @@ def _confidence(calibration: Calibration | None) -> str:
     return CALIBRATED.format(
         temperature=calibration.temperature,
         rows=calibration.rows,
-        rate=f"{100 * calibration.rate:.3g}",
+        rate=f"{100 * calibration.abstention_rate:.3g}",
         held=f"{100 * (1 - calibration.alpha):.3g}",
         measures="".join(
             f"| {text} | {measure_text(name, test[name])} |\n"

@@ -21,20 +21,20 @@ ABSTENTIONS = {
     "projected": "the weights were projected, and the bundle reads numbers that this changes",
     "not-finite": "the weights or what is made of them hold NaN or infinite values",
     "out-of-range": "its features are much smaller or larger than those of known adapters",
-    "unfamiliar": "it resembles none of the classes",
+    "out-of-distribution": "it resembles none of the classes",
 }
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a bundle says of one adapter.
+class Prediction:
+    """What a bundle predicts for one adapter.
 
     Attributes:
         label: the class; None where the bundle abstains.
         confidence: calibrated probability of the likeliest class, given that it is one of them.
         probabilities: of all classes, the likeliest first.
-        score: how strange the adapter is: 0 for the usual one, above 1 the bundle abstains; None
-            where it cannot tell.
+        ood_score: how far out of distribution the adapter is: 0 for the median known one, above 1
+            the bundle abstains; None where it cannot tell.
         reason: why it abstains, a key of `ABSTENTIONS`; empty where it does not.
         conformal_set: classes among which the true one of a known adapter is in the share of cases
             that the calibration states; all of them where the bundle is not calibrated.
@@ -43,13 +43,19 @@ class Verdict:
     label: str | None
     confidence: float
     probabilities: dict[str, float]
-    score: float | None
+    ood_score: float | None
     reason: str
     conformal_set: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON; ``score`` is the old name of ``ood_score``, for one release."""
+        return {**asdict(self), "score": self.ood_score}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Prediction":
+        """Inverse of `to_dict`, also after JSON."""
+        kept = {name: value for name, value in data.items() if name != "score"}
+        return cls(**{**kept, "conformal_set": tuple(kept["conformal_set"])})
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,16 @@ class Calibration:
     Attributes:
         rows: how many validation rows.
         temperature: what logits are divided by.
-        rate: share of known adapters that may be taken for unfamiliar.
-        usual: alignment of the median validation row, see `Seen.alignment`.
-        least: the lowest alignment that is answered.
+        abstention_rate: share of known adapters that may be taken for out of distribution.
+        median_alignment: of the validation rows, see `NetworkOutputs.alignment`.
+        min_alignment: the lowest alignment that is answered.
         log_norm: median logarithm of the norm of standardised embeddings.
         spread: how far from it an answered one may be.
         alpha: share of known adapters whose conformal set may lack the true class.
         conformal: threshold of conformal sets.
-        met: None, or, where training rows are further above it than that (a kernel has met them),
-            how far above an answered one may be that is at least as aligned as these, and the
-            least alignment of these.
+        train_norm: None, or, where training rows are further above it than that (a kernel has met
+            them), how far above an answered one may be that is at least as aligned as these, and
+            the least alignment of these.
         test: on the test rows, ``ece_raw`` and ``ece`` (expected calibration error before and after
             the temperature), ``abstained``, ``accuracy_answered`` (None without any), ``coverage``
             and mean ``set_size`` of the conformal sets.
@@ -76,19 +82,19 @@ class Calibration:
 
     rows: int
     temperature: float
-    rate: float
-    usual: float
-    least: float
+    abstention_rate: float
+    median_alignment: float
+    min_alignment: float
     log_norm: float
     spread: float
     alpha: float
     conformal: float
-    met: tuple[float, float] | None = None
+    train_norm: tuple[float, float] | None = None
     test: dict[str, float | None] = field(default_factory=dict)
 
 
-class Seen(NamedTuple):
-    """What is known of rows: enough to judge them, without their embeddings.
+class NetworkOutputs(NamedTuple):
+    """What a network makes of rows: enough to predict from, without their embeddings.
 
     Attributes:
         logits: ``[rows, classes]``.
@@ -102,43 +108,47 @@ class Seen(NamedTuple):
     log_norm: np.ndarray
 
     @classmethod
-    def join(cls, parts: Sequence["Seen"]) -> "Seen":
+    def join(cls, parts: Sequence["NetworkOutputs"]) -> "NetworkOutputs":
         """Rows of several blocks, one below the other."""
         return cls(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-class Judged(NamedTuple):
-    """Verdicts on rows, as arrays.
+class Predictions(NamedTuple):
+    """Predictions for rows, as arrays.
 
     Attributes:
         probabilities: calibrated ``[rows, classes]``.
         sets: which classes are in the conformal set ``[rows, classes]``.
-        scores: how strange, see `Verdict.score`; nan where it cannot be told ``[rows]``.
+        ood_scores: see `Prediction.ood_score`; nan where it cannot be told ``[rows]``.
         reasons: keys of `ABSTENTIONS`, empty where the bundle answers ``[rows]``.
     """
 
     probabilities: np.ndarray
     sets: np.ndarray
-    scores: np.ndarray
+    ood_scores: np.ndarray
     reasons: np.ndarray
 
-    def abstain(self, where: np.ndarray | bool, reason: str) -> "Judged":
+    def abstain(self, where: np.ndarray | bool, reason: str) -> "Predictions":
         """With this reason instead of any other where it applies."""
         return self._replace(reasons=np.where(where, reason, self.reasons))
 
-    def verdicts(self, classes: tuple[str, ...]) -> list[Verdict]:
-        """One a row."""
-        return [self._verdict(row, classes) for row in range(len(self.reasons))]
+    def per_adapter(self, classes: tuple[str, ...]) -> list[Prediction]:
+        """One prediction per row."""
+        return [self._one(row, classes) for row in range(len(self.reasons))]
 
-    def _verdict(self, row: int, classes: tuple[str, ...]) -> Verdict:
-        values, reason, score = self.probabilities[row], str(self.reasons[row]), self.scores[row]
+    def _one(self, row: int, classes: tuple[str, ...]) -> Prediction:
+        values, reason, score = (
+            self.probabilities[row],
+            str(self.reasons[row]),
+            self.ood_scores[row],
+        )
         order = np.argsort(-values).tolist()
         best = classes[order[0]]
-        return Verdict(
+        return Prediction(
             label=None if reason else best,
             confidence=float(values[order[0]]),
             probabilities={classes[k]: float(values[k]) for k in order},
-            score=float(score) if np.isfinite(score) else None,
+            ood_score=float(score) if np.isfinite(score) else None,
             reason=reason,
             conformal_set=tuple(classes[k] for k in order if self.sets[row, k]),
         )
@@ -146,7 +156,7 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """Fitted state that turns what is seen of adapters into verdicts.
+    """Fitted state that turns outputs of a network into predictions.
 
     Kernel features of what resembles no adapter lie near one common point, where distances to
     classes are small. So it is agreement with a class that tells the known from the unknown, and
@@ -165,7 +175,9 @@ class Confidence:
     directions: np.ndarray
     calibration: Calibration | None = None
 
-    def see(self, network: MetanetModule, rows: Float[torch.Tensor, "rows params"]) -> Seen:
+    def run(
+        self, network: MetanetModule, rows: Float[torch.Tensor, "rows params"]
+    ) -> NetworkOutputs:
         """Pass raw rows through a network."""
         with torch.inference_mode():
             embedding = network.embed(rows)
@@ -173,34 +185,38 @@ class Confidence:
             centre, scale = torch.from_numpy(self.centre), torch.from_numpy(self.scale)
             wide = ((embedding - centre) / scale).numpy().astype(np.float64)
         norms = np.maximum(np.linalg.norm(wide, axis=1), np.finfo(np.float32).tiny)
-        return Seen(logits, (wide @ self.directions.T).max(axis=1), np.log(norms))
+        return NetworkOutputs(logits, (wide @ self.directions.T).max(axis=1), np.log(norms))
 
-    def judge(self, seen: Seen) -> Judged:
-        """Judge rows; what is not finite, or without calibration, is abstained from."""
+    def predict(self, outputs: NetworkOutputs) -> Predictions:
+        """Predict, or abstain; what is not finite, or without calibration, is abstained from."""
         held = self.calibration
-        finite = np.asarray(np.isfinite(seen.logits).all(axis=1))
-        logits = np.where(finite[:, None], seen.logits, 0)
+        finite = np.asarray(np.isfinite(outputs.logits).all(axis=1))
+        logits = np.where(finite[:, None], outputs.logits, 0)
         if held is None:
             every, none = np.ones(logits.shape, bool), np.full(len(logits), np.nan)
-            return Judged(softmax(logits, axis=1), every, none, np.full(len(none), "uncalibrated"))
+            return Predictions(
+                softmax(logits, axis=1), every, none, np.full(len(none), "uncalibrated")
+            )
         probabilities = softmax(logits / held.temperature, axis=1)
-        excess = seen.log_norm - held.log_norm
+        excess = outputs.log_norm - held.log_norm
         norm = np.abs(excess) / held.spread
-        if held.met is not None:
-            furthest, aligned = held.met
-            known = (excess > 0) & (excess <= furthest) & (seen.alignment >= aligned)
+        if held.train_norm is not None:
+            furthest, aligned = held.train_norm
+            known = (excess > 0) & (excess <= furthest) & (outputs.alignment >= aligned)
             norm = np.where(known, 0, norm)
-        strange = (held.usual - seen.alignment) / (held.usual - held.least)
-        judged = Judged(
+        distance = (held.median_alignment - outputs.alignment) / (
+            held.median_alignment - held.min_alignment
+        )
+        judged = Predictions(
             probabilities,
             conformal_sets(probabilities, held.conformal) | ~finite[:, None],
-            np.where(finite, np.where(norm > 1, np.maximum(norm, strange), strange), np.nan),
-            np.where(strange > 1, "unfamiliar", ""),
+            np.where(finite, np.where(norm > 1, np.maximum(norm, distance), distance), np.nan),
+            np.where(distance > 1, "out-of-distribution", ""),
         )
         return judged.abstain(norm > 1, "out-of-range").abstain(~finite, "not-finite")
 
 
-def measures(judged: Judged, labels: np.ndarray) -> dict[str, float | None]:
+def measures(judged: Predictions, labels: np.ndarray) -> dict[str, float | None]:
     """What verdicts on known rows are worth: `Calibration.test` without ``ece_raw``.
 
     Args:

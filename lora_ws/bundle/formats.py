@@ -19,6 +19,13 @@ from lora_ws.errors import DataError, NotAvailableError
 MODEL, INFO = "model.safetensors", "bundle.json"
 FORMAT = 3
 Tensors = dict[str, np.ndarray]
+# Numbers of a calibration that formats 1 and 2 called otherwise.
+CALIBRATION = {
+    "rate": "abstention_rate",
+    "usual": "median_alignment",
+    "least": "min_alignment",
+    "met": "train_norm",
+}
 
 
 def write_files(folder: Path, info: dict[str, Any], tensors: Tensors) -> None:
@@ -68,6 +75,8 @@ def _translate(info: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     none = np.zeros((len(info["classes"]), len(mean)), np.float32)
     space = {"centre": mean, "scale": scale, "directions": none}
     tensors = {**{f"confidence.{name}": value for name, value in space.items()}, **tensors}
+    if info["calibration"]:
+        info["calibration"] = {CALIBRATION.get(k, k): v for k, v in info["calibration"].items()}
     hidden = tuple(info.pop("hidden"))
     info["model"] = {"class_path": "lora_ws.models.MLP", "init_args": {"hidden": hidden}}
     return {**info, "width": len(mean)}, tensors

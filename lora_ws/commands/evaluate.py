@@ -57,7 +57,7 @@ def evaluate(
         )
     rows = np.arange(len(zoo)) if part == "all" else getattr(zoo.split(label), part)
     meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
-    judged = bundle.judge(zoo.select(rows).weights, zoo.layout)
+    judged = bundle.predict_arrays(zoo.select(rows).weights, zoo.layout)
     measured = Classification(classes).metrics()
     measured.update(torch.from_numpy(judged.probabilities), torch.from_numpy(meant))
     values = measured.compute()

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from lora_ws.bundle.confidence import ROWS_AT_ONCE, Calibration, Confidence, Seen, measures
+from lora_ws.bundle.confidence import (
+    ROWS_AT_ONCE,
+    Calibration,
+    Confidence,
+    NetworkOutputs,
+    measures,
+)
 from lora_ws.functional.calibrate import (
     Reliability,
     conformal_threshold,
@@ -51,32 +57,34 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
         network: of the seed, on the CPU.
     """
     bare = _directions(prepared, network)
-    seen = _see(bare, prepared, network, "val")
+    outputs = _outputs(bare, prepared, network, "val")
     labels = prepared.labels[prepared.split.val]
     rate = max(RATE, 1 / (len(labels) + 1))
-    usual, log_norm = float(np.median(seen.alignment)), float(np.median(seen.log_norm))
+    usual, log_norm = float(np.median(outputs.alignment)), float(np.median(outputs.log_norm))
     # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
-    temperature = fit_temperature(seen.logits, labels, smoothing=1 / (len(labels) + 1))
-    probabilities = softmax(seen.logits / temperature, axis=1)
-    spread = max(SLACK * float(np.abs(seen.log_norm - log_norm).max()), SMALLEST_GAP)
-    trained = _see(bare, prepared, network, "train")
+    temperature = fit_temperature(outputs.logits, labels, smoothing=1 / (len(labels) + 1))
+    probabilities = softmax(outputs.logits / temperature, axis=1)
+    spread = max(SLACK * float(np.abs(outputs.log_norm - log_norm).max()), SMALLEST_GAP)
+    trained = _outputs(bare, prepared, network, "train")
     held = Calibration(
         rows=len(labels),
         temperature=temperature,
-        rate=rate,
-        usual=usual,
-        least=min(-threshold_at(-seen.alignment, rate), usual - SMALLEST_GAP),
+        abstention_rate=rate,
+        median_alignment=usual,
+        min_alignment=min(-threshold_at(-outputs.alignment, rate), usual - SMALLEST_GAP),
         log_norm=log_norm,
         spread=spread,
-        met=_met(trained, log_norm, spread, rate),
+        train_norm=_train_norm(trained, log_norm, spread, rate),
         alpha=ALPHA,
         conformal=conformal_threshold(probabilities, labels, ALPHA),
     )
     return _tested(replace(bare, calibration=held), prepared, network)
 
 
-def _met(trained: Seen, log_norm: float, spread: float, rate: float) -> tuple[float, float] | None:
-    """See `Calibration.met`."""
+def _train_norm(
+    trained: NetworkOutputs, log_norm: float, spread: float, rate: float
+) -> tuple[float, float] | None:
+    """See `Calibration.train_norm`."""
     excess = trained.log_norm - log_norm
     beyond = excess > spread
     if not beyond.any():
@@ -89,20 +97,22 @@ def _tested(confidence: Confidence, prepared: Prepared, network: MetanetModule) 
     """With what it does on the test rows."""
     rows, held = prepared.split.test, confidence.calibration
     assert held is not None
-    labels, seen = prepared.labels[rows], _see(confidence, prepared, network, "test")
-    judged = confidence.judge(seen)
-    before = expected_calibration_error(softmax(seen.logits, axis=1), labels)
-    after = expected_calibration_error(judged.probabilities, labels)
-    test = {"ece_raw": before.error, **measures(judged, labels)}
+    labels, outputs = prepared.labels[rows], _outputs(confidence, prepared, network, "test")
+    found = confidence.predict(outputs)
+    before = expected_calibration_error(softmax(outputs.logits, axis=1), labels)
+    after = expected_calibration_error(found.probabilities, labels)
+    test = {"ece_raw": before.error, **measures(found, labels)}
     return Reliabilities(replace(confidence, calibration=replace(held, test=test)), before, after)
 
 
-def _see(confidence: Confidence, prepared: Prepared, network: MetanetModule, part: str) -> Seen:
+def _outputs(
+    confidence: Confidence, prepared: Prepared, network: MetanetModule, part: str
+) -> NetworkOutputs:
     rows, parts = getattr(prepared.split, part), []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
-        parts.append(confidence.see(network, block))
-    return Seen.join(parts)
+        parts.append(confidence.run(network, block))
+    return NetworkOutputs.join(parts)
 
 
 def _directions(prepared: Prepared, network: MetanetModule) -> Confidence:

@@ -63,7 +63,7 @@ def test_verdicts_are_those_of_the_weights(
 ) -> None:
     rows = list(range(0, 500, 25))
     files = [write_row(tmp_path / f"{row}.safetensors", mini.weights[row], layers) for row in rows]
-    expected = classifier.verdict(np.asarray(mini.weights[rows]))
+    expected = classifier.predict_batch(np.asarray(mini.weights[rows]))
     found = findings([AdapterRef.parse(file) for file in files], classifier)
     assert [one.verdict and one.verdict.label for one in found] == [one.label for one in expected]
     assert len({one.verdict.label for one in found if one.verdict}) > 5

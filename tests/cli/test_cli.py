@@ -282,7 +282,7 @@ def test_evaluate_says_how_far_to_believe_the_classifier(trained: Path) -> None:
     bundle, zoo = Bundle.load(trained / "bundle"), load("lora-ws-mini", subset="shared/class")
     labels, names = zoo.labels()
     rows = zoo.split().test
-    verdicts = bundle.verdict(zoo.weights[rows])
+    verdicts = bundle.predict_batch(zoo.weights[rows])
     truth = [names[label] for label in labels[rows]]
     said = [v.label == name for v, name in zip(verdicts, truth, strict=True) if v.label]
     place = torch.tensor([bundle.classes.index(name) for name in truth])

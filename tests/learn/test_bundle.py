@@ -68,6 +68,14 @@ def sealed(folder: Path, info: dict[str, Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(info), encoding="utf-8")
 
 
+OLD_NAMES = {
+    "abstention_rate": "rate",
+    "median_alignment": "usual",
+    "min_alignment": "least",
+    "train_norm": "met",
+}
+
+
 def as_format_2(folder: Path) -> dict[str, Any]:
     """Turn a bundle's tensors into those of an MLP with its scaler; returns what goes with them."""
     tensors = load_file(folder / "model.safetensors")
@@ -78,6 +86,7 @@ def as_format_2(folder: Path) -> dict[str, Any]:
     save_file(tensors, folder / "model.safetensors")
     info = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     del info["width"]
+    info["calibration"] = {OLD_NAMES.get(k, k): v for k, v in info["calibration"].items()}
     return {**info, "hidden": info.pop("model")["init_args"]["hidden"]}
 
 
@@ -175,7 +184,7 @@ def test_bundle_of_the_first_format_answers_without_calibration(
     atol = rounding(terms_of(fitted.network), size=1 + float(logits.abs().max()))
     scores = logits.softmax(1).numpy()
     np.testing.assert_allclose(old.predict_proba(weights), scores, rtol=0, atol=atol)
-    verdict = old.verdict(weights[:1])[0]
+    verdict = old.predict_batch(weights[:1])[0]
     assert (verdict.label, verdict.reason) == (None, "uncalibrated")
     assert verdict.conformal_set == tuple(verdict.probabilities)
     assert "not calibrated" in old.model_card()
@@ -187,13 +196,13 @@ def test_bundle_of_the_second_format_says_the_same(bundle: Bundle, tmp_path: Pat
     rows = np.random.default_rng(0).standard_normal((9, bundle.layout.size), dtype=np.float32)
     folder = bundle.save(tmp_path / "bundle")
     sealed(folder, {**as_format_2(folder), "format": 2})
-    assert Bundle.load(folder).verdict(rows) == bundle.verdict(rows)
+    assert Bundle.load(folder).predict_batch(rows) == bundle.predict_batch(rows)
 
 
 def test_verdicts_survive_saving(bundle: Bundle, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((20, bundle.layout.size), dtype=np.float32)
     folder = bundle.save(tmp_path / "bundle")
-    assert Bundle.load(folder).verdict(rows) == bundle.verdict(rows)
+    assert Bundle.load(folder).predict_batch(rows) == bundle.predict_batch(rows)
     assert json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["gauge"] == "raw"
     arrays = load_file(folder / "model.safetensors").values()
     assert bundle.size_mb == pytest.approx(sum(a.nbytes for a in arrays) / 2**20)

@@ -12,7 +12,7 @@ from tolerances import rounding
 
 from lora_ws.adapters import Layout
 from lora_ws.bundle import Bundle
-from lora_ws.bundle.confidence import Verdict
+from lora_ws.bundle.confidence import Prediction
 from lora_ws.collection import AdapterSet, load
 from lora_ws.featurizers import DeltaPCA, FlatVec
 from lora_ws.learn.features import prepare
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
     bundle: Bundle
     rows: np.ndarray
     labels: np.ndarray
-    verdicts: list[Verdict]
+    verdicts: list[Prediction]
     trained: np.ndarray
 
 
@@ -48,7 +48,7 @@ def real() -> Trained:
     rows = np.array(prepared.zoo.weights[prepared.split.test])
     labels = prepared.labels[prepared.split.test]
     trained = np.array(prepared.zoo.weights[prepared.split.train])
-    return Trained(bundle, rows, labels, bundle.verdict(rows), trained)
+    return Trained(bundle, rows, labels, bundle.predict_batch(rows), trained)
 
 
 def factors(rows: np.ndarray, layout: Layout) -> Factors:
@@ -106,17 +106,19 @@ def test_other_spellings_of_the_same_update_get_the_same_verdict(
     other = flat(change(factors(real.rows, real.bundle.layout)))
     assert np.abs(other - real.rows).max() > 0.01
     assert real.bundle.gauge == "invariant"
-    for was, now in zip(real.verdicts, real.bundle.verdict(other, projected=True), strict=True):
+    for was, now in zip(
+        real.verdicts, real.bundle.predict_batch(other, projected=True), strict=True
+    ):
         assert now.label in (was.label, None)
-        bound = rounding(real.bundle.layout.size, size=1 + abs(was.score))
+        bound = rounding(real.bundle.layout.size, size=1 + abs(was.ood_score))
         assert now.confidence == pytest.approx(was.confidence, abs=bound)
-        assert now.score == pytest.approx(was.score, abs=bound)
+        assert now.ood_score == pytest.approx(was.ood_score, abs=bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounded_weights_keep_their_verdict_or_lose_it(real: Trained, dtype: torch.dtype) -> None:
     other = flat(rounded(dtype)(factors(real.rows, real.bundle.layout)))
-    verdicts = real.bundle.verdict(other)
+    verdicts = real.bundle.predict_batch(other)
     pairs = list(zip(real.verdicts, verdicts, strict=True))
     close = [(was, now) for was, now in pairs if was.label != now.label]
     # What rounding turns are coin flips: two classes of nearly the same probability.
@@ -147,10 +149,12 @@ def garbage(rows: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
 
 def test_garbage_is_abstained_from(real: Trained) -> None:
     for name, rows in garbage(real.rows, real.bundle.layout).items():
-        verdicts = real.bundle.verdict(rows)
+        verdicts = real.bundle.predict_batch(rows)
         assert np.mean([verdict.label is None for verdict in verdicts]) > 0.97, name
-        assert {v.reason for v in verdicts} <= {"unfamiliar", "out-of-range", ""}
-        assert all((v.score > 1) == (v.label is None) for v in verdicts if v.score is not None)
+        assert {v.reason for v in verdicts} <= {"out-of-distribution", "out-of-range", ""}
+        assert all(
+            (v.ood_score > 1) == (v.label is None) for v in verdicts if v.ood_score is not None
+        )
 
 
 def test_known_adapters_are_answered_and_answers_are_better_than_chance(real: Trained) -> None:
@@ -164,7 +168,7 @@ def test_known_adapters_are_answered_and_answers_are_better_than_chance(real: Tr
 
 def test_training_adapters_are_known_too(real: Trained) -> None:
     # A kernel that has met them gives them features three times as large as any other's.
-    answered = [v.label is not None for v in real.bundle.verdict(real.trained)]
+    answered = [v.label is not None for v in real.bundle.predict_batch(real.trained)]
     assert np.mean(answered) >= 0.9
 
 
@@ -199,8 +203,8 @@ def test_the_card_states_what_the_test_rows_say(real: Trained) -> None:
 def test_rows_that_are_not_finite_are_abstained_from_and_leave_others_alone(real: Trained) -> None:
     rows = real.rows[:3].copy()
     rows[1, 5] = np.nan
-    first, broken, last = real.bundle.verdict(rows)
-    assert (broken.label, broken.reason, broken.score) == (None, "not-finite", None)
+    first, broken, last = real.bundle.predict_batch(rows)
+    assert (broken.label, broken.reason, broken.ood_score) == (None, "not-finite", None)
     assert broken.conformal_set == tuple(broken.probabilities)
     for verdict, was in ((first, real.verdicts[0]), (last, real.verdicts[2])):
         assert (verdict.label, verdict.reason) == (was.label, was.reason)
@@ -229,7 +233,9 @@ def test_unknown_concepts_are_stranger_than_known_ones(tmp_path: Path) -> None:
     fitted = fit_seed(spec, prepared, 0)
     bundle = make_bundle(fitted)
     test = prepared.zoo.weights[prepared.split.test]
-    usual, strange = (bundle.judge(rows).scores for rows in (test, zoo.weights[hidden]))
+    usual, strange = (
+        bundle.predict_arrays(rows).ood_scores for rows in (test, zoo.weights[hidden])
+    )
     truth = np.r_[np.zeros(len(usual)), np.ones(len(strange))]
     assert roc_auc_score(truth, np.r_[usual, strange]) > 0.7
 
@@ -245,9 +251,9 @@ def test_raw_bundles_abstain_from_projected_weights(
     bundle = Bundle.load(tmp_path / "run" / "bundle")
     assert bundle.gauge == "raw"
     rows = make_zoo(n=120).weights[:4]
-    plain = bundle.verdict(rows)
+    plain = bundle.predict_batch(rows)
     assert sum(verdict.label is not None for verdict in plain) >= 2
-    assert {v.reason for v in bundle.verdict(rows, projected=True)} == {"projected"}
-    some = bundle.verdict(rows, projected=[True, False, False, False])
+    assert {v.reason for v in bundle.predict_batch(rows, projected=True)} == {"projected"}
+    some = bundle.predict_batch(rows, projected=[True, False, False, False])
     assert (some[0].label, some[0].reason) == (None, "projected")
     assert some[1:] == plain[1:]
