@@ -6,10 +6,13 @@ Exit codes: 0 done, 1 ran and failed, 2 bad input, 3 a scan that flagged files.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lora_ws.errors import ConfigError, LoraWsError
+from lora_ws.errors import ConfigError, DeprecatedName, LoraWsError
 from lora_ws.system import write_utf8
 
 # Two words are a command and what it acts on.
@@ -184,8 +187,25 @@ def _run(name: str, target: Callable[..., int | None], args: list[str]) -> int:
 
     # Classes of the user's own are named by dotted path and often lie in the working folder.
     sys.path.append(str(Path.cwd()))
-    try:
-        run = parse(target, args, prog=f"lora-ws {name}")
-    except SystemExit as stop:  # --help and --print_config
-        return int(stop.code or 0)
-    return int(run() or 0)
+    with _notices():
+        try:
+            run = parse(target, args, prog=f"lora-ws {name}")
+        except SystemExit as stop:  # --help and --print_config
+            return int(stop.code or 0)
+        return int(run() or 0)
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Say in one line each what is deprecated."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if category is DeprecatedName:
+                print(f"lora-ws: {message}", file=sys.stderr)  # noqa: T201
+            else:
+                shown(message, category, *where)
+
+        warnings.showwarning = show
+        yield

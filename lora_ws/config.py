@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, DeprecatedName
 
 T = TypeVar("T")
 # Metadata of a spec's field that earlier versions had: read for one more release, never written.
@@ -57,8 +57,8 @@ def deprecated(old: str, new: str) -> None:
     """Say that a key, flag or name goes with the next release."""
     warnings.warn(
         f"`{old}` is deprecated and goes with the next release; use `{new}`",
-        FutureWarning,
-        stacklevel=2,
+        DeprecatedName,
+        stacklevel=3,
     )
 
 
@@ -120,6 +120,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     skip: set[str | int] = {*lists, *(parameter.name for parameter in positional)}
     if isinstance(source, type):
         parser.add_class_arguments(source, None, as_group=False, sub_configs=False, skip=skip)
+        parser.set_defaults(_default_classes(source))
     elif keywords:
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
     try:
@@ -204,6 +205,18 @@ class _Help(DefaultHelpFormatter):
         text = super()._get_help_string(action)
         choices = ", ".join(_choices(getattr(action, "_typehint", None)))
         return re.sub(r"known subclasses: [^)]*", f"one of {choices}, or any by dotted path", text)
+
+
+def _default_classes(source: type) -> dict[str, Any]:
+    """Defaults that are objects, as class path and arguments, so that flags may change these."""
+    if not dataclasses.is_dataclass(source):
+        return {}
+    made = {
+        field.name: field.default_factory()
+        for field in dataclasses.fields(source)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    return {name: to_plain(value) for name, value in made.items() if hasattr(value, "get_params")}
 
 
 def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:

@@ -74,3 +74,7 @@ class NotAvailableError(LoraWsError, FileNotFoundError):
     def __str__(self) -> str:
         # FileNotFoundError formats errno pairs; a message is all there is here.
         return str(self.args[0]) if self.args else ""
+
+
+class DeprecatedName(FutureWarning):
+    """A key, flag or name that goes with the next release."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 
 from lora_ws.config import DEPRECATED, deprecated, load_spec, to_plain
 from lora_ws.errors import ConfigError
@@ -181,7 +181,7 @@ class ExperimentSpec:
     task: str = "classification"
     matrices: tuple[str, ...] | None = None
     featurizer: TransformerMixin | None = None
-    model: BaseEstimator = field(default_factory=MLP)
+    model: Metanetwork | BaseEstimator = field(default_factory=MLP)
     choose: dict[str, list[Any]] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
@@ -203,6 +203,11 @@ class ExperimentSpec:
             raise ConfigError(f"task: expected {' or '.join(TASKS)}, got {self.task}")
         if self.kind.needs_label and self.label is None:
             raise ConfigError(f"task={self.task}: expected `label`, a column of numbers, got none")
+        if not (isinstance(self.model, Metanetwork) or is_classifier(self.model)):
+            raise ConfigError(
+                f"model: expected a network or a classifier of scikit-learn, got "
+                f"{describe(self.model)}; use MLP, say"
+            )
         if self.metadata and self.featurizer is not None:
             raise ConfigError(
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
