@@ -73,7 +73,9 @@ def read(*args: str) -> Spec:
     return call()
 
 
-NAMES = "DeltaPCA, FlatVec, FlatVecPCA, Norms, StatsFlatVec, StatsLayer, StatsLayerDense"
+NAMES = (
+    "DeltaPCA, FlatVec, FlatVecPCA, Norms, StatsFlatVec, StatsLayer, StatsLayerDense, UpdateKernel"
+)
 WRONG = {
     "--any FlatVecPCB": "--any: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
     "--ours FlatVecPCB": "--ours: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
