@@ -8,7 +8,7 @@ from lora_ws.experiments.recipes import Protocol
 
 @dataclass(frozen=True)
 class PrincipalComponentsSpec(EvalSpec):
-    """The figure of principal components: one recipe a protocol, many K.
+    """The figure of principal components: one recipe per protocol, many K.
 
     Attributes:
         dataset: collection it is made from where none is asked for.
