@@ -26,7 +26,7 @@ test: install
 	failed=0; \
 	$(PYTEST) -m "not slow and not gpu" $(CHECKED:%=--ignore %) || failed=1; \
 	$(PYTEST) -m "not slow and not gpu" $(CHECKED) $(SHAPES) || failed=1; \
-	$(PYTEST) --nbmake $(QUICK) || failed=1; \
+	$(PYTEST) -n 0 --nbmake $(QUICK) || failed=1; \
 	exit $$failed
 
 # The tests on the kernels that other processors use; the last needs AVX-512 here.
