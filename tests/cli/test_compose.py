@@ -16,7 +16,8 @@ from lora_ws.adapters import read_adapter
 from lora_ws.cli import main
 from lora_ws.composition.run import run as run_spec
 from lora_ws.composition.spec import ComposeSpec
-from lora_ws.diffusion import Regions
+from lora_ws.config import load_spec
+from lora_ws.diffusion import Regions, Switch
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
 
 
@@ -97,6 +98,28 @@ def test_masks_are_pictures(files: list[str], tmp_path: Path) -> None:
     drawn, page = run_spec(spec)
     assert drawn.read_bytes() == (tmp_path / "grid.png").read_bytes()
     assert page == tmp_path / "python.html"
+
+
+def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(
+        """
+base: digit-sd
+adapters: [a.safetensors, b.safetensors]
+prompt: a photo of three
+negative_prompt: a photo of one
+seed: 7
+method: {class_path: Switch, init_args: {tau: 10, weights: [1, 3]}}
+""",
+        encoding="utf-8",
+    )
+    assert load_spec(ComposeSpec, tmp_path / "compose.yaml") == ComposeSpec(
+        base="digit-sd",
+        adapters=["a.safetensors", "b.safetensors"],
+        prompt="a photo of three",
+        negative_prompt="a photo of one",
+        seed=7,
+        method=Switch(tau=10, weights=(1.0, 3.0)),
+    )
 
 
 def test_flags_of_before_are_taken_with_a_notice(
