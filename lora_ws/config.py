@@ -77,8 +77,8 @@ def load_spec(target: Callable[..., T], path: str | Path) -> T:
 def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[[], T]:
     """Read flags (and ``--config`` files) for the parameters of ``target``.
 
-    A function whose only parameter is a dataclass takes the dataclass's fields as its flags;
-    positional-only parameters are positional on the command line too.
+    A function whose only parameter is a dataclass, positional-only ones aside, takes the
+    dataclass's fields as its flags; positional-only parameters are positional on the command line.
 
     Returns:
         A call without arguments that runs ``target`` with what was read.
@@ -89,7 +89,8 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     """
     spec_type = _spec_type(target)
     source = spec_type or target
-    positional, keywords = _positional(source)
+    positional, _ = _positional(target)
+    _, keywords = _positional(source)
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
@@ -103,7 +104,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
             parameter.name,
             type=str,
             nargs="+" if repeated else None,
-            help=_argument_help(source, parameter.name),
+            help=_argument_help(target, parameter.name),
         )
     lists = {p.name: kind for p in keywords if (kind := _list_of(p.annotation))}
     for parameter in keywords if lists else []:
@@ -128,10 +129,10 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(error, parser)) from error
     values.pop("config", None)
+    first = [values.pop(parameter.name) for parameter in positional]
     if spec_type:
         spec = _build(spec_type, values)
-        return lambda: target(spec)
-    first = [values.pop(parameter.name) for parameter in positional]
+        return lambda: target(*first, spec)
     return lambda: _build(target, values, first)
 
 
@@ -226,7 +227,7 @@ def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any
 def _spec_type(target: Callable[..., Any]) -> type | None:
     if isinstance(target, type):
         return None
-    parameters = list(inspect.signature(target).parameters.values())
+    _, parameters = _positional(target)
     if len(parameters) == 1 and dataclasses.is_dataclass(parameters[0].annotation):
         return parameters[0].annotation  # type: ignore[return-value]
     return None

@@ -143,6 +143,16 @@ def test_a_list_of_a_spec_is_several_words(
     assert "of any kind, as many as there are, on one line or more." in shown
 
 
+def test_a_spec_may_stand_beside_words_without_a_flag() -> None:
+    def named(names: list[str], /, spec: Spec) -> tuple[list[str], Spec]:
+        """Return what was read."""
+        return names, spec
+
+    assert parse(named, ["a", "b", "--rows", "3"], "named")() == (["a", "b"], Spec(rows=3))
+    with pytest.raises(ConfigError, match="missing: names"):
+        parse(named, ["--rows", "3"], "named")
+
+
 def test_help_lists_our_classes_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")

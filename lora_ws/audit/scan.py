@@ -18,6 +18,7 @@ from lora_ws.audit.ledger import Ledger, read_starts
 from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.formats import INFO
+from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.config import cache_dir
 from lora_ws.errors import ConfigError
 from lora_ws.workers import map_batches
@@ -29,28 +30,57 @@ LOST = "the process that read it ended; it may take too much memory"
 
 @dataclass(frozen=True)
 class ScanSpec:
-    """How files are judged.
+    """How adapter files are read, classified, flagged and reported.
 
     Attributes:
-        bundle: folder of the classifier; None tells of files alone.
-        whole: see `classify_files`.
-        evidence: see `classify_files`.
-        batch: files judged at once; memory holds one batch a process.
-        workers: processes; with 1 it is this one.
-        cache: folder for what is known of contents; None takes the user's.
+        model: folder of a bundle, or its Hub repository; null tells of files alone
+        revision: Hub revision of the bundle.
+        out: HTML page to write.
+        json: file of one JSON object per line to write.
+        csv: table to write.
+        policy: YAML file with what to flag; null flags what cannot be read.
+        index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
+            the folder of an index
+        evidence: say what each layer adds to a verdict, which takes a third more time.
+        whole: read all of every file; null does so on this machine, and reads what the model needs
+            of files on the Hub.
+        workers: processes.
+        batch: files that a process has in memory.
+        cache: folder for what is known of contents; null takes scan/ in the user's cache.
     """
 
-    bundle: Path | None = None
+    model: str | None = None
+    revision: str | None = None
+    out: Path | None = None
+    json: Path | None = None
+    csv: Path | None = None
+    policy: Path | None = None
+    index: str | None = None
+    evidence: bool = True
     whole: bool | None = None
-    evidence: bool = False
-    batch: int = 32
     workers: int = 1
+    batch: int = 32
     cache: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def fetched(self) -> "ScanSpec":
+        """The same with the classifier on this machine, fetched from the Hub where it is not.
+
+        Raises:
+            NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+        """
+        if self.model is None or Path(self.model).is_dir():
+            return self
+        folder, _ = fetch_bundle(self.model, self.revision)
+        return replace(self, model=str(folder), revision=None)
+
+    def bundle(self) -> Bundle | None:
+        """Load the classifier that was `fetched`; None without one."""
+        return Bundle.load(self.model) if self.model else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,17 +136,18 @@ def scan(
 
     Args:
         refs: the files.
-        spec: how.
+        spec: how they are read and classified; what is flagged and written is left out.
         advance: told of files that are done.
 
     Raises:
         DataError: another process scans in the same way.
     """
+    spec = spec.fetched()
     settings = {
         "format": FORMAT,
         "lora_ws": version("lora_ws"),
-        "bundle": spec.bundle and file_sha256(spec.bundle / INFO),
-        "evidence": spec.evidence,
+        "bundle": spec.model and file_sha256(Path(spec.model) / INFO),
+        "evidence": spec.evidence and spec.model is not None,
     }
     mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     folder = (spec.cache or cache_dir() / "scan") / mark
@@ -155,7 +186,7 @@ def library(
     """
     if len(what) == 1 and (Path(what[0]) / index_store.HEAD).is_file():
         return Index.open(what[0])
-    found = scan(find_all(what), replace(spec, bundle=None, evidence=False), advance)
+    found = scan(find_all(what), replace(spec, model=None), advance)
     index = found.index()
     if not len(index):
         why = f": {next(iter(found)).message}" if len(found) else ""
@@ -168,15 +199,15 @@ def _lost(ref: AdapterRef) -> FileResult:
 
 
 def _stage(spec: ScanSpec, ledger: Path, run: str, refs: list[AdapterRef]) -> list[FileResult]:
-    bundle = spec.bundle and _bundle(spec.bundle, run)
+    bundle = _bundle(spec, run)
     known = _known(ledger, run)
     return classify_files(refs, bundle, whole=spec.whole, evidence=spec.evidence, known=known)
 
 
 @lru_cache(maxsize=1)
-def _bundle(folder: Path, _run: str) -> Bundle:
+def _bundle(spec: ScanSpec, _run: str) -> Bundle | None:
     """Read once by every process of a run."""
-    return Bundle.load(folder)
+    return spec.bundle()
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from warm import COMMAND, Warm
 from lora_ws.adapters import read_adapter
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.audit.scan import ScanSpec, find_all, scan
+from lora_ws.audit.triage import triage
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import DataError
@@ -120,8 +121,24 @@ def test_the_page_tells_all_of_it_and_runs_nothing_of_it(
     assert "kohya/good-400.safetensors (1.00)" in text
 
 
+def test_triage_from_python_is_what_the_command_does(
+    folder: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, files = tmp_path / "cache", [tmp_path / "command.jsonl", tmp_path / "python.jsonl"]
+    assert run(folder, "--model", bundle, "--json", files[0], "--cache", cache) == 3
+    shown = capsys.readouterr().out
+    found = triage([str(folder)], ScanSpec(str(bundle), json=files[1], cache=cache))
+    assert lines(files[0]) == lines(files[1])
+    assert (len(found.scan), found.report.counts["flagged"]) == (len(EXPECTED), 4)
+    assert found.copies
+    assert f"copies: {len(found.copies.equal)} groups the same" in shown
+
+
 def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: Path) -> None:
-    spec, places = ScanSpec(bundle, cache=tmp_path / "cache"), find_all([str(folder)])
+    spec, places = (
+        ScanSpec(str(bundle), evidence=False, cache=tmp_path / "cache"),
+        find_all([str(folder)]),
+    )
     first = scan(places, spec)
     again = scan(places, spec)
     assert list(first) == list(again)
@@ -163,7 +180,10 @@ def test_a_killed_scan_goes_on(
 
 
 def test_two_scans_at_once_do_not_mix(folder: Path, bundle: Path, tmp_path: Path) -> None:
-    spec, places = ScanSpec(bundle, cache=tmp_path / "cache", batch=1), find_all([str(folder)])
+    spec, places = (
+        ScanSpec(str(bundle), evidence=False, cache=tmp_path / "cache", batch=1),
+        find_all([str(folder)]),
+    )
     refused = []
 
     def second(_: int) -> None:

@@ -1,0 +1,69 @@
+"""Scan, flag and report: what `lora-ws scan` does, for Python."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from lora_ws.audit.dedup import Copies, copies
+from lora_ws.audit.output import csv_rows, json_lines
+from lora_ws.audit.policy import Policy, review
+from lora_ws.audit.report import Report
+from lora_ws.audit.scan import Scan, ScanSpec, find_all, library, scan
+from lora_ws.config import load_spec
+from lora_ws.errors import ConfigError
+from lora_ws.report.progress import progress
+
+
+class Triage(NamedTuple):
+    """What a scan found.
+
+    Attributes:
+        scan: the finding of each file.
+        report: what became of them, in numbers and on a page.
+        copies: groups of equal and nearly equal updates; None of fewer than two that were read.
+    """
+
+    scan: Scan
+    report: Report
+    copies: Copies | None
+
+
+def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
+    """Classify adapter files, flag some, and write the page, JSON lines and table asked for.
+
+    Args:
+        what: files, folders, lists and names on the Hub, as `find_all` takes them.
+        spec: how.
+
+    Raises:
+        ConfigError: there are no files, rules that can never apply, or no folder to write to.
+        DataError: another process scans in the same way.
+        NotAvailableError: something on the Hub cannot be had.
+    """
+    rules = load_spec(Policy, spec.policy) if spec.policy else Policy()
+    spec = spec.fetched()
+    bundle = spec.bundle()
+    rules.check(bundle.classes if bundle else (), spec.index is not None)
+    for file in (spec.out, spec.json, spec.csv):
+        if file and not file.absolute().parent.is_dir():
+            raise ConfigError(f"{file}: there is no folder {file.parent} to write to; make it")
+    refs = find_all(what)
+    if not refs:
+        raise ConfigError(f"{', '.join(what)}: expected adapter files, found none")
+    known = library([spec.index], spec) if spec.index else None
+    with progress("scan", len(refs)) as advance:
+        found = scan(refs, spec, advance)
+    report = Report()
+    with ExitStack() as stack:
+        files = ((json_lines, spec.json), (csv_rows, spec.csv))
+        sinks = [stack.enter_context(open_sink(file)) for open_sink, file in files if file]
+        for one in review(found, rules, known):
+            for sink in (report.add, *sinks):
+                sink(one)
+    signatures = found.index()
+    alike = copies(signatures) if len(signatures) > 1 else None
+    if spec.out:
+        title = f"Scan of {', '.join(what)}"
+        page = report.page(title, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
+        spec.out.write_text(page, encoding="utf-8")
+    return Triage(found, report, alike)
