@@ -22,6 +22,7 @@ def spec() -> AttributionSpec:
     return replace(full, digits=("three", "seven"), seeds=1, steps=4, starts=(0.0, 0.5), resume=2)
 
 
+@pytest.mark.slow
 def test_a_report_of_every_stage_that_resumes(spec: AttributionSpec, tmp_path: Path) -> None:
     report = run(spec, Options("attribution", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"

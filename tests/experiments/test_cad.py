@@ -23,6 +23,7 @@ def spec() -> CadSpec:
     return replace(full, digits=("three",), budgets=(0.1,), seeds=1, steps=4, images=1)
 
 
+@pytest.mark.slow
 def test_a_report_of_every_method_that_resumes(spec: CadSpec, tmp_path: Path) -> None:
     report = run(spec, Options("cad", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"

@@ -22,6 +22,7 @@ def full() -> CompositionSpec:
     return load_spec(CompositionSpec, eval_file("composition"))
 
 
+@pytest.mark.slow
 def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: Path) -> None:
     spec = replace(full, sizes=(5,), steps=2, images=1, digits=1, taus=(1, 2), tau_size=5)
     report = run(spec, Options("composition", tmp_path / "out")) / "report.html"
