@@ -1,6 +1,6 @@
 """How tensors and columns are named: a declarative table of endings and prefixes.
 
-A key is *prefix + module path + ending*. Add a row to read another spelling.
+A key is *prefix + module path + ending*. Add a row to read another naming scheme.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""An adapter as a file of another spelling, with the same effective update.
+"""Write an adapter as a file of another format, with the same effective update.
 
 Scales differ in where they are kept, so the factor is folded into B and every file says 1.
 """
@@ -17,7 +17,7 @@ from lora_ws.adapters.locate import PEFT_PICKLE, PEFT_WEIGHTS
 from lora_ws.adapters.scale import PEFT_CONFIG
 from lora_ws.errors import AdapterError, ConfigError
 
-Spelling = Literal["peft", "diffusers", "kohya"]
+FileFormat = Literal["peft", "diffusers", "kohya"]
 KOHYA_PREFIXES = {
     "unet": "lora_unet_",
     "text_encoder": "lora_te_",
@@ -25,7 +25,7 @@ KOHYA_PREFIXES = {
 }
 
 
-def write_adapter(adapter: Adapter, folder: Path, to: Spelling, *, sdxl: bool = False) -> Path:
+def write_adapter(adapter: Adapter, folder: Path, to: FileFormat, *, sdxl: bool = False) -> Path:
     """Write an adapter.
 
     Args:
@@ -39,7 +39,7 @@ def write_adapter(adapter: Adapter, folder: Path, to: Spelling, *, sdxl: bool = 
         the file of weights.
 
     Raises:
-        AdapterError: the spelling has no place for a part of it.
+        AdapterError: the format has no place for a part of it.
         ConfigError: the folder holds something.
     """
     if folder.exists() and any(folder.iterdir()):
@@ -76,7 +76,7 @@ def _stem(adapter: Adapter) -> str:
     return source.parent.name if source.name in (PEFT_WEIGHTS, PEFT_PICKLE) else source.stem
 
 
-def _tensors(module: Module, stem: str, to: Spelling) -> dict[str, np.ndarray]:
+def _tensors(module: Module, stem: str, to: FileFormat) -> dict[str, np.ndarray]:
     up = (module.up * np.float32(module.scale)).astype(np.float32)
     down = module.down.astype(np.float32)
     if module.kernel:

@@ -11,7 +11,7 @@ from rich.table import Table
 from lora_ws.adapters import AdapterFile, open_adapter
 from lora_ws.adapters.reader import open_pickled
 from lora_ws.adapters.summary import AdapterSummary, summarize
-from lora_ws.adapters.writer import Spelling, write_adapter
+from lora_ws.adapters.writer import FileFormat, write_adapter
 from lora_ws.errors import AdapterError
 
 
@@ -32,8 +32,8 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
     _show(file, adapter.sha256, facts)
 
 
-def convert(file: str, out: str, /, *, to: Spelling, allow_pickle: bool = False) -> None:
-    """Write an adapter in another spelling, with the same effective update.
+def convert(file: str, out: str, /, *, to: FileFormat, allow_pickle: bool = False) -> None:
+    """Write an adapter in another file format, with the same effective update.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors

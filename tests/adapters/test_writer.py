@@ -14,7 +14,7 @@ from torch import nn
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
 from lora_ws.adapters.projection import project
 from lora_ws.adapters.reader import open_adapter
-from lora_ws.adapters.writer import Spelling, write_adapter
+from lora_ws.adapters.writer import FileFormat, write_adapter
 from lora_ws.errors import AdapterError, ConfigError
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -47,7 +47,7 @@ def bound(adapter: Adapter) -> float:
 
 
 @pytest.mark.parametrize("to", ["peft", "diffusers", "kohya"])
-def test_the_update_stays_in_every_spelling(to: Spelling, file: Path, tmp_path: Path) -> None:
+def test_the_update_stays_in_every_spelling(to: FileFormat, file: Path, tmp_path: Path) -> None:
     adapter = read_adapter(file)
     written = write_adapter(adapter, tmp_path / "out", to)
     again = read_adapter(written.parent if to == "peft" else written)
