@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests start many processes; none of them compiles what another one has.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test kernels slow check bench install clean
+.PHONY: train test kernels slow check help bench install clean
 
 train: install
 	$(BIN)/lora-ws train
@@ -44,6 +44,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# What `lora-ws COMMAND --help` prints, rendered; run it after a change of flags.
+help: install
+	$(BIN)/python -c "from lora_ws.cli import *; [help_file(n).write_text(help_text(n), encoding='utf-8') for n in COMMANDS]"
 
 bench: install
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

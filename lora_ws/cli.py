@@ -4,11 +4,12 @@ Exit codes: 0 done, 1 ran and failed, 2 bad input, 3 a scan that flagged files.
 """
 
 import importlib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ EXTRAS = {
     **dict.fromkeys(("diffusers", "peft", "transformers", "tokenizers", "accelerate"), "diffusion"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
 }
+HELP_WIDTH = 100
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
@@ -170,7 +172,36 @@ def _notice(old: str, new: str) -> None:
     print(f"lora-ws: `{old}` is `{new}` now; the next release forgets it", file=sys.stderr)  # noqa: T201
 
 
+def help_text(name: str) -> str:
+    """Render the help of a command from its signature, which imports all that it names.
+
+    Example:
+        >>> help_text("inspect").splitlines()[0]
+        'usage: lora-ws inspect [--config CONFIG] [--as_json {true,false}] file'
+    """
+    from lora_ws.config import parse
+
+    module, _, function = COMMANDS[name][0].partition(":")
+    target, text = getattr(importlib.import_module(module), function), io.StringIO()
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(HELP_WIDTH)
+    try:
+        with redirect_stdout(text), suppress(SystemExit):
+            parse(target, ["--help"], prog=f"lora-ws {name}")
+    finally:
+        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
+    return text.getvalue()
+
+
+def help_file(name: str) -> Path:
+    """Where ``make help`` puts the rendered help of a command, which then is answered at once."""
+    return Path(__file__).parent / "_assets" / "help" / f"{name.replace(' ', '_')}.txt"
+
+
 def _call(name: str, args: list[str]) -> int:
+    if args in (["--help"], ["-h"]) and help_file(name).is_file():
+        print(help_file(name).read_text(encoding="utf-8"), end="")  # noqa: T201
+        return 0
     module, _, function = COMMANDS[name][0].partition(":")
     try:
         return _run(name, getattr(importlib.import_module(module), function), args)

@@ -22,7 +22,7 @@ import lora_ws
 from lora_ws import cli
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import ABSTENTIONS
-from lora_ws.cli import COMMANDS, find_command, main
+from lora_ws.cli import find_command, main
 from lora_ws.collection import load
 
 ROOT = Path(__file__).parents[2]
@@ -116,12 +116,6 @@ def test_every_public_name_resolves() -> None:
     assert set(lora_ws.__all__) - {"__version__"} <= words
     with pytest.raises(AttributeError, match="no attribute `Flatvec`"):
         lora_ws.Flatvec  # noqa: B018
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command.split(), "--help"]) == 0
-    assert f"usage: lora-ws {command}" in capsys.readouterr().out
 
 
 def test_data_list_and_info() -> None:
