@@ -35,6 +35,8 @@ class ScanSpec:
     Attributes:
         model: folder of a bundle, or its Hub repository; null tells of files alone
         revision: Hub revision of the bundle.
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may name.
         out: HTML page to write.
         json: file of one JSON object per line to write.
         csv: table to write.
@@ -51,6 +53,7 @@ class ScanSpec:
 
     model: str | None = None
     revision: str | None = None
+    allow_classes: tuple[str, ...] = ()
     out: Path | None = None
     json: Path | None = None
     csv: Path | None = None
@@ -80,7 +83,7 @@ class ScanSpec:
 
     def bundle(self) -> Bundle | None:
         """Load the classifier that was `fetched`; None without one."""
-        return Bundle.load(self.model) if self.model else None
+        return Bundle.load(self.model, allow_classes=self.allow_classes) if self.model else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,8 @@ def evaluate(
         label: column to predict; null takes the card's.
         part: which rows; test is the honest one for the collection it was trained on.
         revision: Hub revision of the bundle.
-        allow_classes: dotted paths of representations outside this library that it may name.
+        allow_classes: dotted paths of representations and networks outside this library that it may
+            name.
     """
     from lora_ws.learn.tasks import Classification
 

@@ -33,7 +33,8 @@ def predict(
         model: folder of a bundle, or its Hub repository.
         top: how many classes to show.
         revision: Hub revision of the bundle.
-        allow_classes: dotted paths of representations outside this library that it may name.
+        allow_classes: dotted paths of representations and networks outside this library that it may
+            name.
         as_json: print one JSON line a file instead of a table.
     """
     if top < 1:

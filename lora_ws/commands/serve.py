@@ -14,6 +14,7 @@ def serve(
     *,
     model: str | None = None,
     revision: str | None = None,
+    allow_classes: tuple[str, ...] = (),
     index: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -28,6 +29,8 @@ def serve(
     Args:
         model: folder of a bundle, or its Hub repository; null tells of files alone
         revision: Hub revision of the bundle.
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may name.
         index: known adapters to compare with: a folder, a .txt list, a name on the Hub, or the
             folder of an index
         host: address to listen on.
@@ -36,8 +39,9 @@ def serve(
         at_once: files that are judged side by side.
         waiting: files that may wait; more are turned away.
     """
-    bundle = Bundle.from_pretrained(model, revision=revision) if model else None
-    known = None
+    bundle = known = None
+    if model:
+        bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
     if index:
         with progress("read", None) as advance:
             known = library([index], ScanSpec(), advance)

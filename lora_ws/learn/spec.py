@@ -220,6 +220,8 @@ class ExperimentSpec:
                 f"model: {describe(self.model)} reads the factors themselves, got {given}; "
                 "leave it out, or choose a network that reads features, such as MLP"
             )
+        if self.reads_factors and self.featurizer is None:
+            object.__setattr__(self, "featurizer", FlatVec())
         if self.matrices is not None and not self.takes_matrices:
             given = "metadata" if self.metadata else describe(self.featurizer)
             raise ConfigError(
@@ -310,8 +312,7 @@ class ExperimentSpec:
         """One spec per representation: itself, or the paper's five."""
         if self.featurizer is not None or self.metadata:
             return [self]
-        featurizers = [FlatVec] if self.reads_factors else PAPER
-        return [replace(self, featurizer=featurizer()) for featurizer in featurizers]
+        return [replace(self, featurizer=featurizer()) for featurizer in PAPER]
 
 
 def slug(name: str) -> str:
