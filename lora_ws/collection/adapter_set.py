@@ -158,7 +158,7 @@ class AdapterSet:
             )
         return np.array([codes[str(value)] for value in values.tolist()], np.int64), classes
 
-    def numbers(self, column: str | None = None) -> np.ndarray:
+    def targets(self, column: str | None = None) -> np.ndarray:
         """A label column as numbers, float32.
 
         Raises:
@@ -169,7 +169,7 @@ class AdapterSet:
         if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
             raise DataError(
                 f"column `{name}` of `{self.card.name}`: expected finite numbers, got "
-                f"{self.rows[name].type}; choose a column of numbers, or leave `regression` out"
+                f"{self.rows[name].type}; choose a column of numbers, or use task=classification"
             )
         return values.astype(np.float32)
 

@@ -25,7 +25,7 @@ Coarse = Literal["matrix", "block"]
 COARSE: tuple[Coarse, ...] = ("matrix", "block")
 
 
-class Regression(NamedTuple):
+class RegressionFit(NamedTuple):
     """A linear model of what ablations do.
 
     Attributes:
@@ -54,7 +54,7 @@ def regression(
     ridge: float = 0.0,
     folds: int = 10,
     seed: int = 0,
-) -> Regression:
+) -> RegressionFit:
     """Score components from random ablations; J is measured ``masks + 1`` times.
 
     Args:
@@ -92,7 +92,7 @@ def regression(
     with np.errstate(invalid="ignore", divide="ignore"):
         r2 = float(r2_score(falls, guessed, force_finite=False))
     scores = dict(zip(parts, map(float, model.fit(off, falls).coef_), strict=True))
-    return Regression(scores, r2, off, falls)
+    return RegressionFit(scores, r2, off, falls)
 
 
 def components(weights: Mapping[str, nn.Parameter], by: Coarse) -> dict[str, list[str]]:

@@ -5,10 +5,9 @@ import time
 import numpy as np
 import torch
 
-from lora_ws.errors import ConfigError
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
-from lora_ws.learn.spec import ExperimentSpec, describe
+from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import MetanetModule
 from lora_ws.threads import threads
 
@@ -25,15 +24,11 @@ def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> F
         seed: of what the classifier draws.
 
     Raises:
-        ConfigError: the task has no classes, or the classifier cannot be fitted.
+        ConfigError: the classifier cannot be fitted.
     """
     # Here, because it loads much of scikit-learn.
     from lora_ws.models.estimators import fit_estimator
 
-    if not prepared.task.gives_probabilities:
-        raise ConfigError(
-            f"model: expected a network for task={spec.task}, got {describe(spec.model)}; use MLP"
-        )
     start, task = time.perf_counter(), prepared.task
     with threads(spec.trainer.threads):
         network = fit_estimator(

@@ -37,7 +37,7 @@ def class_metrics(num_classes: int) -> MetricCollection:
     )
 
 
-def number_metrics() -> MetricCollection:
+def regression_metrics() -> MetricCollection:
     """Share of variance explained (0 for the mean), mean absolute error, rank correlation.
 
     They measure what they are given; they do not ask other processes.

@@ -195,33 +195,19 @@ class ExperimentSpec:
 
     def __post_init__(self) -> None:
         self._take_deprecated()
-        if self.seeds < 1:
-            raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
-        if self.first_rows is not None and self.first_rows < 1:
-            raise ConfigError(f"first_rows: expected at least 1, got {self.first_rows}")
+        for name in ("seeds", "first_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
         if self.task not in TASKS:
             raise ConfigError(f"task: expected {' or '.join(TASKS)}, got {self.task}")
         if self.kind.needs_label and self.label is None:
             raise ConfigError(f"task={self.task}: expected `label`, a column of numbers, got none")
-        if not (isinstance(self.model, Metanetwork) or is_classifier(self.model)):
-            raise ConfigError(
-                f"model: expected a network or a classifier of scikit-learn, got "
-                f"{describe(self.model)}; use MLP, say"
-            )
         if self.metadata and self.featurizer is not None:
             raise ConfigError(
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
             )
-        if self.reads_factors and (
-            self.metadata or not isinstance(self.featurizer, FlatVec | None)
-        ):
-            given = "metadata" if self.metadata else f"featurizer {describe(self.featurizer)}"
-            raise ConfigError(
-                f"model: {describe(self.model)} reads the factors themselves, got {given}; "
-                "leave it out, or choose a network that reads features, such as MLP"
-            )
-        if self.reads_factors and self.featurizer is None:
-            object.__setattr__(self, "featurizer", FlatVec())
+        self._check_model()
         if self.matrices is not None and not self.takes_matrices:
             given = "metadata" if self.metadata else describe(self.featurizer)
             raise ConfigError(
@@ -230,22 +216,48 @@ class ExperimentSpec:
             )
         if self.choose:
             candidates(self)
-            if self.trainer.world > 1:
-                raise ConfigError("choose: expected one device, got several; set trainer.devices=1")
-        if self.trainer.engine == "batched":
-            self._check_batched()
+        self._check_trainer()
 
-    def _check_batched(self) -> None:
+    def _check_model(self) -> None:
+        """Refuse what no engine fits; a network that reads factors gets the weights themselves."""
+        if not (isinstance(self.model, Metanetwork) or is_classifier(self.model)):
+            raise ConfigError(
+                f"model: expected a network or a classifier of scikit-learn, got "
+                f"{describe(self.model)}; use MLP, say"
+            )
+        if not isinstance(self.model, Metanetwork) and not self.kind.gives_probabilities:
+            raise ConfigError(
+                f"model: expected a network for task={self.task}, got {describe(self.model)}, a "
+                "classifier; use MLP, say"
+            )
+        if not self.reads_factors:
+            return
+        if self.metadata or not isinstance(self.featurizer, FlatVec | None):
+            given = "metadata" if self.metadata else f"featurizer {describe(self.featurizer)}"
+            raise ConfigError(
+                f"model: {describe(self.model)} reads the factors themselves, got {given}; "
+                "leave it out, or choose a network that reads features, such as MLP"
+            )
+        if self.featurizer is None:
+            object.__setattr__(self, "featurizer", FlatVec())
+
+    def _check_trainer(self) -> None:
+        """Refuse what several devices or the batched engine cannot do."""
+        alone = "" if isinstance(self.model, Metanetwork) else f"model {describe(self.model)}"
+        alone = "choose" if self.choose else alone
+        if alone and self.trainer.world > 1:
+            raise ConfigError(
+                f"trainer.devices x trainer.num_nodes: expected 1 with {alone}, got "
+                f"{self.trainer.world}; leave one of them out"
+            )
+        if self.trainer.engine != "batched":
+            return
         if self.fit.changed:
             name = self.fit.changed[0]
+            alone = f"fit.{name}={getattr(self.fit, name)}"
+        if alone:
             raise ConfigError(
-                f"trainer.engine: expected auto or one-by-one with "
-                f"fit.{name}={getattr(self.fit, name)}, got batched"
-            )
-        if self.choose or not isinstance(self.model, Metanetwork):
-            what = "choose" if self.choose else f"{describe(self.model)}, which scikit-learn fits"
-            raise ConfigError(
-                f"trainer.engine: expected auto or one-by-one with {what}, got batched"
+                f"trainer.engine: expected auto or one-by-one with {alone}, got batched"
             )
 
     def _take_deprecated(self) -> None:

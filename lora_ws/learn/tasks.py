@@ -212,7 +212,7 @@ class Regression(Task):
         cls, adapters: AdapterSet, label: str | None
     ) -> tuple[Float[np.ndarray, " adapters"], tuple[str, ...]]:
         """Read the number of each adapter."""
-        return adapters.numbers(label), ()
+        return adapters.targets(label), ()
 
     @classmethod
     def fit(cls, targets: Float[np.ndarray, " rows"], classes: tuple[str, ...]) -> Self:
@@ -248,9 +248,9 @@ class Regression(Task):
 
     def metrics(self) -> "MetricCollection":
         """Share of variance explained, mean absolute error, rank correlation."""
-        from lora_ws.learn.metrics import number_metrics
+        from lora_ws.learn.metrics import regression_metrics
 
-        return number_metrics()
+        return regression_metrics()
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Regression)}

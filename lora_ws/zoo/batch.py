@@ -10,7 +10,7 @@ import torch
 from lora_ws.adapters.layout import Layout
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.zoo.finetune import finetune
-from lora_ws.zoo.sampling import Job
+from lora_ws.zoo.sampling import AdapterPlan
 from lora_ws.zoo.spec import ZooSpec
 
 # Far from any adapter's seed, so that a second try draws nothing that another adapter drew.
@@ -20,7 +20,7 @@ SHARED = 5 * 10**8
 
 
 def train_batch(
-    pipeline: Any, layout: Layout, latents: torch.Tensor, jobs: Sequence[Job], spec: ZooSpec
+    pipeline: Any, layout: Layout, latents: torch.Tensor, jobs: Sequence[AdapterPlan], spec: ZooSpec
 ) -> tuple[np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]:
     """Train a batch of adapters, those that become NaN once more with another seed.
 
@@ -45,7 +45,7 @@ def _attempt(
     pipeline: Any,
     layout: Layout,
     latents: torch.Tensor,
-    jobs: Sequence[Job],
+    jobs: Sequence[AdapterPlan],
     spec: ZooSpec,
     attempt: int,
 ) -> list[tuple[np.ndarray, dict[str, Any]]]:
@@ -80,7 +80,7 @@ def _attempt(
 
 
 def _row(
-    job: Job,
+    job: AdapterPlan,
     seed: int,
     a_seed: int,
     vector: np.ndarray,

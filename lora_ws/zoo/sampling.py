@@ -47,7 +47,7 @@ class SamplingSpec:
 
 
 @dataclass(frozen=True)
-class Job:
+class AdapterPlan:
     """One adapter to train.
 
     Attributes:
@@ -84,7 +84,7 @@ class Job:
         return f"{self.a_init}/{self.prompt}"
 
 
-def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
+def plan_adapters(photos: Photos, spec: SamplingSpec, seed: int) -> list[AdapterPlan]:
     """List every adapter of a collection, subset after subset.
 
     Raises:
@@ -92,7 +92,7 @@ def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
 
     Example:
         >>> from lora_ws.zoo.photos import PhotoSpec, load_photos
-        >>> jobs = plan_jobs(load_photos(PhotoSpec(), 16), SamplingSpec(), seed=0)
+        >>> jobs = plan_adapters(load_photos(PhotoSpec(), 16), SamplingSpec(), seed=0)
         >>> len(jobs), jobs[0].text, jobs[0].subset
         (50, 'a photo of sks even', 'per_adapter/class')
     """
@@ -119,7 +119,7 @@ def plan_jobs(photos: Photos, spec: SamplingSpec, seed: int) -> list[Job]:
         for k, (category, leaf, number, images, part, leaf_part) in enumerate(sets):
             text = f"a photo of sks {category}" if prompt == "class" else "a photo of sks"
             jobs.append(
-                Job(
+                AdapterPlan(
                     len(jobs),
                     k,
                     category,

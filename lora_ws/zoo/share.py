@@ -30,7 +30,7 @@ from lora_ws.threads import threads
 from lora_ws.zoo.batch import train_batch
 from lora_ws.zoo.memory import adapters_that_fit
 from lora_ws.zoo.photos import Photos, load_photos
-from lora_ws.zoo.sampling import LABELS, Job, plan_jobs
+from lora_ws.zoo.sampling import LABELS, AdapterPlan, plan_adapters
 from lora_ws.zoo.spec import ZooSpec
 
 
@@ -44,7 +44,7 @@ def build_share(spec: ZooSpec) -> AdapterSet:
     with threads(1):
         pipeline = load_pipeline(spec.base, spec.device)
         photos = _unseen(load_photos(spec.photos, image_size(pipeline)), spec.base)
-        jobs = plan_jobs(photos, spec.sampling, spec.seed)
+        jobs = plan_adapters(photos, spec.sampling, spec.seed)
         layout = adapter_layout(pipeline.unet, spec.finetune.rank)
         share, shares = spec.share
         if spec.adapters_at_once is None:
@@ -74,9 +74,9 @@ def build_share(spec: ZooSpec) -> AdapterSet:
     return AdapterSet.open(spec.path)
 
 
-def make_batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+def make_batches(jobs: Sequence[AdapterPlan], size: int) -> list[list[AdapterPlan]]:
     """Cut jobs into batches of nearly equal size that hold one subset each."""
-    subsets: dict[str, list[Job]] = {}
+    subsets: dict[str, list[AdapterPlan]] = {}
     for job in jobs:
         subsets.setdefault(job.subset, []).append(job)
     batches = []
@@ -111,7 +111,7 @@ def _origin(spec: ZooSpec) -> dict[str, Any]:
     return {"origin": "lora-ws zoo build", "recipe": recipe, "base": _identity(spec.base)}
 
 
-def _card(spec: ZooSpec, jobs: Sequence[Job]) -> DatasetCard:
+def _card(spec: ZooSpec, jobs: Sequence[AdapterPlan]) -> DatasetCard:
     subsets = tuple(dict.fromkeys(job.subset for job in jobs))
     flagged = spec.sampling.flagged is not None
     return DatasetCard(

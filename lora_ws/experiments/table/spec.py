@@ -43,7 +43,7 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class PlainInput:
     """A control: a plain input that says what the rows of a table must beat."""
 
     name: str
@@ -66,7 +66,7 @@ class TableSpec(EvalSpec):
 
     dataset: str
     rows: tuple[RowSpec, ...]
-    inputs: tuple[InputSpec, ...] = ()
+    inputs: tuple[PlainInput, ...] = ()
     tolerance: float = 2.0
     layer_by: Literal["", "val"] = ""
     nested: tuple[str, ...] = ()
