@@ -85,6 +85,7 @@ def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> A
     """Build an untrained pipeline whose tokenizer knows ``words``.
 
     Example:
+        >>> from lora_ws.diffusion.prompts import encode_prompts
         >>> size = PipelineSize(16, (8, 8), (8, 8), 1, 2, 2, 8, 1, norm_groups=4)
         >>> pipeline = build_pipeline(size, ["cat"])
         >>> encode_prompts(pipeline, ["a photo of cat"]).shape

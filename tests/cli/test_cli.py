@@ -88,17 +88,6 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
         assert command in done.stdout
 
 
-def test_help_of_what_draws_loads_no_diffusers() -> None:
-    script = (
-        "import sys; from lora_ws.cli import main\n"
-        "commands = ('attribute', 'concepts erase', 'concepts amplify', 'compose')\n"
-        "codes = [main([*command.split(), '--help']) for command in commands]\n"
-        "print('HEAVY', codes, {'diffusers', 'transformers', 'lightning'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "HEAVY [0, 0, 0, 0] set()" in done.stdout, done.stderr
-
-
 def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets(warm: Warm) -> None:
     script = (
         "import sys, lora_ws; lora_ws.StatsLayerDense; lora_ws.load; "

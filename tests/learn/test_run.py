@@ -318,7 +318,7 @@ def test_third_party_transformer_by_dotted_path(
     (tmp_path / "third_party.py").write_text(
         "import numpy as np\n"
         "from lora_ws import Featurizer\n"
-        "class Norms(Featurizer):\n"
+        "class TheirNorms(Featurizer):\n"
         "    def __init__(self, *, layout=None, power: float = 2.0):\n"
         "        self.layout, self.power = layout, power\n"
         "    def _fit(self, rows): pass\n"
@@ -331,9 +331,9 @@ def test_third_party_transformer_by_dotted_path(
     )
     monkeypatch.syspath_prepend(tmp_path)
     args = ["train", "--dataset", spec.dataset, "--seeds", "1", "--out", str(tmp_path / "out")]
-    args += ["--featurizer", "third_party.Norms", "--featurizer.power", "2.0"]
+    args += ["--featurizer", "third_party.TheirNorms", "--featurizer.power", "2.0"]
     assert main([*args, "--fit.max_epochs", "5"]) == 0
-    (record,) = read_records(tmp_path / "out" / "Norms" / "records.jsonl")
+    (record,) = read_records(tmp_path / "out" / "TheirNorms" / "records.jsonl")
     assert record.dim == 128
     assert record.test["accuracy"] > 0.5
 
