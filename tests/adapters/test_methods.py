@@ -129,6 +129,7 @@ KOHYA = {
 }
 
 
+@pytest.mark.slow
 def test_kohyas_flux_is_what_diffusers_makes_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_ranks_need_no_pattern(tmp_path: Path):
     assert {module.scale for module in read_adapter(tmp_path).modules.values()} == {1.5}
 
 
+@pytest.mark.slow
 def test_more_patterns_than_can_be_matched_are_refused(tmp_path: Path):
     saved(tmp_path)
     patterns = {f"{k}" + "(a|b)" * 390: 1 for k in range(300)}

@@ -156,6 +156,7 @@ def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: P
     assert "bad" not in names["cut too.safetensors"].message
 
 
+@pytest.mark.slow
 def test_a_killed_scan_goes_on(
     mini: AdapterSet, layers: Layers, bundle: Path, tmp_path: Path, warm_all: Warm
 ) -> None:

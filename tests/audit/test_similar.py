@@ -74,6 +74,7 @@ def test_copies_in_another_spelling_are_found_and_are_equal(mini, index, copy):
         assert second.cosine < NEAR
 
 
+@pytest.mark.slow
 def test_adapters_of_the_same_images_and_another_prompt_are_near_but_not_equal(mini, twins, index):
     exact = cosines(mini, twins)
     signatures = [signature(modules) for _, modules in set_adapters(twins)]
@@ -200,6 +201,7 @@ print(len(Index.build(sys.argv[1], slowly(), batch=3)))
 """
 
 
+@pytest.mark.slow
 def test_an_index_killed_in_the_middle_goes_on(tmp_path):
     folder, whole = tmp_path / "index", Index.build(tmp_path / "whole", synthetic(40))
     command = [sys.executable, "-c", SLOWLY, str(folder)]

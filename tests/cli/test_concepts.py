@@ -37,7 +37,11 @@ def run(*args: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("args", "budget"), [((*ERASE, "--preserve", "a photo of six"), 0.02), (AMPLIFY, 0.01)]
+    ("args", "budget"),
+    [
+        pytest.param((*ERASE, "--preserve", "a photo of six"), 0.02, marks=pytest.mark.slow),
+        (AMPLIFY, 0.01),
+    ],
 )
 def test_an_edit_is_kept_with_its_controls_and_a_page(
     args: tuple[str, ...], budget: float, tmp_path: Path
@@ -61,6 +65,7 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
     assert "correlation" in dom
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [ERASE, pytest.param(AMPLIFY, marks=pytest.mark.slow)])
 def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None:
     assert run(*args, "--budget", 0.02, "--scores", "integrated", "--out", tmp_path) == 0

@@ -47,6 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
     text = (made.out / "table1" / "report.md").read_text(encoding="utf-8")
     for row in ("FlatVec", "FlatVecPCA", "StatsFlatVec", "StatsLayer", "StatsLayerDense"):
@@ -61,6 +62,7 @@ def test_the_report_has_every_row_published_numbers_and_controls(made: Made):
     assert latex.count(r"\begin{tabular}") == text.count("|---|") > 3
 
 
+@pytest.mark.slow
 def test_the_records_behind_the_report_are_the_runs(made: Made):
     lines = journal.read(made.out / "table1" / "records.jsonl")
     runs = [
@@ -72,6 +74,7 @@ def test_the_records_behind_the_report_are_the_runs(made: Made):
     assert {line["experiment"] for line in lines} >= {"table1/flat_vec", "table1/delta_pca"}
 
 
+@pytest.mark.slow
 def test_the_page_opens_with_all_its_pictures_and_nothing_from_elsewhere(
     made: Made, tmp_path: Path
 ):
@@ -82,6 +85,7 @@ def test_the_page_opens_with_all_its_pictures_and_nothing_from_elsewhere(
     assert document.count("<table>") > 3
 
 
+@pytest.mark.slow
 def test_again_runs_nothing_and_says_the_same(made: Made):
     files = sorted(made.out.rglob("runs/**/records.jsonl"))
     before = [file.stat().st_mtime_ns for file in files]
@@ -91,6 +95,7 @@ def test_again_runs_nothing_and_says_the_same(made: Made):
     assert (made.out / "table1" / "report.md").read_text(encoding="utf-8") == report
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_runs_are_refused(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -95,6 +95,7 @@ def test_numbers_are_swept_by_their_first_metric(tmp_path: Path):
     assert sweep_chart(points, "layers", tmp_path / "layers.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, swept: Swept, tmp_path: Path):
     parts = [run_sweep(replace(spec, shard=f"{k}/2"), tmp_path / "parts") for k in range(2)]
     assert [len(part) for part in parts] == [2, 4]
@@ -140,6 +141,7 @@ def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, swept: Swe
         run_sweep(other, swept.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_sweep_goes_on_and_doubles_nothing(
     processes: int, spec: SweepSpec, tmp_path: Path, warm_all: Warm

@@ -261,6 +261,7 @@ def test_state_of_other_jobs_is_not_taken(spec: ExperimentSpec, tmp_path: Path) 
     assert not list(tmp_path.glob("*.half"))
 
 
+@pytest.mark.slow
 def test_run_folder_is_that_of_one_by_one(spec: ExperimentSpec, tmp_path: Path) -> None:
     records = run(spec, tmp_path / "together")
     run(replace(spec, trainer=TrainerSpec("cpu")), tmp_path / "alone")

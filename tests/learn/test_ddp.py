@@ -88,6 +88,7 @@ def same_but_for_rounding(one: RunRecord, two: RunRecord) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples")
 @pytest.mark.parametrize(
     "featurizer", [StatsLayer(), pytest.param(None, marks=pytest.mark.slow)], ids=["one", "five"]

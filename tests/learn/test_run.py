@@ -279,6 +279,7 @@ def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_p
         run(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_identical_records(
     spec: ExperimentSpec, tmp_path: Path, warm_all: Warm
 ) -> None:
@@ -360,6 +361,7 @@ def test_features_see_training_rows_only(
     np.testing.assert_array_equal(one.normalizer.mean, two.normalizer.mean)
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path: Path) -> None:
     run(replace(spec, trainer=TrainerSpec(wandb="offline")), tmp_path / "run")
     for seed in range(2):
@@ -370,6 +372,7 @@ def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path
 HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_training_is_no_success(
     spec: ExperimentSpec, tmp_path: Path, sent: signal.Signals, warm_all: Warm

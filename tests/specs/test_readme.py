@@ -53,6 +53,7 @@ def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyP
     assert callable(parse(target, args, prog=name))
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL

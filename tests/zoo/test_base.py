@@ -46,6 +46,7 @@ def recipe(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_killed_training_comes_to_the_same_weights(
     recipe: Path, tmp_path: Path, warm_all: Warm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_shared_and_own_starts(zoo: AdapterSet) -> None:
     assert len({row.tobytes() for row in zoo.weights}) == len(zoo)
 
 
+@pytest.mark.slow
 def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
     shards = [build_zoo(replace(SMALL, out=tmp_path / "part", shard=f"{k}/2")) for k in range(2)]
     assert sum(map(len, shards)) == len(zoo)
@@ -187,6 +188,7 @@ def in_this_process(target: Callable, tasks: Sequence, count: int, tick: Callabl
         tick()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spawned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_processes_make_the_same(
     spawned: bool, zoo: AdapterSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +222,7 @@ build_zoo(replace(spec, out=Path(sys.argv[1]), processes=int(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on(
     zoo: AdapterSet, tmp_path: Path, processes: int, warm_all: Warm

@@ -44,6 +44,7 @@ def test_more_memory_fits_more() -> None:
     assert adapters_that_fit(pipeline, layout, spec, 10.0) == 100
 
 
+@pytest.mark.slow
 def test_a_batch_stays_within_its_memory(warm_all: Warm) -> None:
     pipeline = load_pipeline("digit-sd")
     count = adapters_that_fit(pipeline, adapter_layout(pipeline.unet), FinetuneSpec(), 0.25)

@@ -13,6 +13,7 @@ from lora_ws.zoo.finetune import FinetuneSpec
 from lora_ws.zoo.testbed import TestbedSpec, build_testbed
 
 
+@pytest.mark.slow
 def test_an_adapter_for_each_element(tmp_path: Path) -> None:
     spec = TestbedSpec(out=tmp_path / "bed", finetune=FinetuneSpec(steps=1, batch_size=1, rank=2))
     built = build_testbed(spec)
