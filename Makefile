@@ -18,15 +18,12 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 CHECKED := tests/contract tests/attribution tests/concepts tests/diffusion
 SHAPED := lora_ws.functional,lora_ws.models,lora_ws.attribution,lora_ws.concepts,lora_ws.diffusion
 SHAPES := --jaxtyping-packages=$(SHAPED),shapes.checked
-# The other notebooks take minutes and belong to `slow`.
-QUICK := notebooks/01_quickstart.ipynb
 
 # Every stage runs; a failure of any is one of the target.
 test: install
 	failed=0; \
 	$(PYTEST) -m "not slow and not gpu" $(CHECKED:%=--ignore %) || failed=1; \
 	$(PYTEST) -m "not slow and not gpu" $(CHECKED) $(SHAPES) || failed=1; \
-	$(PYTEST) -n 0 --nbmake $(QUICK) || failed=1; \
 	exit $$failed
 
 # The tests on the kernels that other processors use; the last needs AVX-512 here.
@@ -37,7 +34,7 @@ kernels: install
 slow: install
 	failed=0; \
 	$(PYTEST) -m "slow or gpu" || failed=1; \
-	$(PYTEST) --nbmake $(filter-out $(QUICK),$(wildcard notebooks/*.ipynb)) || failed=1; \
+	$(PYTEST) --nbmake notebooks || failed=1; \
 	exit $$failed
 
 check: install

@@ -274,6 +274,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_reports_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     folder = adapters_of_any_name(tmp_path / "in")
     shutil.copy(folder / f"{NAMES[0]}.safetensors", os.fsencode(folder) + b"/\xff.safetensors")

@@ -42,6 +42,7 @@ def all_kinds_were_met(counts: dict[str, int]) -> bool:
     return kinds <= counts.keys()
 
 
+@pytest.mark.slow
 def test_spoilt_files_are_read_right_or_refused():
     counts = child(1500, 0, *real_files(), seconds=120)
     assert sum(counts.values()) == 1500

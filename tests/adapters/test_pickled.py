@@ -37,6 +37,7 @@ def refusal(file: Path, **limits: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @linux
 def test_real_pickle_becomes_safetensors_of_the_same_tensors(tmp_path: Path):
     file = shared_data("real_adapters") / "catundchat_sd15_attnprocs_r4.bin"
@@ -97,6 +98,7 @@ def test_file_above_the_memory_is_refused(tmp_path: Path):
     assert "raise memory_mb" in refusal(tmp_path / "a.bin", memory_mb=2)
 
 
+@pytest.mark.slow
 @linux
 def test_memory_of_the_child_is_limited(tmp_path: Path):
     torch.save({"a": torch.ones(4_000_000)}, tmp_path / "a.bin")
@@ -148,6 +150,7 @@ def test_what_is_no_pickle_is_refused(tmp_path: Path):
     assert "expected a dictionary of tensors" in refusal(tmp_path / "a.bin")
 
 
+@pytest.mark.slow
 @linux
 def test_output_that_cannot_be_written_is_said(tmp_path: Path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.bin")

@@ -144,6 +144,7 @@ def test_every_file_has_a_row():
     assert files == set(ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.oracle])
 def test_the_update_of_every_module_is_the_references(name: str):
     row, file = ROWS[name], real(name)

@@ -54,6 +54,7 @@ def cosines(zoo, others):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_each_of_500_adapters_finds_itself_first(mini, index):
     sketches = np.array([sketch(modules) for _, modules in set_adapters(mini)])
     found = index.search(sketches, top=2)

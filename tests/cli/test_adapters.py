@@ -62,6 +62,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "page.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_converted_file_gets_the_verdict_of_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_pickled_folder_of_peft_keeps_its_scale(file: Path, tmp_path: Path) ->
         np.testing.assert_allclose(found[module], 3 * update, atol=bound(3 * update))
 
 
+@pytest.mark.slow
 @linux
 def test_a_real_pickle_holds_what_torch_reads(tmp_path: Path) -> None:
     file = shared_data("real_adapters") / "catundchat_sd15_attnprocs_r4.bin"

@@ -177,6 +177,7 @@ def test_a_crash_is_exit_code_1(
     assert "failed: ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_single_experiment_keeps_the_others_of_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

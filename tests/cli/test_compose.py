@@ -77,6 +77,7 @@ def test_a_page_shows_pictures_steps_and_sizes(files: list[str], tmp_path: Path)
         assert strip.size == (8 * 96, 96)
 
 
+@pytest.mark.slow
 def test_masks_are_pictures(files: list[str], tmp_path: Path) -> None:
     left = np.zeros((4, 4), np.uint8)
     left[:, :2] = 255
@@ -134,6 +135,7 @@ def test_flags_of_before_are_taken_with_a_notice(
     assert (tmp_path / "old.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> None:
     args = ("--method", "Switch", "--out")
     assert run(files, *args, tmp_path / "5.png") == 0
@@ -143,6 +145,7 @@ def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> No
     assert five == again != one
 
 
+@pytest.mark.slow
 def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
     plain, weighed = tmp_path / "plain.png", tmp_path / "weighed.png"
     args = ("--method", "Switch", "--out")
@@ -151,6 +154,7 @@ def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
     assert plain.read_bytes() != weighed.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_merge_is_written_as_one_adapter(files: list[str], tmp_path: Path) -> None:
     scales = (1, 0.5, 0.8)
     args = ("--scales", *scales, "--out", tmp_path / "g.png", "--export", tmp_path / "merged")

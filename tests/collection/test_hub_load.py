@@ -183,6 +183,7 @@ def test_definite_no_is_explained(
     assert message in answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -199,6 +200,7 @@ def test_passing_trouble_passes(faults: list[Fault], hub: HubServer, user: User)
     assert all(fault.times == 0 for fault in hub.faults)
 
 
+@pytest.mark.slow
 def test_lasting_trouble_is_one_sentence(hub: HubServer, user: User):
     hub.faults.append(Fault("^GET /api/datasets/", "status", times=9, status=500))
     message = user.load("lora-ws-nsfw")

@@ -68,6 +68,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_proc
 def test_four_times_the_rows_take_no_more_memory(tmp_path: Path, peak_mb: Callable[[Path], float]):
     few = peak_mb(write_rows(tmp_path / "few.parquet", 800, 100))
@@ -75,6 +76,7 @@ def test_four_times_the_rows_take_no_more_memory(tmp_path: Path, peak_mb: Callab
     assert many - few < 2400 * SIZE * 4 / 2**20 / 4, (few, many)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, peak_mb: Callable[[Path], float]):
     few = peak_mb(write_rows(tmp_path / "few.parquet", 300, 100))
@@ -82,6 +84,7 @@ def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, peak_mb: Callable[[P
     assert many - few < 2400 * SIZE * 4 / 2**20 / 3, (few, many)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_four_times_the_files_take_no_more_memory(tmp_path: Path, peak_mb: Callable[[Path], float]):
     few = peak_mb(write_files(tmp_path / "few", 200))

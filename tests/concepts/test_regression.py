@@ -64,6 +64,7 @@ def test_a_ridge_shrinks_and_does_with_fewer_masks(model: Linear) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+@pytest.mark.slow
 def test_matrices_of_a_real_denoiser(pipeline: Any) -> None:
     objective = erase_objective(pipeline, "a photo of three", steps=5, stop_gradient=False)
     weights = eligible_weights(pipeline.unet)

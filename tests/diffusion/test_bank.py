@@ -312,6 +312,7 @@ def noise_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 # In float64: Adam divides by the size of the gradient, so in float32 the rounding of a gradient
 # near zero becomes a step.
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(1, 1, 1), (2, 1, 3)])
 def test_training_together_equals_peft_one_by_one(unet, ranks):
     steps, each, max_norm, lr, dtype = 30, 2, 0.02, 1e-3, torch.float64

@@ -45,6 +45,7 @@ def swept(spec: SweepSpec, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(folder, run_sweep(spec, folder))
 
 
+@pytest.mark.slow
 def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, swept: Swept):
     layers = swept.layers
     matrices = run_sweep(replace(spec, over="matrices", seeds=1), swept.folder)

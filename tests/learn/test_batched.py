@@ -278,6 +278,7 @@ def test_run_folder_is_that_of_one_by_one(spec: ExperimentSpec, tmp_path: Path) 
         assert curve["val_loss"].idxmin() + 1 == record.best_epoch
 
 
+@pytest.mark.slow
 def test_run_resumes_and_holds_one_engine(spec: ExperimentSpec, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = run(replace(spec, seeds=1), out)

@@ -238,6 +238,7 @@ def test_foreign_featurizer_class_needs_trust(bundle: Bundle, tmp_path: Path) ->
     assert type(allowed.featurizer).__name__ == "StandardScaler"
 
 
+@pytest.mark.slow
 def test_run_keeps_the_bundle_of_the_lowest_validation_loss(
     make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:

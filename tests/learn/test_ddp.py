@@ -161,6 +161,7 @@ TO_THE_END, EARLY = replace(FIT, max_epochs=12), replace(FIT, max_epochs=99, lr=
 MORE = [(TO_THE_END, 4), (TO_THE_END, "measure"), (EARLY, 4), (EARLY, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fit", "cut"),
     [

@@ -264,6 +264,7 @@ def test_a_finished_seed_is_not_run_again(spec: ExperimentSpec, tmp_path: Path) 
     assert len((tmp_path / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_half_a_record_is_run_again(spec: ExperimentSpec, tmp_path: Path) -> None:
     whole = run(spec, tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
@@ -411,6 +412,7 @@ def test_two_processes_in_one_folder_are_refused(spec: ExperimentSpec, tmp_path:
         run(spec, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_claim_the_folder(spec: ExperimentSpec, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         run(replace(spec, label="colour"), tmp_path / "run")
