@@ -199,6 +199,7 @@ class TestReading:
         assert fs.cat_file(path, start=1000, end=1100, cache_type="none") == WEIGHTS[1000:1100]
         assert [entry.bytes_sent for entry in hub.requests("/resolve/")] == [100]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", ["", ", streaming=True"])
     def test_load_dataset(self, hub: HubServer, tmp_path: Path, options: str) -> None:
         code = (

@@ -252,6 +252,7 @@ def test_files_are_scanned_by_windows_rules(tmp_path: Path) -> None:
         assert sum(one.finding.reason == "" for one in review(found, Policy(), None)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("windows")
 def test_runs_and_bundles_are_written_by_windows_rules(tmp_path: Path) -> None:
     store = str(small_zoo(30).save(tmp_path / "store"))

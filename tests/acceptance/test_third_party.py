@@ -118,6 +118,7 @@ def test_it_resumes_and_sweeps_over_layers(work: Path) -> None:
     assert best == "mid.attn2.to_v"
 
 
+@pytest.mark.slow
 def test_it_trains_in_stacks(work: Path) -> None:
     train("--seeds", "2", "--out", "run", "--trainer.engine", "batched")
     (file,) = (work / "run").glob("FlatVec-SizeNet*/records.jsonl")

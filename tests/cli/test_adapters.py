@@ -118,6 +118,7 @@ def test_a_pickle_is_refused_by_the_flag_that_opens_it(
         assert not out.exists()
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     "name", ["misnamed.safetensors", pytest.param("old.bin", marks=pytest.mark.slow)]
@@ -134,6 +135,7 @@ def test_a_pickle_is_converted_on_request(name: str, file: Path, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.safetensors", name, "out"])
 
 
+@pytest.mark.slow
 @linux
 def test_a_pickled_folder_of_peft_keeps_its_scale(file: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "old", tmp_path / "out"

@@ -154,6 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in line
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lora_ws", "train", "--sedes", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")

@@ -65,6 +65,7 @@ def test_the_grid_has_a_row_for_none_each_and_all(
     assert len(set(tiles)) == 5
 
 
+@pytest.mark.slow
 def test_a_page_shows_pictures_steps_and_sizes(files: list[str], tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     assert run(files, "--scales", 1, 0.5, 0.1, "--out", out) == 0

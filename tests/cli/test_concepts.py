@@ -36,6 +36,7 @@ def run(*args: object) -> int:
     return main(["concepts", *map(str, args)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "budget"),
     [

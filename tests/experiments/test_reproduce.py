@@ -134,6 +134,7 @@ rows:
 """
 
 
+@pytest.mark.slow
 def test_a_table_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "mine.yaml"
     file.write_text(TABLE, encoding="utf-8")

@@ -65,6 +65,7 @@ def test_record_and_bundle_are_those_of_scikit_learn(spec: ExperimentSpec, tmp_p
     assert [bundle.classes[k] for k in found] == named
 
 
+@pytest.mark.slow
 def test_what_no_tensors_can_hold_is_measured_and_said(
     spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -256,6 +256,7 @@ def test_run_folder_explains_itself(spec: ExperimentSpec, tmp_path: Path) -> Non
     assert (out / "bundle" / "bundle.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_seed_is_not_run_again(spec: ExperimentSpec, tmp_path: Path) -> None:
     first = run(replace(spec, seeds=1), tmp_path / "run")
     both = run(spec, tmp_path / "run")

@@ -247,6 +247,7 @@ def test_an_unfinished_zoo_of_another_recipe_is_kept(zoo: AdapterSet) -> None:
         build_zoo(replace(SMALL, out=Path(zoo.weights.filename).parent))
 
 
+@pytest.mark.slow
 def test_nan_twice_is_quarantined(tmp_path: Path) -> None:
     few = SamplingSpec(adapters_per_leaf=3)
     wild = FinetuneSpec(steps=2, learning_rate=1e30)
