@@ -295,9 +295,9 @@ class Bundle:
         with torch.inference_mode():
             embedding = self.network.embed(torch.zeros(1, self.inputs.width))
             outputs = self.network.head(embedding)
-        shapes = [(len(self.classes), embedding.shape[1]), *((embedding.shape[1],),) * 2]
-        found = [getattr(self.confidence, name).shape for name in ("directions", "centre", "scale")]
-        if found != shapes or outputs.shape[1] != len(self.classes):
+        width, classes = embedding.shape[1], len(self.classes)
+        found = [getattr(self.confidence, name).shape for name in SPACE]
+        if found != [(width,), (width,), (classes, width)] or outputs.shape[1] != classes:
             raise ValueError(f"outputs of shape {tuple(outputs.shape)}, confidence of {found}")
 
 

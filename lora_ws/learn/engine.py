@@ -7,7 +7,6 @@ import torch
 
 from lora_ws.learn.ranks import check_devices
 from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
-from lora_ws.models import Metanetwork
 
 logger = logging.getLogger("lora_ws")
 
@@ -35,8 +34,7 @@ def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
     engine = trainer.engine
     if engine == "auto":
         alone = not cuda or trainer.wandb != "off" or trainer.world != 1
-        alone = alone or bool(spec.fit.changed) or spec.reads_factors
-        alone = alone or bool(spec.choose) or not isinstance(spec.model, Metanetwork)
+        alone = alone or bool(spec.unbatched) or spec.reads_factors
         engine = "one-by-one" if alone else "batched"
     where = "on CUDA" if cuda else "not on CUDA"
     logger.info("engine: %s, %s (trainer.engine: %s)", engine, where, trainer.engine)

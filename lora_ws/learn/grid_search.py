@@ -48,9 +48,14 @@ class GridSearch:
         return fitted[chosen]._replace(record=record)
 
     def _data(self, spec: ExperimentSpec) -> Prepared:
-        key = json.dumps(to_plain([spec.representation, spec.reads_factors]))
-        if key == json.dumps(to_plain([self.spec.representation, self.spec.reads_factors])):
+        key = _rows_of(spec)
+        if key == _rows_of(self.spec):
             return self.prepared
         if key not in self._made:
             self._made[key] = prepare(spec)
         return self._made[key]
+
+
+def _rows_of(spec: ExperimentSpec) -> str:
+    """What decides the rows that a network sees."""
+    return json.dumps(to_plain([spec.representation, spec.reads_factors]))

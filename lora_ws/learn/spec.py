@@ -243,22 +243,30 @@ class ExperimentSpec:
 
     def _check_trainer(self) -> None:
         """Refuse what several devices or the batched engine cannot do."""
-        alone = "" if isinstance(self.model, Metanetwork) else f"model {describe(self.model)}"
-        alone = "choose" if self.choose else alone
-        if alone and self.trainer.world > 1:
+        if self._undivided and self.trainer.world > 1:
             raise ConfigError(
-                f"trainer.devices x trainer.num_nodes: expected 1 with {alone}, got "
+                f"trainer.devices x trainer.num_nodes: expected 1 with {self._undivided}, got "
                 f"{self.trainer.world}; leave one of them out"
             )
-        if self.trainer.engine != "batched":
-            return
+        if self.trainer.engine == "batched" and self.unbatched:
+            raise ConfigError(
+                f"trainer.engine: expected auto or one-by-one with {self.unbatched}, got batched"
+            )
+
+    @property
+    def unbatched(self) -> str:
+        """The setting that the batched engine does not have; empty where it has all."""
         if self.fit.changed:
             name = self.fit.changed[0]
-            alone = f"fit.{name}={getattr(self.fit, name)}"
-        if alone:
-            raise ConfigError(
-                f"trainer.engine: expected auto or one-by-one with {alone}, got batched"
-            )
+            return f"fit.{name}={getattr(self.fit, name)}"
+        return self._undivided
+
+    @property
+    def _undivided(self) -> str:
+        """The setting that neither devices nor a stack share; empty where there is none."""
+        if self.choose:
+            return "choose"
+        return "" if isinstance(self.model, Metanetwork) else f"model {describe(self.model)}"
 
     def _take_deprecated(self) -> None:
         """Translate what earlier versions wrote."""
