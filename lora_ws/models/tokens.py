@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
+from lora_ws.models.factors import FactorPair, Factors
 
 # Squared size, beside that of the training adapters, below which an update fades to none.
 FADE = 1e-8
@@ -40,7 +41,6 @@ class UpdateTokens(nn.Module):
         torch.Size([2, 64, 11])
     """
 
-    _order: Tensor
     _upper: Tensor
     _diagonal: Tensor
 
@@ -48,16 +48,9 @@ class UpdateTokens(nn.Module):
         super().__init__()
         if probes < 1:
             raise ConfigError(f"probes: expected at least 1, got {probes}; 32 is a good start")
-        groups = layout.groups()
-        self._groups = len(groups)
-        for number, group in enumerate(groups):
-            basis = _orthonormal(group.layers[0].out_features, probes)
-            self.register_buffer(f"_probes{number}", basis)
-            # Bᵀ, so that both factors have a row per rank.
-            for name, columns in (("down", group.down), ("up", group.up.swapaxes(1, 2))):
-                self.register_buffer(f"_{name}{number}", torch.tensor(columns), persistent=False)
-        places = torch.tensor([place for group in groups for place in group.places])
-        self.register_buffer("_order", places.argsort(), persistent=False)
+        self.factors = Factors(layout)
+        for number, shape in enumerate(self.factors.shapes):
+            self.register_buffer(f"_probes{number}", _orthonormal(shape.outputs, probes))
         rows, columns = torch.triu_indices(probes, probes)
         self.register_buffer("_upper", rows * probes + columns, persistent=False)
         self.register_buffer("_diagonal", rows == columns, persistent=False)
@@ -71,14 +64,12 @@ class UpdateTokens(nn.Module):
         self, rows: Float[Tensor, "*some params"]
     ) -> Float[Tensor, "*some modules features"]:
         """Return the tokens of normalized rows, modules in the layout's order."""
-        tokens = torch.cat([self._group(rows, number) for number in range(self._groups)], -2)
-        return tokens[..., self._order, :]
+        pairs = self.factors(rows)
+        return self.factors.in_order([self._group(pair, k) for k, pair in enumerate(pairs)])
 
-    def _group(
-        self, rows: Float[Tensor, "*some params"], number: int
-    ) -> Float[Tensor, "*some modules features"]:
-        down = rows[..., getattr(self, f"_down{number}")]
-        up = rows[..., getattr(self, f"_up{number}")]
+    def _group(self, pair: FactorPair, number: int) -> Float[Tensor, "*some modules features"]:
+        # Bᵀ, so that both factors have a row per rank.
+        down, up = pair.down, pair.up.mT
         probes = getattr(self, f"_probes{number}")
         width = len(probes)
         read = down @ down.mT
