@@ -25,6 +25,10 @@ COMMANDS = {
     "train": ("lora_ws.commands.train:train", "train and evaluate classifiers"),
     "sweep": ("lora_ws.commands.reproduce:sweep", "train on each layer or matrix alone"),
     "reproduce": ("lora_ws.commands.reproduce:reproduce", "tables and figures of `eval/`"),
+    "check-reader": (
+        "lora_ws.commands.check_reader:check_reader",
+        "measure the symmetries of a network",
+    ),
     "evaluate": ("lora_ws.commands.evaluate:evaluate", "measure a trained classifier"),
     "zoo base": ("lora_ws.commands.zoo:base", "train a small diffusion model"),
     "zoo build": ("lora_ws.commands.zoo:build", "train many adapters at once"),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -211,6 +211,15 @@ class Layout:
         if name not in KNOWN_LAYOUTS:
             raise LayoutError(f"expected one of {', '.join(KNOWN_LAYOUTS)}, got layout `{name}`")
         return KNOWN_LAYOUTS[name]()
+
+    def with_rank(self, rank: int) -> "Layout":
+        """The same layers, each of another rank.
+
+        Example:
+            >>> Layout.sd15_qv().with_rank(4) == Layout.sd15_qv(rank=4)
+            True
+        """
+        return Layout.from_layers(replace(layer, rank=rank) for layer in self.layers)
 
     @cached_property
     def matrices(self) -> tuple[Matrix, ...]:

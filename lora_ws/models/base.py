@@ -18,7 +18,7 @@ from lora_ws.errors import ConfigError
 from lora_ws.models.many import ManyModules, Stacked
 from lora_ws.models.normalizers import ColumnScaler, Normalizer, UpdateScaler
 
-Symmetry = Literal["gl", "sign", "scale"]
+Symmetry = Literal["gl", "sign", "scale", "negation"]
 
 
 class InputSpec(NamedTuple):

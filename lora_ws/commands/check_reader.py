@@ -1,0 +1,71 @@
+"""`lora-ws check-reader`: the symmetries of a network, measured beside what it claims."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from sklearn.base import TransformerMixin
+
+from lora_ws.adapters import Layout
+from lora_ws.config import parse
+from lora_ws.errors import ConfigError
+from lora_ws.featurizers import FlatVec
+from lora_ws.models import Metanetwork
+from lora_ws.models.symmetries import Measured, faults, measure
+from lora_ws.report.grid import Cell, Grid, terminal
+
+
+@dataclass(frozen=True)
+class _Named:
+    reader: Metanetwork
+
+
+def check_reader(
+    reader: str,
+    /,
+    *,
+    init_args: dict[str, Any] | None = None,
+    featurizer: TransformerMixin | None = None,
+    layout: str = "tiny_sd_qv",
+    rank: int = 4,
+    seed: int = 0,
+) -> int:
+    """Measure which changes of an adapter a network does not see, and which it says it does not.
+
+    An untrained network reads random adapters before and after each change. The exit code is 1
+    where a claim does not hold, or a symmetry that holds is not claimed.
+
+    Args:
+        reader: network, by class name or dotted path
+        init_args: its arguments, such as '{"width": 16}'; those left out take their defaults.
+        featurizer: what the network reads, where it reads features; null takes FlatVec.
+        layout: of the adapters, by name.
+        rank: of the adapters.
+        seed: of adapters, weights and changes.
+    """
+    if rank < 1:
+        raise ConfigError(f"--rank: expected at least 1, got {rank}")
+    named = json.dumps({"class_path": reader, "init_args": init_args or {}})
+    model = parse(_Named, ["--reader", named], prog="check-reader")().reader
+    if model.reads == "features":
+        featurizer = featurizer or FlatVec()
+    elif featurizer is not None:
+        raise ConfigError(f"--featurizer: {reader} reads the factors themselves; leave it out")
+    found = measure(model, Layout.known(layout).with_rank(rank), featurizer, seed)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(terminal(_grid(found, f"{type(model).__name__}, {layout} at rank {rank}")))
+    wrong = faults(found)
+    for fault in wrong:
+        console.print(fault)
+    return 1 if wrong else 0
+
+
+def _grid(found: list[Measured], caption: str) -> Grid:
+    rows = []
+    for entry in found:
+        moved = "cannot take it" if entry.moved is None else f"{entry.moved:.1e}"
+        words = "yes" if entry.claimed else "no", "yes" if entry.unseen else "no"
+        cells = (entry.change.name, entry.change.symmetry, moved, *words)
+        rows.append(tuple(map(Cell, cells)))
+    return Grid(("Change", "Symmetry", "Outputs move", "claimed", "holds"), tuple(rows), caption, 2)
