@@ -45,8 +45,8 @@ def hide(whole: Prepared, hidden: np.ndarray) -> tuple[Prepared, np.ndarray]:
     held = np.setdiff1d(np.arange(len(whole.task.classes)), hidden)
     known = np.isin(whole.labels, held)
     split = Split(*(part[known[part]] for part in whole.split))
-    featurizer = with_layout(DeltaPCA(), whole.zoo)
-    features = represent(featurizer, np.asarray(whole.zoo.weights), split.train)
+    featurizer = with_layout(DeltaPCA(), whole.adapters)
+    features = represent(featurizer, np.asarray(whole.adapters.weights), split.train)
     labels = np.searchsorted(held, whole.labels) % len(held)
     kept = replace(
         whole,
@@ -73,7 +73,7 @@ def noise(rows: np.ndarray, layout: Layout, random: np.random.Generator) -> np.n
 
 def features_of(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Features of the training rows, and of known and strange adapters to score."""
-    weights, layout = np.asarray(data.zoo.weights), data.zoo.layout
+    weights, layout = np.asarray(data.adapters.weights), data.adapters.layout
     test = weights[data.split.test]
     random = noise(test, layout, np.random.default_rng(seed))
     untrained = test.copy()

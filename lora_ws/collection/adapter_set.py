@@ -47,8 +47,8 @@ class AdapterSet:
     Example:
         >>> layout = Layout.known("tiny_sd_qv")
         >>> rows = pa.table({"category_label": ["cat", "dog"]})
-        >>> zoo = AdapterSet(np.ones((2, layout.size), np.float32), layout, rows)
-        >>> zoo.labels()[0].tolist(), zoo.where(category_label="dog").weights.shape
+        >>> adapters = AdapterSet(np.ones((2, layout.size), np.float32), layout, rows)
+        >>> adapters.labels()[0].tolist(), adapters.where(category_label="dog").weights.shape
         ([0, 1], (1, 7072))
     """
 

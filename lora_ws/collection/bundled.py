@@ -26,20 +26,22 @@ ASSETS = Path(__file__).parent.parent / "_assets"
 TOP = 32768.0
 
 
-def pack(zoo: AdapterSet, folder: Path) -> Path:
+def pack(adapters: AdapterSet, folder: Path) -> Path:
     """Write a collection in the bundled form, without what it notes of each training step."""
-    half = np.empty(zoo.weights.shape, np.float16)
+    half = np.empty(adapters.weights.shape, np.float16)
     scales = []
-    for matrix in zoo.layout.matrices:
-        block = np.asarray(zoo.weights[:, matrix.columns])
+    for matrix in adapters.layout.matrices:
+        block = np.asarray(adapters.weights[:, matrix.columns])
         scale = np.float32(np.abs(block).max() / TOP) or np.float32(1)
         half[:, matrix.columns] = block / scale
         scales.append(scale)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"half": half, "scales": np.array(scales, np.float32)}, folder / PACKED)
-    rows = zoo.rows.drop_columns([name for name in LEFT_OUT if name in zoo.rows.column_names])
+    rows = adapters.rows.drop_columns(
+        [name for name in LEFT_OUT if name in adapters.rows.column_names]
+    )
     pq.write_table(rows, folder / ROWS, compression="zstd", compression_level=19)
-    (folder / ORIGIN).write_text(json.dumps(zoo.origin, indent=1) + "\n", encoding="utf-8")
+    (folder / ORIGIN).write_text(json.dumps(adapters.origin, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

@@ -28,21 +28,21 @@ def load(
         NotAvailableError: it is not here and cannot be fetched; the message has the ways out.
 
     Example:
-        >>> zoo = load("lora-ws-mini", subset="shared/class")
-        >>> zoo.weights.shape
+        >>> adapters = load("lora-ws-mini", subset="shared/class")
+        >>> adapters.weights.shape
         (500, 7072)
     """
     path = Path(name_or_path)
     if (path / MANIFEST).is_file() or partial_path(path).is_dir():
-        zoo = AdapterSet.open(path)
+        adapters = AdapterSet.open(path)
     elif str(name_or_path) not in card_names() and path.exists():
         raise NotAvailableError(
             f"{path} is not an adapter store; make one with "
             f"`lora-ws data import {path} --out STORE`"
         )
     else:
-        zoo = _by_name(find_card(str(name_or_path)), revision)
-    return zoo if subset is None else zoo.subset(subset)
+        adapters = _by_name(find_card(str(name_or_path)), revision)
+    return adapters if subset is None else adapters.subset(subset)
 
 
 def store_path(card: DatasetCard, revision: str) -> Path:

@@ -33,28 +33,28 @@ def info(name: str, /) -> None:
     Args:
         name: name of a card, or the folder of a store.
     """
-    zoo = load(name)
-    named = zoo.card.label in zoo.rows.column_names
-    counts = Counter(map(str, zoo.column(zoo.card.label).tolist())) if named else {}
-    shapes = Counter((x.in_features, x.out_features, x.rank) for x in zoo.layout.layers)
+    adapters = load(name)
+    named = adapters.card.label in adapters.rows.column_names
+    counts = Counter(map(str, adapters.column(adapters.card.label).tolist())) if named else {}
+    shapes = Counter((x.in_features, x.out_features, x.rank) for x in adapters.layout.layers)
     table = Table(show_header=False, box=None)
     facts = {
-        "name": zoo.card.name,
-        "what": zoo.card.title,
-        "rows": str(len(zoo)),
-        "numbers each": f"{zoo.layout.size} in {len(zoo.layout.layers)} layers",
+        "name": adapters.card.name,
+        "what": adapters.card.title,
+        "rows": str(len(adapters)),
+        "numbers each": f"{adapters.layout.size} in {len(adapters.layout.layers)} layers",
         "layers": ", ".join(f"{n} of {i}->{o} rank {r}" for (i, o, r), n in shapes.items()),
-        "layout": zoo.layout.fingerprint,
+        "layout": adapters.layout.fingerprint,
         "classes": ", ".join(f"{name} {count}" for name, count in sorted(counts.items())),
-        "split": _split(zoo),
-        "columns": ", ".join(zoo.rows.column_names),
-        "quarantined": str(zoo.manifest.get("quarantined", 0)),
-        "origin": str(zoo.manifest.get("hub_id", zoo.manifest.get("origin", "files"))),
-        "commit": str(zoo.manifest.get("commit", "")),
-        "licence": zoo.card.licence,
+        "split": _split(adapters),
+        "columns": ", ".join(adapters.rows.column_names),
+        "quarantined": str(adapters.manifest.get("quarantined", 0)),
+        "origin": str(adapters.manifest.get("hub_id", adapters.manifest.get("origin", "files"))),
+        "commit": str(adapters.manifest.get("commit", "")),
+        "licence": adapters.card.licence,
     }
-    if zoo.card.subset:
-        subsets = Counter(zoo.column(zoo.card.subset).tolist())
+    if adapters.card.subset:
+        subsets = Counter(adapters.column(adapters.card.subset).tolist())
         facts["subsets"] = ", ".join(f"{name} {count}" for name, count in subsets.items())
     for key, value in facts.items():
         if value:
@@ -89,7 +89,7 @@ def import_(
             raise ConfigError(f"{sources[0]}: no such file or folder")
         if out:
             raise ConfigError("--out: a collection from the Hub goes into the cache; leave it out")
-        zoo = import_from_hub(find_card(sources[0]), revision, on_error)
+        adapters = import_from_hub(find_card(sources[0]), revision, on_error)
     else:
         if out is None and card is None:
             raise ConfigError("--out: expected a folder for the new store, got none")
@@ -98,7 +98,7 @@ def import_(
             raise ConfigError(f"--card: `{card}` is bundled and stays as it is; give --out")
         if label:
             described = DatasetCard(**{**vars(described), "label": label})
-        zoo = import_collection(
+        adapters = import_collection(
             sources,
             out or local_store(described, revision),
             card=described,
@@ -106,15 +106,15 @@ def import_(
             on_error=on_error,
         )
     console = Console()
-    console.print(zoo)
-    lost = zoo.manifest["quarantined"]
+    console.print(adapters)
+    lost = adapters.manifest["quarantined"]
     if lost:
         console.print(f"{lost} entries were not imported: see quarantine.jsonl in the store")
 
 
-def _split(zoo: AdapterSet) -> str:
+def _split(adapters: AdapterSet) -> str:
     try:
-        split = zoo.split()
+        split = adapters.split()
     except DataError as error:
         return f"none: {error}"
     return f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test"

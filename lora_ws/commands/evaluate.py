@@ -45,24 +45,24 @@ def evaluate(
     same = dataset is None or dataset == made["dataset"]
     subset = subset or (made["subset"] or None if same else None)
     split = made.get("split") or None if same else None
-    zoo, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
+    adapters, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
     console = Console(highlight=False, soft_wrap=True)
-    if (zoo.version, subset) != (made["data_version"], made["subset"]):
+    if (adapters.version, subset) != (made["data_version"], made["subset"]):
         origin = " ".join(filter(None, [made["dataset"], made["subset"]]))
         console.print(f"Note: the bundle was trained on other adapters ({origin}).")
-    labels, classes = zoo.labels(label)
+    labels, classes = adapters.labels(label)
     if set(classes) != set(bundle.classes):
         raise DataError(
-            f"the bundle names {', '.join(bundle.classes)}; `{zoo.card.name}` has "
+            f"the bundle names {', '.join(bundle.classes)}; `{adapters.card.name}` has "
             f"{', '.join(classes)}"
         )
-    rows = np.arange(len(zoo)) if part == "all" else getattr(zoo.split(label), part)
+    rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
     meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
-    judged = bundle.predict_arrays(zoo.select(rows).weights, zoo.layout)
+    judged = bundle.predict_arrays(adapters.select(rows).weights, adapters.layout)
     measured = Classification(classes).metrics()
     measured.update(torch.from_numpy(judged.probabilities), torch.from_numpy(meant))
     values = measured.compute()
-    where = f"{zoo.card.name} {subset}".strip()
+    where = f"{adapters.card.name} {subset}".strip()
     console.print(f"{where}, part {part}: {len(rows)} adapters")
     table = Table("metric", "percent", box=None)
     for name in ordered(name for name in values if name != "confusion"):

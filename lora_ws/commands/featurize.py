@@ -39,10 +39,10 @@ def featurize(
     """
     if out.suffix not in (".parquet", ".npz"):
         raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out.name}`")
-    zoo, _ = open_data(ExperimentSpec(dataset, subset))
-    columns, train = _labels(zoo, label)
-    fitted = with_layout(featurizer or StatsLayerDense(), zoo)
-    features = represent(fitted, zoo.weights, train)
+    adapters, _ = open_data(ExperimentSpec(dataset, subset))
+    columns, train = _labels(adapters, label)
+    fitted = with_layout(featurizer or StatsLayerDense(), adapters)
+    features = represent(fitted, adapters.weights, train)
     names = [str(name) for name in fitted.get_feature_names_out()]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
@@ -53,13 +53,13 @@ def featurize(
     Console().print(f"{out}: {features.shape[0]} adapters, {features.shape[1]} features")
 
 
-def _labels(zoo: AdapterSet, label: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _labels(adapters: AdapterSet, label: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Label and part of each row, where the collection has labels, and the rows to fit on."""
-    if label is None and zoo.card.label not in zoo.rows.column_names:
-        return {}, np.arange(len(zoo))
-    codes, classes = zoo.labels(label)
-    split = zoo.split(label)
-    part = np.empty(len(zoo), object)
+    if label is None and adapters.card.label not in adapters.rows.column_names:
+        return {}, np.arange(len(adapters))
+    codes, classes = adapters.labels(label)
+    split = adapters.split(label)
+    part = np.empty(len(adapters), object)
     for name, rows in split._asdict().items():
         part[rows] = name
     return {"label": np.array(classes)[codes], "part": part.astype(str)}, split.train

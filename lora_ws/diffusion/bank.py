@@ -77,7 +77,7 @@ class AdapterBank(nn.Module):
         trainable: Sequence[int] = (),
         dtype: torch.dtype = torch.float32,
     ) -> "AdapterBank":
-        """Build from rows of a collection, as in ``from_rows(zoo.weights[:5], zoo.layout)``."""
+        """Build from rows of a collection: ``from_rows(adapters.weights[:5], adapters.layout)``."""
         return cls([layout] * len(weights), weights, trainable, dtype)
 
     @classmethod

@@ -35,7 +35,7 @@ class Prepared:
     """What a network is trained on: rows, labels, the split, and constants of the training rows.
 
     Attributes:
-        zoo: the adapters.
+        adapters: the adapters of the subset, all parts.
         featurizer: fitted on the training rows.
         features: float32 ``[rows, features]``, a tensor or a mapped array; the weights themselves
             for a network that reads factors.
@@ -48,7 +48,7 @@ class Prepared:
         seconds: time to make the features.
     """
 
-    zoo: AdapterSet
+    adapters: AdapterSet
     featurizer: Any
     features: torch.Tensor | np.ndarray
     labels: np.ndarray
@@ -85,11 +85,11 @@ class Prepared:
 
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
     """The collection of a spec with its split, and the name of the subset taken."""
-    zoo = load(spec.dataset, revision=spec.revision)
+    adapters = load(spec.dataset, revision=spec.revision)
     if spec.split is not None:
-        zoo = zoo.split_by(spec.split)
-    subset = spec.subset or next(iter(zoo.card.subsets), "")
-    return (zoo.subset(subset) if subset else zoo), subset
+        adapters = adapters.split_by(spec.split)
+    subset = spec.subset or next(iter(adapters.card.subsets), "")
+    return (adapters.subset(subset) if subset else adapters), subset
 
 
 def prepare(spec: ExperimentSpec) -> Prepared:
@@ -100,25 +100,25 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     """
     if spec.featurizer is None and not spec.metadata:
         raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
-    zoo, subset = open_data(spec)
-    labels, classes = spec.kind.read(zoo, spec.label)
-    split = split_rows(zoo, spec)
+    adapters, subset = open_data(spec)
+    labels, classes = spec.kind.read(adapters, spec.label)
+    split = split_rows(adapters, spec)
     start = time.perf_counter()
     if spec.featurizer is None:
-        featurizer, features = None, table_features(zoo, spec.metadata)
+        featurizer, features = None, table_features(adapters, spec.metadata)
     else:
-        featurizer = with_layout(spec.representation, zoo)
-        features = represent(featurizer, zoo.weights, split.train, labels[split.train])
-    inputs = input_spec(spec, zoo.layout, features.shape[1])
+        featurizer = with_layout(spec.representation, adapters)
+        features = represent(featurizer, adapters.weights, split.train, labels[split.train])
+    inputs = input_spec(spec, adapters.layout, features.shape[1])
     normalizer = normalizer_for(inputs).fit(features, split.train)
     seconds = time.perf_counter() - start
     # A view of a large store stays where it is: on disk.
-    view = np.may_share_memory(features, zoo.weights)
+    view = np.may_share_memory(features, adapters.weights)
     if not view or features.nbytes <= IN_MEMORY_BYTES:
         features = torch.from_numpy(features.copy() if view else features)
     task = spec.kind.fit(labels[split.train], classes)
     return Prepared(
-        zoo, featurizer, features, labels, task, split, inputs, normalizer, subset, seconds
+        adapters, featurizer, features, labels, task, split, inputs, normalizer, subset, seconds
     )
 
 
@@ -149,16 +149,16 @@ def for_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Prepared:
 LEAST = 3
 
 
-def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
+def split_rows(adapters: AdapterSet, spec: ExperimentSpec) -> Split:
     """The rows of each part that an experiment uses.
 
     Raises:
         DataError: a part is empty, or a class has fewer than 3 adapters or none to train on.
     """
-    kind, name = spec.kind, f"`{zoo.card.name}`"
-    labels, classes = kind.read(zoo, spec.label)
+    kind, name = spec.kind, f"`{adapters.card.name}`"
+    labels, classes = kind.read(adapters, spec.label)
     kind.check(name, labels, classes, LEAST)
-    parts = zoo.split(spec.label if kind.stratifies else None)
+    parts = adapters.split(spec.label if kind.stratifies else None)
     split = Split(*(part[: spec.first_rows] for part in parts))
     for part, rows in split._asdict().items():
         if not len(rows):
@@ -170,7 +170,7 @@ def split_rows(zoo: AdapterSet, spec: ExperimentSpec) -> Split:
     return split
 
 
-def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
+def table_features(adapters: AdapterSet, columns: Sequence[str]) -> np.ndarray:
     """Columns of the table as features: numbers as they are, other values as codes.
 
     Returns:
@@ -178,7 +178,7 @@ def table_features(zoo: AdapterSet, columns: Sequence[str]) -> np.ndarray:
     """
     found = []
     for name in columns:
-        values = zoo.column(name)
+        values = adapters.column(name)
         if not np.issubdtype(values.dtype, np.number):
             values = np.unique(values.astype(str), return_inverse=True)[1]
         found.append(values.astype(np.float32))
@@ -204,7 +204,7 @@ def prepare_once(spec: ExperimentSpec, ranks: Ranks, file: Path) -> Prepared:
             np.save(file, np.asarray(prepared.features))
             prepared = replace(prepared, features=np.load(file, mmap_mode="r"))
         own.append(prepared)
-        names = {f.name for f in fields(prepared)} - {"zoo", "featurizer", "features"}
+        names = {f.name for f in fields(prepared)} - {"adapters", "featurizer", "features"}
         return {"written": written, **{name: getattr(prepared, name) for name in names}}
 
     told = ranks.first(make)
@@ -213,20 +213,20 @@ def prepare_once(spec: ExperimentSpec, ranks: Ranks, file: Path) -> Prepared:
 
 def _receive(spec: ExperimentSpec, file: Path, written: bool, **told: Any) -> Prepared:
     """What the first rank prepared, with features from its file or, as there, from the store."""
-    zoo, _ = open_data(spec)
-    featurizer = with_layout(spec.representation, zoo) if spec.featurizer is not None else None
+    adapters, _ = open_data(spec)
+    featurizer = with_layout(spec.representation, adapters) if spec.featurizer is not None else None
     if written:
         features = np.load(file, mmap_mode="r")
     else:
-        features = represent(featurizer, zoo.weights, told["split"].train)
-    return Prepared(zoo=zoo, featurizer=featurizer, features=features, **told)
+        features = represent(featurizer, adapters.weights, told["split"].train)
+    return Prepared(adapters=adapters, featurizer=featurizer, features=features, **told)
 
 
-def with_layout(featurizer: TransformerMixin | None, zoo: AdapterSet) -> Any:
+def with_layout(featurizer: TransformerMixin | None, adapters: AdapterSet) -> Any:
     """An unfitted copy that knows the collection's layout, if it takes one."""
     copy: Any = clone(featurizer)
     if "layout" in copy.get_params() and copy.layout is None:
-        copy.set_params(layout=zoo.layout)
+        copy.set_params(layout=adapters.layout)
     return copy
 
 

@@ -42,7 +42,7 @@ def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
         model=spec.model if isinstance(spec.model, Metanetwork) else network.network,
         inputs=prepared.inputs,
         tensors={name: value.detach().cpu().numpy() for name, value in state},
-        layout=prepared.zoo.layout,
+        layout=prepared.adapters.layout,
         classes=prepared.task.classes,
         training=fitted.record.to_dict(),
         confidence=confidence or fit_confidence(prepared, fitted.network).confidence,
@@ -75,7 +75,7 @@ def pack(fitted: Fitted, folder: Path, confidence: Confidence | None = None) -> 
 
 def _prove(made: Bundle, folder: Path, prepared: Prepared) -> None:
     own = tuple(class_path(part) for part in (made.featurizer, made.model))
-    rows = np.asarray(prepared.zoo.weights[prepared.split.val[:PROBE]])
+    rows = np.asarray(prepared.adapters.weights[prepared.split.val[:PROBE]])
     try:
         read = Bundle.load(folder, allow_classes=own)
         same = np.array_equal(read.predict_proba(rows), made.predict_proba(rows))

@@ -97,10 +97,10 @@ def make_record(
     return RunRecord(
         name=spec.name,
         representation="metadata" if spec.metadata else type(spec.featurizer).__name__,
-        dataset=prepared.zoo.card.name,
+        dataset=prepared.adapters.card.name,
         subset=prepared.subset,
-        data_version=prepared.zoo.version,
-        layout=prepared.zoo.layout.fingerprint,
+        data_version=prepared.adapters.version,
+        layout=prepared.adapters.layout.fingerprint,
         protocol=spec.protocol,
         engine=engine,
         seed=seed,

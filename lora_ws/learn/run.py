@@ -207,7 +207,7 @@ def fit_seed(
         module = LoraModule(prepared.network(spec.model), prepared.task, spec.fit)
         trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
-            whole = [identity(spec), prepared.zoo.version]
+            whole = [identity(spec), prepared.adapters.version]
             every = spec.trainer.epochs_to_checkpoint
             start_from = checkpoint(trainer, every, folder, whole, ranks)
         name = engine(trainer)

@@ -207,7 +207,7 @@ def test_bundle_gives_the_scores_of_the_classifier(
     assert bundle.confidence.calibration is not None
     logits = fitted.network(prepared.features[some]).detach()
     logits = logits / bundle.confidence.calibration.temperature
-    ours = restored.predict_proba(prepared.zoo.weights[some], prepared.zoo.layout)
+    ours = restored.predict_proba(prepared.adapters.weights[some], prepared.adapters.layout)
     atol = rounding(terms_of(fitted.network), size=1 + float(logits.abs().max()))
     np.testing.assert_allclose(ours, logits.softmax(1), rtol=0, atol=atol)
 

@@ -99,7 +99,7 @@ def test_saved_bundle_gives_the_scores_of_the_classifier(
     rows = prepared.split.test
     logits = fitted.network(prepared.features[rows]).detach() / temperature(bundle)
     scores = logits.softmax(1).numpy()
-    ours = restored.predict_proba(prepared.zoo.weights[rows], prepared.zoo.layout)
+    ours = restored.predict_proba(prepared.adapters.weights[rows], prepared.adapters.layout)
     atol = rounding(terms_of(fitted.network), size=1 + float(logits.abs().max()))
     np.testing.assert_allclose(ours, scores, rtol=0, atol=atol)
     assert restored.classes == prepared.task.classes
@@ -179,7 +179,7 @@ def test_bundle_of_the_first_format_answers_without_calibration(
     sealed(folder, {**info, "format": 1, "thresholds": {}, "calibration": None})
     old = Bundle.load(folder)
     rows = prepared.split.test
-    weights = prepared.zoo.weights[rows]
+    weights = prepared.adapters.weights[rows]
     logits = fitted.network(prepared.features[rows]).detach()
     atol = rounding(terms_of(fitted.network), size=1 + float(logits.abs().max()))
     scores = logits.softmax(1).numpy()
@@ -259,7 +259,7 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(as_hub_user: Callable[..., N
     assert len(commit) == 40
     again = Bundle.from_pretrained("me/reader", revision=commit)
     assert again.revision == commit
-    rows = prepared.zoo.weights[:3]
+    rows = prepared.adapters.weights[:3]
     np.testing.assert_array_equal(again.predict_proba(rows), bundle.predict_proba(rows))
     Bundle.from_pretrained("me/reader")  # notes what main stands for
     with pytest.raises(NotAvailableError, match="me/nothing does not exist, or is private"):

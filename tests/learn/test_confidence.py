@@ -45,9 +45,9 @@ def real() -> Trained:
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
     bundle = make_bundle(fitted)
-    rows = np.array(prepared.zoo.weights[prepared.split.test])
+    rows = np.array(prepared.adapters.weights[prepared.split.test])
     labels = prepared.labels[prepared.split.test]
-    trained = np.array(prepared.zoo.weights[prepared.split.train])
+    trained = np.array(prepared.adapters.weights[prepared.split.train])
     return Trained(bundle, rows, labels, bundle.predict_batch(rows), trained)
 
 
@@ -232,7 +232,7 @@ def test_unknown_concepts_are_stranger_than_known_ones(tmp_path: Path) -> None:
     prepared = prepare(spec)
     fitted = fit_seed(spec, prepared, 0)
     bundle = make_bundle(fitted)
-    test = prepared.zoo.weights[prepared.split.test]
+    test = prepared.adapters.weights[prepared.split.test]
     usual, strange = (
         bundle.predict_arrays(rows).ood_scores for rows in (test, zoo.weights[hidden])
     )

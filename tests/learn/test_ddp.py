@@ -310,7 +310,7 @@ def test_every_rank_maps_the_features_of_the_first(
     spec, file = ExperimentSpec(store, featurizer=featurizer), tmp_path / "features.npy"
     first = prepare_once(spec, Scripted(0, 2), file)
     told = {f.name: getattr(first, f.name) for f in fields(first)}
-    for name in ("zoo", "featurizer", "features"):
+    for name in ("adapters", "featurizer", "features"):
         told.pop(name)
     other = prepare_once(spec, Scripted(1, 2, {"written": file.exists(), **told}), file)
     assert file.exists() == bool(in_memory or isinstance(featurizer, StatsLayer))

@@ -59,7 +59,7 @@ def test_record_and_bundle_are_those_of_scikit_learn(spec: ExperimentSpec, tmp_p
 
     bundle = Bundle.load(tmp_path / "run" / "bundle")
     assert bundle.confidence.calibration is not None
-    weights = prepare(spec).zoo.weights[test]
+    weights = prepare(spec).adapters.weights[test]
     named = [bundle.classes[k] for k in fitted.predict(rows[test])]
     found = bundle.predict_proba(weights).argmax(1)
     assert [bundle.classes[k] for k in found] == named

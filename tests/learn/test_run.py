@@ -307,7 +307,7 @@ def test_large_features_stay_mapped_and_give_the_same(
     monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 1000)
     monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 200_000)
     mapped = prepare(flat)
-    assert np.shares_memory(mapped.features, mapped.zoo.weights)
+    assert np.shares_memory(mapped.features, mapped.adapters.weights)
     assert run_one(flat, 0).timeless() == small[0]
     # Sums over blocks of other sizes may differ in the last bit.
     blocks = run_one(pca, 0).timeless()
