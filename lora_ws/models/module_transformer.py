@@ -4,10 +4,10 @@ from typing import final
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_ws.errors import ConfigError
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.pooling import ModuleEncoder
 from lora_ws.models.tokens import ModuleLinear, UpdateTokens
 
 
@@ -80,21 +80,20 @@ class ModuleTransformerModule(MetanetModule):
         self.tokens = UpdateTokens(layout, spec.probes)
         self.dropout = nn.Dropout(spec.input_dropout)
         self.read_in = ModuleLinear(len(layout.layers), self.tokens.features, width)
-        # Modules come first: with the batch first, evaluation takes a kernel that vmap cannot.
-        layer = nn.TransformerEncoderLayer(
-            width, spec.heads, 2 * width, spec.dropout, "gelu", norm_first=True
+        self.encoder = ModuleEncoder(
+            width,
+            depth=spec.depth,
+            heads=spec.heads,
+            feedforward=2 * width,
+            dropout=spec.dropout,
         )
-        self.encoder = nn.TransformerEncoder(layer, spec.depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
 
     def embed(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters width"]:
         """Return the mean over the tokens of the encoder."""
         tokens = self.read_in(self.dropout(self.tokens(self.normalizer(rows))))
-        # Few tokens gain nothing by the fused kernels, of which vmap has no rule for the CPU's.
-        with sdpa_kernel(SDPBackend.MATH):
-            encoded = self.encoder(tokens.transpose(0, 1))
-        return self.norm(encoded.mean(0))
+        return self.norm(self.encoder(tokens).mean(-2))
 
     def head(self, embedding: Float[Tensor, "adapters width"]) -> Float[Tensor, "adapters outputs"]:
         """Return outputs."""
