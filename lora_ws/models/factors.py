@@ -85,7 +85,7 @@ class Factors(nn.Module):
         ]
 
     def in_order(
-        self, groups: Sequence[Float[Tensor, "*some of_group features"]]
+        self, groups: Sequence[Float[Tensor, "*some _ features"]]
     ) -> Float[Tensor, "*some modules features"]:
         """Join what was made of each group, modules in the layout's order."""
         return torch.cat(list(groups), -2)[..., self._order, :]
