@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.adapters.layout import Layout
+from lora_ws.functional.perturb import scramble_gauge
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 
 ADAPTERS, OUTPUTS = 8, 10
@@ -61,8 +62,8 @@ def changes() -> list[Change]:
         ['update times 3']
     """
     return [
-        Change("B G, G⁻¹ A, G orthogonal", "gl", lambda b, a, rng: _split(b, a, rng, 1.0)),
-        Change("the same, condition 100", "gl", lambda b, a, rng: _split(b, a, rng, 100.0)),
+        Change("B G, G⁻¹ A, G orthogonal", "gl", lambda b, a, rng: scramble_gauge(b, a, 1.0, rng)),
+        Change("the same, condition 100", "gl", lambda b, a, rng: scramble_gauge(b, a, 100.0, rng)),
         Change("other order of ranks", "gl", lambda b, a, _: (b.flip(-1), a.flip(-2))),
         Change("10 B, A / 10", "gl", lambda b, a, _: (10 * b, a / 10)),
         Change(
@@ -203,21 +204,6 @@ def _moved(rows: Tensor, layout: Layout, move: Move, rng: torch.Generator) -> tu
         parts += [a.flatten(1), b.flatten(1)]
         layers.append(replace(layer, rank=a.shape[1]))
     return torch.cat(parts, 1), Layout.from_layers(layers)
-
-
-def _orthogonal(rank: int, rng: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(rank, rank, generator=rng, dtype=torch.float64)).Q
-
-
-def _split(b: Tensor, a: Tensor, rng: torch.Generator, condition: float) -> tuple[Tensor, Tensor]:
-    """``B G, G⁻¹ A``; at rank 1 a number other than 1 where the condition asks for sizes."""
-    rank = a.shape[-2]
-    sizes = torch.logspace(0, float(np.log10(condition)), rank, dtype=torch.float64)
-    if rank == 1 and condition > 1:
-        sizes = sizes * 3
-    left, right = _orthogonal(rank, rng) * sizes, _orthogonal(rank, rng)
-    mixing = left @ right
-    return b @ mixing, torch.linalg.solve(mixing, a)
 
 
 def _widen(b: Tensor, a: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,144 @@
+"""Changes of adapters' factors: other splits of one update, and updates changed a little.
+
+Every function takes B ``[..., modules, outputs, rank]`` and A ``[..., modules, rank, inputs]`` of
+modules of one shape and returns the new pair; leading axes, as of adapters, draw independently.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora_ws.errors import ConfigError
+
+Up = Float[Tensor, "*some modules outputs rank"]
+Down = Float[Tensor, "*some modules rank inputs"]
+Pair = tuple[Tensor, Tensor]
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def flip_signs(up: Up, down: Down, generator: torch.Generator) -> Pair:
+    """Flip the signs of columns of B and of the same rows of A, each with probability 1/2.
+
+    The update ``BA`` stays the same.
+    """
+    signs = torch.randint(0, 2, down.shape[:-1], generator=generator).to(down) * 2 - 1
+    return up * signs.unsqueeze(-2), down * signs.unsqueeze(-1)
+
+
+def permute_ranks(up: Up, down: Down, generator: torch.Generator) -> Pair:
+    """Shuffle the columns of B and the rows of A alike; ``BA`` stays the same."""
+    order = torch.rand(down.shape[:-1], generator=generator).argsort(-1)
+    return (
+        up.take_along_dim(order.unsqueeze(-2), -1),
+        down.take_along_dim(order.unsqueeze(-1), -2),
+    )
+
+
+def scramble_gauge(up: Up, down: Down, condition: float, generator: torch.Generator) -> Pair:
+    """Change the basis between the factors: ``B G`` and ``inv(G) A``; ``BA`` stays the same.
+
+    Args:
+        up: B.
+        down: A.
+        condition: of G, whose singular values lie evenly between 1 and it on a logarithmic scale;
+            at rank 1, where every G has condition 1, G is a number of either sign between its
+            inverse and it.
+        generator: of G.
+
+    Raises:
+        ConfigError: the condition is below 1.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> b, a = torch.randn(3, 5, 2), torch.randn(3, 2, 4)
+        >>> moved = scramble_gauge(b, a, 10.0, rng)
+        >>> torch.allclose(moved[0] @ moved[1], b @ a, atol=1e-4), torch.allclose(moved[0], b)
+        (True, False)
+    """
+    if condition < 1:
+        raise ConfigError(f"condition: expected at least 1, got {condition}")
+    rank = down.shape[-2]
+    spread = torch.linspace(0, 1, rank, dtype=down.dtype)
+    if rank == 1:
+        spread = torch.rand(*down.shape[:-1], generator=generator, dtype=down.dtype) * 2 - 1
+    sizes = (condition**spread).unsqueeze(-2).to(down.device)
+    left, right = (_orthogonal(down, generator) for _ in range(2))
+    return up @ (left * sizes) @ right, right.mT @ ((left / sizes).mT @ down)
+
+
+def add_noise(up: Up, down: Down, size: float, generator: torch.Generator) -> Pair:
+    """Add Gaussian noise to both factors, ``size`` times the root mean square of each.
+
+    Example:
+        >>> b, a = add_noise(torch.ones(1, 4, 1), torch.zeros(1, 1, 3), 0.1, torch.Generator())
+        >>> bool((b != 1).all()), bool((a == 0).all())
+        (True, True)
+    """
+    noisy = []
+    for factor in (up, down):
+        rms = factor.square().mean((-2, -1), keepdim=True).sqrt()
+        noisy.append(factor + size * rms * _normal(factor, generator))
+    return noisy[0], noisy[1]
+
+
+def drop_modules(up: Up, down: Down, share: float, generator: torch.Generator) -> Pair:
+    """Set the updates of modules to zero, each with probability ``share``.
+
+    Those that stay are not made larger: a file may lack modules.
+    """
+    kept = torch.rand(down.shape[:-2], generator=generator) >= share
+    return up * kept.to(up)[..., None, None], down
+
+
+def jitter_scale(up: Up, down: Down, size: float, generator: torch.Generator) -> Pair:
+    """Multiply whole adapters by ``exp(size * N(0, 1))``, all modules of one by the same."""
+    draws = torch.randn(down.shape[:-3], generator=generator).to(up)
+    return up * (size * draws).exp()[..., None, None, None], down
+
+
+def truncate_rank(up: Up, down: Down, rank: int) -> Pair:
+    """Keep the largest singular values of each update (Eckart and Young 1936); zeros fill the rest.
+
+    Args:
+        up: B.
+        down: A.
+        rank: how many to keep.
+
+    Raises:
+        ConfigError: the rank is below 1.
+
+    Example:
+        >>> sizes = torch.tensor([3.0, 2, 1])
+        >>> b, a = truncate_rank(torch.diag(sizes)[None], torch.eye(3)[None], 2)
+        >>> (b @ a)[0].diagonal().round(decimals=4).tolist()
+        [3.0, 2.0, 0.0]
+    """
+    if rank < 1:
+        raise ConfigError(f"rank: expected at least 1, got {rank}")
+    if rank >= down.shape[-2]:
+        return up, down
+    left = torch.linalg.qr(up).R
+    read, right = torch.linalg.qr(down.mT)
+    v = torch.linalg.svd(left @ right.mT).Vh[..., :rank, :]
+    # In A's own orthonormal rows the update is ``(up @ right.mT) @ read.mT``.
+    return up @ right.mT, v.mT @ v @ read.mT
+
+
+def round_to(up: Up, down: Down, dtype: Literal["float16", "bfloat16"]) -> Pair:
+    """Round both factors to a 16-bit format and back."""
+    return up.to(DTYPES[dtype]).to(up.dtype), down.to(DTYPES[dtype]).to(down.dtype)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _orthogonal(down: Tensor, generator: torch.Generator) -> Tensor:
+    """A random orthogonal matrix per module."""
+    shape = (*down.shape[:-1], down.shape[-2])
+    normal = torch.randn(shape, generator=generator, dtype=down.dtype)
+    q, r = torch.linalg.qr(normal)
+    # Signs of R make the distribution uniform.
+    return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).to(down.device)
