@@ -94,7 +94,8 @@ class Metanetwork(BaseEstimator, ABC):
     Attributes:
         reads: ``features`` of a featurizer, or the ``factors`` themselves.
         symmetries: under what the outputs stay the same: ``gl`` (``B @ G, inv(G) @ A`` for any
-            invertible G), ``sign`` (G of signs), ``scale`` (the update times a positive number).
+            invertible G), ``sign`` (G of signs), ``scale`` (the update times a positive number),
+            ``negation`` (the update times -1: a slider reads as its inverse).
     """
 
     reads: ClassVar[Literal["features", "factors"]] = "features"

@@ -33,7 +33,7 @@ class DeepSets(Metanetwork):
     """
 
     reads = "factors"
-    symmetries = frozenset({"gl", "sign"})
+    symmetries = frozenset({"gl", "sign", "negation"})
 
     def __init__(
         self, *, width: int = 32, depth: int = 1, probes: int = 32, input_dropout: float = 0.5

@@ -36,7 +36,7 @@ class ModuleTransformer(Metanetwork):
     """
 
     reads = "factors"
-    symmetries = frozenset({"gl", "sign"})
+    symmetries = frozenset({"gl", "sign", "negation"})
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ class SizeNet(Metanetwork):
     """
 
     reads = "factors"
-    symmetries = frozenset({"gl", "sign"})
+    symmetries = frozenset({"gl", "sign", "negation"})
 
     def __init__(self, *, width: int = 32, depth: int = 1) -> None:
         self.width = width

@@ -27,7 +27,7 @@ SMALL: list[Metanetwork] = [
 ]
 NETWORKS = pytest.mark.parametrize("spec", SMALL, ids=lambda spec: type(spec).__name__)
 OUTPUTS = 3
-SYMMETRIES: tuple[Symmetry, ...] = ("gl", "sign", "scale")
+SYMMETRIES: tuple[Symmetry, ...] = ("gl", "sign", "scale", "negation")
 # What is said to change the outputs must move them more than rounding by this much.
 SEEN = 1e4 * EXACT
 
@@ -74,9 +74,9 @@ def transformed(rows: Tensor, shape: Layout, how: Symmetry) -> Tensor:
         left, right = (torch.linalg.qr(torch.randn(rank, rank).double()).Q for _ in range(2))
         signs = torch.ones(rank).double()
         signs[::2] = -1
-        change = {"gl": left * sizes @ right, "sign": signs.diag(), "scale": torch.eye(rank)}[how]
-        mixing = change.double()
-        size = 2.5 if how == "scale" else 1.0
+        mixings = {"gl": left * sizes @ right, "sign": signs.diag()}
+        mixing = mixings.get(how, torch.eye(rank).double())
+        size = {"scale": 2.5, "negation": -1.0}.get(how, 1.0)
         moved.append((torch.linalg.solve(mixing, a), size * b @ mixing))
     return flat(moved)
 
@@ -380,6 +380,7 @@ BROKEN = {
     "gl and sign declared": Broken(check_symmetries, symmetries=frozenset({"gl", "sign"})),
     "sign declared": Broken(check_symmetries, symmetries=frozenset({"sign"})),
     "scale declared": Broken(check_symmetries, symmetries=frozenset({"scale"})),
+    "negation declared": Broken(check_symmetries, symmetries=frozenset({"negation"})),
     "state that is not kept": Broken(check_state, ForgetfulModule),
     "a constructor that computes": Broken(check_plain, methods={"__init__": stores_another}),
     "a seed of its own": Broken(check_seed, UnseededModule),
