@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from lora_ws import DeltaPCA, Layout, StatsLayer, read_adapter
-from lora_ws.adapters.projection import project
+from lora_ws.adapters.projection import project_adapter
 from lora_ws.adapters.source import file_sha256
 
 LAYOUT = Layout.sd15_qv(rank=4)
@@ -55,7 +55,7 @@ def write(folder: Path, n: int, random: np.random.Generator) -> list[Path]:
 
 def row(file: Path) -> np.ndarray:
     """The weights of a file in the layout."""
-    return project(read_adapter(file, only=ONLY), LAYOUT).weights
+    return project_adapter(read_adapter(file, only=ONLY), LAYOUT).weights
 
 
 def peer(file: Path) -> np.ndarray:

@@ -11,7 +11,6 @@ import inspect
 import os
 import re
 import textwrap
-import warnings
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from lora_ws.errors import ConfigError, DeprecatedName
+from lora_ws.errors import ConfigError
 
 T = TypeVar("T")
 # Metadata of a spec's field that earlier versions had: read for one more release, never written.
@@ -51,15 +50,6 @@ def spec_files(folder: SpecFolder) -> dict[str, Path]:
     root = spec_root(folder)
     files = sorted(root.rglob("*.yaml"))
     return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
-
-
-def deprecated(old: str, new: str) -> None:
-    """Say that a key, flag or name goes with the next release."""
-    warnings.warn(
-        f"`{old}` is deprecated and goes with the next release; use `{new}`",
-        DeprecatedName,
-        stacklevel=3,
-    )
 
 
 def load_spec(target: Callable[..., T], path: str | Path) -> T:

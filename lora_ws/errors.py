@@ -1,5 +1,10 @@
 """The one family of exceptions: each says what was expected, what came, and what to do."""
 
+import pkgutil
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
 REASONS = {
     "missing": "there is no such file",
     "pickle": "a pickled file, which can run code when opened",
@@ -78,3 +83,35 @@ class NotAvailableError(LoraWsError, FileNotFoundError):
 
 class DeprecatedName(FutureWarning):
     """A key, flag or name that goes with the next release."""
+
+
+def deprecated(old: str, new: str) -> None:
+    """Warn that a key, flag or name goes with the next release."""
+    warnings.warn(
+        f"`{old}` is deprecated and goes with the next release; use `{new}`",
+        DeprecatedName,
+        stacklevel=3,
+    )
+
+
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a module that answers to old names for one release.
+
+    Args:
+        module: its ``__name__``.
+        names: old name -> where it is now, as "package.module:name".
+
+    Example:
+        >>> get = old_names("lora_ws.adapters", {"Place": "lora_ws.adapters:AdapterRef"})
+        >>> get("Places")
+        Traceback (most recent call last):
+        AttributeError: module `lora_ws.adapters` has no attribute `Places`
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module `{module}` has no attribute `{name}`")
+        deprecated(f"{module}.{name}", names[name].replace(":", "."))
+        return pkgutil.resolve_name(names[name])
+
+    return look_up

@@ -1,12 +1,10 @@
 """One adapter: its layout, its names, and how a file becomes factors."""
 
-import warnings
-from typing import Any
-
 from lora_ws.adapters.adapter import Adapter, Module
 from lora_ws.adapters.layout import LayerSpec, Layout, Matrix
 from lora_ws.adapters.locate import AdapterRef, find_adapters
 from lora_ws.adapters.reader import AdapterFile, open_adapter, read_adapter
+from lora_ws.errors import old_names
 
 __all__ = [
     "Adapter",
@@ -21,14 +19,11 @@ __all__ = [
     "read_adapter",
 ]
 
-# Names of before, for one release.
-_OLD = {"Place": AdapterRef, "find_places": find_adapters, "place_of": AdapterRef.parse}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _OLD:
-        raise AttributeError(f"module `lora_ws.adapters` has no attribute `{name}`")
-    new = _OLD[name]
-    message = f"lora_ws.adapters.{name} is now {new.__qualname__}; the old name goes next release"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return new
+__getattr__ = old_names(
+    __name__,
+    {
+        "Place": "lora_ws.adapters:AdapterRef",
+        "find_places": "lora_ws.adapters:find_adapters",
+        "place_of": "lora_ws.adapters:AdapterRef.parse",
+    },
+)

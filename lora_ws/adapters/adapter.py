@@ -142,8 +142,8 @@ def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, 
         if (module.down.shape, module.up.shape) != (layer.down_shape, layer.up_shape):
             raise LayoutError(
                 f"layer `{layer.name}`: expected factors {layer.down_shape} and {layer.up_shape}, "
-                f"got {module.down.shape} and {module.up.shape}; `project` brings an adapter into "
-                "a layout of other ranks"
+                f"got {module.down.shape} and {module.up.shape}; `project_adapter` brings an "
+                "adapter into a layout of other ranks"
             )
         row[down] = module.down.ravel()
         row[up] = (module.up * np.float32(module.scale)).ravel()

@@ -8,11 +8,12 @@ from jaxtyping import Float
 
 from lora_ws.adapters.adapter import Adapter, Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, old_names
 from lora_ws.functional.factors import Cut, cut_to_rank, product_energy
 
 # A layer that is missing counts as no update; with more missing the verdict would be on little.
 MAX_MISSING = 0.5
+__getattr__ = old_names(__name__, {"project": f"{__name__}:project_adapter"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,9 @@ class Projection:
     exact: bool
 
 
-def project(adapter: Adapter, layout: Layout, layers: Collection[str] | None = None) -> Projection:
+def project_adapter(
+    adapter: Adapter, layout: Layout, layers: Collection[str] | None = None
+) -> Projection:
     """Bring an adapter into a layout: each update cut to the layer's rank, absent ones 0.
 
     Numbers stay as they are where rank and shape agree. Else factors become canonical

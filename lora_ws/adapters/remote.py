@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from lora_ws import hub
 from lora_ws.adapters.header import shown
-from lora_ws.adapters.source import REQUEST_BYTES, Range, Source, merge
+from lora_ws.adapters.source import REQUEST_BYTES, Range, Source, merge_ranges
 from lora_ws.errors import AdapterError, NotAvailableError
 
 # Below, one request for everything is quicker than several for parts.
@@ -127,7 +127,7 @@ class HubSource(Source):
         found = {span: self._part(span) for span in set(ranges) if span[1] <= len(self._start)}
         rest = sorted(span for span in set(ranges) if span not in found)
         at = 0
-        for start, stop in merge(rest, GAP_BYTES):
+        for start, stop in merge_ranges(rest, GAP_BYTES):
             steps = range(start, stop, REQUEST_BYTES)
             body = b"".join(self._fetch(step, min(step + REQUEST_BYTES, stop)) for step in steps)
             while at < len(rest) and rest[at][1] <= stop:

@@ -162,7 +162,7 @@ class LocalSource(Source):
         bodies: list[tuple[int, int, bytes]] = []
         file, _ = self._opened
         try:
-            for start, stop in merge(ranges, GAP_BYTES):
+            for start, stop in merge_ranges(ranges, GAP_BYTES):
                 file.seek(start)
                 bodies.append((start, stop, file.read(stop - start)))
         except OSError as error:
@@ -204,7 +204,7 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def merge(ranges: Sequence[Range], gap: int, most: int = REQUEST_BYTES) -> list[Range]:
+def merge_ranges(ranges: Sequence[Range], gap: int, most: int = REQUEST_BYTES) -> list[Range]:
     """Join ranges that overlap or lie close to each other.
 
     Args:
@@ -216,7 +216,7 @@ def merge(ranges: Sequence[Range], gap: int, most: int = REQUEST_BYTES) -> list[
         Sorted ranges, each of the given ones within one of them.
 
     Example:
-        >>> merge([(90, 100), (0, 10), (15, 20)], gap=5)
+        >>> merge_ranges([(90, 100), (0, 10), (15, 20)], gap=5)
         [(0, 20), (90, 100)]
     """
     joined: list[Range] = []

@@ -14,7 +14,7 @@ import numpy as np
 
 from lora_ws.adapters import Adapter, AdapterFile, AdapterRef
 from lora_ws.adapters.header import LIMITS, Limits
-from lora_ws.adapters.projection import Projection, project
+from lora_ws.adapters.projection import Projection, project_adapter
 from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.index_store import Signature
@@ -219,7 +219,7 @@ def _examine(
     if bundle is not None and not why_not:
         try:
             adapter = adapter or file.read(bundle.layers)
-            row = project(adapter, bundle.layout, bundle.layers)
+            row = project_adapter(adapter, bundle.layout, bundle.layers)
         except AdapterError as error:
             if error.reason != "foreign":
                 raise

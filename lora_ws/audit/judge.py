@@ -1,24 +1,12 @@
-"""Names of before, for one release; they are in `lora_ws.audit.classify`."""
+"""Old names of `lora_ws.audit.classify`, for one release."""
 
-import warnings
-from typing import Any
+from lora_ws.errors import old_names
 
-from lora_ws.audit import classify
-
-_OLD = {
-    "judge": classify.classify_files,
-    "Judged": classify.FileResult,
-    "Finding": classify.Finding,
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _OLD:
-        raise AttributeError(f"module `lora_ws.audit.judge` has no attribute `{name}`")
-    new = _OLD[name]
-    message = (
-        f"lora_ws.audit.judge.{name} is now lora_ws.audit.classify.{new.__qualname__}; the old "
-        "name goes next release"
-    )
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return new
+__getattr__ = old_names(
+    __name__,
+    {
+        "judge": "lora_ws.audit.classify:classify_files",
+        "Judged": "lora_ws.audit.classify:FileResult",
+        "Finding": "lora_ws.audit.classify:Finding",
+    },
+)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lora_ws.audit.policy import Reviewed
 
@@ -21,7 +20,7 @@ Sink = Callable[[Reviewed], object]
 def json_lines(file: Path) -> Iterator[Sink]:
     """Write one JSON object a line: the fields of `Finding`, ``flags``, and ``nearest``."""
     with file.open("w", encoding="utf-8") as opened:
-        yield lambda one: opened.write(json.dumps(to_plain(one)) + "\n")
+        yield lambda one: opened.write(json.dumps(one.to_dict()) + "\n")
 
 
 @contextmanager
@@ -31,12 +30,6 @@ def csv_rows(file: Path) -> Iterator[Sink]:
         writer = csv.writer(opened)
         writer.writerow(COLUMNS)
         yield lambda one: writer.writerow([_safe(value) for value in _row(one)])
-
-
-def to_plain(one: Reviewed) -> dict[str, Any]:
-    """Plain data of one file."""
-    nearest = [match._asdict() for match in one.nearest]
-    return {**one.finding.to_dict(), "flags": list(one.flags), "nearest": nearest}
 
 
 def _row(one: Reviewed) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,6 +118,11 @@ class Reviewed(NamedTuple):
     finding: Finding
     flags: tuple[str, ...] = ()
     nearest: tuple[Match, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the fields of the finding, ``flags`` and ``nearest``."""
+        nearest = [match._asdict() for match in self.nearest]
+        return {**self.finding.to_dict(), "flags": list(self.flags), "nearest": nearest}
 
 
 def review(

@@ -30,8 +30,8 @@ from lora_ws.bundle.confidence import (
 from lora_ws.bundle.formats import read_files, under, write_files
 from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.bundle.state import fitted_state, restore, restore_model
-from lora_ws.config import deprecated, to_plain
-from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
+from lora_ws.config import to_plain
+from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError, deprecated
 from lora_ws.featurizers import Featurizer
 from lora_ws.hub import push_folder
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork

@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parent.parent / "_assets"
 TOP = 32768.0
 
 
-def pack(adapters: AdapterSet, folder: Path) -> Path:
+def write_packed(adapters: AdapterSet, folder: Path) -> Path:
     """Write a collection in the bundled form, without what it notes of each training step."""
     half = np.empty(adapters.weights.shape, np.float16)
     scales = []

@@ -6,7 +6,7 @@ from typing import Literal
 from rich.console import Console
 
 from lora_ws.collection import AdapterSet, load
-from lora_ws.collection.bundled import pack
+from lora_ws.collection.bundled import write_packed
 from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.zoo.base import BaseSpec, train_base
 from lora_ws.zoo.baselines import (
@@ -86,7 +86,7 @@ def export(
         format: folders of pytorch_lora_weights.safetensors and metadata.json; parquet of
             fixed-size lists; or float16 with one scale per matrix, as bundled collections are
     """
-    write = {"folders": write_folders, "parquet": write_parquet, "packed": pack}[format]
+    write = {"folders": write_folders, "parquet": write_parquet, "packed": write_packed}[format]
     Console().print(str(write(load(collection), Path(out))))
 
 

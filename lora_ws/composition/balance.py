@@ -8,7 +8,7 @@ from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.report.heat import Heat
 
 
-def update_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
+def block_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
     """Frobenius norms ``|scale_i| * ||B_i A_i||`` by block of the U-Net, without forming products.
 
     Returns:
@@ -28,7 +28,7 @@ def update_norms(stack: AdapterStack) -> dict[str, Float[Tensor, " k"]]:
 
 def norm_balance(stack: AdapterStack) -> Heat:
     """Norms of the updates, one row per block and one column per adapter."""
-    norms = update_norms(stack)
+    norms = block_norms(stack)
     whole = torch.stack(list(norms.values())).square().sum(dim=0).sqrt()
     rows = {**norms, "all blocks": whole}
     largest, smallest = float(whole.max()), float(whole.min())

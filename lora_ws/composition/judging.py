@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.errors import ConfigError, DataError
+from lora_ws.errors import ConfigError, DataError, old_names
 
 BEST = 10.0
 Picture = Float[Tensor, "3 height width"]
 Judge = Callable[[str, Picture, Picture], str]
+__getattr__ = old_names(__name__, {"Scores": f"{__name__}:ImageScores"})
 
 
 class Wanted(Protocol):
@@ -35,7 +36,7 @@ class Wanted(Protocol):
         ...
 
 
-class Scores(NamedTuple):
+class ImageScores(NamedTuple):
     """Of one picture, from 0 to 10.
 
     Attributes:
@@ -55,8 +56,8 @@ class PairScores(NamedTuple):
         second: of the second.
     """
 
-    first: Scores
-    second: Scores
+    first: ImageScores
+    second: ImageScores
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Comparison:
     swapped: PairScores
 
     @property
-    def first(self) -> Scores:
+    def first(self) -> ImageScores:
         """Of the first picture, averaged over both orders."""
         return _mean(self.shown.first, self.swapped.first)
 
     @property
-    def second(self) -> Scores:
+    def second(self) -> ImageScores:
         """Of the second picture, averaged over both orders."""
         return _mean(self.shown.second, self.swapped.second)
 
@@ -190,8 +191,8 @@ def parse_scores(text: str) -> PairScores:
     Example:
         >>> parse_scores("**Picture 2**: image 8, composition 6.5\n"
         ...              "**Picture 1**\n- Composition quality: 7/10\n- Image quality: 9/10")
-        PairScores(first=Scores(composition=7.0, image=9.0),
-                   second=Scores(composition=6.5, image=8.0))
+        PairScores(first=ImageScores(composition=7.0, image=9.0),
+                   second=ImageScores(composition=6.5, image=8.0))
     """
     lines = _THOUGHT.sub(" ", text).splitlines()
     plain = re.sub(r"[*_`#\"]", " ", "\n".join(lines))
@@ -202,7 +203,7 @@ def parse_scores(text: str) -> PairScores:
         score = part["here"] or part["below"]
         if score and place and aspect:
             found[place, aspect] = float(score.replace(",", "."))
-    asked = [(place, aspect) for place in "12" for aspect in Scores._fields]
+    asked = [(place, aspect) for place in "12" for aspect in ImageScores._fields]
     if missing := [key for key in asked if key not in found]:
         names = ", ".join(f"{aspect} of picture {place}" for place, aspect in missing)
         raise DataError(
@@ -214,7 +215,9 @@ def parse_scores(text: str) -> PairScores:
             f"expected scores from 0 to 10, got {found[wrong[0]]:g} for {aspect} of picture "
             f"{place}; ask again"
         )
-    first, second = (Scores(*(found[place, a] for a in Scores._fields)) for place in "12")
+    first, second = (
+        ImageScores(*(found[place, aspect] for aspect in ImageScores._fields)) for place in "12"
+    )
     return PairScores(first, second)
 
 
@@ -263,7 +266,7 @@ def win_rate(comparisons: Sequence[Comparison] | Sequence[PairScores]) -> Rates:
         DataError: there are none.
 
     Example:
-        >>> win_rate([PairScores(Scores(7, 9), Scores(8, 9))]).composition
+        >>> win_rate([PairScores(ImageScores(7, 9), ImageScores(8, 9))]).composition
         Rate(wins=1.0, ties=0.0, losses=0.0, pairs=1)
     """
     if not comparisons:
@@ -302,9 +305,9 @@ def _swap(pair: PairScores) -> PairScores:
     return PairScores(pair.second, pair.first)
 
 
-def _mean(one: Scores, other: Scores) -> Scores:
+def _mean(one: ImageScores, other: ImageScores) -> ImageScores:
     composition, image = ((a + b) / 2 for a, b in zip(one, other, strict=True))
-    return Scores(composition, image)
+    return ImageScores(composition, image)
 
 
 def _rate(gains: Sequence[float]) -> Rate:

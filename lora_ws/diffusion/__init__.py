@@ -5,8 +5,9 @@ Names are loaded on first use: `bank` needs torch alone; what builds, samples an
 """
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from lora_ws.errors import old_names
 
 if TYPE_CHECKING:
     from lora_ws.diffusion.hooks import compose
@@ -23,15 +24,10 @@ _HOME_OF = {
     "compose": "hooks",
 }
 __all__ = ["AdapterStack", "Composite", "Merge", "Regions", "Schedule", "Switch", "compose"]
-# Old names, kept for one release.
-_RENAMED = {"Stack": "AdapterStack"}
+_old_name = old_names(__name__, {"Stack": "lora_ws.diffusion:AdapterStack"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        new = _RENAMED[name]
-        warnings.warn(f"`{name}` is `{new}` now", DeprecationWarning, stacklevel=2)
-        return __getattr__(new)
     if name not in _HOME_OF:
-        raise AttributeError(f"module `lora_ws.diffusion` has no attribute `{name}`")
+        return _old_name(name)
     return getattr(importlib.import_module(f"lora_ws.diffusion.{_HOME_OF[name]}"), name)

@@ -47,7 +47,7 @@ class Trial:
 
     def records(self) -> list[RunRecord]:
         """Read the records of the seeds that it asks for; the folder may hold more."""
-        return read(self.folder, self.spec.seeds)
+        return first_records(self.folder, self.spec.seeds)
 
     def done(self) -> int:
         """Count the seeds that have a record."""
@@ -135,7 +135,7 @@ def _stackable(trial: Trial) -> bool:
     return not trial.full and not trial.components and engine_of(trial.spec) == "batched"
 
 
-def read(folder: Path, seeds: int) -> list[RunRecord]:
+def first_records(folder: Path, seeds: int) -> list[RunRecord]:
     """The records of the first seeds of a run, in their order."""
     held = [record for record in read_records(folder / RECORDS) if record.seed < seeds]
     return sorted(held, key=lambda record: record.seed)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 
-from lora_ws.config import DEPRECATED, deprecated, load_spec, to_plain
-from lora_ws.errors import ConfigError
+from lora_ws.config import DEPRECATED, load_spec, to_plain
+from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, FlatVec
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task

@@ -5,7 +5,7 @@ import pytest
 
 from lora_ws.adapters import Adapter, LayerSpec, Layout, Module
 from lora_ws.adapters.adapter import lay_out
-from lora_ws.adapters.projection import project
+from lora_ws.adapters.projection import project_adapter
 from lora_ws.errors import LayoutError
 
 A10, A2 = "down_blocks.10.to_q", "down_blocks.2.to_q"
@@ -42,7 +42,7 @@ def test_a_row_is_the_factors_in_the_layouts_order_with_the_scale_in_b(adapter: 
     assert row.dtype == np.float32
     np.testing.assert_array_equal(row, by_hand(adapter, [A2, A10]))
     np.testing.assert_array_equal(adapter.flat(), row)
-    np.testing.assert_array_equal(project(adapter, adapter.layout).weights, row)
+    np.testing.assert_array_equal(project_adapter(adapter, adapter.layout).weights, row)
 
 
 def test_layers_without_a_module_are_zeros_and_other_modules_are_left_out(adapter: Adapter) -> None:

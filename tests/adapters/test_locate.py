@@ -6,7 +6,7 @@ import pytest
 
 import lora_ws.adapters
 from lora_ws.adapters import AdapterRef, find_adapters
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, DeprecatedName
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_pickle_is_refused_unopened(suffix: str, tmp_path: Path) -> None:
     ],
 )
 def test_old_names_still_work_and_say_the_new_ones(old: str, new: object):
-    with pytest.warns(DeprecationWarning, match="is now (AdapterRef|find_adapters)"):
+    with pytest.warns(DeprecatedName, match=r"use `lora_ws\.adapters\.(AdapterRef|find_adapters)"):
         assert getattr(lora_ws.adapters, old) == new
     with pytest.raises(AttributeError, match="no attribute `Places`"):
         _ = lora_ws.adapters.Places

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from lora_ws import hub as hub_module
 from lora_ws.adapters import remote
 from lora_ws.adapters.header import read_header
-from lora_ws.adapters.remote import HubFile, HubSource, list_adapters, merge
+from lora_ws.adapters.remote import HubFile, HubSource, list_adapters, merge_ranges
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError, NotAvailableError
@@ -166,7 +166,7 @@ RANGES = st.lists(
 def test_merged_ranges_cover_the_given_ones_and_little_more(
     ranges: list[tuple[int, int]], gap: int, most: int
 ):
-    merged = merge(ranges, gap, most)
+    merged = merge_ranges(ranges, gap, most)
     assert merged == sorted(merged)
     wanted = {byte for span in ranges for byte in range(*span)}
     covered = {byte for span in merged for byte in range(*span)}

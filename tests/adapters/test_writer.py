@@ -12,7 +12,7 @@ from tolerances import rounding
 from torch import nn
 
 from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
-from lora_ws.adapters.projection import project
+from lora_ws.adapters.projection import project_adapter
 from lora_ws.adapters.reader import open_adapter
 from lora_ws.adapters.writer import FileFormat, write_adapter
 from lora_ws.errors import AdapterError, ConfigError
@@ -106,7 +106,7 @@ def layout(rank: int) -> Layout:
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_a_projection_is_the_best_of_the_layouts_rank(rank: int, file: Path) -> None:
     adapter, target = read_adapter(file), layout(rank)
-    row = project(adapter, target)
+    row = project_adapter(adapter, target)
     kept = whole = 0.0
     for layer, down, up in target.pairs():
         found = row.weights[up].reshape(layer.up_shape) @ row.weights[down].reshape(
@@ -125,7 +125,7 @@ def test_a_projection_is_the_best_of_the_layouts_rank(rank: int, file: Path) -> 
 
 def test_an_adapter_in_its_own_layout_keeps_its_numbers(file: Path) -> None:
     adapter = read_adapter(file)
-    row = project(adapter, adapter.layout)
+    row = project_adapter(adapter, adapter.layout)
     assert row.exact
     np.testing.assert_array_equal(row.weights, adapter.flat())
 
@@ -135,7 +135,7 @@ def test_a_foreign_base_is_refused_by_name(file: Path) -> None:
     wider = [LayerSpec(f"{BLOCK}.attn2.to_v", 1024, 8)]
     for layers, says in ((elsewhere, "60 of 60 layers"), (wider, "maps 768 to 8")):
         with pytest.raises(AdapterError, match=says) as error:
-            project(read_adapter(file), Layout.from_layers(layers))
+            project_adapter(read_adapter(file), Layout.from_layers(layers))
         assert error.value.reason == "foreign"
 
 

@@ -16,6 +16,7 @@ from lora_ws.audit.classify import FileResult, Finding, classify_files
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.collection import AdapterSet
+from lora_ws.errors import DeprecatedName
 
 Layers = tuple[tuple[str, int, int], ...]
 
@@ -198,7 +199,7 @@ def test_evidence_is_the_fall_of_the_log_odds(mini: AdapterSet, classifier: Bund
 @pytest.mark.parametrize("old", ["judge", "Judged", "Finding"])
 def test_old_names_still_work_and_say_the_new_ones(old: str) -> None:
     new = {"judge": classify_files, "Judged": FileResult, "Finding": Finding}[old]
-    with pytest.warns(DeprecationWarning, match=r"is now lora_ws\.audit\.classify\."):
+    with pytest.warns(DeprecatedName, match=r"use `lora_ws\.audit\.classify\."):
         assert getattr(lora_ws.audit.judge, old) is new
     with pytest.raises(AttributeError, match="no attribute `judged`"):
         _ = lora_ws.audit.judge.judged

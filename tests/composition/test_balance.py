@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import rounding
 
-from lora_ws.composition.balance import norm_balance, update_norms
+from lora_ws.composition.balance import block_norms, norm_balance
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
@@ -30,7 +30,7 @@ def dense(stack: AdapterStack, k: int, block: str) -> float:
 
 
 def test_norms_are_those_of_dense_updates(stack: AdapterStack) -> None:
-    found: dict[str, Any] = update_norms(stack)
+    found: dict[str, Any] = block_norms(stack)
     assert {"down_blocks.0", "mid_block", "up_blocks.1"} <= set(found)
     for block, norms in found.items():
         expected = [dense(stack, k, block) for k in range(2)]

@@ -23,9 +23,9 @@ from torch import Tensor
 from lora_ws.composition import endpoint
 from lora_ws.composition.endpoint import LONGEST, PAUSES, ChatJudge, data_url
 from lora_ws.composition.judging import (
+    ImageScores,
     PairScores,
     Rate,
-    Scores,
     compare,
     position_bias,
     question,
@@ -190,7 +190,7 @@ def test_without_a_key_nobodys_token_is_sent(server: ChatServer) -> None:
 def test_a_planted_bias_is_corrected(server: ChatServer, judge: ChatJudge) -> None:
     server.bias = 1.5
     equal = [compare(judge, ELEMENTS, grey(x), grey(x)) for x in (-0.5, 0.0, 0.5)]
-    assert equal[0].shown == PairScores(Scores(2.5, 5), Scores(1, 5))
+    assert equal[0].shown == PairScores(ImageScores(2.5, 5), ImageScores(1, 5))
     assert win_rate(equal).composition.even == 0.5
     assert win_rate([c.shown for c in equal]).composition == Rate(0, 0, 1, 3)
     assert position_bias(equal).composition == Rate(1, 0, 0, 6)
@@ -308,7 +308,7 @@ def test_garbage_is_asked_again_and_then_named(
 ) -> None:
     server.replies = [chat("???"), chat(None), chat("Picture 1: composition 3"), chat(SCORES)]
     found = compare(judge, ELEMENTS, grey(0), grey(0))
-    assert found.shown == PairScores(Scores(7, 8), Scores(6, 9))
+    assert found.shown == PairScores(ImageScores(7, 8), ImageScores(6, 9))
     server.replies = [chat("no comment")] * 10
     with pytest.raises(DataError, match=r"no scores in 3 attempts.*`no comment`"):
         compare(judge, ELEMENTS, grey(0), grey(0), attempts=3)

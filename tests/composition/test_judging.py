@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lora_ws.composition.judging import (
     Comparison,
+    ImageScores,
     PairScores,
     Rate,
-    Scores,
     compare,
     parse_scores,
     position_bias,
@@ -30,7 +30,7 @@ class Thing:
 
 
 ELEMENTS = (Thing("hat", ("red hat", "wide brim")), Thing("garden", ("rose garden",)))
-EXPECTED = PairScores(Scores(7.5, 8.0), Scores(6.0, 9.5))
+EXPECTED = PairScores(ImageScores(7.5, 8.0), ImageScores(6.0, 9.5))
 
 ANSWERS = {
     "as asked": """The hat of picture 1 lacks its brim. 2 roses of picture 2 are blue.
@@ -176,7 +176,7 @@ def grey(level: float, side: int = 4) -> Tensor:
     return torch.full((3, side, side), level)
 
 
-def answer(first: Scores, second: Scores) -> str:
+def answer(first: ImageScores, second: ImageScores) -> str:
     return "\n".join(
         f"Picture {k}: composition quality = {s.composition}, image quality = {s.image}"
         for k, s in enumerate((first, second), 1)
@@ -188,7 +188,7 @@ def biased(bias: float) -> Callable[[str, Tensor, Tensor], str]:
 
     def judge(prompt: str, first: Tensor, second: Tensor) -> str:
         one, other = (5 + 2 * float(x.mean()) for x in (first, second))
-        return answer(Scores(one + bias, 8), Scores(other, 8))
+        return answer(ImageScores(one + bias, 8), ImageScores(other, 8))
 
     return judge
 
@@ -198,13 +198,13 @@ def test_both_orders_are_asked_and_averaged() -> None:
 
     def judge(prompt: str, first: Tensor, second: Tensor) -> str:
         seen.append((float(first.mean()), float(second.mean())))
-        return answer(Scores(9, 4), Scores(6, 5))
+        return answer(ImageScores(9, 4), ImageScores(6, 5))
 
     found = compare(judge, ELEMENTS, grey(0.0), grey(1.0, side=6))
     assert seen == [(0.0, 1.0), (1.0, 0.0)]
-    assert found.shown == PairScores(Scores(9, 4), Scores(6, 5))
-    assert found.swapped == PairScores(Scores(6, 5), Scores(9, 4))
-    assert found.first == found.second == Scores(7.5, 4.5)
+    assert found.shown == PairScores(ImageScores(9, 4), ImageScores(6, 5))
+    assert found.swapped == PairScores(ImageScores(6, 5), ImageScores(9, 4))
+    assert found.first == found.second == ImageScores(7.5, 4.5)
 
 
 def test_a_favoured_place_cancels_out() -> None:
@@ -237,10 +237,10 @@ def test_equals_are_even_and_ties_stand_apart() -> None:
 
 def test_composition_and_image_are_counted_by_themselves() -> None:
     verdicts = [
-        PairScores(Scores(5, 5), Scores(6, 4)),
-        PairScores(Scores(5, 5), Scores(6, 5)),
-        PairScores(Scores(5, 5), Scores(5, 6)),
-        PairScores(Scores(5, 5), Scores(4, 4)),
+        PairScores(ImageScores(5, 5), ImageScores(6, 4)),
+        PairScores(ImageScores(5, 5), ImageScores(6, 5)),
+        PairScores(ImageScores(5, 5), ImageScores(5, 6)),
+        PairScores(ImageScores(5, 5), ImageScores(4, 4)),
     ]
     rates = win_rate(verdicts)
     assert rates.composition == Rate(0.5, 0.25, 0.25, 4)
@@ -255,10 +255,10 @@ def test_no_comparisons_have_no_rate(counted: Callable[[list[Comparison]], objec
 
 
 def test_a_judge_is_asked_again_until_it_answers() -> None:
-    said = ["", "Picture 1: composition 5", answer(Scores(1, 2), Scores(3, 4)), "?"]
-    said += [answer(Scores(3, 4), Scores(1, 2))]
+    said = ["", "Picture 1: composition 5", answer(ImageScores(1, 2), ImageScores(3, 4)), "?"]
+    said += [answer(ImageScores(3, 4), ImageScores(1, 2))]
     found = compare(lambda *_: said.pop(0), ELEMENTS, grey(0), grey(0), attempts=3)
-    assert (found.first, found.second, said) == (Scores(1, 2), Scores(3, 4), [])
+    assert (found.first, found.second, said) == (ImageScores(1, 2), ImageScores(3, 4), [])
 
 
 def test_a_judge_that_never_answers_is_given_up() -> None:

@@ -33,7 +33,7 @@ from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, 
 from lora_ws.diffusion.prompts import encode_prompts, token_ids
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.texts import prompt_weights
-from lora_ws.errors import AdapterError, ConfigError, LayoutError
+from lora_ws.errors import AdapterError, ConfigError, DeprecatedName, LayoutError
 
 PROMPTS = ["a photo of three", "a photo of seven"]
 SCALES = (0.8, 1.0, 0.5)
@@ -509,5 +509,5 @@ def test_prompts_weigh_adapters(pipeline: Any) -> None:
 
 
 def test_an_old_name_is_the_new_one_with_a_notice() -> None:
-    with pytest.warns(DeprecationWarning, match="`Stack` is `AdapterStack` now"):
+    with pytest.warns(DeprecatedName, match="Stack` is deprecated.*AdapterStack"):
         assert lora_ws.diffusion.Stack is AdapterStack

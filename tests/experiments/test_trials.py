@@ -7,7 +7,7 @@ import pytest
 from factories import small_zoo
 
 from lora_ws.errors import ConfigError, TrainingError
-from lora_ws.experiments.trials import NOT_APPLICABLE, Trial, perform, read, run_trials
+from lora_ws.experiments.trials import NOT_APPLICABLE, Trial, first_records, perform, run_trials
 from lora_ws.featurizers import FlatVecPCA
 from lora_ws.functional import gram_pca
 from lora_ws.learn.run import run_one
@@ -37,7 +37,7 @@ def test_every_k_equals_a_fit_of_its_own(
     perform(trial)
     assert fits == [40], "one decomposition, of the largest K that applies"
     for k in (2, 5, 40):
-        records = read(tmp_path / "k" / f"k{k}", seeds=99)
+        records = first_records(tmp_path / "k" / f"k{k}", seeds=99)
         own = run_one(spec.vary(n_components=k), 1)
         assert records[1].val_loss == pytest.approx(own.val_loss, rel=1e-3)
         assert (records[1].dim, records[1].name) == (k, f"FlatVecPCA(n_components={k})")

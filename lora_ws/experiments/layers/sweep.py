@@ -10,7 +10,7 @@ from lora_ws.config import parse_shard
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.spec import SweepSpec
 from lora_ws.experiments.recipes import cores
-from lora_ws.experiments.trials import Trial, read, run_trials
+from lora_ws.experiments.trials import Trial, first_records, run_trials
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import slug
 from lora_ws.report.metrics import metric_of, metrics_of
@@ -79,7 +79,7 @@ def _selections(spec: SweepSpec, adapters: AdapterSet, folder: Path) -> dict[str
     if spec.over == "matrices":
         return {matrix.name: (matrix.name,) for matrix in adapters.layout.matrices}
     seeds, home = spec.experiment().seeds, folder / "layers"
-    measured = [Point(name, read(home / slug(name), seeds)) for name in layers]
+    measured = [Point(name, first_records(home / slug(name), seeds)) for name in layers]
     if missing := [point.name for point in measured if not point.records]:
         raise ConfigError(
             f"over=all_but_top: expected a finished sweep over layers in {home}, got "

@@ -6,7 +6,7 @@ from lora_ws.experiments import report
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.principal_components.report import components_section
 from lora_ws.experiments.principal_components.spec import PrincipalComponentsSpec
-from lora_ws.experiments.trials import Trial, read, run_trials, why_missing
+from lora_ws.experiments.trials import Trial, first_records, run_trials, why_missing
 
 
 def run(spec: PrincipalComponentsSpec, options: Options) -> Path:
@@ -25,7 +25,7 @@ def run(spec: PrincipalComponentsSpec, options: Options) -> Path:
     else:
         trials = [Trial(own, home, components=spec.components)]
     run_trials(trials, options.processes, options.name)
-    records = {k: read(folder, own.seeds) for k, folder in folders.items()}
+    records = {k: first_records(folder, own.seeds) for k, folder in folders.items()}
     missing = {k: why_missing(folder) for k, folder in folders.items()}
     section = components_section(spec, records, missing, options.folder)
     return report.write(options, spec, [section], [Trial(own, f) for f in folders.values()])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lora_ws.experiments.recipes import Protocol
-from lora_ws.experiments.table.compare import against_published, paired
+from lora_ws.experiments.table.differences import against_published, paired
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.metrics import METRICS, measured, metric_of, metrics_of
