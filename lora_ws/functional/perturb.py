@@ -92,12 +92,6 @@ def drop_modules(up: Up, down: Down, share: float, generator: torch.Generator) -
     return up * kept.to(up)[..., None, None], down
 
 
-def jitter_scale(up: Up, down: Down, size: float, generator: torch.Generator) -> Pair:
-    """Multiply whole adapters by ``exp(size * N(0, 1))``, all modules of one by the same."""
-    draws = torch.randn(down.shape[:-3], generator=generator).to(up)
-    return up * (size * draws).exp()[..., None, None, None], down
-
-
 def truncate_rank(up: Up, down: Down, rank: int) -> Pair:
     """Keep the largest singular values of each update (Eckart and Young 1936); zeros fill the rest.
 

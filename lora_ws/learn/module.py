@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lora_ws.learn.augment import Augment
 from lora_ws.learn.data import Batch
 from lora_ws.learn.optim import lr_share, make_optimizer
 from lora_ws.learn.spec import FitSpec
@@ -24,12 +25,15 @@ class LoraModule(L.LightningModule):
         model: the network, on raw rows.
         task: its loss, predictions and metrics.
         fit: optimizer and schedule.
+        augment: changes the rows of training steps.
 
     Attributes:
         tested: predictions and targets of the last test.
     """
 
-    def __init__(self, model: MetanetModule, task: Task, fit: FitSpec) -> None:
+    def __init__(
+        self, model: MetanetModule, task: Task, fit: FitSpec, augment: Augment | None = None
+    ) -> None:
         super().__init__()
         # A training step may run an epoch, so it steps the optimizer itself.
         self.automatic_optimization = False
@@ -40,6 +44,7 @@ class LoraModule(L.LightningModule):
             self.average = AveragedModel(model, multi_avg_fn=average).requires_grad_(False)
         self.task = task
         self.fit_spec = fit
+        self.augment = augment
         self.tested: tuple[Tensor, Tensor] = (torch.empty(0, 0), torch.empty(0))
         self._tested: list[tuple[Tensor, Tensor]] = []
         self._train_sum, self._train_rows = torch.zeros(()), 0
@@ -63,6 +68,8 @@ class LoraModule(L.LightningModule):
         total = self._train_sum.to(self.device)
         for rows, targets, size in batches:
             rows, targets = rows.to(self.device), targets.to(self.device)
+            if self.augment is not None:
+                rows = self.augment(rows)
             optimizer.zero_grad()
             # Ranks average their gradients: the average of these is that of the whole batch's mean.
             loss = self.task.loss(self.model(rows), targets) / (size / self.trainer.world_size)
@@ -112,6 +119,15 @@ class LoraModule(L.LightningModule):
         if self.trainer.world_size > 1:
             parts = [torch.cat(gather_all_tensors(part)) for part in parts]
         self.tested = (parts[0], parts[1])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where dropout and augmentation go on drawing from."""
+        checkpoint["random"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on drawing from there; checkpoints of earlier versions do not say."""
+        if "random" in checkpoint:
+            torch.set_rng_state(checkpoint["random"])
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and a lower learning rate at plateaus where the schedule says so."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lora_ws.errors import ConfigError
+from lora_ws.learn.augment import Augment
 from lora_ws.learn.batched import fit_batched
 from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.data import FeatureData
@@ -204,7 +205,8 @@ def fit_seed(
     )
     with quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = LoraModule(prepared.network(spec.model), prepared.task, spec.fit)
+        augment = Augment(spec.augment, prepared.inputs.factors) if spec.augment else None
+        module = LoraModule(prepared.network(spec.model), prepared.task, spec.fit, augment)
         trainer, start_from = make_trainer(spec, best, folder), None
         if folder:
             whole = [identity(spec), prepared.adapters.version]

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from lora_ws.config import DEPRECATED, load_spec, to_plain
 from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, FlatVec
+from lora_ws.learn.augment import Augmentation
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task
 from lora_ws.models import MLP, Metanetwork
@@ -160,6 +161,8 @@ class ExperimentSpec:
             or the weights themselves for a network that reads factors.
         model: the network, by class name or dotted path, or a scikit-learn classifier by its
             dotted path.
+        augment: changes of the training rows, by class name, such as FactorNoise, each with a
+            probability; for networks that read factors.
         choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; every
             combination is fitted, and the best on the validation rows is kept.
         metadata: a control: represent adapters by these columns of the table, not by weights.
@@ -182,6 +185,7 @@ class ExperimentSpec:
     matrices: tuple[str, ...] | None = None
     featurizer: TransformerMixin | None = None
     model: Metanetwork | BaseEstimator = field(default_factory=MLP)
+    augment: tuple[Augmentation, ...] = ()
     choose: dict[str, list[Any]] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
@@ -231,6 +235,11 @@ class ExperimentSpec:
                 "classifier; use MLP, say"
             )
         if not self.reads_factors:
+            if self.augment:
+                raise ConfigError(
+                    f"augment: expected a network that reads factors, got {describe(self.model)}; "
+                    "leave it out, or use DeepSets, say"
+                )
             return
         if self.metadata or not isinstance(self.featurizer, FlatVec | None):
             given = "metadata" if self.metadata else f"featurizer {describe(self.featurizer)}"
@@ -259,6 +268,8 @@ class ExperimentSpec:
         if self.fit.changed:
             name = self.fit.changed[0]
             return f"fit.{name}={getattr(self.fit, name)}"
+        if self.augment:
+            return f"augment {describe(self.augment[0])}"
         return self._undivided
 
     @property

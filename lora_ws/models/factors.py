@@ -61,6 +61,7 @@ class Factors(nn.Module):
     """
 
     _order: Tensor
+    _columns: Tensor
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -76,6 +77,8 @@ class Factors(nn.Module):
                 self.register_buffer(f"_{name}{number}", torch.tensor(columns), persistent=False)
         places = torch.tensor([place for group in groups for place in group.places])
         self.register_buffer("_order", places.argsort(), persistent=False)
+        columns = [torch.tensor(c).flatten() for g in groups for c in (g.up, g.down)]
+        self.register_buffer("_columns", torch.cat(columns).argsort(), persistent=False)
 
     def forward(self, rows: Float[Tensor, "*some params"]) -> list[FactorPair]:
         """Return the factors of each group."""
@@ -83,6 +86,11 @@ class Factors(nn.Module):
             FactorPair(rows[..., getattr(self, f"_up{k}")], rows[..., getattr(self, f"_down{k}")])
             for k in range(len(self.shapes))
         ]
+
+    def to_rows(self, pairs: Sequence[FactorPair]) -> Float[Tensor, "*some params"]:
+        """Put factors back into rows."""
+        parts = [factor.flatten(-3) for pair in pairs for factor in pair]
+        return torch.cat(parts, -1)[..., self._columns]
 
     def in_order(
         self, groups: Sequence[Float[Tensor, "*some _ features"]]

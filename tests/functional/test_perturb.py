@@ -80,14 +80,6 @@ def test_modules_are_dropped_whole_and_in_the_share_asked_for() -> None:
     assert abs(gone.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / gone.size)
 
 
-def test_one_scale_serves_all_modules_of_an_adapter() -> None:
-    up, down = draw(2, adapters=4)
-    moved = perturb.jitter_scale(up, down, 0.3, torch.Generator().manual_seed(0))
-    scales = (update(*moved) / update(up, down)).reshape(4, -1)
-    np.testing.assert_allclose(scales, scales[:, :1].repeat(scales.shape[1], 1), rtol=EXACT)
-    assert len(set(scales[:, 0].tolist())) == 4
-
-
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_rounding_is_to_the_nearest_of_the_format(dtype: str, bits: int) -> None:
     up, down = draw(2)
