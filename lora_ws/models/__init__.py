@@ -2,14 +2,22 @@
 
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.deep_sets import DeepSets
+from lora_ws.models.gl_net import GLNet
+from lora_ws.models.left_gram import LeftGram
 from lora_ws.models.mlp import MLP
 from lora_ws.models.module_transformer import ModuleTransformer
+from lora_ws.models.mvprobe import MVProbe
+from lora_ws.models.probex import ProbeX
 
 __all__ = [
     "DeepSets",
+    "GLNet",
     "InputSpec",
+    "LeftGram",
     "MLP",
+    "MVProbe",
     "MetanetModule",
     "Metanetwork",
     "ModuleTransformer",
+    "ProbeX",
 ]

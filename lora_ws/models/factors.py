@@ -37,6 +37,13 @@ class FactorPair(NamedTuple):
     up: Float[Tensor, "*some modules outputs rank"]
     down: Float[Tensor, "*some modules rank inputs"]
 
+    @property
+    def log_size(self) -> Float[Tensor, "*some modules"]:
+        """``log(1 + |BA|²)``, which no split of an update into factors changes."""
+        square = ((self.up.mT @ self.up) * (self.down @ self.down.mT)).sum((-2, -1))
+        # Negative by rounding alone.
+        return square.clamp(min=0).log1p()
+
 
 @final
 class Factors(nn.Module):

@@ -16,7 +16,18 @@ import lora_ws.models
 from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.config import load_spec, to_plain
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.models import MLP, DeepSets, InputSpec, MetanetModule, Metanetwork, ModuleTransformer
+from lora_ws.models import (
+    MLP,
+    DeepSets,
+    GLNet,
+    InputSpec,
+    LeftGram,
+    MetanetModule,
+    Metanetwork,
+    ModuleTransformer,
+    MVProbe,
+    ProbeX,
+)
 from lora_ws.models.base import Symmetry
 from lora_ws.models.normalizers import Normalizer
 
@@ -24,6 +35,14 @@ SMALL: list[Metanetwork] = [
     MLP(hidden=(8, 5)),
     DeepSets(width=8, depth=2, probes=4),
     ModuleTransformer(width=8, depth=2, heads=2, probes=4),
+    ProbeX(probes=3, width=8),
+    ProbeX(probes=3, width=8, share="shape"),
+    MVProbe(probes=2, width=8),
+    MVProbe(probes=2, width=8, sizes=False, standardize=False, pool="transformer"),
+    MVProbe(probes=2, width=8, sizes=False, views=("left_gram", "right_gram"), share="shape"),
+    GLNet(hidden=3, width=8),
+    GLNet(hidden=4, width=8, layers=3, norm=False),
+    LeftGram(probes=3, width=8),
 ]
 NETWORKS = pytest.mark.parametrize("spec", SMALL, ids=lambda spec: type(spec).__name__)
 OUTPUTS = 3
@@ -242,6 +261,25 @@ def test_padded_rank(spec: Metanetwork) -> None:
         same(outputs, module(flat(spread)))
     else:
         assert (outputs - module(flat(spread))).abs().max() > SEEN
+
+
+@NETWORKS
+@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+def test_refactored_in_float32(spec: Metanetwork, rank: int) -> None:
+    """The same updates split by a singular value decomposition, in the numbers of a file."""
+    shape = layout(rank)
+    rows = draw(shape)
+    split = []
+    for a, b in factors(rows, shape):
+        u, sizes, v = torch.linalg.svd(b @ a, full_matrices=False)
+        keep = min(a.shape[1], sizes.shape[1])
+        a, b = torch.zeros_like(a), torch.zeros_like(b)
+        a[:, :keep], b[..., :keep] = v[:, :keep], (u * sizes[:, None])[..., :keep]
+        split.append((a, b))
+    module = make(spec, shape).float()
+    outputs, other = module(rows.float()), module(flat(split).float())
+    apart = (outputs - other).norm() / outputs.norm()
+    assert apart < 1e-4 if "gl" in spec.symmetries else apart > 1e-2
 
 
 @NETWORKS
