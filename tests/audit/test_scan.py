@@ -15,6 +15,7 @@ from warm import COMMAND, Warm
 
 from lora_ws.adapters import read_adapter
 from lora_ws.adapters.writer import write_adapter
+from lora_ws.audit.lookup import DedupSpec, SimilarSpec, find_copies, find_similar
 from lora_ws.audit.scan import ScanSpec, find_all, scan
 from lora_ws.audit.triage import triage
 from lora_ws.cli import main
@@ -324,8 +325,12 @@ def test_similar_and_dedup_see_through_spellings(
     same = {"good-400.safetensors", "adapter_model.safetensors"}
     assert {Path(line["name"]).name for line in found[:3]} == same
     assert [line["likeness"] for line in found] == ["the same"] * 3 + [""]
+    spec = SimilarSpec(str(folder), top=4, cache=tmp_path / "cache")
+    assert [one.to_dict() for one in find_similar(asked, spec)] == found
     assert main(["dedup", str(folder), *cache]) == 0
     (group,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert group["likeness"] == "the same"
     assert {Path(name).name for name in group["files"]} == same
     assert len(group["files"]) == 3
+    _, copies = find_copies([str(folder)], DedupSpec(cache=tmp_path / "cache"))
+    assert copies == ([group["files"]], [])

@@ -20,6 +20,7 @@ from warm import COMMAND, Warm
 
 import lora_ws
 from lora_ws import cli
+from lora_ws.audit.predict import PredictSpec, predict_files
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import ABSTENTIONS
 from lora_ws.cli import find_command, main
@@ -309,6 +310,10 @@ def test_predict_names_good_files_and_reports_bad_ones(trained: Path, tmp_path: 
     assert verdict["confidence"] == max(verdict["probabilities"].values())
     assert verdict["label"] in (None, next(iter(verdict["probabilities"])))
     assert str(bad) in done.stderr
+    found = list(predict_files([str(good), str(bad)], PredictSpec(str(trained / "bundle"))))
+    assert found[0].verdict is not None
+    assert found[0].verdict.probabilities == pytest.approx(verdict["probabilities"])
+    assert (found[1].verdict, found[1].reason) == (None, "truncated")
     alone = call("predict", str(good), "--model", str(trained / "bundle"))
     assert alone.returncode == 0
     assert "good.safetensors" in alone.stdout

@@ -13,6 +13,7 @@ import schemathesis
 import uvicorn
 from browser import open_tab
 from factories import write_adapter as write_row
+from fastapi import FastAPI
 from hub_server import HubServer
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file, save_file
@@ -31,6 +32,7 @@ from lora_ws.learn.run import fit_seed
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
 from lora_ws.models import MLP
 from lora_ws.web.app import ServerLimits, create_app
+from lora_ws.web.serve import ServeSpec, make_app
 
 Layers = tuple[tuple[str, int, int], ...]
 HOSTILE = "<img src=x onerror=alert(1)>.safetensors"
@@ -63,14 +65,19 @@ def file(mini: AdapterSet, tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(bundle: Bundle | None = None, **options: object) -> Iterator[httpx.Client]:
-    app = create_app(bundle, **options)  # type: ignore[arg-type]
+    with listening(create_app(bundle, **options)) as client:  # type: ignore[arg-type]
+        yield client
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[httpx.Client]:
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         thread.start()
         try:
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            url = f"http://127.0.0.1:{opened.getsockname()[1]}"
             with httpx.Client(base_url=url, timeout=60) as client:
                 yield client
         finally:
@@ -109,6 +116,18 @@ WRONG = {
     "pickle": b"\x80\x02}q\x00.",
     "lfs-pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
 }
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 200)])
+def test_a_spec_makes_the_server(
+    bundle: Bundle, file: Path, tmp_path: Path, host: str, status: int
+) -> None:
+    bundle.save(tmp_path / "bundle")
+    spec = ServeSpec(str(tmp_path / "bundle"), index=str(file), host=host, max_mb=2)
+    with listening(make_app(spec)) as client:
+        about = client.get("/v1/about").json()
+        assert client.get("/v1/about", headers={"Host": "elsewhere"}).status_code == status
+    assert (about["classes"], about["known"], about["max_mb"]) == ([*bundle.classes], 1, 2)
 
 
 def test_a_file_that_is_none_has_a_reason_and_no_path_in_it() -> None:

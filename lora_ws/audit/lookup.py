@@ -1,0 +1,118 @@
+"""Find adapters that do the same, or nearly: what `lora-ws similar` and `dedup` do, for Python."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lora_ws.adapters import read_adapter
+from lora_ws.audit.dedup import Copies, copies
+from lora_ws.audit.scan import ScanSpec, library
+from lora_ws.audit.similar import (
+    EQUAL,
+    NEAR,
+    Index,
+    Match,
+    adapter_modules,
+    same_update,
+    signature,
+)
+from lora_ws.report.progress import progress
+
+
+@dataclass(frozen=True)
+class SimilarSpec:
+    """Where to look for adapters like a given one, and how the command shows them.
+
+    Attributes:
+        index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
+        top: how many.
+        workers: processes that read files.
+        cache: folder for what is known of contents; null takes scan/ in the user's cache.
+        as_json: print one JSON object per line instead of a table.
+    """
+
+    index: str
+    top: int = 10
+    workers: int = 1
+    cache: Path | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class DedupSpec:
+    """When adapters are copies of each other, and how the command shows them.
+
+    Attributes:
+        equal: least cosine of updates that are the same but for rounding.
+        near: least cosine of near ones.
+        workers: processes that read files.
+        cache: folder for what is known of contents; null takes scan/ in the user's cache.
+        as_json: print one JSON object per line instead of text.
+    """
+
+    equal: float = EQUAL
+    near: float = NEAR
+    workers: int = 1
+    cache: Path | None = None
+    as_json: bool = False
+
+
+class Similar(NamedTuple):
+    """A known adapter beside the one that was asked about.
+
+    Attributes:
+        match: the known adapter, and the cosine of the two updates.
+        likeness: whether the updates are the same but for rounding, or near.
+    """
+
+    match: Match
+    likeness: Literal["the same", "near", ""]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the fields of the match, and ``likeness``."""
+        return {**self.match._asdict(), "likeness": self.likeness}
+
+
+def find_similar(file: str, spec: SimilarSpec) -> list[Similar]:
+    """Find the adapters whose updates are most like that of one file, the most like first.
+
+    Args:
+        file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
+        spec: where to look.
+
+    Raises:
+        AdapterError: the file cannot be read.
+        ConfigError: there is nothing to compare with.
+    """
+    asked = signature(adapter_modules(read_adapter(file)))
+    matches = _known([spec.index], spec).query(asked.sketch, spec.top)
+    return [Similar(match, _likeness(match, asked.hash, asked.norm)) for match in matches]
+
+
+def find_copies(what: Sequence[str], spec: DedupSpec = DedupSpec()) -> tuple[Index, Copies]:
+    """Group adapters whose updates are the same, and those whose are nearly.
+
+    Args:
+        what: files, folders, .txt lists, names on the Hub, or a folder of an index
+        spec: what counts as the same.
+
+    Returns:
+        The signatures of all adapters, and the groups of at least two.
+
+    Raises:
+        ConfigError: none of the files could be read, or the cosines are out of order.
+    """
+    known = _known(what, spec)
+    return known, copies(known, spec.equal, spec.near)
+
+
+def _known(what: Sequence[str], spec: SimilarSpec | DedupSpec) -> Index:
+    with progress("read", None) as advance:
+        return library(what, ScanSpec(workers=spec.workers, cache=spec.cache), advance)
+
+
+def _likeness(match: Match, update_hash: str, norm: float) -> Literal["the same", "near", ""]:
+    if match.hash == update_hash or same_update(match.cosine, match.norm, norm):
+        return "the same"
+    return "near" if match.cosine >= NEAR else ""

@@ -1,0 +1,63 @@
+"""Make the server from a spec: what `lora-ws serve` serves, for Python."""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from lora_ws.audit.scan import ScanSpec, library
+from lora_ws.bundle import Bundle
+from lora_ws.report.progress import progress
+from lora_ws.web.app import LOOPBACK, ServerLimits, create_app
+
+
+@dataclass(frozen=True)
+class ServeSpec:
+    """What a server judges with, where it listens, and what it takes.
+
+    Attributes:
+        model: folder of a bundle, or its Hub repository; null tells of files alone
+        revision: Hub revision of the bundle.
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may name.
+        index: known adapters to compare with: a folder, a .txt list, a name on the Hub, or the
+            folder of an index
+        host: address to listen on.
+        port: port to listen on.
+        max_mb: largest file, uploaded or on the Hub.
+        at_once: files that are judged side by side.
+        waiting: files that may wait; more are turned away.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    allow_classes: tuple[str, ...] = ()
+    index: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_mb: int = 300
+    at_once: int = 1
+    waiting: int = 8
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK
+
+
+def make_app(spec: ServeSpec) -> FastAPI:
+    """Load the classifier and the known adapters, and make the server.
+
+    Raises:
+        ConfigError: the bundle names a class that is not allowed, or no known adapter can be read.
+        NotAvailableError: the bundle is neither on this machine nor on the Hub.
+    """
+    bundle = known = None
+    if spec.model:
+        bundle = Bundle.from_pretrained(
+            spec.model, revision=spec.revision, allow_classes=spec.allow_classes
+        )
+    if spec.index:
+        with progress("read", None) as advance:
+            known = library([spec.index], ScanSpec(), advance)
+    limits = ServerLimits(max_mb=spec.max_mb, at_once=spec.at_once, waiting=spec.waiting)
+    return create_app(bundle, known, limits, LOOPBACK if spec.local else ("*",))
