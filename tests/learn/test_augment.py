@@ -185,7 +185,9 @@ def test_what_makes_no_sense_is_refused(store: str) -> None:
         ExperimentSpec(store, featurizer=StatsLayer(), augment=(SignFlips(),))
     with pytest.raises(ConfigError, match=r"probability from 0 to 1, got 2.* of SignFlips"):
         Augment([SignFlips(probability=2.0)], LAYOUT)
-    with pytest.raises(ConfigError, match=r"trainer\.engine: expected auto or one-by-one with augm"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.engine: expected auto or one-by-one with augm"
+    ):
         ExperimentSpec(
             store,
             model=DeepSets(),
