@@ -3,7 +3,7 @@
 From the same noise, with guidance, drawn with all adapters, with none, and without each. Compared:
 
 * ours: `ablate`, all pictures in one batch through the bank;
-* diffusers, as users do it: `set_adapters` with scale 0 for what is left out, one run a picture;
+* diffusers, as users do it: `set_adapters` with scale 0 for what is left out, one run per picture;
 * diffusers, naming only those that are left in, which spares it what scale 0 computes.
 
 All are timed from prompt to images. Before, all agree on the 7 images to 1e-4. No goal: where a

@@ -3,8 +3,8 @@
 Composite, the mean of predictions with each of 3 adapters alone, for one guided image. Compared:
 
 * ours: `compose` with `Composite`, one call of the U-Net a step with all three in the batch;
-* ours, one after another: `Mixture.set`, three calls a step, which tells batching from switching;
-* diffusers: `load_lora_weights`, then `set_adapters` before each of three calls a step.
+* ours, one after another: `Mixture.set`, three calls per step, which tells batching from switching;
+* diffusers: `load_lora_weights`, then `set_adapters` before each of three calls per step.
 
 What is timed is the pipeline from prompt to image. Before, all agree on the image to 1e-4. No goal:
 where a call is more arithmetic than overhead, one call for three costs as much as three.

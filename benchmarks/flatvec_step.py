@@ -6,7 +6,7 @@ Compared, as the mean over the steps of an epoch with its validation:
 * ours: `LoraModule` and `FeatureData` under the Lightning trainer that `lora_ws.run` makes;
 * ours without Lightning: a plain loop of the same steps;
 * published way: a `DataLoader` that collates single rows, Adam by default options, and two
-  ``.item()`` a step.
+  ``.item()`` per step.
 
 Peak memory is measured in fresh processes, on top of the features. Ours holds a copy of the best
 epoch's weights (195 MiB) besides, which the published way does not keep.

@@ -1,6 +1,6 @@
 """Import of the published parquet schema into one float32 matrix.
 
-The file has a nested-list column for each of the 128 matrices of Stable Diffusion 1.5, one row an
+The file has a nested-list column for each of the 128 matrices of Stable Diffusion 1.5, one row per
 adapter, in row groups of 1,000 rows as `datasets` writes them. Compared, in time per adapter:
 
 * ours: `import_collection`, which decodes, checks shapes and finiteness, hashes every row and

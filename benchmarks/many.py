@@ -6,7 +6,7 @@ Compared on ``shared/class`` of lora-ws-mini (350 training rows):
 * one by one: `fit_seed`, Lightning, as `lora_ws.run` does by default on a CPU.
 
 Two jobs: the seeds of one row of the paper's table (StatsLayer, 896 features), and a sweep of one
-experiment a matrix (its 7 statistics), few seeds each. A fixed number of epochs, so that both do
+experiment per matrix (its 7 statistics), few seeds each. A fixed number of epochs, so that both do
 the same work; what is timed is the whole call, from initialisation to test metrics.
 
 ``--device cuda`` compares on a GPU, where a process that waits for it spends CPU seconds too.

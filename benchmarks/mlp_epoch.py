@@ -6,7 +6,7 @@ Compared, for 200 and 896 features, each with validation on 100 rows every epoch
 * ours without Lightning: a plain loop of the same steps (``index_select`` batches, fused Adam); the
   difference is what Lightning costs;
 * published way: a `DataLoader` that collates single rows, Adam by default options, and two
-  ``.item()`` a step.
+  ``.item()`` per step.
 
 Each contender trains once a turn; the first epochs are left out, so that set-up does not count.
 Goal: at least 1.8 times faster than the published way.

@@ -21,7 +21,7 @@ ROWS_TO_A_GROUP = 200
 
 
 def write_parquet(path: Path, rows: int, seed: int) -> None:
-    """Write the published schema, one nested list a matrix, group by group."""
+    """Write the published schema, one nested list per matrix, group by group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Scanning a folder of adapters: files a second and core, from the page cache.
+"""Scanning a folder of adapters: files per second and core, from the page cache.
 
 A folder of rank-4 files of Stable Diffusion 1.5, query and value projections as diffusers names
 them, each with a name of its own in its header, so that no two headers are equal. Compared:
@@ -12,7 +12,7 @@ them, each with a name of its own in its header, so that no two headers are equa
   statistics of each matrix, one after another.
 
 Before, all agree on the statistics. The share of bytes: reading the whole file and doing nothing.
-Goal: 300 files a second and core for reading and StatsLayer.
+Goal: 300 files per second and core for reading and StatsLayer.
 """
 
 import statistics
@@ -105,13 +105,13 @@ def compare(files: Sequence[Path], repeats: int) -> None:
     title = f"{len(files)} files of {files[0].stat().st_size / common.MIB:.2f} MiB"
     common.show(title, "ms per file", costs, base=STATS)
     rates = {way: 1 / statistics.median(c.cpu for c in found) for way, found in costs.items()}
-    print("Files a second and core: " + "; ".join(f"{w} {r:.0f}" for w, r in rates.items()))
+    print("Files per second and core: " + "; ".join(f"{w} {r:.0f}" for w, r in rates.items()))
     share = statistics.median(
         b.cpu / s.cpu for b, s in zip(costs[BYTES], costs[STATS], strict=True)
     )
     print(f"Reading bytes is {share:.0%} of reading and StatsLayer; landmarks: {len(some)}")
     verdict = "reached" if rates[STATS] >= GOAL else "MISSED"
-    print(f"Goal {GOAL} files a second and core: {verdict}, {rates[STATS]:.0f}")
+    print(f"Goal {GOAL} files per second and core: {verdict}, {rates[STATS]:.0f}")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Compared for one query of the ten most similar in an index of 100 000 sketches on disk, in the page
 cache, opened before:
 
-* ours, exact: `Index.search`, every row a block at a time;
+* ours, exact: `Index.search`, every row, one block at a time;
 * numpy: all products in memory, and a sort;
 * scikit-learn: `NearestNeighbors`, brute force;
 * ours, graph: `Index.search(approximate=True)`, a mapped graph and exact cosines of what it finds;

@@ -4,7 +4,7 @@ Compared for one collection of Stable Diffusion 1.5 adapters, written in each fo
 
 * ours: `AdapterSet.open`, which maps a row-major matrix;
 * safetensors, one tensor: a single file, random rows by slices;
-* safetensors, a file an adapter: 128 tensors each, as adapters are exchanged;
+* safetensors, a file per adapter: 128 tensors each, as adapters are exchanged;
 * parquet, one vector column: a fixed-size list column in row groups of 32, whole row groups read;
 * `datasets`, arrow format: the published schema, mapped, both list levels flattened;
 * published way: the same in torch format, on a few rows only.
@@ -62,7 +62,7 @@ def open_tensor(folder: Path) -> Read:
 
 
 def open_files(folder: Path) -> Read:
-    """A file an adapter."""
+    """A file per adapter."""
 
     def read(rows: Rows) -> np.ndarray:
         out = np.empty((len(rows), LAYOUT.size), np.float32)
@@ -101,7 +101,7 @@ def open_datasets(folder: Path, decode: Callable[[datasets.Dataset], object]) ->
 FORMS: Forms = {
     common.OURS: open_store,
     "safetensors, one tensor": open_tensor,
-    "safetensors, a file an adapter": open_files,
+    "safetensors, a file per adapter": open_files,
     "parquet, one vector column": open_parquet,
     "datasets, arrow": partial(open_datasets, decode=as_arrow),
     PUBLISHED: partial(open_datasets, decode=published),

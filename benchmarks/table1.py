@@ -159,7 +159,7 @@ def main() -> None:
             args.repeats,
         )
     goal = [common.Goal("published way", 20)]
-    common.show(f"Table 1, five representations, {seeds} seeds each", "s a table", costs, goal)
+    common.show(f"Table 1, five representations, {seeds} seeds each", "s per table", costs, goal)
     common.facts("lightning", "datasets", n=len(zoo), seeds=seeds, repeats=args.repeats)
 
 

@@ -61,7 +61,7 @@ def together(adapters: int, steps: int) -> float:
 
 
 def main() -> None:
-    """Print CPU seconds an adapter and the ratio."""
+    """Print CPU seconds per adapter and the ratio."""
     torch.set_num_threads(1)
     turns = [(one_by_one(5 * STEPS), together(TOGETHER, STEPS)) for _ in range(TURNS)]
     alone, batched = (sorted(times)[TURNS // 2] for times in zip(*turns, strict=True))

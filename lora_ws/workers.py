@@ -38,7 +38,7 @@ def work_through(
         target: what is done with a task; a function of a module, as processes are spawned.
         tasks: in the order in which they are begun; picklable.
         processes: how many work at once.
-        tick: called several times a second, to show how far things are.
+        tick: called several times per second, to show how far things are.
 
     Raises:
         TrainingError: a task failed; the others are stopped.

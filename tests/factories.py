@@ -69,7 +69,7 @@ def matrices(vector: np.ndarray, layers: Sequence[tuple[str, int, int]], rank: i
 
 
 def list_column(values: np.ndarray, kind: str = "nested", number: Any = None) -> pa.Array:
-    """An Arrow column of one matrix a row, in one of the ways files hold them."""
+    """An Arrow column of one matrix per row, in one of the ways files hold them."""
     number = number or pa.from_numpy_dtype(values.dtype)
     rows, columns = values.shape[1:]
     flat = pa.array(values.ravel(), number)

@@ -3,7 +3,7 @@
 ``python fuzz_safetensors.py CASES SEED [FILE...]`` spoils small files made here and parts of the
 given ones. Each must be read as the library reads it, or be refused by an AdapterError; it prints
 how often what happened, as JSON. ``bombs`` reads headers made to cost much instead. Memory is
-limited to MEMORY beyond the libraries', and time to SECONDS a case.
+limited to MEMORY beyond the libraries', and time to SECONDS per case.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def find_adapters(what: str) -> Iterator[AdapterRef]:
 
     Args:
         what: a file; a folder, searched with its folders for safetensors and pickled files; a
-            ``.txt`` list with a name a line, ``#`` for remarks; on the Hub ``owner/name``,
+            ``.txt`` list with a name per line, ``#`` for remarks; on the Hub ``owner/name``,
             ``hub:owner/name``, a file of it, or ``hub:owner`` for all of an owner's repositories.
 
     Raises:

@@ -44,7 +44,7 @@ def merge_adapters(
 
     Args:
         adapters: with linear modules alone.
-        scales: one an adapter, beside what its file asks for.
+        scales: one per adapter, beside what its file asks for.
         how: ``linear`` adds updates; ``ties`` keeps the largest entries of each, elects a sign for
             each entry and averages those that agree (Yadav et al. 2023); ``dare`` drops entries at
             random, rescales the others and adds (Yu et al. 2024). The last two hold one module's
@@ -58,7 +58,7 @@ def merge_adapters(
         AdapterError: a module is a convolution or of DoRA, or of different widths.
     """
     if not adapters or len(scales) != len(adapters):
-        raise ConfigError(f"scales: expected {len(adapters)}, one an adapter, got {len(scales)}")
+        raise ConfigError(f"scales: expected {len(adapters)}, one per adapter, got {len(scales)}")
     if not 0 < density <= 1 or (rank is not None and rank < 1):
         raise ConfigError(f"expected 0 < density <= 1 and rank >= 1, got {density} and {rank}")
     rng = np.random.default_rng(seed)

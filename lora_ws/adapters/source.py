@@ -81,7 +81,7 @@ class Source(ABC):
             ranges: start and end (exclusive) in bytes, in any order; they may overlap.
 
         Returns:
-            One ``bytes`` a range, each of exactly the length asked for.
+            One ``bytes`` per range, each of exactly the length asked for.
 
         Raises:
             AdapterError: a range reaches beyond the file, or the bytes do not come.

@@ -28,7 +28,7 @@ class AutoencoderSpec:
         hidden: how many codes.
         l1: weight of the sum of the codes in the loss.
         learning_rate: of Adam.
-        batch: rows a step.
+        batch: rows per step.
         held_out: share of the rows, or groups of rows, that training does not see.
         patience: epochs without a lower held-out error after which training ends.
         max_epochs: at which it ends anyway.

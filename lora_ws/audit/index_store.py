@@ -1,8 +1,8 @@
 """The folder of an index: unit sketches in one file, their names in parts of a table beside it.
 
-``index.json`` says what the sketches are, ``sketches.f32`` holds one a row, and ``rows/`` the table
-in parts of `PART_ROWS`. A row counts once the table names it. The table is written last and a part
-replaced as a whole, so a kill loses the batch at hand and nothing else.
+``index.json`` says what the sketches are, ``sketches.f32`` holds one per row, and ``rows/`` the
+table in parts of `PART_ROWS`. A row counts once the table names it. The table is written last and a
+part replaced as a whole, so a kill loses the batch at hand and nothing else.
 """
 
 import json

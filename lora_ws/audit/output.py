@@ -18,7 +18,7 @@ Sink = Callable[[Reviewed], object]
 
 @contextmanager
 def json_lines(file: Path) -> Iterator[Sink]:
-    """Write one JSON object a line: the fields of `Finding`, ``flags``, and ``nearest``."""
+    """Write one JSON object per line: the fields of `Finding`, ``flags``, and ``nearest``."""
     with file.open("w", encoding="utf-8") as opened:
         yield lambda one: opened.write(json.dumps(one.to_dict()) + "\n")
 

@@ -172,7 +172,7 @@ class Index:
 
         Args:
             names: new ones, each once.
-            signatures: one a name.
+            signatures: one per name.
 
         Returns:
             The index with the new rows.
@@ -247,7 +247,7 @@ class Index:
         return self.matches(self.search(np.asarray(sketch)[None], top))[0]
 
     def matches(self, found: Found) -> list[list[Match]]:
-        """What `search` found, by name: a list a query."""
+        """What `search` found, by name: a list per query."""
         return [
             [
                 Match(row["name"], float(cosine), row["norm"], row["hash"])

@@ -40,7 +40,7 @@ class AdapterSet:
     Attributes:
         weights: float32 ``[adapters, layout.size]``, often a read-only memory map.
         layout: which columns are which matrix.
-        rows: labels and metadata, one row an adapter.
+        rows: labels and metadata, one row per adapter.
         card: what the collection is and how it is split.
         manifest: where the rows came from.
 
@@ -66,7 +66,7 @@ class AdapterSet:
             )
         if self.rows.num_rows != len(self.weights):
             raise DataError(
-                f"expected one table row an adapter, got {self.rows.num_rows} rows "
+                f"expected one table row per adapter, got {self.rows.num_rows} rows "
                 f"for {len(self.weights)} adapters"
             )
 

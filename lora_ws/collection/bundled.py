@@ -1,4 +1,4 @@
-"""Collections that ship inside the package: float16 numbers with one float32 scale a matrix.
+"""Collections that ship inside the package: float16 numbers with one float32 scale per matrix.
 
 The scale brings each matrix to float16's range, so that small B entries keep 11 bits. The file is
 expanded once into a float32 store in the user's cache.
@@ -19,7 +19,7 @@ from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.store import ROWS
 
 PACKED, ORIGIN = "weights.safetensors", "origin.json"
-# One number a training step each, which a package has no room for.
+# One number per training step each, which a package has no room for.
 LEFT_OUT = ("step_loss", "grad_norm")
 ASSETS = Path(__file__).parent.parent / "_assets"
 # Far below float16's largest value (65504), so that rounding cannot overflow.

@@ -39,7 +39,7 @@ class DatasetCard:
         revision: branch, tag or commit to read; the commit it stood for is recorded at import.
         files: which files of the repository hold the rows, as glob patterns.
         bundled: whether a copy ships inside the package.
-        schema: columns of the rows: one nested list a matrix, or one flat vector.
+        schema: columns of the rows: one nested list per matrix, or one flat vector.
         weights_column: name of the vector column of the flat schema.
         layout: name of the expected layout; empty to take it from the first row.
         label: column of the class to predict.

@@ -17,7 +17,7 @@ def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> 
     """Write a list column into ``out [rows, shape[0] * shape[1]]``.
 
     Args:
-        column: one value a row: a list of lists, a list, or the fixed-size kinds of both.
+        column: one value per row: a list of lists, a list, or the fixed-size kinds of both.
         shape: expected rows and columns of the matrix.
         out: where the numbers go, row-major; rows with a problem are left undefined.
 

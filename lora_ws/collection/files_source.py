@@ -33,7 +33,7 @@ class FilesSource:
         return {"kind": "files", "files": files}
 
     def count(self) -> int:
-        """One row a file."""
+        """One row per file."""
         return len(self.files)
 
     def find_layout(self) -> Layout:

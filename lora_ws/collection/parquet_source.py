@@ -1,4 +1,4 @@
-"""Rows from parquet files of the published schemas: one list column a matrix, or one vector."""
+"""Rows from parquet files of the published schemas: one list column per matrix, or one vector."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ ROWS_TRIED = 1000
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files: one list column a matrix, or one flat vector column."""
+    """Parquet files: one list column per matrix, or one flat vector column."""
 
     files: Sequence[Path]
     card: DatasetCard

@@ -1,1 +1,1 @@
-"""One thin function a command; its parameters are the command's flags."""
+"""One thin function per command; its parameters are the command's flags."""

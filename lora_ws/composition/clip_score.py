@@ -43,18 +43,18 @@ def clip_score(
     Args:
         encoder: of both.
         pictures: from -1 to 1.
-        texts: one a picture, such as its trigger phrases joined by commas.
+        texts: one per picture, such as its trigger phrases joined by commas.
 
     Returns:
         From 0 to 100; around 35 where CLIP ViT-B/16 finds what the text says.
 
     Raises:
-        DataError: there is not one text a picture.
+        DataError: there is not one text per picture.
     """
     _check(pictures)
     if isinstance(texts, str) or len(texts) != len(pictures):
         got = "a single one" if isinstance(texts, str) else str(len(texts))
-        raise DataError(f"texts: expected {len(pictures)}, one a picture, got {got}")
+        raise DataError(f"texts: expected {len(pictures)}, one per picture, got {got}")
     seen = encoder.images(pictures).float()
     read = encoder.texts(list(texts)).float().to(seen.device)
     return 100 * functional.cosine_similarity(seen, read).clamp(min=0)

@@ -3,7 +3,7 @@
 The bank holds the factors of N adapters and leaves the model alone: while it is attached, forward
 hooks add ``sum_n scales[b, n] * B_n A_n x_b`` to what the named linear modules return for sample b.
 Training many adapters at once, composing them and leaving some out are three kinds of ``scales``:
-one adapter a row, a weighted row, rows with zeros.
+one adapter per row, a weighted row, rows with zeros.
 """
 
 from collections.abc import Container, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Let a pipeline run with several adapters at once, by any method, in one forward pass a step."""
+"""Let a pipeline run with several adapters at once, by any method, in one forward pass per step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -119,7 +119,7 @@ class _Plan:
 
 
 def _make_plan(scales: Tensor, slot: Tensor) -> _Plan | None:
-    """Few adapters a row: each row with its own. Otherwise all that are used, for every row."""
+    """Few adapters per row: each row with its own. Otherwise all that are used, for every row."""
     # An adapter that is off everywhere costs nothing, unless its scale asks for a gradient.
     on = torch.ones_like(scales, dtype=torch.bool) if scales.requires_grad else scales != 0
     on = on.cpu()

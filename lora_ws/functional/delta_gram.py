@@ -106,7 +106,7 @@ def negligible_layers(
 
     Args:
         norms: Frobenius norms of the updates ``[n, layers]``.
-        ratio: Up to which fraction of the adapter's largest norm a layer counts as noise.
+        ratio: Up to which fraction of the adapter's largest norm per layer counts as noise.
 
     Returns:
         A boolean array ``[n, layers]``, true also for updates of exactly 0.

@@ -3,7 +3,7 @@
 Three answers of rising cost, none of which depends on how a file spells the update:
 
 * `update_hash`: whether the updates are the same numbers;
-* `sketch`: a few hundred numbers an adapter, whose cosine estimates that of the updates;
+* `sketch`: a few hundred numbers per adapter, whose cosine estimates that of the updates;
 * `overlap`: the exact cosine, and what the updates write and read in common.
 
 An adapter is an iterable of modules ``(name, down, up, scale)``. Modules of the same name and

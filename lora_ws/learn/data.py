@@ -57,8 +57,8 @@ class Batches:
 class Epoch:
     """The batches of an epoch, in items that a training step takes at once.
 
-    One rank takes all batches as one item. Several take one a step, because DistributedDataParallel
-    is made ready for a single backward pass whenever a step begins.
+    One rank takes all batches as one item. Several take one per step, because
+    DistributedDataParallel is made ready for a single backward pass whenever a step begins.
     """
 
     batches: Batches

@@ -72,7 +72,7 @@ class ManyAdam:
         """Update the parameters in place.
 
         Args:
-            gradients: one a parameter.
+            gradients: one per parameter.
             lr: learning rates ``[models]``.
         """
         self.steps += 1

@@ -131,7 +131,7 @@ class TrainerSpec:
 
     @property
     def world(self) -> int:
-        """Processes of a run: one a device."""
+        """Processes of a run: one per device."""
         return self.devices * self.num_nodes
 
     @property

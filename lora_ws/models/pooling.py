@@ -61,7 +61,7 @@ class ModuleEncoder(nn.TransformerEncoder):
 
 @final
 class AttentionPool(nn.Module):
-    """Averages tokens by weights that a small network gives each: softmax of one score a token.
+    """Averages tokens by weights that a small network gives each: softmax of one score per token.
 
     Args:
         width: numbers per token.

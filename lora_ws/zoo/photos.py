@@ -104,7 +104,7 @@ class Photos:
 
 
 def load_photos(spec: PhotoSpec, size: int) -> Photos:
-    """Read photos, scaled and cropped to ``size`` pixels a side.
+    """Read photos, scaled and cropped to ``size`` pixels per side.
 
     Raises:
         NotAvailableError: the source is not here and cannot be reached.

@@ -30,7 +30,7 @@ def measure_quality(
         photos: what the judge is trained on.
         held_out: real photos that neither saw.
         seed: of judge and noise.
-        grid: where a sheet of samples goes, a row a general class.
+        grid: where a sheet of samples goes, a row per general class.
         guidance: of the samples.
         per_word: samples of each general class.
     """

@@ -63,7 +63,7 @@ class ZooSpec:
         return out if shares == 1 else out.with_name(f"{out.name}-{share:05d}-of-{shares:05d}")
 
     def parts(self) -> list["ZooSpec"]:
-        """The share cut once more, one spec a process."""
+        """The share cut once more, one spec per process."""
         share, shares = self.share
         return [
             replace(

@@ -72,7 +72,7 @@ def test_groups_gather_the_factors_of_every_module(layers: list[LayerSpec], adap
     assert sorted(place for group in groups for place in group.places) == list(range(len(layers)))
     assert all(list(group.places) == sorted(group.places) for group in groups)
     assert [group.places[0] for group in groups] == sorted(group.places[0] for group in groups)
-    # One group a shape, or the gathers would be more than they need be.
+    # One group per shape, or the gathers would be more than they need be.
     assert len(groups) == len({(x.in_features, x.out_features, x.rank) for x in layers})
 
 

@@ -72,7 +72,7 @@ def probe(_pipeline: Any, stack: AdapterStack) -> Probe:
 
 
 def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any) -> float:
-    """Of a box, by hand; two pixels a cell."""
+    """Of a box, by hand; two pixels per cell."""
     with torch.no_grad(), stack.bank.attach(pipeline.unet, torch.as_tensor(scales)):
         text = probe.text.expand(3, -1, -1)
         said = pipeline.unet(probe.latents, probe.times, encoder_hidden_states=text).sample

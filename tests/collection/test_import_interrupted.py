@@ -23,7 +23,7 @@ ROWS = 200
 CHILD = """
 import sys
 from lora_ws.collection import import_collection, files_source, source
-# One row a batch, so that there are many moments to be killed at.
+# One row per batch, so that there are many moments to be killed at.
 source.BATCH_BYTES = 1
 import_collection(sys.argv[1], sys.argv[2], on_error="skip")
 """

@@ -60,7 +60,7 @@ class ChatServer:
 
     Attributes:
         bias: points that the first picture gets on top.
-        replies: given before anything else, one a request.
+        replies: given before anything else, one per request.
         requests: headers and body of each.
     """
 

@@ -41,7 +41,7 @@ def test_every_k_equals_a_fit_of_its_own(
         own = run_one(spec.vary(n_components=k), 1)
         assert records[1].val_loss == pytest.approx(own.val_loss, rel=1e-3)
         assert (records[1].dim, records[1].name) == (k, f"FlatVecPCA(n_components={k})")
-    # Four layers have 48 numbers, 63 training rows a rank of 62.
+    # Four layers have 48 numbers, 63 training rows have a rank of 62.
     assert (tmp_path / "k" / "k63" / NOT_APPLICABLE).read_text(
         encoding="utf-8"
     ) == "not applicable: rank 48\n"

@@ -6,7 +6,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
-# Two nodes of eight A100 train together, a process a GPU; srun starts them. A job that is preempted
+# Two nodes of eight A100 train together, a process per GPU; srun starts them. A job that is preempted
 # is put back in the queue, and so is one that nears its time limit (USR1); started again it goes on
 # from its last checkpoint. The run folder and the store lie where both nodes see them.
 # Usage: sbatch training/slurm/ddp.sh [recipe.yaml] [flags]

@@ -51,7 +51,7 @@ def attribution_sections(
 def _introduction(spec: AttributionSpec, folder: Path) -> Section:
     intro = (
         f"Adapters {', '.join(spec.adapters)} of the bundled testbed at scale {spec.scale:g} on "
-        f"{spec.base}; {len(spec.pictures)} pictures: {', '.join(spec.digits)}, seeds a digit: "
+        f"{spec.base}; {len(spec.pictures)} pictures: {', '.join(spec.digits)}, seeds per digit: "
         f"{spec.seeds}; {spec.steps} steps, guidance {spec.guidance:g}. True ablation draws the "
         "picture again from the same noise without one adapter; all else is compared with it."
     )

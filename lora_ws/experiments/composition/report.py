@@ -53,9 +53,9 @@ def composition_sections(
     )
     how = (
         f"Every set with a character ({counts}) is drawn for `{spec.prompt}`, which names no "
-        f"digit: the character's adapter must say which. Pictures a set and method: {spec.images}. "
-        f"Every set of the others ({bare}) is drawn for `{spec.named}` with {spec.digits} digits "
-        "each: there the prompt says which digit, and adapters should leave it alone."
+        "digit: the character's adapter must say which. Pictures per set and method: "
+        f"{spec.images}. Every set of the others ({bare}) is drawn for `{spec.named}` with "
+        f"{spec.digits} digits each: there the prompt says which digit, and adapters should leave it alone."
     )
     judge = (
         "An element counts as shown, and a digit as kept, when a support-vector machine finds it; "

@@ -82,7 +82,7 @@ def detection_sections(plan: Plan, folder: Path) -> list[Section]:
     return [
         Section(
             "Curves",
-            (Figure(chart, "ROC, and precision over recall, on the test rows: a line a seed."),),
+            (Figure(chart, "ROC, and precision over recall, on the test rows: a line per seed."),),
         )
     ]
 
@@ -113,7 +113,7 @@ def _nested(rows: Mapping[str, Trial], layers: list[str], processes: int) -> lis
         ("Representation", "chosen on validation rows", "chosen on the reported rows"),
         tuple(cells),
         f"Test accuracy in percent, mean ± sample standard deviation over {FOLDS} folds, each "
-        f"adapter tested once, {CHOICE_SEEDS} seed a fold and layer. The right column takes the "
+        f"adapter tested once, {CHOICE_SEEDS} seed per fold and layer. The right column takes the "
         "best of all layers by the very rows it reports: the difference is what that inflates.",
     )
     return [Section("Nested cross-validation", (grid,))]
