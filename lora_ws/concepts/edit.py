@@ -109,7 +109,7 @@ def choose(
         scores: of the weights; turn the sign to choose what works against a concept.
         weights: by name.
         budget: share of the weights of each row, of each matrix, or of all, rounded down; with the
-            released 0.001 a row, rows of fewer than 1000 inputs are left alone.
+            released 0.001 per row, rows of fewer than 1000 inputs are left alone.
         per: what the share is of.
 
     Raises:

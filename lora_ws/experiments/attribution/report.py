@@ -178,7 +178,7 @@ def _inversion_parts(found: Values) -> tuple[Any, ...]:
     )
     caption = (
         "Against true ablation. Cached: the latents that the picture went through; inverted: those "
-        f"that DDIM inversion finds with up to {found['iterations']} fixed-point iterations a "
+        f"that DDIM inversion finds with up to {found['iterations']} fixed-point iterations per "
         f"step, guided as the picture; its noise is off by {100 * found['noise_error']:.2f} %."
     )
     text = (

@@ -55,7 +55,8 @@ def composition_sections(
         f"Every set with a character ({counts}) is drawn for `{spec.prompt}`, which names no "
         "digit: the character's adapter must say which. Pictures per set and method: "
         f"{spec.images}. Every set of the others ({bare}) is drawn for `{spec.named}` with "
-        f"{spec.digits} digits each: there the prompt says which digit, and adapters should leave it alone."
+        f"{spec.digits} digits each: there the prompt says which digit, and adapters should "
+        "leave it alone."
     )
     judge = (
         "An element counts as shown, and a digit as kept, when a support-vector machine finds it; "
