@@ -110,7 +110,8 @@ def prepare(spec: ExperimentSpec) -> Prepared:
         featurizer = with_layout(spec.representation, adapters)
         features = represent(featurizer, adapters.weights, split.train, labels[split.train])
     inputs = input_spec(spec, adapters.layout, features.shape[1])
-    normalizer = normalizer_for(inputs).fit(features, split.train)
+    make = spec.model.normalizer if isinstance(spec.model, Metanetwork) else normalizer_for
+    normalizer = make(inputs).fit(features, split.train)
     seconds = time.perf_counter() - start
     # A view of a large store stays where it is: on disk.
     view = np.may_share_memory(features, adapters.weights)

@@ -110,6 +110,14 @@ class Metanetwork(BaseEstimator, ABC):
             outputs: classes, or 1 for a number.
         """
 
+    def normalizer(self, inputs: InputSpec) -> Normalizer:
+        """What its modules do to raw rows first, not fitted yet.
+
+        Args:
+            inputs: what the rows are.
+        """
+        return normalizer_for(inputs)
+
     def stack(self, modules: Sequence[MetanetModule]) -> "Stacked":
         """Equal networks as one, for the batched engine; `torch.vmap` unless overridden."""
         return ManyModules(modules)

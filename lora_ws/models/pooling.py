@@ -45,14 +45,16 @@ class ModuleEncoder(nn.TransformerEncoder):
         self,
         tokens: Float[Tensor, "adapters modules width"],
         present: Bool[Tensor, "adapters modules"] | None = None,
+        scores: Float[Tensor, "adapters modules"] | None = None,
     ) -> Float[Tensor, "adapters modules width"]:
         """Return the encoded tokens.
 
         Args:
             tokens: modules in the layout's order.
             present: which of them an adapter has; nobody looks at the others. None is all.
+            scores: added to what every token finds each of them worth, in place of ``present``.
         """
-        hidden = None if present is None else _penalty(present, tokens)
+        hidden = scores if present is None else _penalty(present, tokens)
         # Few tokens gain nothing by the fused kernels, of which vmap has no rule for the CPU's.
         with sdpa_kernel(SDPBackend.MATH):
             encoded = super().forward(tokens.transpose(0, 1), src_key_padding_mask=hidden)

@@ -50,7 +50,7 @@ class UpdateTokens(nn.Module):
             raise ConfigError(f"probes: expected at least 1, got {probes}; 32 is a good start")
         self.factors = Factors(layout)
         for number, shape in enumerate(self.factors.shapes):
-            self.register_buffer(f"_probes{number}", _orthonormal(shape.outputs, probes))
+            self.register_buffer(f"_probes{number}", orthonormal(shape.outputs, probes))
         rows, columns = torch.triu_indices(probes, probes)
         self.register_buffer("_upper", rows * probes + columns, persistent=False)
         self.register_buffer("_diagonal", rows == columns, persistent=False)
@@ -110,9 +110,15 @@ class ModuleLinear(nn.Module):
         return torch.einsum("...mf,mfw->...mw", tokens, self.weight) + self.bias
 
 
-def _orthonormal(width: int, count: int) -> Float[Tensor, "width count"]:
-    """Orthonormal columns, seeded by the width alone; zeros from the width up."""
-    generator = torch.Generator().manual_seed(width)
+def orthonormal(width: int, count: int, seed: int = 0) -> Float[Tensor, "width count"]:
+    """Draw orthonormal columns by width and seed alone; zeros from the width up.
+
+    Example:
+        >>> columns = orthonormal(32, 4)
+        >>> (columns.mT @ columns).round().abs().tolist()[1]
+        [0.0, 1.0, 0.0, 0.0]
+    """
+    generator = torch.Generator().manual_seed(width + (seed << 32))
     normal = torch.randn(width, min(width, count), generator=generator, dtype=torch.float64)
     columns = torch.zeros(width, count)
     columns[:, : min(width, count)] = torch.linalg.qr(normal).Q.float()

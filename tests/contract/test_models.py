@@ -18,6 +18,7 @@ from lora_ws.config import load_spec, to_plain
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import (
     MLP,
+    W2T,
     DeepSets,
     GLNet,
     InputSpec,
@@ -26,7 +27,11 @@ from lora_ws.models import (
     Metanetwork,
     ModuleTransformer,
     MVProbe,
+    OAlignMLP,
     ProbeX,
+    SignNet,
+    SketchTransformer,
+    SpectralMLP,
 )
 from lora_ws.models.base import Symmetry
 from lora_ws.models.normalizers import Normalizer
@@ -43,6 +48,14 @@ SMALL: list[Metanetwork] = [
     GLNet(hidden=3, width=8),
     GLNet(hidden=4, width=8, layers=3, norm=False),
     LeftGram(probes=3, width=8),
+    SpectralMLP(width=8),
+    OAlignMLP(width=8),
+    SignNet(hidden=4, features=3, width=8),
+    SignNet(side="both", hidden=4, features=3, width=8),
+    W2T(width=8, depth=1, heads=2),
+    W2T(width=8, depth=1, heads=2, signs="even"),
+    SketchTransformer(probes=3, width=8, token=8, depth=1, heads=2),
+    SketchTransformer(side="left", probes=3, width=8, token=8, depth=1, heads=2),
 ]
 NETWORKS = pytest.mark.parametrize("spec", SMALL, ids=lambda spec: type(spec).__name__)
 OUTPUTS = 3
