@@ -15,15 +15,15 @@ from lora_ws.featurizers import Featurizer, FlatVecPCA
 
 @dataclass(frozen=True)
 class Spec:
-    """A base class of another package, and one of ours beside it.
+    """Base classes of another package, and ours beside them.
 
     Attributes:
-        any: of scikit-learn.
-        ours: has names where the other has none.
+        any: also a transformer of scikit-learn.
+        ours: also any other of its estimators.
         rows: a plain value that may be left out.
     """
 
-    any: TransformerMixin | None = None
+    any: Featurizer | TransformerMixin | None = None
     ours: Featurizer | BaseEstimator | None = None
     rows: int | None = None
 

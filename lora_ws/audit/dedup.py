@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lora_ws.audit.similar import EQUAL, NEAR, Index, same_update
 from lora_ws.errors import ConfigError
@@ -121,6 +119,9 @@ def _joined(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.nda
     new = mine != others
     if not new.any():
         return labels
+    from scipy.sparse import coo_array  # slow to import, and most indexes hold no copies
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(new.sum(), bool), (mine[new], others[new])), (len(labels),) * 2)
     return connected_components(links, directed=False)[1][labels]
 

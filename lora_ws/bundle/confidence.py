@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import softmax
 
-from lora_ws.functional.calibrate import conformal_sets, expected_calibration_error
+from lora_ws.functional.calibrate import conformal_sets, expected_calibration_error, softmax
 from lora_ws.models import MetanetModule
 
 ROWS_AT_ONCE = 256
@@ -194,10 +193,8 @@ class Confidence:
         logits = np.where(finite[:, None], outputs.logits, 0)
         if held is None:
             every, none = np.ones(logits.shape, bool), np.full(len(logits), np.nan)
-            return Predictions(
-                softmax(logits, axis=1), every, none, np.full(len(none), "uncalibrated")
-            )
-        probabilities = softmax(logits / held.temperature, axis=1)
+            return Predictions(softmax(logits), every, none, np.full(len(none), "uncalibrated"))
+        probabilities = softmax(logits / held.temperature)
         excess = outputs.log_norm - held.log_norm
         norm = np.abs(excess) / held.spread
         if held.train_norm is not None:

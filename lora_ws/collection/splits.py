@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from lora_ws.collection.card import SplitRule
 from lora_ws.errors import DataError
@@ -83,6 +82,9 @@ def split_by_name(name: str, labels: Int[np.ndarray, " rows"], groups: np.ndarra
         >>> [len(part) for part in split_by_name("published-80-20", np.arange(10) % 2, None)]
         [8, 2, 2]
     """
+    # Here, because it is slow to import, and of those who read a collection few split it.
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
     rows = np.arange(len(labels))
     if name == "published-80-20":
         train, test = train_test_split(rows, test_size=0.2, random_state=_SEED)
@@ -106,6 +108,8 @@ def split_by_name(name: str, labels: Int[np.ndarray, " rows"], groups: np.ndarra
 def _split_groups(
     labels: np.ndarray, fractions: tuple[float, float, float], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
     _, val, test = fractions
     everything = np.arange(len(labels))
     # Counts, because sums of decimal fractions round up to one row too many.

@@ -10,7 +10,7 @@ from sklearn.base import TransformerMixin
 from lora_ws.adapters import Layout
 from lora_ws.config import parse
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers import FlatVec
+from lora_ws.featurizers import Featurizer, FlatVec
 from lora_ws.models import Metanetwork
 from lora_ws.models.symmetries import Measured, faults, measure
 from lora_ws.report.grid import Cell, Grid, terminal
@@ -26,7 +26,7 @@ def check_reader(
     /,
     *,
     init_args: dict[str, Any] | None = None,
-    featurizer: TransformerMixin | None = None,
+    featurizer: Featurizer | TransformerMixin | None = None,
     layout: str = "tiny_sd_qv",
     rank: int = 4,
     seed: int = 0,

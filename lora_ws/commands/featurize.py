@@ -11,7 +11,7 @@ from sklearn.base import TransformerMixin
 
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers import StatsLayerDense
+from lora_ws.featurizers import Featurizer, StatsLayerDense
 from lora_ws.learn.features import open_data, represent, with_layout
 from lora_ws.learn.spec import ExperimentSpec
 
@@ -24,7 +24,7 @@ def featurize(
     dataset: str = "lora-ws-mini",
     subset: str | None = None,
     label: str | None = None,
-    featurizer: TransformerMixin | None = None,
+    featurizer: Featurizer | TransformerMixin | None = None,
 ) -> None:
     """Write a representation of a collection, with labels and split, as .parquet or .npz.
 

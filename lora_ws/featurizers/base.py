@@ -1,25 +1,27 @@
 """`Featurizer`: the scikit-learn shell around pure functions on rows of weights.
 
 A subclass is final. It says which columns it makes and how a block of rows becomes them; checking,
-torch tensors, feature counts and blocks are dealt with here.
+torch tensors, data frames and feature counts are dealt with here. It is a scikit-learn transformer
+by protocol, not by inheritance: a bundle transforms its rows without importing scikit-learn.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lora_ws.adapters.layout import LayerSpec, Layout, Selection
 from lora_ws.errors import ConfigError, LayoutError
+from lora_ws.parameters import Parametrized
 
+PRECISIONS = (np.float32, np.float64)
 Array = Any  # np.ndarray, np.memmap or torch.Tensor; the result is of the same kind
 
 
-class Featurizer(TransformerMixin, BaseEstimator, ABC):
+class Featurizer(Parametrized, ABC):
     """Turns weights ``[adapters, params]`` into a representation ``[adapters, features]``.
 
     numpy arrays (memory maps too) give numpy arrays; torch tensors give torch tensors on the same
@@ -36,6 +38,8 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
     learns: ClassVar[bool] = True
     reads: ClassVar[bool] = True
     invariant: ClassVar[bool] = False
+    n_features_in_: int
+    _sklearn_auto_wrap_output_keys: ClassVar[frozenset[str]] = frozenset({"transform"})
 
     def fit(self, X: Array, y: object = None) -> Self:
         """Learn from training rows.
@@ -60,8 +64,24 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
         Returns:
             ``[adapters, features]``, of the kind, device and precision of ``X``.
         """
-        check_is_fitted(self)
-        return _like(self._transform(self._read(X, reset=False)), X)
+        self._check_fitted()
+        return self._like(self._transform(self._read(X, reset=False)), X)
+
+    def fit_transform(self, X: Array, y: object = None) -> Array:
+        """Fit, and represent the training rows, which some fits give for free."""
+        return self._like(self._fit_transform(self._read(X, reset=True)), X)
+
+    def set_output(
+        self, *, transform: Literal["default", "pandas", "polars"] | None = None
+    ) -> Self:
+        """Choose what numpy rows become: arrays, or data frames with named columns.
+
+        Args:
+            transform: kind of the output; None leaves it as it is.
+        """
+        if transform is not None:
+            self._sklearn_output_config = {"transform": transform}
+        return self
 
     def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
         """Name of each output column.
@@ -69,7 +89,7 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
         Args:
             input_features: ignored, as the names follow from the layout.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         return np.asarray(self._names(), dtype=object)
 
     @abstractmethod
@@ -80,6 +100,10 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _names(self) -> Sequence[str]: ...
+
+    def _fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        self._fit(rows)
+        return self._transform(rows)
 
     @property
     def _selection(self) -> Selection | None:
@@ -116,9 +140,13 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
             host = X.detach().cpu()
             given = (host if host.dtype.itemsize > 2 else host.float()).numpy()
         finite = self.reads or not isinstance(X, np.memmap)
-        rows: np.ndarray = validate_data(  # type: ignore[assignment]
-            self, given, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=finite
-        )
+        rows: Any = np.asarray(given)
+        if reset or not self._fits(given, finite):
+            from sklearn.utils.validation import validate_data
+
+            rows = validate_data(
+                self, given, reset=reset, dtype=list(PRECISIONS), ensure_all_finite=finite
+            )
         layout: Layout | None = getattr(self, "layout", None)
         if layout is not None and rows.shape[1] != layout.size:
             raise LayoutError(
@@ -127,19 +155,45 @@ class Featurizer(TransformerMixin, BaseEstimator, ABC):
             )
         return rows
 
+    def _fits(self, given: Any, finite: bool) -> bool:
+        """Whether these are plain rows as fitted on; of others scikit-learn says what is wrong."""
+        if type(given) not in (np.ndarray, np.memmap) or given.dtype not in PRECISIONS:
+            return False
+        if given.shape[1:] != (self.n_features_in_,) or not len(given):
+            return False
+        if hasattr(self, "feature_names_in_"):
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            return not finite or bool(np.isfinite(given.sum()))
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_features_in_"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(f"{type(self).__name__} is not fitted; call `fit` first")
+
+    def _like(self, features: np.ndarray, X: Array) -> Array:
+        """Features of the kind of ``X``, or in the data frame that was asked for."""
+        if isinstance(X, torch.Tensor):
+            return torch.from_numpy(np.ascontiguousarray(features)).to(X.device)
+        # Where scikit-learn is not loaded, its configuration asks for nothing.
+        if "sklearn" not in sys.modules and not hasattr(self, "_sklearn_output_config"):
+            return features
+        from sklearn.utils._set_output import _wrap_data_with_container
+
+        return _wrap_data_with_container("transform", features, X, self)
+
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
+        from sklearn.utils import Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
+        )
 
 
 def narrow(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Round to the precision of the input; what is too large for it becomes its largest number."""
     limits = np.finfo(dtype)
     return np.clip(values, limits.min, limits.max).astype(dtype)
-
-
-def _like(features: np.ndarray, X: Array) -> Array:
-    if isinstance(X, torch.Tensor):
-        return torch.from_numpy(np.ascontiguousarray(features)).to(X.device)
-    return features

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers.base import Array, _like, narrow
+from lora_ws.featurizers.base import narrow
 from lora_ws.featurizers.updates import UpdateFeaturizer
 from lora_ws.functional.kernel_pca import kernel_pca
 
@@ -74,9 +74,8 @@ class DeltaPCA(UpdateFeaturizer):
     def _fit(self, rows: np.ndarray) -> None:
         self._solve(rows)
 
-    def fit_transform(self, X: Array, y: object = None, **fit_params: object) -> Array:
-        """Fit, and return the scores of the training rows, which the fit gives for free."""
-        return _like(self._solve(self._read(X, reset=True)), X)
+    def _fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        return self._solve(rows)
 
     def _solve(self, rows: np.ndarray) -> np.ndarray:
         """Fit; returns the scores of the training rows ``[rows, K]``."""

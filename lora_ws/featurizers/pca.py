@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers.base import Array, Featurizer, _like
+from lora_ws.featurizers.base import Featurizer
 from lora_ws.functional.gram_pca import PcaResult, pca, project
 
 DEFAULT_COMPONENTS = 200
@@ -60,9 +60,8 @@ class FlatVecPCA(Featurizer):
     def _fit(self, rows: np.ndarray) -> None:
         self._solve(rows)
 
-    def fit_transform(self, X: Array, y: object = None, **fit_params: object) -> Array:
-        """Fit, and return the scores of the training rows, which the fit gives for free."""
-        return _like(self._solve(self._read(X, reset=True)).scores, X)
+    def _fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        return self._solve(rows).scores
 
     def _solve(self, rows: np.ndarray) -> PcaResult:
         limit = min(len(rows) - 1, rows.shape[1])

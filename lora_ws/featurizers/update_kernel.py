@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_ws.adapters.layout import Layout
-from lora_ws.featurizers.base import Array, _like, narrow
+from lora_ws.featurizers.base import narrow
 from lora_ws.featurizers.updates import UpdateFeaturizer
 
 
@@ -63,10 +63,8 @@ class UpdateKernel(UpdateFeaturizer):
     def _fit(self, rows: np.ndarray) -> None:
         self._fit_kernel(rows, self._draw(len(rows)))
 
-    def fit_transform(self, X: Array, y: object = None, **fit_params: object) -> Array:
-        """Fit, and return the kernel of the training rows, which the fit gives for free."""
-        rows = self._read(X, reset=True)
-        return _like(narrow(self._fit_kernel(rows, self._draw(len(rows))), rows.dtype), X)
+    def _fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        return narrow(self._fit_kernel(rows, self._draw(len(rows))), rows.dtype)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
         return narrow(self._gram(rows), rows.dtype)

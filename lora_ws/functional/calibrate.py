@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp
 
 from lora_ws.errors import ConfigError
 
@@ -33,6 +31,20 @@ class Reliability(NamedTuple):
     counts: Int[np.ndarray, " bins"]
     confidence: Float[np.ndarray, " bins"]
     accuracy: Float[np.ndarray, " bins"]
+
+
+def softmax(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
+    """Turn each row of logits into probabilities.
+
+    Args:
+        logits: finite ``[rows, classes]``.
+
+    Example:
+        >>> softmax(np.array([[0.0, np.log(3.0)]]))
+        array([[0.25, 0.75]])
+    """
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def fit_temperature(
@@ -62,6 +74,9 @@ def fit_temperature(
         >>> fit_temperature(np.array([[4.0, 0.0]] * 3 + [[0.0, 4.0]]), np.zeros(4, int))
         3.640
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and only fitting needs it
+    from scipy.special import log_softmax
+
     _check(logits, labels)
     wide = logits.astype(np.float64)
     rows = np.arange(len(labels))
@@ -132,7 +147,8 @@ def energy(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, " row
         >>> energy(np.array([[0.0, 0.0], [5.0, 0.0]])).round(2)
         array([-0.69, -5.01])
     """
-    return -logsumexp(logits, axis=1)
+    most = logits.max(axis=1)
+    return -(most + np.log(np.exp(logits - most[:, None]).sum(axis=1)))
 
 
 def threshold_at(scores: Float[np.ndarray, " rows"], rate: float) -> float:

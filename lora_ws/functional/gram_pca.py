@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
@@ -180,13 +179,15 @@ def _gram_bytes(size: int, n_components: int) -> int:
 def _gram_eigenpairs(
     matrix: _Standardized, side: int, n_components: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.linalg import eigh  # slow to import, and only fitting needs it
+
     size = matrix.x.shape[side]
     gram = np.zeros((size, size))
     for _, block in matrix.blocks(axis=1 - side):
         _add_gram(gram, block.T if side else block)
     # The transposed view is what LAPACK wants in memory, so it works in place, without a copy.
     wanted = (size - n_components, size - 1)
-    values, vectors = scipy.linalg.eigh(
+    values, vectors = eigh(
         gram.T, lower=False, subset_by_index=wanted, overwrite_a=True, check_finite=False
     )
     return values[::-1], vectors[:, ::-1]

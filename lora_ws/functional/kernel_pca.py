@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from lora_ws.errors import ConfigError
@@ -91,8 +90,10 @@ def _nystrom(gram: np.ndarray, square: np.ndarray, k: int, noise: float) -> Kern
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.linalg import eigh  # slow to import, and only fitting needs it
+
     size = len(matrix)
-    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=(size - k, size - 1))
+    values, vectors = eigh(matrix, subset_by_index=(size - k, size - 1))
     return values[::-1], vectors[:, ::-1]
 
 

@@ -6,18 +6,18 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.functional import perturb
 from lora_ws.models.factors import FactorPair, Factors
+from lora_ws.parameters import Parametrized
 
 Pairs = Sequence[FactorPair]
 
 
-class Augmentation(BaseEstimator, ABC):
+class Augmentation(Parametrized, ABC):
     """A random change of adapters' factors, as data; constructors are keyword-only and only store.
 
     Draws come from torch's global generator.

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from lora_ws.bundle.confidence import (
     ROWS_AT_ONCE,
@@ -25,6 +24,7 @@ from lora_ws.functional.calibrate import (
     conformal_threshold,
     expected_calibration_error,
     fit_temperature,
+    softmax,
     threshold_at,
 )
 from lora_ws.functional.standardize import column_moments, safe_scale
@@ -63,7 +63,7 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
     usual, log_norm = float(np.median(outputs.alignment)), float(np.median(outputs.log_norm))
     # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
     temperature = fit_temperature(outputs.logits, labels, smoothing=1 / (len(labels) + 1))
-    probabilities = softmax(outputs.logits / temperature, axis=1)
+    probabilities = softmax(outputs.logits / temperature)
     spread = max(SLACK * float(np.abs(outputs.log_norm - log_norm).max()), SMALLEST_GAP)
     trained = _outputs(bare, prepared, network, "train")
     held = Calibration(
@@ -99,7 +99,7 @@ def _tested(confidence: Confidence, prepared: Prepared, network: MetanetModule) 
     assert held is not None
     labels, outputs = prepared.labels[rows], _outputs(confidence, prepared, network, "test")
     found = confidence.predict(outputs)
-    before = expected_calibration_error(softmax(outputs.logits, axis=1), labels)
+    before = expected_calibration_error(softmax(outputs.logits), labels)
     after = expected_calibration_error(found.probabilities, labels)
     test = {"ece_raw": before.error, **measures(found, labels)}
     return Reliabilities(replace(confidence, calibration=replace(held, test=test)), before, after)

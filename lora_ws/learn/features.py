@@ -223,7 +223,7 @@ def _receive(spec: ExperimentSpec, file: Path, written: bool, **told: Any) -> Pr
     return Prepared(adapters=adapters, featurizer=featurizer, features=features, **told)
 
 
-def with_layout(featurizer: TransformerMixin | None, adapters: AdapterSet) -> Any:
+def with_layout(featurizer: Featurizer | TransformerMixin | None, adapters: AdapterSet) -> Any:
     """An unfitted copy that knows the collection's layout, if it takes one."""
     copy: Any = clone(featurizer)
     if "layout" in copy.get_params() and copy.layout is None:

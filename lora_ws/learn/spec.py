@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 
 from lora_ws.config import DEPRECATED, load_spec, to_plain
 from lora_ws.errors import ConfigError, deprecated
-from lora_ws.featurizers import PAPER, FlatVec
+from lora_ws.featurizers import PAPER, Featurizer, FlatVec
 from lora_ws.learn.augment import Augmentation
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task
@@ -183,7 +183,7 @@ class ExperimentSpec:
     label: str | None = None
     task: str = "classification"
     matrices: tuple[str, ...] | None = None
-    featurizer: TransformerMixin | None = None
+    featurizer: Featurizer | TransformerMixin | None = None
     model: Metanetwork | BaseEstimator = field(default_factory=MLP)
     augment: tuple[Augmentation, ...] = ()
     choose: dict[str, list[Any]] = field(default_factory=dict)
@@ -319,7 +319,7 @@ class ExperimentSpec:
         return TASKS[self.task]
 
     @property
-    def representation(self) -> TransformerMixin | None:
+    def representation(self) -> Featurizer | TransformerMixin | None:
         """The featurizer, limited to the matrices that are to be read."""
         if self.matrices is None or self.featurizer is None:
             return self.featurizer

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from jaxtyping import Float
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.models.many import ManyModules, Stacked
 from lora_ws.models.normalizers import ColumnScaler, Normalizer, UpdateScaler
+from lora_ws.parameters import Parametrized
 
 Symmetry = Literal["gl", "sign", "scale", "negation"]
 
@@ -88,7 +88,7 @@ class MetanetModule(nn.Module, ABC):
         return self.head(self.embed(rows))
 
 
-class Metanetwork(BaseEstimator, ABC):
+class Metanetwork(Parametrized, ABC):
     """A network for adapters, as data; constructors are keyword-only and only store.
 
     Attributes:

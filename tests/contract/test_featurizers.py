@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from sklearn.base import clone
+from sklearn import config_context
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_html_repr, get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from tolerances import EXACT, rounding
 
@@ -187,6 +189,28 @@ def test_pandas_output(featurizer: Any) -> None:
 
 
 @every
+@pytest.mark.parametrize("wanted", ["default", "pandas"])
+def test_output_of_the_configuration_is_that_of_set_output(featurizer: Any, wanted: str) -> None:
+    fitted = clone(featurizer).fit(rows())
+    expected = clone(featurizer).set_output(transform=wanted).fit(rows()).transform(rows())
+    with config_context(transform_output=wanted):
+        found = fitted.transform(rows())
+    assert type(found) is type(expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+@every
+def test_tags_are_those_of_a_transformer_that_inherits(featurizer: Any) -> None:
+    class Inherits(TransformerMixin, BaseEstimator):
+        pass
+
+    expected = get_tags(Inherits())
+    assert expected.transformer_tags is not None
+    expected.transformer_tags.preserves_dtype = ["float64", "float32"]
+    assert get_tags(featurizer) == expected
+
+
+@every
 def test_pipeline_with_scaler_and_classifier(featurizer: Any) -> None:
     y = np.arange(24) % 2
     X = rows() + 4 * y[:, None].astype(np.float32)
@@ -200,6 +224,28 @@ def test_grid_search_over_components() -> None:
     model = make_pipeline(FlatVecPCA(), LogisticRegression())
     search = GridSearchCV(model, {"flatvecpca__n_components": [1, 3]}, cv=3).fit(X, y)
     assert search.best_params_["flatvecpca__n_components"] in (1, 3)
+
+
+def test_pipeline_passes_on_parameters_frames_names_and_metadata() -> None:
+    model = make_pipeline(FlatVecPCA(), StandardScaler()).set_output(transform="pandas")
+    model.set_params(flatvecpca__n_components=2)
+    with config_context(enable_metadata_routing=True):
+        frame = model.fit(rows()).transform(rows())
+    assert list(frame.columns) == list(model.get_feature_names_out()) == ["pca0", "pca1"]
+    assert "FlatVecPCA(n_components=2)" in repr(model)
+    assert "FlatVecPCA" in estimator_html_repr(model)
+
+
+@every
+def test_parameters_print_and_change_as_those_of_scikit_learn(featurizer: Any) -> None:
+    params = featurizer.get_params()
+    assert list(params) == sorted(params)
+    assert type(featurizer)(**params).get_params() == params
+    copied = clone(featurizer).set_params(layout=None)
+    assert copied.layout is None
+    assert "layout" not in repr(copied)
+    with pytest.raises(ValueError, match=r"no parameter `sharp`; expected one of .*layout"):
+        copied.set_params(sharp=True)
 
 
 @pytest.mark.parametrize("kind", [FlatVec, StatsLayer, StatsLayerDense, DeltaPCA, UpdateKernel])

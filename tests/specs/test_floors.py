@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lora_ws"
 FLOORS = {
     "errors": 0,
+    "parameters": 1,
     "system": 0,
     "config": 1,
     "hub": 1,
