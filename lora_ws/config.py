@@ -52,6 +52,18 @@ def spec_files(folder: SpecFolder) -> dict[str, Path]:
     return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
 
 
+def spec_file(folder: SpecFolder, name: str) -> Path:
+    """Find a spec of a folder by its name, as in `spec_files`.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+    """
+    files = spec_files(folder)
+    if name not in files:
+        raise ConfigError(f"no `{name}` in {folder}/{nearest(name, list(files))}")
+    return files[name]
+
+
 def load_spec(target: Callable[..., T], path: str | Path) -> T:
     """Build ``target`` (a dataclass or function) from a YAML file; unknown keys are refused.
 

@@ -44,6 +44,11 @@ class Module:
         return self.path if self.component in DENOISERS else f"{self.component}.{self.path}"
 
     @property
+    def scaled_up(self) -> Float[np.ndarray, "outputs rank"]:
+        """B with the scale folded in, in float32: the update is ``scaled_up @ down``."""
+        return self.up * np.float32(self.scale)
+
+    @property
     def rank(self) -> int:
         """Columns of B."""
         return self.up.shape[1]
@@ -146,5 +151,5 @@ def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, 
                 "adapter into a layout of other ranks"
             )
         row[down] = module.down.ravel()
-        row[up] = (module.up * np.float32(module.scale)).ravel()
+        row[up] = module.scaled_up.ravel()
     return row

@@ -77,7 +77,7 @@ def _stem(adapter: Adapter) -> str:
 
 
 def _tensors(module: Module, stem: str, to: FileFormat) -> dict[str, np.ndarray]:
-    up = (module.up * np.float32(module.scale)).astype(np.float32)
+    up = module.scaled_up.astype(np.float32)
     down = module.down.astype(np.float32)
     if module.kernel:
         down = down.reshape(len(down), -1, *module.kernel)

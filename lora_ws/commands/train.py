@@ -52,8 +52,8 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
 
 
 def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
-    from lora_ws.learn.folder import BUNDLE, RECORDS
     from lora_ws.learn.run import best_run
+    from lora_ws.learn.run_folder import BUNDLE, RECORDS
     from lora_ws.report.grid import markdown, terminal
     from lora_ws.report.metrics import metric_of
     from lora_ws.report.records import read_records

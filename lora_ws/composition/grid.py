@@ -12,7 +12,7 @@ from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import Method
 from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.diffusion.texts import TextMode
+from lora_ws.diffusion.text_encoders import TextMode
 
 # How many pictures show the way to the first composed one.
 SHOWN = 8

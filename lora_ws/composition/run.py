@@ -13,7 +13,7 @@ from lora_ws.diffusion.methods import Merge, Method
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.diffusion.texts import prompt_weights
+from lora_ws.diffusion.text_encoders import prompt_weights
 from lora_ws.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.methods import Method
-from lora_ws.diffusion.texts import TextMode
+from lora_ws.diffusion.text_encoders import TextMode
 from lora_ws.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from lora_ws.config import nearest
 from lora_ws.diffusion.methods import Merge, Method, Mix, Step
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.diffusion.texts import PerAdapterText, TextMode, encoder_of
+from lora_ws.diffusion.text_encoders import PerAdapterText, TextMode, encoder_of
 from lora_ws.errors import ConfigError
 
 

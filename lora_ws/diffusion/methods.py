@@ -56,7 +56,7 @@ class Method(ABC):
     Attributes:
         alone: every mixture is of one adapter, or of none.
         weighed_by: what weights from a prompt mean for the field ``weights``; see
-            `lora_ws.diffusion.texts.prompt_weights`. None where there is no such field.
+            `lora_ws.diffusion.text_encoders.prompt_weights`. None where there is no such field.
     """
 
     alone: ClassVar[bool] = False

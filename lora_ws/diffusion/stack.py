@@ -10,7 +10,7 @@ from typing import Any
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.diffusion.bank import AdapterBank, check_whole
 from lora_ws.diffusion.mixture import Mixture
-from lora_ws.diffusion.texts import encoder_of, text_banks, text_modules
+from lora_ws.diffusion.text_encoders import encoder_of, text_banks, text_modules
 from lora_ws.errors import ConfigError
 
 

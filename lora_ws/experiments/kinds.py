@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lora_ws.config import load_spec, nearest, spec_files
+from lora_ws.config import load_spec, spec_file, spec_files
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.options import Options
 
@@ -60,10 +60,7 @@ def eval_file(name: str) -> Path:
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
-    files = spec_files("eval")
-    if name not in files:
-        raise ConfigError(f"no table or figure `{name}`{nearest(name, list(files))}")
-    return files[name]
+    return spec_file("eval", name)
 
 
 def kind_of(name: str) -> Kind:

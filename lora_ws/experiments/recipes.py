@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lora_ws.config import load_spec, nearest, spec_files
+from lora_ws.config import load_spec, spec_file
 from lora_ws.errors import ConfigError
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.system import cpus
@@ -28,10 +28,7 @@ def recipe_file(name: str) -> Path:
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
-    files = spec_files("training")
-    if name not in files:
-        raise ConfigError(f"no recipe `{name}` in training/{nearest(name, list(files))}")
-    return files[name]
+    return spec_file("training", name)
 
 
 def cores(processes: int | None) -> int:

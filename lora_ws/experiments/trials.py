@@ -7,8 +7,8 @@ from pathlib import Path
 from lora_ws.errors import TrainingError
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.features import Prepared, open_data, prepare, split_rows
-from lora_ws.learn.folder import RECORDS, STATE, check_same
 from lora_ws.learn.run import run, run_together
+from lora_ws.learn.run_folder import RECORDS, STATE, check_same
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, read_records

@@ -21,12 +21,12 @@ from lora_ws.learn.data import FeatureData
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.estimators import fit_estimator_seed
 from lora_ws.learn.features import Prepared, for_seed, prepare, prepare_once
-from lora_ws.learn.folder import FEATURES, STATE, RunWriter, describe_run, enter
 from lora_ws.learn.grid_search import GridSearch
 from lora_ws.learn.module import LoraModule
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
 from lora_ws.learn.result import Fitted, Job, Measured, computed, diverged, make_record
+from lora_ws.learn.run_folder import FEATURES, STATE, RunWriter, describe_run, enter
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.tasks import TASKS
 from lora_ws.learn.trainer import checkpoint, close, engine, log_history, make_trainer
@@ -68,7 +68,7 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
 def run(
     spec: ExperimentSpec, out: Path, *, full: bool = True, prepared: Prepared | None = None
 ) -> list[RunRecord]:
-    """Run the seeds of a spec that its folder does not hold yet; see `lora_ws.learn.folder`.
+    """Run the seeds of a spec that its folder does not hold yet; see `lora_ws.learn.run_folder`.
 
     Args:
         spec: an experiment with one representation.

@@ -32,7 +32,7 @@ from lora_ws.diffusion.methods import (
 from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts, token_ids
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.diffusion.texts import prompt_weights
+from lora_ws.diffusion.text_encoders import prompt_weights
 from lora_ws.errors import AdapterError, ConfigError, DeprecatedName, LayoutError
 
 PROMPTS = ["a photo of three", "a photo of seven"]

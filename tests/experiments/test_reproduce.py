@@ -108,7 +108,7 @@ def test_other_data_under_the_same_runs_are_refused(
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["tabel1"], "no table or figure `tabel1`, did you mean `table1`?"),
+        (["tabel1"], "no `tabel1` in eval/, did you mean `table1`?"),
         (["table1", "--protocol", "clear"], "--protocol"),
         (
             ["table1", "--rows", '["FlatVek"]'],

@@ -142,7 +142,7 @@ def test_all_are_the_tables_and_figures_that_train() -> None:
 def test_an_unknown_kind_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tables.yaml"
     file.write_text("kind: tabel\ntitle: x\n", encoding="utf-8")
-    monkeypatch.setattr("lora_ws.experiments.kinds.spec_files", lambda folder: {"tables": file})
+    monkeypatch.setattr("lora_ws.config.spec_files", lambda folder: {"tables": file})
     with pytest.raises(ConfigError, match=r"kind: expected one of table, .*, got tabel"):
         load_eval("tables")
 

@@ -10,7 +10,7 @@ from lora_ws import journal
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
-from lora_ws.learn.folder import CURVES
+from lora_ws.learn.run_folder import CURVES
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.charts import chart_detection
 from lora_ws.report.grid import Cell, Grid

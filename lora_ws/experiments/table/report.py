@@ -18,7 +18,7 @@ from lora_ws.experiments.table.grids import (
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.experiments.trials import Trial
 from lora_ws.learn.features import prepare
-from lora_ws.learn.folder import CURVES
+from lora_ws.learn.run_folder import CURVES
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.charts import chart_bars, chart_curves, chart_map
 from lora_ws.report.page import Figure, Section
