@@ -11,8 +11,8 @@ import inspect
 import os
 import re
 import textwrap
-from argparse import Action, ArgumentError
-from collections.abc import Callable, Sequence
+from argparse import SUPPRESS, Action, ArgumentError
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -23,7 +23,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lora_ws.errors import ConfigError
 
 T = TypeVar("T")
-# Metadata of a spec's field that earlier versions had: read for one more release, never written.
+# Metadata of a spec's field that earlier versions had: read for one more release, never shown or
+# written.
 DEPRECATED = {"deprecated": True}
 SpecFolder = Literal["datasets", "training", "eval"]
 
@@ -126,6 +127,8 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
         parser.set_defaults(_default_classes(source))
     elif keywords:
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
+    for action in parser._actions:
+        action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -222,6 +225,17 @@ def _default_classes(source: type) -> dict[str, Any]:
     return {name: to_plain(value) for name, value in made.items() if hasattr(value, "get_params")}
 
 
+def _deprecated_keys(source: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that are read but not shown, of a spec and of those inside it."""
+    if not dataclasses.is_dataclass(source):
+        return
+    types = get_type_hints(source)
+    for field in dataclasses.fields(source):
+        if field.metadata.get("deprecated"):
+            yield prefix + field.name
+        yield from _deprecated_keys(types[field.name], f"{prefix}{field.name}.")
+
+
 def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:
     return target(*first, **values)
 
@@ -271,7 +285,8 @@ def _underscored(arg: str) -> str:
 def _explain(error: Exception, parser: ArgumentParser) -> str:
     """One line for a parser's error, with the nearest valid name if a name was wrong."""
     text = str(error)
-    flags = sorted({o for a in parser._actions for o in a.option_strings if o.startswith("--")})
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    flags = sorted({o for a in shown for o in a.option_strings if o.startswith("--")})
     keys = sorted({part for flag in flags for part in [flag[2:], flag[2:].rpartition(".")[2]]})
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         flag = match.group(1).partition("=")[0]

@@ -1,14 +1,14 @@
 """Keys whose values are classes: what their errors and their help say."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.svm import SVC
 
-from lora_ws.config import load_spec, parse
+from lora_ws.config import DEPRECATED, load_spec, parse
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import Featurizer, FlatVecPCA
 
@@ -151,6 +151,60 @@ def test_a_spec_may_stand_beside_words_without_a_flag() -> None:
     assert parse(named, ["a", "b", "--rows", "3"], "named")() == (["a", "b"], Spec(rows=3))
     with pytest.raises(ConfigError, match="missing: names"):
         parse(named, ["--rows", "3"], "named")
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What another spec holds.
+
+    Attributes:
+        width: of it.
+        breadth: deprecated, use ``width``.
+    """
+
+    width: int = 1
+    breadth: int | None = field(default=None, metadata=DEPRECATED)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A spec that holds another.
+
+    Attributes:
+        inner: the other.
+        amount: how many.
+        number: deprecated, use ``amount``.
+    """
+
+    inner: Inner = field(default_factory=Inner)
+    amount: int = 1
+    number: int | None = field(default=None, metadata=DEPRECATED)
+
+
+def outer(spec: Outer) -> Outer:
+    """Return what was read."""
+    return spec
+
+
+@pytest.mark.parametrize("flag", ["--help", "--print_config"])
+def test_deprecated_keys_are_read_but_not_shown(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse(outer, ["--number", "3", "--inner.breadth", "2"], "outer")() == Outer(
+        Inner(breadth=2), number=3
+    )
+    (tmp_path / "spec.yaml").write_text("inner: {breadth: 4}\nnumber: 5\n", encoding="utf-8")
+    assert load_spec(Outer, tmp_path / "spec.yaml") == Outer(Inner(breadth=4), number=5)
+    with pytest.raises(SystemExit):
+        parse(outer, [flag], "outer")
+    shown = capsys.readouterr().out
+    assert "amount" in shown
+    assert "width" in shown
+    assert "number" not in shown
+    assert "breadth" not in shown
+    with pytest.raises(ConfigError, match="unknown flag") as caught:
+        parse(outer, ["--inner.braedth", "1"], "outer")
+    assert "`--inner.breadth`" not in str(caught.value)
 
 
 def test_help_lists_our_classes_alone(capsys: pytest.CaptureFixture[str]) -> None:
