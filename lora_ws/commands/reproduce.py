@@ -26,6 +26,8 @@ def reproduce(
     processes: int | None = None,
     controls: bool = True,
     rows: tuple[str, ...] | None = None,
+    draws: int = 0,
+    size: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
@@ -43,11 +45,15 @@ def reproduce(
         processes: how many work at once; null takes one per core
         controls: also measure plain inputs, other prompts, unseen leaves and shuffled labels
         rows: some rows of a table, such as '["FlatVec"]'; null takes all
+        draws: of `readers`, how many learning rates and weight decays every network tries; the
+            validation rows choose
+        size: of `readers`, a budget of parameters such as 1.3M; null takes the recipes' networks
         out: folder of runs and reports; null makes one below runs/
     """
     trains = what == ALL or kind_of(what).trains
     asked = {"dataset": dataset, "subset": subset, "protocol": protocol, "seeds": seeds}
     asked |= {"processes": processes, "controls": None if controls else False, "rows": rows}
+    asked |= {"draws": draws or None, "size": size}
     given = [name for name, value in asked.items() if value is not None]
     if given and not trains:
         raise ConfigError(f"{given[0]}: `{what}` draws images and takes --out alone")
@@ -65,6 +71,8 @@ def reproduce(
             processes=cores(processes),
             controls=controls,
             rows=rows,
+            draws=draws,
+            size=size,
         )
         console.print(f"{name}: {run_eval(options) / 'report.html'}")
 

@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 # Imported only when called: drawing needs the `diffusion` extra.
 KINDS = {
     "table": Kind("lora_ws.experiments.table.run:run", trains=True),
+    "readers": Kind("lora_ws.experiments.readers.run:run", trains=True),
     "layers": Kind("lora_ws.experiments.layers.run:run", trains=True),
     "principal_components": Kind("lora_ws.experiments.principal_components.run:run", trains=True),
     "composition": Kind("lora_ws.experiments.composition.run:run", trains=False),

@@ -21,6 +21,9 @@ class Options:
         processes: how many work at once.
         controls: whether a table measures them.
         rows: of a table, by name; None takes all.
+        draws: settings of the optimizer that each network tries, validation choosing; 0 takes the
+            recipe's.
+        size: budget of parameters, by name; None takes the recipes' networks.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Options:
     processes: int = 1
     controls: bool = True
     rows: tuple[str, ...] | None = None
+    draws: int = 0
+    size: str | None = None
 
     @property
     def folder(self) -> Path:

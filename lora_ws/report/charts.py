@@ -41,6 +41,37 @@ def chart_bars(
     return _save(figure, file)
 
 
+def chart_dots(
+    series: Mapping[str, Mapping[str, tuple[float, float]]],
+    file: Path,
+    *,
+    chance: float,
+    xlabel: str,
+) -> Path:
+    """One line of dots per name, one colour per series: many names, a few questions to each.
+
+    Args:
+        series: series -> name -> (mean, standard deviation) in percent.
+        file: PNG to write; the SVG stands beside it.
+        chance: where a dotted line marks guessing, in percent.
+        xlabel: what the dots measure.
+    """
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    figure = Figure(figsize=(8.5, 1.6 + 0.3 * len(names)), layout="constrained")
+    axes, step = figure.subplots(), 0.6 / len(series)
+    for k, (title, values) in enumerate(series.items()):
+        at = [names.index(name) + (k - (len(series) - 1) / 2) * step for name in values]
+        means, stds = zip(*values.values(), strict=True)
+        color = COLORS[k % len(COLORS)]
+        axes.errorbar(means, at, xerr=stds, fmt="o", ms=4, color=color, label=title, lw=1)
+    axes.axvline(chance, color="0.4", linestyle=":", label="largest class")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=xlabel, xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
+    axes.grid(axis="y", color="0.92")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    return _save(figure, file)
+
+
 def chart_shares(shares: Mapping[str, float], file: Path, xlabel: str) -> Path:
     """One horizontal bar per name, with its number, in percent.
 

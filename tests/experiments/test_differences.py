@@ -7,7 +7,7 @@ import pytest
 from factories import record
 from scipy.stats import ttest_1samp
 
-from lora_ws.experiments.table.differences import against_published, paired
+from lora_ws.experiments.differences import against_published, paired
 from lora_ws.report.records import RunRecord, Summary
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lora_ws.experiments.differences import against_published, paired
 from lora_ws.experiments.recipes import Protocol
-from lora_ws.experiments.table.differences import against_published, paired
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.metrics import METRICS, measured, metric_of, metrics_of

@@ -1,0 +1,1 @@
+"""Every reader of adapters by several questions, with what each costs."""

@@ -1,0 +1,154 @@
+"""The sections of a comparison of readers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ws.experiments.differences import paired
+from lora_ws.experiments.quoted import published_section
+from lora_ws.experiments.readers.spec import ReadersSpec
+from lora_ws.report.charts import chart_dots
+from lora_ws.report.grid import Cell, Grid
+from lora_ws.report.metrics import METRICS, MISSING, measured
+from lora_ws.report.page import Figure, Section
+from lora_ws.report.records import RunRecord, Summary, summarise
+from lora_ws.report.tables import majority
+
+Row = Mapping[str, Sequence[RunRecord]]
+ACCURACY = METRICS["accuracy"]
+
+
+class Cost(NamedTuple):
+    """What a reader costs; NaN where no bundle can hold it.
+
+    Attributes:
+        numbers: that a bundle keeps of network and representation.
+        seconds: to train one seed, features included.
+        milliseconds: of CPU time for the verdict on an adapter that is in memory.
+    """
+
+    numbers: float
+    seconds: float
+    milliseconds: float
+
+
+def readers_sections(
+    spec: ReadersSpec, records: Mapping[str, Row], costs: Mapping[str, Cost], folder: Path
+) -> list[Section]:
+    """Everything that the report says.
+
+    Args:
+        spec: the comparison.
+        records: reader -> column -> records of its seeds.
+        costs: of each reader.
+        folder: of the report, where pictures go.
+    """
+    figure = Figure(
+        _chart(spec, records, folder),
+        "Test accuracy: mean and sample standard deviation over seeds.",
+    )
+    sections = [
+        Section("Readers", (figure, accuracy_grid(spec, records, costs))),
+        Section("Against the best", (versus_grid(spec, records),)),
+    ]
+    if spec.published:
+        quoted = (
+            "As printed by the readers' authors, on collections of their own: no number here can "
+            "be compared with one above."
+        )
+        sections.append(published_section(quoted, spec.published))
+    return sections
+
+
+def accuracy_grid(spec: ReadersSpec, records: Mapping[str, Row], costs: Mapping[str, Cost]) -> Grid:
+    """A row per reader: accuracy by column, and what it costs."""
+    columns = [column.name for column in spec.columns]
+    sources = {r.name: (group, r.source) for group, rows in spec.groups.items() for r in rows}
+    names = list(records)
+    cells: list[list[Cell]] = [
+        [Cell(sources[name][0]) for name in names],
+        [Cell(name) for name in names],
+        [Cell(sources[name][1]) for name in names],
+    ]
+    for column in columns:
+        cells.append(ACCURACY.column([measured(records[n][column], "accuracy") for n in names]))
+    cells += [
+        [Cell(_number(costs[name].numbers)) for name in names],
+        [Cell(f"{costs[name].seconds:.1f}") for name in names],
+        [Cell(_decimal(costs[name].milliseconds)) for name in names],
+    ]
+    table = [tuple(row) for row in zip(*cells, strict=True)]
+    for name, values in spec.measured_elsewhere.items():
+        shown = [Cell(f"{value:.1f}") for value in values]
+        table.append((Cell("images"), Cell(name), Cell(""), *shown, *[Cell(MISSING)] * 3))
+    head = ("Group", "Reader", "Source", *columns, "Numbers", "s to train", "ms to read")
+    return Grid(head, tuple(table), _caption(spec, records), left=3)
+
+
+def versus_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:
+    """Every reader against the best of each column, which the validation rows name."""
+    names, cells = list(records), [[Cell(name) for name in records]]
+    for column in spec.columns:
+        found = {name: records[name][column.name] for name in names}
+        best = max(names, key=lambda n: summarise(found[n], "accuracy", "val").mean)
+        top = found[best]
+        gaps = ["the best" if n == best else _gap(top, found[n]) for n in names]
+        cells.append([Cell(gap) for gap in gaps])
+    head = ("Reader", *(column.name for column in spec.columns))
+    caption = (
+        "Test accuracy minus that of the reader with the highest mean validation accuracy in the "
+        "column, in percent; p of a paired t-test over seeds where both have several. Seeds share "
+        "their test rows, so p is about training anew, not about other adapters."
+    )
+    return Grid(head, tuple(zip(*cells, strict=True)), caption)
+
+
+def _gap(top: Sequence[RunRecord], own: Sequence[RunRecord]) -> str:
+    if min(len(top), len(own)) > 1:
+        return paired(own, top).text()
+    gap = 100 * (summarise(own, "accuracy").mean - summarise(top, "accuracy").mean)
+    return f"{'+' if gap >= 0 else '−'}{abs(gap):.1f}"
+
+
+def _caption(spec: ReadersSpec, records: Mapping[str, Row]) -> str:
+    firsts = [rows[0] for row in records.values() for rows in row.values()]
+    sizes = sorted({(r.n_train, r.n_val, r.n_test) for r in firsts})
+    seeds = sorted({len(rows) for row in records.values() for rows in row.values()})
+    chance = sorted({round(100 * majority(r), 1) for r in firsts})
+    text = (
+        f"Test accuracy in percent on {firsts[0].dataset}, mean ± sample standard deviation over "
+        f"seeds ({' or '.join(map(str, seeds))}; one where nothing is drawn); rows to train, "
+        f"validate and test: {'; '.join('/'.join(map(str, size)) for size in sizes)}. Always "
+        f"naming the largest class: {' to '.join(map(str, chance))} %. Best and second best of a "
+        "column are marked, controls among them. Numbers: all that a bundle keeps of network and "
+        "representation. ms: CPU time of one verdict, the file read already. Times are of this "
+        "machine, one thread per process."
+    )
+    return f"{text} {spec.note}" if spec.measured_elsewhere else text
+
+
+def _chart(spec: ReadersSpec, records: Mapping[str, Row], folder: Path) -> Path:
+    series = {
+        column.name: {
+            name: summarise(row[column.name], "accuracy").percents for name, row in records.items()
+        }
+        for column in spec.columns
+    }
+    for k, column in enumerate(spec.columns):
+        for name, values in spec.measured_elsewhere.items():
+            series[column.name][name] = Summary.of([values[k] / 100]).percents
+    chance = 100 * majority(next(iter(next(iter(records.values())).values()))[0])
+    return chart_dots(
+        series, folder / "readers.png", chance=chance, xlabel="test accuracy, percent"
+    )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return MISSING
+    return f"{value / 1e6:.2f} M" if value >= 1e4 else f"{value:.0f}"
+
+
+def _decimal(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.1f}"

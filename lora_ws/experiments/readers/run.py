@@ -1,0 +1,169 @@
+"""Train every reader on every question, and measure what each costs."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.state import fitted_state
+from lora_ws.config import nearest
+from lora_ws.errors import ConfigError
+from lora_ws.experiments import report
+from lora_ws.experiments.options import Options
+from lora_ws.experiments.readers.report import Cost, readers_sections
+from lora_ws.experiments.readers.spec import ColumnSpec, ReaderSpec, ReadersSpec
+from lora_ws.experiments.trials import Trial, run_trials
+from lora_ws.learn.features import open_data
+from lora_ws.learn.folder import BUNDLE
+from lora_ws.learn.spec import ExperimentSpec, slug
+from lora_ws.models import Metanetwork
+from lora_ws.threads import threads
+
+# What every network draws its learning rate and weight decay from, both on a logarithmic scale.
+RATES, DECAYS = (3e-4, 1e-2), (1e-4, 1e-1)
+READS = 20
+
+
+class Draw(NamedTuple):
+    """Settings of an optimizer."""
+
+    lr: float
+    weight_decay: float
+
+
+def run(spec: ReadersSpec, options: Options) -> Path:
+    """Measure what is not measured yet, and report.
+
+    Returns:
+        The folder of the report.
+
+    Raises:
+        ConfigError: there is no reader of a name asked for, or none of a size.
+    """
+    readers = _choose(spec, options)
+    plan = {
+        reader.name: {column.name: _trial(spec, reader, column, options) for column in spec.columns}
+        for reader in readers
+    }
+    if options.draws:
+        plan = _search(plan, draws(options.draws), options.processes)
+    trials = [trial for row in plan.values() for trial in row.values()]
+    run_trials(trials, options.processes, options.name)
+    records = {
+        name: {column: trial.records() for column, trial in row.items()}
+        for name, row in plan.items()
+    }
+    costs = {name: _cost(row[spec.columns[0].name]) for name, row in plan.items()}
+    sections = readers_sections(spec, records, costs, options.folder)
+    return report.write(options, spec, sections, trials)
+
+
+def draws(count: int) -> list[Draw]:
+    """The settings that every network tries, the same for all.
+
+    Example:
+        >>> len(draws(8)), draws(8)[:2] == draws(2)
+        (8, True)
+    """
+    uniform = np.random.default_rng(0).random((count, 2))
+    ends = np.log([RATES, DECAYS])
+    values = np.exp(ends[:, 0] + uniform * (ends[:, 1] - ends[:, 0]))
+    return [Draw(*(float(f"{value:.2g}") for value in row)) for row in values]
+
+
+def _choose(spec: ReadersSpec, options: Options) -> list[ReaderSpec]:
+    known = [reader.name for reader in spec.readers]
+    for name in options.rows or ():
+        if name not in known:
+            raise ConfigError(f"rows: there is no reader `{name}`{nearest(name, known)}")
+    chosen = [r for r in spec.readers if options.rows is None or r.name in options.rows]
+    if options.size is None:
+        return chosen
+    sizes = sorted({size for reader in spec.readers for size in reader.sizes})
+    if options.size not in sizes:
+        raise ConfigError(f"size: expected one of {', '.join(sizes)}, got {options.size}")
+    return [reader for reader in chosen if options.size in reader.sizes]
+
+
+def _trial(spec: ReadersSpec, reader: ReaderSpec, column: ColumnSpec, options: Options) -> Trial:
+    own = options.spec(reader.recipe, spec.dataset)
+    seeds = options.seeds or spec.seeds
+    model: Any = own.model
+    if options.size is not None:
+        model = clone(model).set_params(**reader.sizes[options.size])
+    experiment = replace(
+        own,
+        subset=column.subset,
+        split=column.split,
+        model=model,
+        shuffle_labels=reader.shuffled,
+        # A classifier that draws nothing gives the same whatever the seed.
+        seeds=seeds if isinstance(model, Metanetwork) or reader.shuffled else 1,
+    )
+    condition = "-".join((column.subset.replace("/", "-"), column.split or "part"))
+    size = (options.size or "recipe") + ("-shuffled" if reader.shuffled else "")
+    return Trial(experiment, options.run_folder(reader.recipe, size, condition), full=True)
+
+
+def _search(
+    plan: Mapping[str, Mapping[str, Trial]], settings: list[Draw], processes: int
+) -> dict[str, dict[str, Trial]]:
+    """Give every network the draw that does best on its validation rows, with one seed."""
+    tried = {
+        trial.folder: [_with(trial, setting, "draws", 1) for setting in settings]
+        for row in plan.values()
+        for trial in row.values()
+        if isinstance(trial.spec.model, Metanetwork)
+    }
+    run_trials([trial for own in tried.values() for trial in own], processes, "draws")
+    chosen = {}
+    for name, row in plan.items():
+        chosen[name] = {}
+        for column, trial in row.items():
+            chosen[name][column] = trial
+            if own := tried.get(trial.folder):
+                by = trial.spec.kind.selects
+                best = max(own, key=lambda one: one.records()[0].val[by])
+                setting = Draw(best.spec.fit.lr, best.spec.fit.weight_decay)
+                chosen[name][column] = _with(trial, setting, "chosen", trial.spec.seeds)
+    return chosen
+
+
+def _with(trial: Trial, setting: Draw, folder: str, seeds: int) -> Trial:
+    fit = replace(trial.spec.fit, **setting._asdict(), optimizer="adamw")
+    name = slug(f"lr={setting.lr:g},weight_decay={setting.weight_decay:g}")
+    spec = replace(trial.spec, fit=fit, seeds=seeds)
+    return Trial(spec, trial.folder / folder / name, full=folder == "chosen")
+
+
+def _cost(trial: Trial) -> Cost:
+    """Size of the network, time to train a seed, and time to judge an adapter."""
+    records = trial.records()
+    seconds = float(np.mean([record.seconds for record in records])) + records[0].feature_seconds
+    folder = trial.folder / BUNDLE
+    if not folder.is_dir():
+        return Cost(math.nan, seconds, math.nan)
+    bundle = Bundle.from_pretrained(folder)
+    # Not parameters alone: what a normalizer, a kernel machine or a representation keeps as well.
+    arrays = [*bundle.tensors.values(), *fitted_state(bundle.featurizer)[0].values()]
+    numbers = sum(array.size for array in arrays)
+    return Cost(numbers, seconds, _milliseconds(bundle, trial.spec))
+
+
+def _milliseconds(bundle: Bundle, spec: ExperimentSpec) -> float:
+    """CPU time of one adapter's verdict beyond opening its file: the median of several."""
+    adapters, _ = open_data(spec)
+    rows, taken = np.array(adapters.weights[:READS]), []
+    with threads(1), torch.no_grad():
+        for k in range(len(rows)):
+            start = time.process_time()
+            bundle.predict_arrays(rows[k : k + 1], adapters.layout)
+            taken.append(time.process_time() - start)
+    return 1000 * float(np.median(taken))

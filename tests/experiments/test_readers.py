@@ -1,0 +1,127 @@
+"""`lora-ws reproduce readers`: every row is a recipe, draws are equal and chosen by validation."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import open_page
+from sklearn.base import clone
+
+from lora_ws.cli import main
+from lora_ws.experiments.kinds import load_eval
+from lora_ws.experiments.options import Options
+from lora_ws.experiments.readers.report import _gap
+from lora_ws.experiments.readers.run import DECAYS, RATES, draws, run
+from lora_ws.experiments.readers.spec import ReadersSpec
+from lora_ws.experiments.recipes import recipe
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.report.records import read_records
+
+ROWS = ["UpdateKernel > SVC", "DeepSets", "norms only", "shuffled labels"]
+
+
+def readers() -> ReadersSpec:
+    return load_eval("readers")[1]
+
+
+def test_every_reader_has_a_recipe_and_every_column_of_other_rows_a_number() -> None:
+    spec = readers()
+    names = [reader.name for reader in spec.readers]
+    assert len(set(names)) == len(names)
+    for reader in spec.readers:
+        own = recipe(reader.recipe, spec.dataset, None, None)
+        for sizes in reader.sizes.values():
+            clone(own.model).set_params(**sizes)  # type: ignore[attr-defined]
+    for values in spec.measured_elsewhere.values():
+        assert len(values) == len(spec.columns)
+
+
+def test_all_networks_draw_the_same_settings_within_the_ranges() -> None:
+    assert draws(8) == draws(8)
+    assert len(set(draws(64))) == 64
+    for lr, decay in draws(64):
+        assert RATES[0] <= lr <= RATES[1]
+        assert DECAYS[0] <= decay <= DECAYS[1]
+    # Evenly on a logarithmic scale: five standard errors of the mean of a uniform number.
+    middle = np.mean([np.log(d.lr / RATES[0]) / np.log(RATES[1] / RATES[0]) for d in draws(64)])
+    assert abs(middle - 0.5) < 5 / np.sqrt(12 * 64)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--rows", '["DeepSet"]'], "there is no reader `DeepSet`, did you mean `DeepSets`?"),
+        (["--size", "7M"], "size: expected one of 0.3M, 1.3M, 5M, got 7M"),
+    ],
+)
+def test_what_there_is_not_is_refused(
+    args: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["reproduce", "readers", *args, "--out", str(tmp_path)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def short_recipe(*args: Any) -> ExperimentSpec:
+    spec = recipe(*args)
+    return replace(spec, fit=replace(spec.fit, max_epochs=2))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two columns, once by the recipes and once with draws and a budget."""
+    out, spec = tmp_path_factory.mktemp("readers"), readers()
+    spec = replace(spec, columns=spec.columns[1:3])
+    spec = replace(spec, measured_elsewhere={"mean latent of the photos": (68.0, 45.0)})
+    plain = Options("readers", out / "plain", seeds=2, rows=tuple(ROWS))
+    drawn = Options("readers", out / "drawn", seeds=2, rows=("DeepSets",), draws=2, size="0.3M")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ws.experiments.options.recipe", short_recipe)
+        run(spec, plain)
+        run(spec, drawn)
+    return out
+
+
+@pytest.mark.slow
+def test_the_page_has_every_reader_in_every_column(made: Path, tmp_path: Path) -> None:
+    folder = made / "plain" / "readers"
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    for name in (*ROWS, "mean latent of the photos"):
+        assert f"| {name} |" in text
+    document, seen = open_page(folder / "report.html", tmp_path)
+    assert seen["images"] == seen["shown"] == 1
+    assert seen["fetched"] == []
+    assert "class prompt, unseen leaves" in document
+
+
+@pytest.mark.slow
+def test_what_draws_has_seeds_and_what_does_not_has_one(made: Path) -> None:
+    runs = made / "plain" / "runs"
+    for name, seeds in (("metanetworks/deep_sets", 2), ("metanetworks/svc_update_kernel", 1)):
+        files = list((runs / name / "recipe").rglob("records.jsonl"))
+        assert len(files) == 2
+        assert {len(read_records(file)) for file in files} == {seeds}
+
+
+@pytest.mark.slow
+def test_each_network_keeps_the_draw_that_validates_best(made: Path) -> None:
+    runs = made / "drawn" / "runs" / "metanetworks" / "deep_sets" / "0.3M"
+    for column in runs.iterdir():
+        tried = {f.parent.name: read_records(f)[0] for f in column.glob("draws/*/records.jsonl")}
+        assert len(tried) == 2
+        (chosen,) = (column / "chosen").iterdir()
+        assert tried[chosen.name].val["auroc"] == max(r.val["auroc"] for r in tried.values())
+        assert len(read_records(chosen / "records.jsonl")) == 2
+
+
+def test_gaps_have_a_sign_and_a_test_where_seeds_can_be_paired() -> None:
+    class Record:
+        def __init__(self, seed: int, accuracy: float) -> None:
+            self.seed, self.test, self.val = seed, {"accuracy": accuracy}, {}
+
+    top: Any = [Record(0, 0.9), Record(1, 0.8), Record(2, 0.85)]
+    low: Any = [Record(0, 0.5), Record(1, 0.45), Record(2, 0.4)]
+    assert _gap(top, low).startswith("−40.0 (p ")
+    assert _gap(top, low[:1]) == "−35.0"
+    assert _gap(low[:1], top) == "+35.0"
