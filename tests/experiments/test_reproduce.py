@@ -14,6 +14,7 @@ from factories import small_zoo
 
 from lora_ws import journal
 from lora_ws.cli import main
+from lora_ws.config import spec_files
 from lora_ws.experiments.recipes import recipe
 from lora_ws.learn.spec import ExperimentSpec
 
@@ -138,7 +139,10 @@ rows:
 def test_a_table_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "mine.yaml"
     file.write_text(TABLE, encoding="utf-8")
-    monkeypatch.setattr("lora_ws.experiments.kinds.spec_files", lambda folder: {"mine": file})
+    monkeypatch.setattr(
+        "lora_ws.config.spec_files",
+        lambda folder: {"mine": file} if folder == "eval" else spec_files(folder),
+    )
     store, out = small_zoo(60).save(tmp_path / "store"), tmp_path / "out"
     flags = ["--out", str(out), "--seeds", "1", "--processes", "1", "--controls", "false"]
     assert main(["reproduce", "mine", "--dataset", str(store), *flags]) == 0
