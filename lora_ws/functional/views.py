@@ -15,6 +15,8 @@ view           matrix M        L       core Z, so that M U = L Z   in the paper'
 `update` alone is the probe of ProbeX; all four, standardised, are those of MVProbe, whose names for
 them are in the last column. The left Gram matrix depends on what an update writes, the right one on
 what it reads; neither on its sign.
+
+`look` reads a factor once, through the probes of all views; `see` makes a view of that.
 """
 
 from typing import Literal, NamedTuple
@@ -37,16 +39,6 @@ class View(NamedTuple):
     transposed: bool
     gram: bool
 
-    def sides(self, outputs: int, inputs: int) -> tuple[int, int]:
-        """Rows and columns of the matrix that is seen of an update ``[outputs, inputs]``.
-
-        Example:
-            >>> VIEWS["right_gram"].sides(5, 7)
-            (7, 7)
-        """
-        rows, columns = (inputs, outputs) if self.transposed else (outputs, inputs)
-        return rows, rows if self.gram else columns
-
 
 VIEWS: dict[ViewName, View] = {
     "update": View(transposed=False, gram=False),
@@ -56,85 +48,84 @@ VIEWS: dict[ViewName, View] = {
 }
 
 
-def see(
-    up: Float[Tensor, "*some outputs rank"],
-    down: Float[Tensor, "*some rank inputs"],
-    view: View,
-    probes: Float[Tensor, "*shared columns q"],
-    projection: Float[Tensor, "*shared rows p"],
-    *,
-    eps: float | None = None,
-) -> Float[Tensor, "*some p q"]:
-    """Project what a view of an update makes of probes: ``projection^T M probes``.
+class Seen(NamedTuple):
+    """What views need to know of a factor, A or ``B^T``: a row per rank.
 
-    Costs O(rank (rows p + columns q)) a module; M ``[rows, columns]`` is never formed.
+    The mean of each row is kept apart from the rest, so that no sum cancels where it is large.
+
+    Attributes:
+        centred: the rows less their means, times the probes ``[..., rank, probes]``.
+        gram: inner products of the rows less their means ``[..., rank, rank]``.
+        mean: of each row ``[..., rank, 1]``.
+        total: sum of each probe ``[..., 1, probes]``.
+        width: entries of a row; ``[modules, 1, 1]`` where modules differ.
+    """
+
+    centred: Float[Tensor, "*some rank probes"]
+    gram: Float[Tensor, "*some rank rank"]
+    mean: Float[Tensor, "*some rank 1"]
+    total: Float[Tensor, "*shared 1 probes"]
+    width: int | Float[Tensor, "modules 1 1"]
+
+    def through(self, probes: slice) -> Float[Tensor, "*some rank taken"]:
+        """The factor times some of the probes."""
+        return self.centred[..., probes] + self.mean * self.total[..., probes]
+
+    def products(self) -> Float[Tensor, "*some rank rank"]:
+        """Inner products of the rows."""
+        return self.gram + self.width * self.mean @ self.mean.mT
+
+
+def look(
+    factor: Float[Tensor, "*some rank width"], probes: Float[Tensor, "*shared width count"]
+) -> Seen:
+    """Read a factor through probes.
 
     Args:
-        up: B.
-        down: A.
-        view: which M to look at; its `View.sides` are rows and columns.
-        probes: U, which M is applied to; its leading axes end those of the factors.
-        projection: P, through which the result is looked at.
-        eps: where given, M U is standardised before it is projected: mean 0 and variance 1 over
-            its entries, with eps added to the standard deviation.
+        factor: A, or ``B^T``.
+        probes: one matrix, or one for each module, the last of the leading axes.
 
     Example:
-        >>> up, down = torch.randn(2, 64, 5, 1), torch.randn(2, 64, 1, 7)
-        >>> probes, projection = torch.randn(64, 7, 3), torch.randn(64, 5, 4)
-        >>> see(up, down, VIEWS["update"], probes, projection).shape
+        >>> seen = look(torch.zeros(2, 64, 1, 7), torch.zeros(64, 7, 3))
+        >>> seen.through(slice(2)).shape, seen.products().shape
+        (torch.Size([2, 64, 1, 2]), torch.Size([2, 64, 1, 1]))
+    """
+    mean = factor.mean(-1, keepdim=True)
+    centred = factor - mean
+    return Seen(
+        project(centred, probes),
+        centred @ centred.mT,
+        mean,
+        probes.sum(-2, keepdim=True),
+        factor.shape[-1],
+    )
+
+
+def see(
+    view: View, up: Seen, down: Seen, projection: slice, probes: slice, *, eps: float | None = None
+) -> Float[Tensor, "*some p q"]:
+    """Project what a view of an update makes of probes: ``P^T M U``.
+
+    Args:
+        view: which M to look at.
+        up: ``B^T`` through probes.
+        down: A through probes.
+        projection: which of the probes of L are P.
+        probes: which are U, of the probes of L for a Gram matrix, else of those of R.
+        eps: where given, ``M U`` is standardised before it is projected: mean 0 and unbiased
+            variance 1 over its entries, with eps added to the standard deviation.
+
+    Example:
+        >>> up = look(torch.randn(2, 64, 1, 5), torch.randn(64, 5, 4))
+        >>> down = look(torch.randn(2, 64, 1, 7), torch.randn(64, 7, 3))
+        >>> see(VIEWS["update"], up, down, slice(4), slice(3)).shape
         torch.Size([2, 64, 4, 3])
     """
-    left, right = (down.mT, up.mT) if view.transposed else (up, down)
-    core = project(left.mT if view.gram else right, probes)
-    if view.gram:
-        core = (right @ right.mT) @ core
+    left, right = (down, up) if view.transposed else (up, down)
+    core = right.products() @ left.through(probes) if view.gram else right.through(probes)
     if eps is None:
-        return project(left.mT, projection).mT @ core
-    return standardized_product(left, core, projection, eps=eps)
-
-
-def standardized_product(
-    left: Float[Tensor, "*some rows rank"],
-    core: Float[Tensor, "*some rank q"],
-    projection: Float[Tensor, "*shared rows p"],
-    *,
-    eps: float = 1e-8,
-) -> Float[Tensor, "*some p q"]:
-    """Standardise ``left @ core`` over its entries, and project it, without forming it.
-
-    The mean of a product is the product of the means ``m`` of the factors, taken over rows of the
-    one and columns of the other. With both centred, the rest falls into three parts that are
-    orthogonal to each other, so that no sum cancels::
-
-        L Z - mean  =  Lc Zc  +  (Lc mZ) 1^T  +  1 (mL^T Zc)
-
-    Args:
-        left: L.
-        core: Z.
-        projection: P; its leading axes end those of the factors.
-        eps: added to the standard deviation, which is the unbiased one.
-
-    Returns:
-        ``P^T (L Z - mean) / (std + eps)``; zeros for a product of zero.
-
-    Example:
-        >>> left, core = torch.randn(5, 2), torch.randn(2, 3)
-        >>> seen = standardized_product(left, core, torch.eye(5))
-        >>> bool(seen.mean().abs() < 1e-6), round(seen.std().item(), 4)
-        (True, 1.0)
-    """
-    rows, columns = left.shape[-2], core.shape[-1]
-    left_mean, core_mean = left.mean(-2, keepdim=True), core.mean(-1, keepdim=True)
-    left, core = left - left_mean, core - core_mean
-    across = left_mean @ core
-    gram = left.mT @ left
-    squares = (core * (gram @ core)).sum((-2, -1)) + rows * across.square().sum((-2, -1))
-    squares = squares + columns * (core_mean * (gram @ core_mean)).sum((-2, -1))
-    # The floor only keeps the root's slope finite at a product of zero.
-    std = (squares / (rows * columns - 1)).clamp(min=torch.finfo(left.dtype).tiny).sqrt()
-    projected = project(left.mT, projection).mT @ (core + core_mean)
-    projected = projected + projection.sum(-2)[..., None] * across
-    return projected / (std + eps)[..., None, None]
+        return outer(left.through(projection), core)
+    return _standardized(left, projection, core, eps)
 
 
 def project(
@@ -144,7 +135,7 @@ def project(
 
     Args:
         factor: A, or ``B^T``.
-        probes: one matrix, or one for each module.
+        probes: one matrix, or one for each module, the last of the leading axes.
 
     Example:
         >>> project(torch.zeros(2, 64, 1, 7), torch.zeros(64, 7, 3)).shape
@@ -153,3 +144,41 @@ def project(
     if probes.ndim == 2:
         return factor @ probes
     return torch.einsum("...mrw,mwc->...mrc", factor, probes)
+
+
+def outer(
+    first: Float[Tensor, "*some rank p"], second: Float[Tensor, "*some rank q"]
+) -> Float[Tensor, "*some p q"]:
+    """Sum the outer products of the rows of two matrices: ``first^T second``.
+
+    Example:
+        >>> outer(torch.ones(2, 64, 1, 3), torch.ones(2, 64, 1, 5)).shape
+        torch.Size([2, 64, 3, 5])
+    """
+    # Matrix products of one term each are slow.
+    return first.mT * second if first.shape[-2] == 1 else first.mT @ second
+
+
+def _standardized(
+    left: Seen, projection: slice, core: Float[Tensor, "*some rank q"], eps: float
+) -> Float[Tensor, "*some p q"]:
+    """``P^T (L Z - mean) / (std + eps)`` over the entries of ``L Z``; zeros for a product of zero.
+
+    The mean of a product is the product of the means m of the factors. With both centred, the rest
+    falls into three parts that are orthogonal to each other, so that their squares add up::
+
+        L Z - mean  =  Lc Zc  +  (Lc mZ) 1^T  +  1 (mL^T Zc)
+    """
+    rows, columns = left.width, core.shape[-1]
+    mean = core.mean(-1, keepdim=True)
+    centred = core - mean
+    across = left.mean.mT @ centred
+    squares = (
+        (centred * (left.gram @ centred)).sum((-2, -1), keepdim=True)
+        + columns * (mean * (left.gram @ mean)).sum((-2, -1), keepdim=True)
+        + rows * across.square().sum(-1, keepdim=True)
+    )
+    # The floor only keeps the root's slope finite at a product of zero.
+    std = (squares / (rows * columns - 1)).clamp(min=torch.finfo(core.dtype).tiny).sqrt() + eps
+    projected = outer(left.centred[..., projection], core / std)
+    return projected + left.total[..., projection].mT * (across / std)

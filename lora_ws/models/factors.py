@@ -90,17 +90,16 @@ class Factors(nn.Module):
     def forward(self, rows: Float[Tensor, "*some params"]) -> list[FactorPair]:
         """Return the factors of each group."""
         return [
-            FactorPair(rows[..., getattr(self, f"_up{k}")], rows[..., getattr(self, f"_down{k}")])
+            FactorPair(self._taken(rows, f"_up{k}"), self._taken(rows, f"_down{k}"))
             for k in range(len(self.shapes))
         ]
-
-    def to_rows(self, pairs: Sequence[FactorPair]) -> Float[Tensor, "*some params"]:
-        """Put factors back into rows."""
-        parts = [factor.flatten(-3) for pair in pairs for factor in pair]
-        return torch.cat(parts, -1)[..., self._columns]
 
     def in_order(
         self, groups: Sequence[Float[Tensor, "*some _ features"]]
     ) -> Float[Tensor, "*some modules features"]:
         """Join what was made of each group, modules in the layout's order."""
-        return torch.cat(list(groups), -2)[..., self._order, :]
+        return torch.cat(list(groups), -2).index_select(-2, self._order)
+
+    def _taken(self, rows: Float[Tensor, "*some params"], name: str) -> Tensor:
+        columns = getattr(self, name)
+        return rows.index_select(-1, columns.flatten()).unflatten(-1, columns.shape)

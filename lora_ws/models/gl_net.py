@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
-from lora_ws.functional.views import project
+from lora_ws.functional.views import outer, project
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.factors import FactorPair, Factors
 
@@ -111,7 +111,7 @@ class GLNetModule(MetanetModule):
             if layer:
                 u, v = _gated(u, v), _gated(v, u)
             u, v = project(u, write), project(v, read)
-        product = (u.mT @ v).flatten(-2)
+        product = outer(u, v).flatten(-2)
         if not self.normed:
             return product
         # Gates and maps keep factors of size apart, so that one division serves all layers.

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
-from lora_ws.functional.views import project
+from lora_ws.functional.views import outer, project
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.factors import FactorPair, Factors
 from lora_ws.models.pooling import ConcatPool
@@ -93,7 +93,8 @@ class LeftGramModule(MetanetModule):
         self, pair: FactorPair, probes: Float[Tensor, "modules outputs p"]
     ) -> Float[Tensor, "*some modules features"]:
         written = project(pair.up.mT, probes)
-        gram = written.mT @ (pair.down @ pair.down.mT) @ written
+        gram = outer(written, (pair.down @ pair.down.mT) @ written).flatten(-2)
         size = pair.log_size[..., None]
-        unit = gram.flatten(-2)[..., self._upper] * pair.up.shape[-2] / (size.expm1() + FADE)
+        upper = gram.index_select(-1, self._upper)
+        unit = upper * (pair.up.shape[-2] / (size.expm1() + FADE))
         return torch.cat([unit, size], -1)

@@ -6,7 +6,7 @@ import torch
 from tolerances import EXACT, rounding
 from torch import Tensor
 
-from lora_ws.functional.views import VIEWS, View, see, standardized_product
+from lora_ws.functional.views import VIEWS, look, see
 
 OUTPUTS, INPUTS, MODULES, N, Q, P = 24, 40, 2, 3, 5, 7
 DENSE = {
@@ -31,15 +31,39 @@ def dense(
     return projection.T @ seen
 
 
+def seen(
+    up: Tensor, down: Tensor, name: str, probes: Tensor, projection: Tensor, eps: float | None
+) -> Tensor:
+    """The view, P and U among probes that it has no use for."""
+    view = VIEWS[name]  # type: ignore[index]
+    sides: list[list[Tensor]] = [[], []]
+    places = []
+    for place, columns in ((view.transposed, projection), (view.transposed == view.gram, probes)):
+        sides[place].append(torch.ones_like(columns[..., :2]))
+        start = sum(held.shape[-1] for held in sides[place])
+        sides[place].append(columns)
+        places.append(slice(start, start + columns.shape[-1]))
+    factors = [up.mT, down]
+    none = [factor.new_zeros(factor.shape[-1], 0) for factor in factors]
+    mine = [torch.cat(side, -1) if side else no for side, no in zip(sides, none, strict=True)]
+    first, second = (look(*each) for each in zip(factors, mine, strict=True))
+    return see(view, first, second, places[0], places[1], eps=eps)
+
+
+def widths(name: str) -> tuple[int, int]:
+    """Rows and columns of the matrix of a view."""
+    rows, columns = DENSE[name](np.zeros((OUTPUTS, INPUTS))).shape
+    return rows, columns
+
+
 @pytest.mark.parametrize("eps", [None, 1e-8, 0.5])
 @pytest.mark.parametrize("rank", [1, 4, 8])
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_are_those_of_the_dense_update(name: str, rank: int, eps: float | None) -> None:
-    view = VIEWS[name]  # type: ignore[index]
     up, down = drawn(N, MODULES, OUTPUTS, rank, seed=0), drawn(N, MODULES, rank, INPUTS, seed=1)
-    rows, columns = view.sides(OUTPUTS, INPUTS)
+    rows, columns = widths(name)
     probes, projection = drawn(MODULES, columns, Q, seed=2), drawn(MODULES, rows, P, seed=3)
-    got = see(up, down, view, probes, projection, eps=eps)
+    got = seen(up, down, name, probes, projection, eps)
     assert got.shape == (N, MODULES, P, Q)
     for row in range(N):
         for module in range(MODULES):
@@ -52,25 +76,27 @@ def test_views_are_those_of_the_dense_update(name: str, rank: int, eps: float | 
 @pytest.mark.parametrize("eps", [None, 1e-8])
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
 def test_any_leading_axes(leading: tuple[int, ...], eps: float | None) -> None:
-    view = View(transposed=True, gram=True)
     up, down = drawn(*leading, OUTPUTS, 2, seed=0), drawn(*leading, 2, INPUTS, seed=1)
     probes, projection = drawn(INPUTS, Q, seed=2), drawn(INPUTS, P, seed=3)
-    got = see(up, down, view, probes, projection, eps=eps).reshape(-1, P, Q)
+    got = seen(up, down, "right_gram", probes, projection, eps).reshape(-1, P, Q)
     flat = zip(up.reshape(-1, OUTPUTS, 2), down.reshape(-1, 2, INPUTS), strict=True)
     for mine, (b, a) in zip(got, flat, strict=True):
-        alone = see(b[None], a[None], view, probes[None], projection[None], eps=eps)[0]
+        alone = seen(b[None], a[None], "right_gram", probes[None], projection[None], eps)[0]
         torch.testing.assert_close(mine, alone, rtol=EXACT, atol=EXACT)
 
 
-def test_standardising_in_float32_keeps_its_digits_where_the_mean_is_large() -> None:
-    """Entries of 10 000 ± 100: a sum of squares less a square would keep none of the spread."""
-    left, core = drawn(OUTPUTS, 1, seed=0, mean=100), drawn(1, Q, seed=1, mean=100)
-    projection = drawn(OUTPUTS, P, seed=2)
-    got = standardized_product(left.float(), core.float(), projection.float()).double()
-    # What rounding the factors moves, a share of their mean over their spread.
-    given = (left.float().double(), core.float().double(), projection.float().double())
-    wanted = dense((given[0] @ given[1]).numpy(), np.eye(Q), given[2].numpy(), 1e-8)
-    atol = rounding(OUTPUTS, size=float(np.abs(wanted).max())) * 100
+@pytest.mark.parametrize("name", VIEWS)
+def test_standardising_in_float32_keeps_its_digits_where_the_mean_is_large(name: str) -> None:
+    """Entries of a million ± 1 % of it: a sum of squares less a square keeps none of that."""
+    up = drawn(1, OUTPUTS, 1, seed=0, mean=100).float()
+    down = drawn(1, 1, INPUTS, seed=1, mean=100).float()
+    rows, columns = widths(name)
+    probes, projection = drawn(1, columns, Q, seed=2).float(), drawn(1, rows, P, seed=3).float()
+    got = seen(up, down, name, probes, projection, 1e-8)[0].double()
+    exact = [value[0].double().numpy() for value in (up, down, probes, projection)]
+    wanted = dense(DENSE[name](exact[0] @ exact[1]), exact[2], exact[3], 1e-8)
+    # What rounding a mean of 100 moves in a spread of 1.
+    atol = rounding(OUTPUTS + INPUTS, size=float(np.abs(wanted).max())) * 100
     np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=atol)
 
 
@@ -79,9 +105,9 @@ def test_an_update_of_zero_is_seen_as_zeros_and_has_gradients(dtype: torch.dtype
     up = torch.zeros(1, OUTPUTS, 2, dtype=dtype, requires_grad=True)
     probes = drawn(1, OUTPUTS, Q, seed=2).to(dtype).requires_grad_()
     down, projection = drawn(1, 2, INPUTS, seed=1).to(dtype), drawn(1, OUTPUTS, P, seed=3).to(dtype)
-    seen = see(up, down, VIEWS["left_gram"], probes, projection, eps=1e-8)
-    assert (seen == 0).all()
-    seen.sum().backward()
+    found = seen(up, down, "left_gram", probes, projection, 1e-8)
+    assert (found == 0).all()
+    found.sum().backward()
     for value in (up, probes):
         assert value.grad is not None
         assert value.grad.isfinite().all()

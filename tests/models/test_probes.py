@@ -60,12 +60,14 @@ def test_probes_see_the_dense_updates_in_the_order_of_modules(share: str) -> Non
             seen |= {"left_gram": update @ update.T, "right_gram": update.T @ update}
             group, place = PLACES[module]
             for number, name in enumerate(VIEWS):
-                held = [p[4 * group + number].detach() for p in (net.probes, net.projections)]
-                probes, projection = (p[place] if share == "none" else p for p in held)
-                seen_through = seen[name] @ probes.numpy()
-                centred = seen_through - seen_through.mean()
-                unit = centred / seen_through.std(ddof=1)
-                wanted.append((projection.numpy().T @ unit).ravel())
+                view, *columns = net.columns[number]
+                sides = [p[group].detach().numpy() for p in (net.up, net.down)]
+                sides = [p[place] if share == "none" else p for p in sides]
+                projection = sides[view.transposed][:, columns[0]]
+                probes = sides[view.transposed == view.gram][:, columns[1]]
+                made = seen[name] @ probes
+                unit = (made - made.mean()) / made.std(ddof=1)
+                wanted.append((projection.T @ unit).ravel())
             np.testing.assert_allclose(mine[module], np.concatenate(wanted), rtol=0, atol=EXACT)
 
 
