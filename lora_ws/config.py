@@ -9,6 +9,7 @@ import importlib
 import importlib.resources
 import inspect
 import os
+import pkgutil
 import re
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentError
@@ -129,6 +130,7 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
     for action in parser._actions:
         action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
+        _prefer_ours(action)
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -136,9 +138,9 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     values.pop("config", None)
     first = [values.pop(parameter.name) for parameter in positional]
     if spec_type:
-        spec = _build(spec_type, values)
+        spec = spec_type(**values)
         return lambda: target(*first, spec)
-    return lambda: _build(target, values, first)
+    return lambda: target(*first, **values)
 
 
 def to_plain(value: Any) -> Any:
@@ -236,8 +238,21 @@ def _deprecated_keys(source: Any, prefix: str = "") -> Iterator[str]:
         yield from _deprecated_keys(types[field.name], f"{prefix}{field.name}.")
 
 
-def _build(target: Callable[..., T], values: dict[str, Any], first: Sequence[Any] = ()) -> T:
-    return target(*first, **values)
+def _prefer_ours(action: Action) -> None:
+    """Have a short name mean our class where the user has one of the same name."""
+    if paths := _choices(getattr(action, "_typehint", None)):
+        typed: Any = action
+        check = typed._check_type_
+        typed._check_type_ = lambda value, **given: check(_dotted(value, paths), **given)
+
+
+def _dotted(value: Any, paths: dict[str, str]) -> Any:
+    """What a key was given, with a class's short name replaced by its path."""
+    if isinstance(value, list):
+        return [_dotted(item, paths) for item in value]
+    if isinstance(value, dict) and "class_path" in value:
+        return {**value, "class_path": _dotted(value["class_path"], paths)}
+    return paths.get(value, value) if isinstance(value, str) else value
 
 
 def _spec_type(target: Callable[..., Any]) -> type | None:
@@ -316,7 +331,7 @@ def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | Non
     given = re.search(r"(?:(?:Given|Got) value|import path string): (.*)", body)
     value = given[1] if given else "nothing"
     hint = hints.get(match[1])
-    if choices := _choices(hint):
+    if choices := list(_choices(hint)):
         path, reason = _problem(body)
         option = re.search(r"NestedArg\(key='([^']+)'", body)
         if option and path.rpartition(".")[2] in ("", *(k.__name__ for k in _classes(hint))):
@@ -345,13 +360,13 @@ def _problem(body: str) -> tuple[str, str]:
 def _explain_class(flag: str, path: str, reason: str) -> str:
     """Explain what is wrong with the class that a flag names, or with its arguments."""
     if match := re.match(r"Option '([^']+)' is not accepted", reason):
-        known = list(inspect.signature(_imported(path)).parameters)
+        known = list(inspect.signature(pkgutil.resolve_name(path)).parameters)
         name = path.rpartition(".")[2]
         return f"unknown option `{match[1]}` of {name}{nearest(match[1], known)}"
     if match := re.match(r"the following arguments are required: (.+)", reason):
         return "missing: " + ", ".join(f"{flag}.{name}" for name in match[1].split(", "))
     if reason.startswith("Parser key"):
-        hints = get_type_hints(_imported(path).__init__)
+        hints = get_type_hints(pkgutil.resolve_name(path).__init__)
         explained = _explain_key(reason, hints, flag.removeprefix("--") + ".")
         return explained or f"{flag}: " + re.sub(r"\s*\n\s*", " ", reason)
     return f"{flag}: cannot load `{path}` ({reason.splitlines()[0]})"
@@ -362,27 +377,23 @@ def _classes(hint: Any) -> list[type]:
     return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)]
 
 
-def _choices(hint: Any) -> list[str]:
+def _choices(hint: Any) -> dict[str, str]:
     """Names that stand for a class path: what our packages export for the base class in a type.
 
     Where one base is ours and another is not, ours alone has names.
     """
     bases = [k for k in _classes(hint) if not dataclasses.is_dataclass(k)]
     bases = [k for k in bases if k.__module__ not in ("builtins", "pathlib")]
-    found, queue = set[str](), [k for k in bases if _is_ours(k)] or bases
+    found, queue = dict[str, str](), [k for k in bases if _is_ours(k)] or bases
     while queue:
         kind = queue.pop()
         queue += kind.__subclasses__()
-        exported = _import_path(kind) != f"{kind.__module__}.{kind.__qualname__}"
+        path = _import_path(kind)
+        exported = path != f"{kind.__module__}.{kind.__qualname__}"
         if _is_ours(kind) and exported and not inspect.isabstract(kind):
-            found.add(kind.__name__)
-    return sorted(found)
+            found[kind.__name__] = path
+    return dict(sorted(found.items()))
 
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.startswith("lora_ws.")
-
-
-def _imported(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

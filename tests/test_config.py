@@ -1,5 +1,6 @@
 """Keys whose values are classes: what their errors and their help say."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from sklearn.svm import SVC
 
 from lora_ws.config import DEPRECATED, load_spec, parse
 from lora_ws.errors import ConfigError
-from lora_ws.featurizers import Featurizer, FlatVecPCA
+from lora_ws.featurizers import Featurizer, FlatVecPCA, Norms
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,28 @@ def test_classes_are_read_by_name_and_by_dotted_path() -> None:
     own = read("--any", f"{__name__}.Sized", "--any.size", "3").any
     assert isinstance(own, Sized)
     assert own.size == 3
+
+
+def test_a_short_name_means_our_class_where_the_user_has_one_too(tmp_path: Path) -> None:
+    (tmp_path / "namesakes.py").write_text(
+        "from lora_ws.featurizers import Norms as Ours\n"
+        "class Norms(Ours):\n"
+        "    def __init__(self, *, own: int = 0, layout=None, matrices=None):\n"
+        "        super().__init__(layout=layout, matrices=matrices)\n"
+        "        self.own = own\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "short.yaml").write_text("any: Norms\n", encoding="utf-8")
+    (tmp_path / "long.yaml").write_text("any: {class_path: Norms}\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        theirs = importlib.import_module("namesakes").Norms
+        assert type(read("--any", "Norms").any) is Norms
+        assert type(load_spec(Spec, tmp_path / "short.yaml").any) is Norms
+        assert type(load_spec(Spec, tmp_path / "long.yaml").any) is Norms
+        own = read("--any=namesakes.Norms", "--any.own", "3").any
+        assert type(own) is theirs
+        assert own.own == 3
 
 
 def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
