@@ -8,7 +8,7 @@ import torch
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.models import MetanetModule
+from lora_ws.models import MetanetModule, Metanetwork
 from lora_ws.threads import threads
 
 ENGINE = "scikit-learn-cpu"
@@ -30,6 +30,7 @@ def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> F
     from lora_ws.models.estimators import fit_estimator
 
     start, task = time.perf_counter(), prepared.task
+    assert not isinstance(spec.model, Metanetwork)
     with threads(spec.trainer.threads):
         network = fit_estimator(
             spec.model,

@@ -62,7 +62,8 @@ class SignNet(Metanetwork):
     def symmetries(self) -> frozenset[Symmetry]:  # type: ignore[override]
         """Of one side, neither sign of the update shows."""
         both: frozenset[Symmetry] = frozenset({"gl", "sign"})
-        return both | {"negation"} if self.side == "left" else both
+        unsigned: frozenset[Symmetry] = frozenset({"negation"})
+        return both | unsigned if self.side == "left" else both
 
     def build(self, inputs: InputSpec, outputs: int) -> "SignNetModule":
         """Make the network.

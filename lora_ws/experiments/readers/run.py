@@ -21,7 +21,7 @@ from lora_ws.experiments.readers.report import Cost, readers_sections
 from lora_ws.experiments.readers.spec import ColumnSpec, ReaderSpec, ReadersSpec
 from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
-from lora_ws.learn.folder import BUNDLE
+from lora_ws.learn.run_folder import BUNDLE
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.models import Metanetwork
 from lora_ws.threads import threads
@@ -97,7 +97,8 @@ def _trial(spec: ReadersSpec, reader: ReaderSpec, column: ColumnSpec, options: O
     seeds = options.seeds or spec.seeds
     model: Any = own.model
     if options.size is not None:
-        model = clone(model).set_params(**reader.sizes[options.size])
+        sized: Any = clone(model)
+        model = sized.set_params(**reader.sizes[options.size])
     experiment = replace(
         own,
         subset=column.subset,
