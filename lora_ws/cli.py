@@ -122,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """The list of commands."""
+    """Format the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(

@@ -31,7 +31,7 @@ SpecFolder = Literal["datasets", "training", "eval"]
 
 
 def cache_dir() -> Path:
-    """Folder for stores made by `lora_ws.load`: ``LORA_WS_CACHE``, else the user's cache folder."""
+    """Locate stores made by `lora_ws.load`: ``LORA_WS_CACHE``, else the user's cache folder."""
     if "LORA_WS_CACHE" in os.environ:
         return Path(os.environ["LORA_WS_CACHE"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def spec_root(folder: SpecFolder) -> Path:
-    """Where the YAML files of a spec folder are: the repository's, else the installed copy."""
+    """Locate the YAML files of a spec folder: the repository's, else the installed copy."""
     package = Path(str(importlib.resources.files("lora_ws")))
     # An editable install may leave a stale packaged copy behind, so the repository comes first.
     if (package.parent / "pyproject.toml").is_file() and (package.parent / folder).is_dir():
@@ -48,7 +48,7 @@ def spec_root(folder: SpecFolder) -> Path:
 
 
 def spec_files(folder: SpecFolder) -> dict[str, Path]:
-    """All specs of a folder: name (path inside it without ``.yaml``) -> file."""
+    """List the specs of a folder: name (path inside it without ``.yaml``) -> file."""
     root = spec_root(folder)
     files = sorted(root.rglob("*.yaml"))
     return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
@@ -175,7 +175,7 @@ def dump_yaml(value: Any, path: Path) -> None:
 
 
 def class_path(value: Any) -> str:
-    """Dotted path of an object's class, the shortest that imports."""
+    """Return the dotted path of an object's class, the shortest that imports."""
     return _import_path(type(value))
 
 
@@ -216,7 +216,7 @@ class _Help(DefaultHelpFormatter):
 
 
 def _default_classes(source: type) -> dict[str, Any]:
-    """Defaults that are objects, as class path and arguments, so that flags may change these."""
+    """Write defaults that are objects as class path and arguments, which flags may change."""
     if not dataclasses.is_dataclass(source):
         return {}
     made = {
@@ -273,7 +273,7 @@ def _positional(
 
 
 def _list_of(annotation: Any) -> type | None:
-    """What a flag that takes several words, ``--adapters a b``, is a list of."""
+    """Return the item type of a flag that takes several words, ``--adapters a b``."""
     kinds = (annotation, *get_args(annotation))
     return next((k for k in (str, float) if list[k] in kinds), None)
 
@@ -283,7 +283,7 @@ def _summary(target: Callable[..., Any]) -> str:
 
 
 def _argument_help(target: Callable[..., Any], name: str) -> str:
-    """What a docstring says of an argument, or that of a class it inherits the argument from."""
+    """Read the help of an argument from a docstring, of its own class or a parent's."""
     for owner in target.__mro__ if isinstance(target, type) else (target,):
         text = inspect.cleandoc(owner.__doc__ or "")
         if match := re.search(rf"^( +){name}: (.+(?:\n\1 +.+)*)", text, re.MULTILINE):

@@ -74,7 +74,7 @@ class Copies(NamedTuple):
 
 
 def copies(index: Index, equal: float = EQUAL, near: float = NEAR) -> Copies:
-    """The groups of an index by name; see `groups`."""
+    """Group the adapters of an index by name; see `groups`."""
     found, names = groups(index, equal, near), index.rows["name"].to_pylist()
     alike = [rows for rows in members(found.near) if len(set(found.equal[rows])) > 1]
     named = (
@@ -84,7 +84,7 @@ def copies(index: Index, equal: float = EQUAL, near: float = NEAR) -> Copies:
 
 
 def members(labels: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " size"]]:
-    """Rows of the groups that have at least two, the largest group first.
+    """List the rows of groups of at least two, the largest group first.
 
     Args:
         labels: group number of each row.
@@ -114,7 +114,7 @@ def _pairs(
 
 
 def _joined(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Labels after linking the groups of rows ``first`` with those of ``second``."""
+    """Link the groups of rows ``first`` with those of ``second``."""
     mine, others = labels[first], labels[second]
     new = mine != others
     if not new.any():

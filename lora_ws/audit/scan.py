@@ -71,7 +71,7 @@ class ScanSpec:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def fetched(self) -> "ScanSpec":
-        """The same with the classifier on this machine, fetched from the Hub where it is not.
+        """Fetch the classifier from the Hub where it is not on this machine.
 
         Raises:
             NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
@@ -119,7 +119,7 @@ class Scan:
         return (self[row] for row in range(len(self)))
 
     def index(self) -> Index:
-        """The signatures of the files that were read whole, by the user's names."""
+        """Index the files that were read whole, by the user's names."""
         kept = self.ledger.index()
         at = {key: row for row, key in enumerate(kept.rows["name"].to_pylist())}
         pairs = [(name, at[k]) for name, k in zip(self.names, self.keys, strict=True) if k in at]
@@ -127,7 +127,7 @@ class Scan:
 
 
 def find_all(what: Sequence[str]) -> list[AdapterRef]:
-    """The files under several names, each once; see `find_adapters`."""
+    """Find the files under several names, each once; see `find_adapters`."""
     refs = chain.from_iterable(map(find_adapters, what))
     return list({ref.name: ref for ref in refs}.values())
 
@@ -177,7 +177,7 @@ def scan(
 def library(
     what: Sequence[str], spec: ScanSpec, advance: Callable[[int], None] = lambda _: None
 ) -> Index:
-    """The signatures of known adapters, to find the likes of others.
+    """Index known adapters, to compare others with.
 
     Args:
         what: the folder of an `Index`, or names as `find_all` takes them.
@@ -215,5 +215,5 @@ def _bundle(spec: ScanSpec, _run: str) -> Bundle | None:
 
 @lru_cache(maxsize=1)
 def _known(ledger: Path, _run: str) -> dict[str, int]:
-    """What was known before the run."""
+    """Read what was known before the run."""
     return read_starts(ledger)

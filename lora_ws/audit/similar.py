@@ -243,11 +243,11 @@ class Index:
         return Found(*map(np.concatenate, zip(*found, strict=True))) if found else _none(0, top)
 
     def query(self, sketch: Float[np.ndarray, " size"], top: int = 10) -> list[Match]:
-        """The adapters most like one, best first; see `search`."""
+        """Find the adapters most like one, best first; see `search`."""
         return self.matches(self.search(np.asarray(sketch)[None], top))[0]
 
     def matches(self, found: Found) -> list[list[Match]]:
-        """What `search` found, by name: a list per query."""
+        """Name what `search` found: a list per query."""
         return [
             [
                 Match(row["name"], float(cosine), row["norm"], row["hash"])
@@ -260,13 +260,13 @@ class Index:
 
 
 def adapter_modules(adapter: Adapter) -> Iterator[Module]:
-    """The modules of an adapter that was read from a file, as `sketch` takes them."""
+    """List the modules of an adapter that was read from a file, as `sketch` takes them."""
     for name, module in adapter.modules.items():
         yield name, module.down, module.up, module.scale
 
 
 def signature(modules: Modules, side: int = SIDE) -> Signature:
-    """What the index keeps of an adapter.
+    """Compute what the index keeps of an adapter.
 
     Args:
         modules: of one adapter, as for `sketch`.
@@ -282,7 +282,7 @@ def same_update(
     other: np.ndarray | float,
     equal: float = EQUAL,
 ) -> np.ndarray:
-    """Whether updates are equal but for rounding: direction and norm agree.
+    """Test whether updates are equal but for rounding: direction and norm agree.
 
     Args:
         cosine: of their sketches.
@@ -320,7 +320,7 @@ def _best(units: np.ndarray, rows: np.ndarray, sketches: np.ndarray) -> Found:
 
 
 def _sorted(rows: np.ndarray, cosine: np.ndarray, top: int) -> Found:
-    """The highest cosines first, the lower row first among equals."""
+    """Sort by cosine, the highest first, the lower row first among equals."""
     order = np.lexsort((rows, -cosine), axis=1)[:, :top]
     return Found(np.take_along_axis(rows, order, 1), np.take_along_axis(cosine, order, 1))
 

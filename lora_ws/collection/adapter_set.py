@@ -191,7 +191,7 @@ class AdapterSet:
         return make_split(self.labels(column)[0], groups, rule)
 
     def split_by(self, column: str) -> "AdapterSet":
-        """The same rows, split by the parts that a column records, or by a rule's name."""
+        """Split the same rows by the parts that a column records, or by a rule's name."""
         recorded = () if is_rule(column) else map(str, self.column(column))
         unknown = sorted(set(recorded) - set(Split._fields))
         if unknown:
@@ -202,7 +202,7 @@ class AdapterSet:
         return replace(self, card=replace(self.card, split=rule))
 
     def layer(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The factors of one layer: A ``[n, rank, in]`` and B ``[n, out, rank]``."""
+        """Return the factors of one layer: A ``[n, rank, in]`` and B ``[n, out, rank]``."""
         for layer, down, up in self.layout.pairs():
             if layer.name == name:
                 return (

@@ -24,7 +24,7 @@ def attribute(spec: AttributeSpec) -> None:
 
 
 def _learned(adapters: tuple[str, ...], names: tuple[str, ...], model: str) -> dict[str, str]:
-    """What a classifier says each adapter learned, by its name in the stack."""
+    """Classify each adapter of the stack, by its name."""
     from lora_ws.adapters import AdapterRef
     from lora_ws.audit.classify import classify_files
     from lora_ws.audit.report import said as prediction_text

@@ -48,7 +48,7 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
 
 
 def _notes(finding: Finding) -> list[str]:
-    """What was done to a file to judge it, and what of it was not judged."""
+    """Say what was done to a file to classify it, and what of it was not read."""
     notes = []
     if finding.retained_energy is not None and finding.retained_energy < 1:
         share = 100 * finding.retained_energy

@@ -10,7 +10,7 @@ from lora_ws.audit.lookup import DedupSpec, SimilarSpec, find_copies, find_simil
 
 
 def similar(file: str, /, spec: SimilarSpec) -> None:
-    """The adapters whose effective updates are most like that of one file.
+    """Find the adapters whose effective updates are most like that of one file.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors

@@ -140,11 +140,11 @@ class AdapterBank(nn.Module):
         return len(self.layouts)
 
     def extra_repr(self) -> str:
-        """What stands in the bank, for printing."""
+        """Describe the bank, for printing."""
         return f"{len(self)} adapters, {len(self.trainable)} trained, {len(self.factors)} modules"
 
     def modules_of(self, model: nn.Module) -> list[nn.Module]:
-        """The modules of a model that are adapted, in the layout's order.
+        """List the modules of a model that are adapted, in the layout's order.
 
         Raises:
             LayoutError: the model has no such module, or it does not fit: another base.
@@ -184,12 +184,12 @@ class AdapterBank(nn.Module):
             yield mixture
 
     def rows(self) -> Float[Tensor, "adapters params"]:
-        """All adapters in order of `layout`: rows of a collection, float32 if the bank is lower."""
+        """List all adapters as rows of `layout`, in float32 if the bank is of lower precision."""
         parts = [f.flatten(1) for factors in self.factors for f in factors()]
         return _widen(torch.cat(parts, dim=1))[self._slot.to(parts[0].device)]
 
     def row(self, n: int) -> Float[Tensor, " params"]:
-        """One adapter in its own layout, ``layouts[n]``, without padding."""
+        """Return one adapter in its own layout, ``layouts[n]``, without padding."""
         own = {layer.name: layer.rank for layer in self.layouts[n].layers}
         slot, parts = int(self._slot[n]), []
         for layer, factors in zip(self.layout.layers, self.factors, strict=True):
@@ -255,7 +255,7 @@ def check_whole(adapter: Adapter, applied: Container[str] = ()) -> None:
 
 
 def _find(model: nn.Module, layer: LayerSpec) -> nn.Module:
-    """The linear module that a layer names."""
+    """Find the linear module that a layer names."""
     name = layer.name
     try:
         module = model.get_submodule(name)
@@ -293,7 +293,7 @@ def _indices(trainable: Sequence[int], adapters: int) -> tuple[int, ...]:
 
 
 def _union(layouts: Sequence[Layout]) -> Layout:
-    """Every layer that any adapter has, at the highest rank."""
+    """Join layouts: every layer that any adapter has, at the highest rank."""
     if not layouts:
         raise ConfigError("expected at least one adapter, got none")
     layers: dict[str, LayerSpec] = {}
@@ -324,7 +324,7 @@ def _flat_rows(layouts: Sequence[Layout], rows: Sequence[Rows] | Rows) -> list[T
 def _stack(
     layout: Layout, adapters: Sequence[tuple[Layout, Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A ``[N, rank, in]`` and B ``[N, out, rank]`` of each layer, padded with zeros."""
+    """Stack A ``[N, rank, in]`` and B ``[N, out, rank]`` of each layer, padded with zeros."""
     known = {own: {x.name: (x, a, b) for x, a, b in own.pairs()} for own, _ in adapters}
     rows = [(known[own], row) for own, row in adapters]
     for layer in layout.layers:
@@ -339,7 +339,7 @@ def _stack(
 
 
 def _initial_row(layout: Layout, seed: int) -> Tensor:
-    """A normal with standard deviation 1/rank, drawn layer by layer on the CPU; B zero."""
+    """Draw A normal with standard deviation 1/rank, layer by layer on the CPU; B is zero."""
     generator = torch.Generator().manual_seed(seed)
     row = torch.zeros(layout.size)
     for layer, down, _ in layout.pairs():
