@@ -56,17 +56,36 @@ def compose(
         ...
         lora_ws.errors.ConfigError: adapters: expected at least one, got none
     """
-    if isinstance(adapters, AdapterStack):
-        stack = adapters if scales is None else adapters.scaled(scales)
-    else:
-        stack = AdapterStack.of(adapters, scales)
+    stack = _stack_of(adapters, scales)
     method = Merge() if method is None else method
     method.check(len(stack))
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    with ExitStack() as held:
+        own = held.enter_context(_texts_attached(pipeline, stack, method, text))
+        hooks = _UNetHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
+        # Before the bank's own hook, which counts the batch that is made here.
+        for handle in hooks.watch(unet):
+            held.callback(handle.remove)
+        hooks.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
+        yield stack
+
+
+def _stack_of(
+    adapters: AdapterStack | Sequence[Adapter | str | Path], scales: Sequence[float] | None
+) -> AdapterStack:
+    if not isinstance(adapters, AdapterStack):
+        return AdapterStack.of(adapters, scales)
+    return adapters if scales is None else adapters.scaled(scales)
+
+
+@contextmanager
+def _texts_attached(
+    pipeline: Any, stack: AdapterStack, method: Method, text: TextMode
+) -> Iterator[PerAdapterText | None]:
+    """Let text encoders run with their adapters; yields each adapter's own embeddings, if asked."""
     if text not in get_args(TextMode):
         raise ConfigError(f"text: there is no `{text}`{nearest(text, get_args(TextMode))}")
-    unet, scheduler = pipeline.unet, pipeline.scheduler
     own = _per_adapter_text(pipeline, stack, method) if text == "per_adapter" else None
-    hooks = _UNetHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
     with ExitStack() as held:
         if own is not None:
             held.enter_context(own.watch(pipeline))
@@ -75,11 +94,7 @@ def compose(
             row[len(row) if text == "merged" else 1 :] = 0
             for component, bank in stack.texts.items():
                 held.enter_context(bank.attach(encoder_of(pipeline, component), row))
-        # Before the bank's own hook, which counts the batch that is made here.
-        for handle in hooks.watch(unet):
-            held.callback(handle.remove)
-        hooks.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
-        yield stack
+        yield own
 
 
 def _per_adapter_text(pipeline: Any, stack: AdapterStack, method: Method) -> PerAdapterText | None:

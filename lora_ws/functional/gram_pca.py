@@ -37,6 +37,11 @@ class _Standardized(NamedTuple):
     scale: np.ndarray
     block_bytes: int
 
+    @property
+    def side(self) -> int:
+        """The smaller side of the matrix, which is where the eigenvectors live."""
+        return 0 if self.x.shape[0] <= self.x.shape[1] else 1
+
     def blocks(self, axis: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Consecutive blocks of rows (axis 0) or columns (axis 1)."""
         other = self.x.shape[1 - axis] * self.x.itemsize
@@ -90,28 +95,15 @@ def pca(
         >>> fit.components.round(3), fit.scores.ravel().round(3)
         (array([[0.6, 0.8]]), array([-5.,  0.,  5.]))
     """
-    x = np.asarray(x)
-    _check(x, n_components, solver)
-    size, available = min(x.shape), max_memory_mb * _MIB
-    needed = _gram_bytes(size, n_components)
-    if solver == "auto":
-        solver = "gram" if needed <= available else "krylov"
-    if solver == "gram" and needed > available:
-        raise ConfigError(
-            f"expected a Gram matrix within max_memory_mb={max_memory_mb}, got {x.shape}, which "
-            f'needs {-(-needed // _MIB)} MiB; raise max_memory_mb or take solver="krylov"'
-        )
-    mean, std = column_moments(x)
-    scale = safe_scale(std) if standardize else np.ones_like(std)
-    matrix = _Standardized(x, mean, scale, max(available // 8, 1))
-    # The smaller side of the matrix is where the eigenvectors live.
-    side = 0 if x.shape[0] <= x.shape[1] else 1
+    x = _checked(x, n_components, solver)
+    solver = _choose_solver(x, n_components, solver, max_memory_mb)
+    available = max_memory_mb * _MIB
+    matrix, total = _standardized(x, standardize, max(available // 8, 1))
     if solver == "gram":
-        pairs = _gram_eigenpairs(matrix, side, n_components)
+        pairs = _gram_eigenpairs(matrix, n_components)
     else:
-        pairs = _krylov_eigenpairs(matrix, side, n_components, available // 2, tol, seed)
-    total = (len(x) - 1) * float(((std / scale) ** 2).sum())
-    return _result(matrix, side, pairs, total, solver)
+        pairs = _krylov_eigenpairs(matrix, n_components, available // 2, tol, seed)
+    return _result(matrix, pairs, total, solver)
 
 
 def project(
@@ -155,7 +147,8 @@ def project(
     return scores
 
 
-def _check(x: np.ndarray, n_components: int, solver: str) -> None:
+def _checked(x: np.ndarray, n_components: int, solver: str) -> np.ndarray:
+    x = np.asarray(x)
     if x.ndim != 2 or x.dtype not in (np.float32, np.float64):
         raise ConfigError(
             f"expected a float32 or float64 matrix [n, d], got {x.dtype} of shape {x.shape}; "
@@ -169,18 +162,35 @@ def _check(x: np.ndarray, n_components: int, solver: str) -> None:
         )
     if solver not in ("auto", "gram", "krylov"):
         raise ConfigError(f'expected "auto", "gram" or "krylov", got {solver!r}; take "auto"')
+    return x
 
 
-def _gram_bytes(size: int, n_components: int) -> int:
-    """Peak of the Gram matrix, one strip of it and the eigenvectors, with a quarter for blocks."""
-    return (8 * size * (size + n_components + _STRIP_ROWS) * 4) // 3
+def _standardized(x: np.ndarray, scaled: bool, block_bytes: int) -> tuple[_Standardized, float]:
+    """The matrix in blocks, and its sum of squares."""
+    mean, std = column_moments(x)
+    scale = safe_scale(std) if scaled else np.ones_like(std)
+    total = (len(x) - 1) * float(((std / scale) ** 2).sum())
+    return _Standardized(x, mean, scale, block_bytes), total
 
 
-def _gram_eigenpairs(
-    matrix: _Standardized, side: int, n_components: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _choose_solver(x: np.ndarray, n_components: int, solver: str, max_memory_mb: int) -> str:
+    """The Gram matrix where it fits the memory, unless a solver is asked for."""
+    size = min(x.shape)
+    # Peak of the Gram matrix, one strip of it and the eigenvectors, with a quarter for blocks.
+    needed = (8 * size * (size + n_components + _STRIP_ROWS) * 4) // 3
+    fits = needed <= max_memory_mb * _MIB
+    if solver == "gram" and not fits:
+        raise ConfigError(
+            f"expected a Gram matrix within max_memory_mb={max_memory_mb}, got {x.shape}, which "
+            f'needs {-(-needed // _MIB)} MiB; raise max_memory_mb or take solver="krylov"'
+        )
+    return ("gram" if fits else "krylov") if solver == "auto" else solver
+
+
+def _gram_eigenpairs(matrix: _Standardized, n_components: int) -> tuple[np.ndarray, np.ndarray]:
     from scipy.linalg import eigh  # slow to import, and only fitting needs it
 
+    side = matrix.side
     size = matrix.x.shape[side]
     gram = np.zeros((size, size))
     for _, block in matrix.blocks(axis=1 - side):
@@ -205,9 +215,9 @@ def _add_gram(gram: np.ndarray, block: np.ndarray) -> None:
 
 
 def _krylov_eigenpairs(
-    matrix: _Standardized, side: int, n_components: int, available: int, tol: float, seed: int
+    matrix: _Standardized, n_components: int, available: int, tol: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    size = matrix.x.shape[side]
+    size = matrix.x.shape[matrix.side]
     # At least as many vectors as wanted: no repeated eigenvalue can then be missed.
     width = min(n_components + _OVERSAMPLING, size)
     # Room for the basis twice (it is joined at the end), a block and its image.
@@ -221,7 +231,7 @@ def _krylov_eigenpairs(
     start = np.random.default_rng(seed).standard_normal((size, width))
     basis, projected = [np.linalg.qr(start)[0]], np.zeros((0, 0))
     while True:
-        image, column = _orthogonalize(_apply(matrix, side, basis[-1]), basis)
+        image, column = _orthogonalize(_apply(matrix, basis[-1]), basis)
         above, corner = column[: len(projected)], column[len(projected) :]
         projected = np.block([[projected, above], [above.T, (corner + corner.T) / 2]])
         values, weights = np.linalg.eigh(projected)
@@ -240,8 +250,9 @@ def _krylov_eigenpairs(
         basis.append(np.linalg.qr(_orthogonalize(new, basis)[0])[0])
 
 
-def _apply(matrix: _Standardized, side: int, vectors: np.ndarray) -> np.ndarray:
-    """The Gram matrix of the side times vectors, in one pass over the data."""
+def _apply(matrix: _Standardized, vectors: np.ndarray) -> np.ndarray:
+    """The Gram matrix of the smaller side times vectors, in one pass over the data."""
+    side = matrix.side
     narrow = vectors.astype(matrix.x.dtype)
     image = np.zeros(vectors.shape)
     for _, block in matrix.blocks(axis=1 - side):
@@ -270,7 +281,7 @@ def _range(image: np.ndarray, negligible: float) -> tuple[np.ndarray, np.ndarray
 
 
 def _result(
-    matrix: _Standardized, side: int, pairs: tuple[np.ndarray, ...], total: float, solver: str
+    matrix: _Standardized, pairs: tuple[np.ndarray, ...], total: float, solver: str
 ) -> PcaResult:
     """Complete a fit from the eigenpairs of the smaller side."""
     values, vectors = pairs
@@ -281,7 +292,7 @@ def _result(
     values = np.where(real, values, 0.0)
     singular_values = np.sqrt(values)
     vectors = np.where(real, vectors, 0.0)
-    if side:
+    if matrix.side:
         components, scores = vectors.T.astype(dtype), np.empty((len(matrix.x), len(values)), dtype)
         for rows, block in matrix.blocks(axis=0):
             scores[rows] = block @ components.T
