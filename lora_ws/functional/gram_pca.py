@@ -173,7 +173,12 @@ def _standardized(x: np.ndarray, scaled: bool, block_bytes: int) -> tuple[_Stand
     return _Standardized(x, mean, scale, block_bytes), total
 
 
-def _choose_solver(x: np.ndarray, n_components: int, solver: str, max_memory_mb: int) -> str:
+def _choose_solver(
+    x: np.ndarray,
+    n_components: int,
+    solver: Literal["auto", "gram", "krylov"],
+    max_memory_mb: int,
+) -> Literal["gram", "krylov"]:
     """The Gram matrix where it fits the memory, unless a solver is asked for."""
     size = min(x.shape)
     # Peak of the Gram matrix, one strip of it and the eigenvectors, with a quarter for blocks.
@@ -184,7 +189,9 @@ def _choose_solver(x: np.ndarray, n_components: int, solver: str, max_memory_mb:
             f"expected a Gram matrix within max_memory_mb={max_memory_mb}, got {x.shape}, which "
             f'needs {-(-needed // _MIB)} MiB; raise max_memory_mb or take solver="krylov"'
         )
-    return ("gram" if fits else "krylov") if solver == "auto" else solver
+    if solver == "auto":
+        return "gram" if fits else "krylov"
+    return solver
 
 
 def _gram_eigenpairs(matrix: _Standardized, n_components: int) -> tuple[np.ndarray, np.ndarray]:

@@ -94,6 +94,7 @@ def test_train_evaluate_predict_and_scan(
         assert set(found["evidence"]) == {layer.name for layer in zoo.layout.layers}
 
 
+@pytest.mark.slow
 def test_it_resumes_and_sweeps_over_layers(work: Path) -> None:
     train("--seeds", "1", "--out", "run")
     (file,) = (work / "run").glob("FlatVec-SizeNet*/records.jsonl")

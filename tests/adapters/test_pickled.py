@@ -68,7 +68,9 @@ def test_nested_tensors_are_joined_by_dots_and_the_rest_is_left_out(
 
 
 @linux
-@pytest.mark.parametrize("packed", ["torch archive", "bare pickle"])
+@pytest.mark.parametrize(
+    "packed", ["torch archive", pytest.param("bare pickle", marks=pytest.mark.slow)]
+)
 def test_code_in_a_pickle_does_not_run(packed: str, tmp_path: Path):
     trap = tmp_path / "trap"
     trap.mkdir()
@@ -131,7 +133,7 @@ ODD: dict[str, tuple[Any, str]] = {
 
 
 # Each takes a process that loads torch.
-QUICK = ("one number repeated without end", "sparse")
+QUICK = ("one number repeated without end",)
 
 
 @linux
@@ -144,6 +146,7 @@ def test_odd_content_is_refused(case: str, tmp_path: Path):
     assert message in refusal(tmp_path / "a.bin")
 
 
+@pytest.mark.slow
 @linux
 def test_what_is_no_pickle_is_refused(tmp_path: Path):
     (tmp_path / "a.bin").write_bytes(b"PK\x03\x04 and nothing more")

@@ -64,7 +64,7 @@ def test_each_of_500_adapters_finds_itself_first(mini, index):
     assert found.cosine[:, 1].max() < NEAR
 
 
-@pytest.mark.parametrize("copy", [half, brain, split_anew])
+@pytest.mark.parametrize("copy", [half, split_anew, pytest.param(brain, marks=pytest.mark.slow)])
 def test_copies_in_another_spelling_are_found_and_are_equal(mini, index, copy):
     for name, modules in list(adapters(mini).items())[::10]:
         again = copy(modules) if copy is split_anew else rounded(modules, copy)

@@ -21,8 +21,9 @@ from lora_ws.diffusion import Regions, Switch
 from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("adapters")
     layout = adapter_layout(load_pipeline("digit-sd").unet, 2)
     names = []
     for seed in range(3):
@@ -32,17 +33,18 @@ def files(tmp_path: Path) -> list[str]:
             for layer in layout.layers
             for role, shape in (("A", layer.down_shape), ("B", layer.up_shape))
         }
-        names.append(str(tmp_path / f"concept{seed}.safetensors"))
+        names.append(str(folder / f"concept{seed}.safetensors"))
         save_file(tensors, names[-1])
     return names
 
 
-def run(files: list[str], *more: object, prompt: str = "a photo of three") -> int:
+def run(files: list[str], *more: object, prompt: str = "a photo of three", steps: int = 8) -> int:
     args = ["--base", "digit-sd", "--adapters", *files, "--prompt", prompt]
-    args += ["--num_inference_steps", "8"]
+    args += ["--num_inference_steps", str(steps)]
     return main(["compose", *args, "--images", "2", *map(str, more)])
 
 
+# What methods do is tested where they are; here, that flags reach them.
 METHODS = {
     "Merge": (),
     "Merge, normalised": ("--method", "Merge", "--method.normalised", "true"),
@@ -52,7 +54,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("Composite",)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in QUICK)],
+)
 def test_the_grid_has_a_row_for_none_each_and_all(
     method: str, files: list[str], tmp_path: Path
 ) -> None:
@@ -129,9 +137,10 @@ def test_flags_of_before_are_taken_with_a_notice(
 ) -> None:
     old = ("--tau", 3, "--method", "switch", "--negative", "a photo of one", "--guidance", 2)
     new = ("--method", "Switch", "--method.tau", 3, "--negative_prompt", "a photo of one")
-    assert run(files[:2], *old, "--out", tmp_path / "old.png") == 0
+    assert run(files[:2], *old, "--out", tmp_path / "old.png", steps=4) == 0
     assert len(capsys.readouterr().err.splitlines()) == 4
-    assert run(files[:2], *new, "--guidance_scale", 2, "--out", tmp_path / "new.png") == 0
+    new = (*new, "--guidance_scale", 2)
+    assert run(files[:2], *new, "--out", tmp_path / "new.png", steps=4) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "old.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 

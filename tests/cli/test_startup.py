@@ -66,7 +66,10 @@ def test_help_loads_nothing(tmp_path: Path) -> None:
     assert [(code, modules) for _, code, modules in found] == [(0, [])] * len(COMMANDS)
 
 
-def test_verdicts_load_nothing_that_fits_or_trains(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle and two adapters."""
+    folder = tmp_path_factory.mktemp("home")
     spec = ExperimentSpec(
         subset="shared/class",
         featurizer=StatsFlatVec(),
@@ -74,7 +77,7 @@ def test_verdicts_load_nothing_that_fits_or_trains(tmp_path: Path) -> None:
         fit=FitSpec(max_epochs=1),
         seeds=1,
     )
-    run(spec, tmp_path / "run")
+    run(spec, folder / "run")
     adapters = load("lora-ws-mini", subset="shared/class")
     for row in range(2):
         tensors = {
@@ -83,22 +86,33 @@ def test_verdicts_load_nothing_that_fits_or_trains(tmp_path: Path) -> None:
             )
             for m in adapters.layout.matrices
         }
-        save_file(tensors, tmp_path / f"{row}.safetensors")
-    model = ["--model", "run/bundle"]
+        save_file(tensors, folder / f"{row}.safetensors")
+    return folder
+
+
+MODEL = ["--model", "run/bundle"]
+
+
+def test_verdicts_load_nothing_that_fits_or_trains(home: Path) -> None:
     commands = [
         ["inspect", "0.safetensors"],
-        ["predict", "0.safetensors", *model],
-        ["scan", "0.safetensors", "1.safetensors", *model, "--cache", "cache", "--out", "a.html"],
+        ["predict", "0.safetensors", *MODEL],
+        ["scan", "0.safetensors", "1.safetensors", *MODEL, "--cache", "cache", "--out", "a.html"],
         ["similar", "0.safetensors", "--index", "1.safetensors"],
         ["dedup", "0.safetensors", "1.safetensors"],
         ["serve"],
     ]
-    # Measures by torchmetrics, which draws too; but it trains nothing.
-    commands.append(["evaluate", *model, "--subset", "shared/class"])
-    *found, measured = loaded(commands, TRAINS | FITS, tmp_path)
-    assert [code for _, code, _ in [*found, measured]] == [0] * len(commands)
+    found = loaded(commands, TRAINS | FITS, home)
+    assert [code for _, code, _ in found] == [0] * len(commands)
     # pyarrow loads pandas for its first array, where there is one.
     judged = {name: set(modules) - {"pandas"} for name, _, modules in found}
     assert {name: modules for name, modules in judged.items() if modules} == {}
     assert {name: modules for name, _, modules in found}["predict"] == []
-    assert not {"lightning", "diffusers", "wandb"} & set(measured[2])
+
+
+@pytest.mark.slow
+def test_evaluating_trains_nothing_though_it_draws(home: Path) -> None:
+    """It measures by torchmetrics, which loads matplotlib."""
+    ((_, code, modules),) = loaded([["evaluate", *MODEL, "--subset", "shared/class"]], TRAINS, home)
+    assert code == 0
+    assert not {"lightning", "diffusers", "wandb"} & set(modules)

@@ -56,6 +56,7 @@ def test_the_judge_is_right_on_digits_it_has_not_seen(judge: ElementJudge) -> No
         judge.shown(torch.zeros(1, 3, 16, 16), "thre")
 
 
+@pytest.mark.slow
 def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
     pipeline, testbed = load_pipeline("digit-sd"), bundled()
     names = [member.id for member in testbed.members]
