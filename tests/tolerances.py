@@ -29,6 +29,7 @@ would add up to if they did not.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,17 @@ def rounding(
     """Largest difference that rounding alone makes, as ``atol`` of a size, or as ``rtol``."""
     finfo = torch.finfo if isinstance(dtype, torch.dtype) else np.finfo
     return 2 * float(finfo(dtype).eps) * math.sqrt(terms) * size * steps
+
+
+def slope(value: Callable[[float], float], step: float) -> tuple[float, float]:
+    """Derivative at 0 of a function in float64, and how far it may be off.
+
+    Central differences at h and 2h are off by c h^2 and 4 c h^2: what they differ by is three times
+    the error of the first, so it bounds that also where higher powers of h count.
+    """
+    ends = {k: value(k * step) for k in (-2, -1, 1, 2)}
+    near, far = (ends[1] - ends[-1]) / (2 * step), (ends[2] - ends[-2]) / (4 * step)
+    return near, abs(near - far) + EXACT * max(map(abs, ends.values())) / step
 
 
 def terms_of(*models: nn.Module) -> int:

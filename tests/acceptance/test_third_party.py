@@ -13,6 +13,7 @@ import pytest
 from factories import small_zoo
 from hub_server import HubServer
 from safetensors.numpy import save_file
+from tolerances import rounding
 
 from lora_ws.bundle import Bundle
 from lora_ws.cli import main
@@ -82,12 +83,13 @@ def test_train_evaluate_predict_and_scan(
     run("predict", "one.safetensors", "--model", "run/bundle", "--as_json", "true", *ALLOWED)
     told = json.loads(capsys.readouterr().out)
     expected = Bundle.load("run/bundle", allow_classes=(NETWORK,)).predict_proba(zoo.weights[7:8])
-    assert sorted(told["probabilities"].values()) == pytest.approx(sorted(expected[0]), rel=1e-5)
+    bound = rounding(zoo.layout.size)
+    assert sorted(told["probabilities"].values()) == pytest.approx(sorted(expected[0]), abs=bound)
     scan = ["scan", "one.safetensors", "--model", "run/bundle", "--cache", "cache"]
     run(*scan, "--json", "found.jsonl", *ALLOWED)
     (line,) = (work / "found.jsonl").read_text(encoding="utf-8").splitlines()
     found = json.loads(line)
-    assert found["verdict"]["probabilities"] == pytest.approx(told["probabilities"], rel=1e-5)
+    assert found["verdict"]["probabilities"] == pytest.approx(told["probabilities"], abs=bound)
     # An invariant network, so that what projecting changes is nothing to it; every layer speaks.
     assert Bundle.load("run/bundle", allow_classes=(NETWORK,)).gauge == "invariant"
     if found["verdict"]["label"]:
@@ -142,6 +144,7 @@ def test_two_processes_train_it(work: Path) -> None:
         read_records(next((work / name).glob("*/records.jsonl"))) for name in ("two", "one")
     )
     assert two.engine == "lightning-cpu-ddp2"
+    # How near two processes come to one is measured in test_ddp: here, that they train the same.
     assert two.val_loss == pytest.approx(one.val_loss, rel=1e-3)
     assert Bundle.load("two/bundle", allow_classes=(NETWORK,)).classes == one.classes
 

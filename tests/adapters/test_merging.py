@@ -61,7 +61,7 @@ def test_a_merge_of_lower_rank_is_the_best_of_it(adapters: list[Adapter]) -> Non
         wanted[name] = left[:, :2] * values[:2] @ right[:2]
         whole, kept = whole + (values**2).sum(), kept + (values[:2] ** 2).sum()
         assert np.allclose(dense(merged.modules[name]), wanted[name], atol=BOUND)
-    assert energy == pytest.approx(kept / whole)
+    assert energy == pytest.approx(kept / whole, rel=rounding(8))
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
@@ -76,16 +76,18 @@ def test_ties_of_adapters_is_that_of_their_updates(adapters: list[Adapter]) -> N
     pairs = zip(adapters, SCALES, strict=True)
     updates = np.stack([s * dense(a.modules[NAME]) for a, s in pairs])
     assert np.allclose(dense(merged.modules[NAME]), ties(updates, 0.5), atol=BOUND)
-    assert energy == pytest.approx(1)
+    assert energy == pytest.approx(1, rel=rounding(8))
 
 
 def test_dare_keeps_a_share_and_the_mean() -> None:
     updates = np.ones((2, 300, 300))
     found = dare(updates, 0.25, np.random.default_rng(0))
-    assert found.mean() == pytest.approx(2, rel=0.01)
+    # Five standard deviations of a mean, and of shares, of as many draws.
+    assert found.mean() == pytest.approx(2, abs=5 * found.std() / found.size**0.5)
     values, counts = np.unique(found, return_counts=True)
     assert values.tolist() == [0, 4, 8]
-    assert counts / found.size == pytest.approx([0.5625, 0.375, 0.0625], abs=0.01)
+    off = 5 * (0.25 / found.size) ** 0.5
+    assert counts / found.size == pytest.approx([0.5625, 0.375, 0.0625], abs=off)
     whole = dare(updates, 1.0, np.random.default_rng(0))
     assert (whole == 2).all()
 

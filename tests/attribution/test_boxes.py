@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from shapes import unchecked
-from tolerances import EXACT, rounding, terms_of
+from tolerances import EXACT, rounding, slope, terms_of
 from torch import Tensor, nn
 
 from lora_ws.adapters import LayerSpec, Layout
@@ -91,14 +91,14 @@ def test_directional_scores_are_finite_differences(
     found = box_scores(pipeline.unet, stack, probe, BOXES)
     for box, scores in zip(BOXES, found.scores, strict=True):
         for k, scale in enumerate(SCALES):
-            two = [
-                loss(
-                    pipeline, stack, probe, box, [s + (n == k) * size for n, s in enumerate(SCALES)]
-                )
-                for size in (1e-3, -1e-3)
-            ]
-            expected = sign * scale * (two[0] - two[1]) / 2e-3
-            assert float(scores[k]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+            def moved(size: float, box: Box = box, k: int = k) -> float:
+                scales = [s + (n == k) * size for n, s in enumerate(SCALES)]
+                return loss(pipeline, stack, probe, box, scales)
+
+            expected, off = slope(moved, 1e-3)
+            found_here = float(scores[k])
+            assert found_here == pytest.approx(sign * scale * expected, rel=0, abs=scale * off)
 
 
 def test_integrated_scores_are_true_ablations_of_the_loss(

@@ -35,6 +35,9 @@ from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, DataError
 
 THREE = GenerationSpec("a photo of three", num_inference_steps=4)
+# Of central differences of a J that is summed in float32: steps must be so large that its rounding
+# does not count, and what is left of its curvature then does. Set for that, not derived.
+CURVED = 0.02
 
 
 @pytest.fixture
@@ -66,9 +69,9 @@ def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Objec
         assert float(scores.flatten()[k]) == pytest.approx(fall, rel=rounding(4), abs=EXACT)
     held = {"block.ff.weight": scores}
     sums = {by: grouped(held, by)["block.ff.weight"] for by in ("row", "column", "matrix")}  # type: ignore[arg-type]
-    assert torch.allclose(sums["row"], scores.sum(1))
-    assert torch.allclose(sums["column"], scores.sum(0))
     bound = rounding(16, size=float(scores.abs().sum()))
+    assert torch.allclose(sums["row"], scores.sum(1), rtol=0, atol=bound)
+    assert torch.allclose(sums["column"], scores.sum(0), rtol=0, atol=bound)
     assert float(sums["matrix"]) == pytest.approx(whole, abs=bound)
     found = validity(objective, model, weights, held, share=0.3)
     assert found.correlation == pytest.approx(1)
@@ -87,7 +90,7 @@ def test_the_derivative_of_shrinking_all_is_the_sum_of_scores(
         changes.append(objective.value(pipeline.unet))
         for name, weight in weights.items():
             weight.data.copy_(held[name])
-    assert (changes[1] - changes[0]) / 2e-2 == pytest.approx(total, rel=0.02)
+    assert (changes[1] - changes[0]) / 2e-2 == pytest.approx(total, rel=CURVED)
 
 
 def test_scores_rank_single_weights_as_taking_them_away_does(
@@ -148,7 +151,9 @@ def test_signs_agree_between_the_objectives(pipeline: Any) -> None:
         loss.gradients(pipeline.unet, weights),
     )
     for name, weight in weights.items():
-        assert torch.allclose(scores[name], -weight * grads[name])
+        expected = -weight * grads[name]
+        atol = rounding(1, size=float(expected.abs().max()))
+        assert torch.allclose(scores[name], expected, rtol=0, atol=atol)
     assert loss.sign == -1
 
 
@@ -250,7 +255,7 @@ def test_scores_of_ranks_sum_to_the_derivative_of_scales(
             with stack.bank.attach(pipeline.unet, scales):
                 changes.append(objective.value(pipeline.unet))
         derivative = (changes[1] - changes[0]) / (6e-2 * scale)
-        assert float(sums[k]) == pytest.approx(scale * derivative, rel=0.02)
+        assert float(sums[k]) == pytest.approx(scale * derivative, rel=CURVED)
 
 
 WRONG: dict[str, tuple[Any, str]] = {

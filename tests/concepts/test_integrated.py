@@ -79,6 +79,7 @@ def test_of_a_real_denoiser_they_sum_to_what_all_weights_do(pipeline: Any) -> No
     for objective in (erase, amplify_objective(pipeline, "a photo of three", images, steps=5)):
         truth = what_all_do(objective, pipeline.unet, weights)
         found = total(integrated(objective, pipeline.unet, weights))
+        # The quadrature's own error: a U-Net is no polynomial of its weights.
         assert found == pytest.approx(truth, rel=0.02)
         first = total(contributions(objective, pipeline.unet, weights))
         assert abs(first - truth) > abs(truth)

@@ -146,6 +146,7 @@ def test_amplifying_helps_a_wording_that_the_base_was_not_trained_on(
         predicted = sum(
             float(scores[name].flatten()[at].sum()) for name, at in edit.indices.items()
         )
+        # Of a thousandth of many weights at once: second order, and float32, are left.
         assert fall == pytest.approx(predicted / 1000, rel=0.3)
         # The whole edit goes too far for first order: the loss rises, though pictures improve.
         with edit.applied(pipeline.unet):

@@ -8,6 +8,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
+from tolerances import EXACT
 
 from lora_ws import UpdateKernel
 from lora_ws.adapters import LayerSpec, Layout
@@ -26,9 +27,6 @@ WAYS = [
     for whiten in (None, 0.3)
 ]
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way['kernel']} {way['whiten']}")
-# Layers and kernels add at most 1 each, up to 6 in all, from QR and products of 8 numbers (dozens
-# of eps) and whitening, which a shrinkage of 0.3 lets amplify by 1 / 0.3: about 1e-13 in float64.
-ATOL = 1e-12
 
 
 def rows(n: int = 20, seed: int = 0) -> np.ndarray:
@@ -60,7 +58,7 @@ def test_values_are_inner_products_of_formed_updates(kernel: str, normalize: boo
     fitted = UpdateKernel(layout=LAYOUT, kernel=kernel, normalize=normalize).fit(X)
     # Of raw updates, entries sum products of up to 12 factors of normal numbers.
     scale = 1 if normalize else np.abs(expected).max()
-    np.testing.assert_allclose(fitted.transform(new), expected, rtol=0, atol=ATOL * scale)
+    np.testing.assert_allclose(fitted.transform(new), expected, rtol=0, atol=EXACT * scale)
 
 
 @every_way
@@ -72,9 +70,9 @@ def test_training_rows_give_the_symmetric_kernel_of_the_layers(way: dict[str, An
         for kernel in way["kernel"].split("+")
     )
     got = UpdateKernel(layout=LAYOUT, **way).fit_transform(X)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL)
-    np.testing.assert_allclose(got, got.T, rtol=0, atol=ATOL)
-    assert np.linalg.eigvalsh(got).min() > -ATOL * len(X)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(got, got.T, rtol=0, atol=EXACT)
+    assert np.linalg.eigvalsh(got).min() > -EXACT * len(X)
 
 
 @every_way
@@ -92,7 +90,8 @@ def test_it_is_the_kernel_whose_components_delta_pca_takes(
     if landmarks is None:
         reference = KernelPCA(4, kernel="precomputed", eigen_solver="dense")
         expected = np.abs(reference.fit_transform(kernel.transform(X)))
-        np.testing.assert_allclose(np.abs(scores.transform(X)), expected, atol=1e-8)
+        atol = EXACT * expected.max()
+        np.testing.assert_allclose(np.abs(scores.transform(X)), expected, rtol=0, atol=atol)
 
 
 def test_a_kernel_machine_takes_it_and_a_grid_search_may_vary_it() -> None:

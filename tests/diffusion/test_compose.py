@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,7 +112,8 @@ def merged_weights(unet: Any, adapters: list[Adapter], scales: Any) -> Any:
     made = copy.deepcopy(unet)
     for adapter, scale in zip(adapters, scales, strict=True):
         for name, module in adapter.modules.items():
-            update = torch.from_numpy(scale * module.scale * module.up @ module.down)
+            factors = module.up.astype(float), module.down.astype(float)
+            update = torch.from_numpy(scale * module.scale * factors[0] @ factors[1])
             made.get_submodule(name).weight.data += update
     return made
 
@@ -182,6 +184,44 @@ def test_merge_is_merged_weights_and_what_diffusers_does(
     pipeline.unet = own
     close(pipeline, ours, merged)
     close(pipeline, ours, theirs)
+
+
+# The adapters of each prediction that a step's one is the mean of, and how much it counts.
+MEANS: dict[Method, list[tuple[float, dict[int, float]]]] = {
+    Merge(): [(1, {0: 1, 1: 1, 2: 1})],
+    Merge(normalised=True): [(1, {0: 1 / 3, 1: 1 / 3, 2: 1 / 3})],
+    Switch(): [(1, {0: 1})],
+    Composite(): [(1 / 3, {0: 1}), (1 / 3, {1: 1}), (1 / 3, {2: 1})],
+    Composite((2.0, 1.0, 1.0)): [(1 / 2, {0: 1}), (1 / 4, {1: 1}), (1 / 4, {2: 1})],
+    Schedule(((0, 0.5), (0.5, 1), (0, 1))): [(1, {0: 1, 2: 1})],
+}
+
+
+@pytest.mark.parametrize("method", MEANS, ids=str)
+def test_in_float64_a_prediction_is_that_of_merged_weights(
+    method: Method, pipeline: Any, adapters: list[Adapter]
+) -> None:
+    """Only scales and weights are float32, so that a scale off by a hundredth shows clearly."""
+    wide = SimpleNamespace(unet=copy.deepcopy(pipeline.unet).double(), scheduler=pipeline.scheduler)
+    bank = AdapterBank.from_adapters(adapters, dtype=torch.float64)
+    stack = replace(AdapterStack.of(adapters, SCALES), bank=bank)
+    text = encode_prompts(pipeline, PROMPTS).double()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+
+    def mean(error: float = 0.0) -> Tensor:
+        total = torch.zeros_like(x)
+        for weight, shares in MEANS[method]:
+            scales = [SCALES[k] * (shares.get(k, 0) + error * (k == 0)) for k in range(3)]
+            total += weight * merged_weights(wide.unet, adapters, scales)(x, 500, text).sample
+        return total
+
+    with torch.no_grad():
+        with compose(wide, stack, method):
+            found = wide.unet(x, 500, text).sample
+        expected, wrong = mean(), mean(0.01)
+    atol = rounding(1, size=float(expected.abs().max()))
+    assert torch.allclose(found, expected, atol=atol, rtol=0)
+    assert (wrong - expected).abs().max() > 100 * atol
 
 
 def test_normalised_merge_divides(pipeline: Any, adapters: list[Adapter]) -> None:

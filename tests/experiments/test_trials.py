@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from factories import small_zoo
+from tolerances import rounding
 
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.experiments.trials import NOT_APPLICABLE, Trial, first_records, perform, run_trials
 from lora_ws.featurizers import FlatVecPCA
 from lora_ws.functional import gram_pca
-from lora_ws.learn.run import run_one
+from lora_ws.learn.features import Prepared, prepare
+from lora_ws.learn.run import fit_seed, run
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
 from lora_ws.models import MLP
 
@@ -33,13 +37,24 @@ def test_every_k_equals_a_fit_of_its_own(
     monkeypatch.setattr(
         gram_pca, "_gram_eigenpairs", lambda *args: fits.append(args[-1]) or whole(*args)
     )
+    few: dict[int, Prepared] = {}
+
+    def noted(own: ExperimentSpec, folder: Path, *, prepared: Prepared, **more: Any) -> Any:
+        few[prepared.inputs.width] = prepared
+        return run(own, folder, prepared=prepared, **more)
+
+    monkeypatch.setattr("lora_ws.experiments.trials.run", noted)
     trial = Trial(spec, tmp_path / "k", components=(2, 5, 40, 63))
     perform(trial)
     assert fits == [40], "one decomposition, of the largest K that applies"
     for k in (2, 5, 40):
         records = first_records(tmp_path / "k" / f"k{k}", seeds=99)
-        own = run_one(spec.vary(n_components=k), 1)
-        assert records[1].val_loss == pytest.approx(own.val_loss, rel=1e-3)
+        # The features but for rounding, and exactly what is trained on them.
+        given, own = few[k], prepare(spec.vary(n_components=k))
+        atol = rounding(len(own.labels), size=float(abs(own.features).max()))
+        torch.testing.assert_close(given.features, own.features, rtol=0, atol=atol)
+        alone = fit_seed(spec.vary(n_components=k), given, 1).record
+        assert records[1].timeless() == alone.timeless()
         assert (records[1].dim, records[1].name) == (k, f"FlatVecPCA(n_components={k})")
     # Four layers have 48 numbers, 63 training rows have a rank of 62.
     assert (tmp_path / "k" / "k63" / NOT_APPLICABLE).read_text(

@@ -19,6 +19,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from tolerances import rounding
 
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.errors import ConfigError
@@ -78,13 +79,20 @@ def finish(child: subprocess.Popen[str]) -> str:
     return said
 
 
+# In float32, as commands train. Adam divides a gradient by its own size, so that no bound on losses
+# follows from rounding alone: this one is set between that and what a row of a rank makes that is
+# counted twice, or not at all. Steps are exact in test_engines.
+NEAR = 1e-4
+
+
 def same_but_for_rounding(one: RunRecord, two: RunRecord) -> None:
     first, second = one.timeless(), two.timeless()
     assert first.pop("engine") == "lightning-cpu"
     assert second.pop("engine") == "lightning-cpu-ddp2"
-    assert second.pop("val_loss") == pytest.approx(first.pop("val_loss"), rel=1e-4)
+    assert second.pop("val_loss") == pytest.approx(first.pop("val_loss"), rel=NEAR)
     for part in ("val", "test"):
-        assert second.pop(part) == pytest.approx(first.pop(part), abs=1e-6)
+        rows = {"val": one.n_val, "test": one.n_test}[part]
+        assert second.pop(part) == pytest.approx(first.pop(part), abs=rounding(rows))
     assert first == second
 
 
@@ -114,7 +122,7 @@ def test_two_processes_find_what_one_finds(
             same_but_for_rounding(alone.record, record)
             curve = pd.read_csv(folder / f"seed-{record.seed}" / "metrics.csv")
             losses = [epoch["train_loss"] for epoch in alone.history]
-            np.testing.assert_allclose(curve.train_loss, losses, rtol=1e-4)
+            np.testing.assert_allclose(curve.train_loss, losses, rtol=NEAR)
             assert record.n_train % FIT.batch_size == record.n_val == 1
             assert np.sum(record.confusion) == record.n_test == 37
         assert not list(folder.rglob("*.npy")) + list(folder.rglob("*.ckpt"))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from reference_loop import train_alone
+from tolerances import EXACT
 
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError
@@ -79,9 +80,9 @@ def check(fitted: Fitted, job: Job) -> None:
     expected = train_alone(job)
     losses = [entry["val_loss"] for entry in fitted.history]
     assert len(losses) == len(expected.losses)
-    np.testing.assert_allclose(losses, expected.losses, rtol=1e-8)
+    np.testing.assert_allclose(losses, expected.losses, rtol=EXACT)
     for name, value in fitted.network.state_dict().items():
-        torch.testing.assert_close(value, expected.best[name], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(value, expected.best[name], rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -99,7 +100,7 @@ def test_lightning_takes_the_steps_of_the_loop(
     monkeypatch.setattr(LoraModule, "on_train_epoch_end", note)
     check(fit_seed(*made), made)
     expected = train_alone(made).rates
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    np.testing.assert_allclose(rates, expected, rtol=EXACT)
     assert fit.schedule == "constant" or fit.grad_clip or len(set(rates)) > 2
 
 

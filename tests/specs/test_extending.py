@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tolerances import EXACT
 
 from lora_ws.adapters import Layout
 from lora_ws.models import InputSpec
@@ -43,7 +44,7 @@ def test_the_network_of_the_example_has_its_symmetry(names: dict[str, Any]) -> N
         turned[:, up] = (rows[:, up].view(4, *layer.up_shape) @ mix).flatten(1)
         turned[:, down] = (mix.inverse() @ rows[:, down].view(4, *layer.down_shape)).flatten(1)
     assert network(rows).shape == (4, 3)
-    torch.testing.assert_close(network(turned), network(rows), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(network(turned), network(rows), rtol=EXACT, atol=EXACT)
     assert not torch.allclose(network(2 * rows), network(rows))
 
 

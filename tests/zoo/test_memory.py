@@ -38,6 +38,7 @@ def test_more_memory_fits_more() -> None:
     ]
     assert counts[0] == 1
     assert counts[1] < counts[2] < counts[3]
+    # Whole adapters in proportion, but for what the model itself takes.
     assert counts[3] == pytest.approx(4 * counts[1], rel=0.05)
     larger = adapters_that_fit(pipeline, layout, replace(spec, batch_size=4), 0.4, most=10**6)
     assert larger == pytest.approx(counts[3] / 4, rel=0.1)
