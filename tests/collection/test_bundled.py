@@ -12,7 +12,7 @@ from warm import Warm
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard, load
-from lora_ws.collection.bundled import ASSETS, pack, unpack
+from lora_ws.collection.bundled import ASSETS, unpack, write_packed
 from lora_ws.collection.card import find_card
 
 CARD = DatasetCard(name="x", layout="tiny_sd_qv")
@@ -33,7 +33,7 @@ def test_error_is_small_against_each_matrix(tmp_path_factory, seed: int, exponen
     for matrix in LAYOUT.matrices:
         values[:, matrix.columns] *= 10.0 ** (exponent * rng.uniform())
     zoo = AdapterSet(values.astype(np.float32), LAYOUT, pa.table({"k": range(3)}), CARD)
-    again = unpack(pack(zoo, tmp_path_factory.mktemp("packed")), CARD)
+    again = unpack(write_packed(zoo, tmp_path_factory.mktemp("packed")), CARD)
     assert again.rows.equals(zoo.rows)
     for matrix in LAYOUT.matrices:
         before = zoo.weights[:, matrix.columns].astype(np.float64)
@@ -43,7 +43,7 @@ def test_error_is_small_against_each_matrix(tmp_path_factory, seed: int, exponen
 
 def test_zero_matrices_stay_zero(tmp_path: Path):
     zoo = AdapterSet(np.zeros((2, LAYOUT.size), np.float32), LAYOUT, pa.table({"k": [0, 1]}), CARD)
-    assert not unpack(pack(zoo, tmp_path), CARD).weights.any()
+    assert not unpack(write_packed(zoo, tmp_path), CARD).weights.any()
 
 
 CORNERS = ("per_adapter/class", "per_adapter/constant", "shared/class", "shared/constant")
