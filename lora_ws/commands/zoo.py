@@ -11,9 +11,10 @@ from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.zoo.base import BaseSpec, train_base
 from lora_ws.zoo.baselines import (
     MEAN_LATENT,
+    ORACLE,
     baselines_markdown,
-    image_latents,
     measure_baselines,
+    photo_inputs,
 )
 from lora_ws.zoo.build import build_zoo, merge_shares
 from lora_ws.zoo.publish import publish_zoo, write_folders, write_parquet
@@ -52,21 +53,23 @@ def _show(adapters: AdapterSet, path: Path) -> None:
 
 
 def baselines(collection: str, /, *, photos: str | None = None) -> None:
-    """Measure baselines of a collection: logistic regression on A, B, norms or mean image latents.
+    """Measure baselines of a collection: logistic regression on A, B, norms or photos.
 
     Args:
         collection: name of a collection that `zoo build` made, or the folder of its store
         photos: where its photos are, instead of the recipe's source
     """
     opened, console = load(collection), Console(highlight=False, markup=False, soft_wrap=True)
-    latents = None
+    found = None
     try:
-        latents = image_latents(opened, photos)
+        found = photo_inputs(opened, photos)
     except (DataError, NotAvailableError) as error:
         if photos is not None:
             raise
-        console.print(f"{MEAN_LATENT}: not measured ({error}); name the photos with --photos\n")
-    console.print(baselines_markdown(measure_baselines(opened, latents)))
+        console.print(
+            f"{MEAN_LATENT}, {ORACLE}: not measured ({error}); name the photos with --photos\n"
+        )
+    console.print(baselines_markdown(measure_baselines(opened, found)))
 
 
 def testbed(spec: TestbedSpec) -> None:

@@ -2,7 +2,7 @@
 
 Logistic regression on plain inputs, once with parts that share no image and once with parts that
 share no leaf class. Inputs per adapter: A alone, B alone, both, the norm of each matrix alone, and,
-without any weight, the mean latent of the images it was trained on.
+without any weight, the mean latent of the photos it was trained on; beside them the image oracle.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,27 @@ from lora_ws.errors import DataError
 from lora_ws.featurizers import Norms
 from lora_ws.report.progress import progress
 from lora_ws.threads import threads
+from lora_ws.zoo.oracle import oracle_accuracy, photo_features
 from lora_ws.zoo.photos import PhotoSpec, load_photos
 
 MEAN_LATENT = "mean latent of the images"
+ORACLE = "image oracle"
 # Parts that share no image, and parts that share no leaf class.
 SPLITS = ("part", "leaf_part")
 # Inverse strengths of the regularisation, chosen by the validation rows.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+class PhotoInputs(NamedTuple):
+    """What is known of the photos behind a collection, by content hash.
+
+    Attributes:
+        latents: of the base's autoencoder.
+        features: what its U-Net makes of them; see `lora_ws.zoo.oracle`.
+    """
+
+    latents: Mapping[str, np.ndarray]
+    features: Mapping[str, np.ndarray]
 
 
 class Baseline(NamedTuple):
@@ -42,14 +56,12 @@ class Baseline(NamedTuple):
     n_test: int
 
 
-def measure_baselines(
-    adapters: AdapterSet, latents: Mapping[str, np.ndarray] | None = None
-) -> list[Baseline]:
+def measure_baselines(adapters: AdapterSet, photos: PhotoInputs | None = None) -> list[Baseline]:
     """Measure every baseline of a collection that `build_zoo` made.
 
     Args:
-        adapters: with columns ``part``, ``leaf_part`` and, for latents, ``images``.
-        latents: latent of each image by its content hash; without them their baseline is left out.
+        adapters: with columns ``part``, ``leaf_part`` and, for photos, ``images``.
+        photos: the photos; without them their baselines are left out.
 
     Returns:
         One entry per subset, input and kind of parts; "chance" is the largest class of the test
@@ -70,7 +82,11 @@ def measure_baselines(
         for subset in subsets:
             own = adapters.subset(subset) if subset else adapters
             labels, _ = own.labels()
-            for name, features in _inputs(own, latents).items():
+            for split in SPLITS if photos is not None else ():
+                parts, images = own.split_by(split).split(), own.rows["images"].to_pylist()
+                accuracy = oracle_accuracy(photos.features, images, labels, parts)
+                found.append(Baseline(subset, ORACLE, 0, split, accuracy, len(parts.test)))
+            for name, features in _inputs(own, photos).items():
                 for split in SPLITS:
                     parts = own.split_by(split).split()
                     accuracy = _accuracy(features, labels, parts)
@@ -81,8 +97,8 @@ def measure_baselines(
     return found
 
 
-def image_latents(adapters: AdapterSet, source: str | None = None) -> dict[str, np.ndarray]:
-    """Latents of the photos that a collection's recipe names, by content hash.
+def photo_inputs(adapters: AdapterSet, source: str | None = None) -> PhotoInputs:
+    """What is to be known of the photos that a collection's recipe names.
 
     Args:
         adapters: with its recipe in the manifest.
@@ -98,15 +114,18 @@ def image_latents(adapters: AdapterSet, source: str | None = None) -> dict[str, 
     spec = PhotoSpec(**recipe["photos"])
     pipeline = load_pipeline(recipe["base"])
     photos = load_photos(replace(spec, source=source or spec.source), image_size(pipeline))
-    latents = encode_images(pipeline, photos.tensor()).flatten(1).numpy()
-    known = dict(zip(photos.hashes(), latents, strict=True))
+    hashes = photos.hashes()
     used = {digest for images in adapters.rows["images"].to_pylist() for digest in images}
-    if lost := used - set(known):
+    if lost := used - set(hashes):
         raise DataError(
             f"{source or spec.source} lacks {len(lost)} of the {len(used)} images behind "
             f"`{adapters.card.name}`; name the photos it was made from"
         )
-    return known
+    latents = encode_images(pipeline, photos.tensor()).flatten(1).numpy()
+    features = photo_features(pipeline, photos.tensor())
+    return PhotoInputs(
+        dict(zip(hashes, latents, strict=True)), dict(zip(hashes, features, strict=True))
+    )
 
 
 def baselines_markdown(found: list[Baseline]) -> str:
@@ -129,19 +148,21 @@ def baselines_markdown(found: list[Baseline]) -> str:
         "",
         f"Test accuracy in percent: parts that share no image (n = {tests['part']}) / parts that "
         f"share no leaf class (n = {tests['leaf_part']}). Logistic regression, strength of the "
-        "penalty chosen by the validation rows, fitted once.",
+        "penalty chosen by the validation rows, fitted once; `lora_ws.zoo.oracle` reads "
+        "photos one by one.",
     ]
     return "\n".join(lines)
 
 
 def _inputs(
-    adapters: AdapterSet, latents: Mapping[str, np.ndarray] | None
+    adapters: AdapterSet, photos: PhotoInputs | None
 ) -> dict[str, Float[np.ndarray, "adapters features"]]:
     weights, layout = np.asarray(adapters.weights), adapters.layout
     inputs = {"chance": np.empty((len(adapters), 0), np.float32)}
-    if latents is not None:
+    if photos is not None:
         means = [
-            np.mean([latents[k] for k in row], 0) for row in adapters.rows["images"].to_pylist()
+            np.mean([photos.latents[k] for k in row], 0)
+            for row in adapters.rows["images"].to_pylist()
         ]
         inputs[MEAN_LATENT] = np.stack(means)
     return inputs | {
