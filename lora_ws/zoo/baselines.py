@@ -82,10 +82,12 @@ def measure_baselines(adapters: AdapterSet, photos: PhotoInputs | None = None) -
         for subset in subsets:
             own = adapters.subset(subset) if subset else adapters
             labels, _ = own.labels()
-            for split in SPLITS if photos is not None else ():
-                parts, images = own.split_by(split).split(), own.rows["images"].to_pylist()
-                accuracy = oracle_accuracy(photos.features, images, labels, parts)
-                found.append(Baseline(subset, ORACLE, 0, split, accuracy, len(parts.test)))
+            if photos is not None:
+                images = own.rows["images"].to_pylist()
+                for split in SPLITS:
+                    parts = own.split_by(split).split()
+                    accuracy = oracle_accuracy(photos.features, images, labels, parts)
+                    found.append(Baseline(subset, ORACLE, 0, split, accuracy, len(parts.test)))
             for name, features in _inputs(own, photos).items():
                 for split in SPLITS:
                     parts = own.split_by(split).split()
