@@ -53,7 +53,7 @@ def hide(whole: Prepared, hidden: np.ndarray) -> tuple[Prepared, np.ndarray]:
         featurizer=featurizer,
         features=torch.from_numpy(features),
         labels=labels,
-        task=Classification(tuple(whole.task.classes[k] for k in held)),
+        task=Classification().fit(labels, tuple(whole.task.classes[k] for k in held)),
         split=split,
         inputs=InputSpec(features.shape[1]),
         normalizer=ColumnScaler(features.shape[1]).fit(features, split.train),

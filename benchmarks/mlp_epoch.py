@@ -91,7 +91,7 @@ def lightning(problem: Problem, epochs: int, clock: Clock) -> None:
     """The library's trainer, with a patience that nothing exhausts."""
     fit = FitSpec(max_epochs=epochs, patience=10**6, batch_size=BATCH, lr=LR)
     spec = ExperimentSpec(fit=fit, trainer=TrainerSpec(accelerator="cpu"))
-    task = Classification(tuple(map(str, range(CLASSES))))
+    task = Classification().fit(problem.labels, tuple(map(str, range(CLASSES))))
     with quiet():
         module = LoraModule(MLP().build(InputSpec(problem.width), CLASSES), task, fit)
         split = Split(problem.train, problem.val, problem.val)

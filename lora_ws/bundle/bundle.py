@@ -105,7 +105,7 @@ class Bundle:
     def predict_proba(
         self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
     ) -> Float[np.ndarray, "adapters classes"]:
-        """Probabilities of the classes, given that each adapter is of one of them.
+        """Probabilities of the classes, given that each adapter is of one of them, or of labels.
 
         They are calibrated on validation rows, unless the bundle is of format 1.
 
@@ -140,7 +140,7 @@ class Bundle:
         found = self.predict_arrays(weights, layout)
         if self.gauge == "raw":
             found = found.abstain(np.asarray(projected, bool), "projected")
-        return found.per_adapter(self.classes)
+        return found.per_adapter(self.classes, self.confidence.thresholds)
 
     def verdict(self, *args: Any, **keywords: Any) -> list[Prediction]:
         """Deprecated: `predict_batch`."""
@@ -200,6 +200,7 @@ class Bundle:
             "layout": self.layout.to_dict(),
             "gauge": self.gauge,
             "calibration": calibration and asdict(calibration),
+            "thresholds": self.confidence.thresholds,
             "training": self.training,
         }
         write_files(folder, info, tensors)
@@ -237,6 +238,7 @@ class Bundle:
                 Confidence(
                     **under("confidence.", tensors),
                     calibration=Calibration(**held) if held else None,
+                    thresholds=tuple(info["thresholds"]),
                 ),
             )
             bundle.check()
@@ -273,7 +275,7 @@ class Bundle:
             self.training,
             self.classes,
             self.layout,
-            self.confidence.calibration,
+            self.confidence,
             gauge=self.gauge,
             size_mb=self.size_mb,
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_ws.adapters import Layout
-from lora_ws.bundle.confidence import Calibration
+from lora_ws.bundle.confidence import Confidence
 
 TEXT = """---
 library_name: lora_ws
@@ -39,6 +39,10 @@ GAUGES = {
     "raw": "It sees the numbers of B and A, of which one update can have many; it abstains from "
     "projected weights.",
 }
+LABELS = """Labels do not exclude each other; each applies from its own probability on, chosen by
+the validation adapters: {}.
+
+"""
 UNCALIBRATED = "Probabilities are not calibrated, and the bundle abstains from every verdict."
 CALIBRATED = """Probabilities are calibrated (temperature {temperature:.3g}) on the {rows}
 validation adapters, which also chose the epoch. It abstains where an adapter agrees with none of
@@ -63,7 +67,7 @@ def card_text(
     record: dict[str, Any],
     classes: tuple[str, ...],
     layout: Layout,
-    calibration: Calibration | None,
+    confidence: Confidence,
     *,
     gauge: str,
     size_mb: float,
@@ -74,7 +78,7 @@ def card_text(
         record: the record of the seed that made it.
         classes: what it names.
         layout: what it reads.
-        calibration: how far to believe it, if that was measured.
+        confidence: how far to believe it, if that was measured.
         gauge: ``raw`` or ``invariant``.
         size_mb: MiB of its arrays.
     """
@@ -94,7 +98,7 @@ def card_text(
         gauge=GAUGES[gauge],
         size_mb=size_mb,
         metrics="".join(f"| {m} | {100 * v:.2f} |\n" for m, v in record["test"].items()),
-        confidence=_confidence(calibration),
+        confidence=_confidence(confidence, classes),
     )
 
 
@@ -105,11 +109,15 @@ def measure_text(name: str, value: float | None) -> str:
     return f"{value:.2f}" if name == "set_size" else f"{100 * value:.2f}"
 
 
-def _confidence(calibration: Calibration | None) -> str:
+def _confidence(confidence: Confidence, classes: tuple[str, ...]) -> str:
+    calibration = confidence.calibration
     if calibration is None:
         return UNCALIBRATED + "\n"
-    test = calibration.test
-    return CALIBRATED.format(
+    test, labels = calibration.test, ""
+    if confidence.thresholds:
+        shown = zip(classes, confidence.thresholds, strict=True)
+        labels = LABELS.format(", ".join(f"{name} {least:.2f}" for name, least in shown))
+    return labels + CALIBRATED.format(
         temperature=calibration.temperature,
         rows=calibration.rows,
         rate=f"{100 * calibration.abstention_rate:.3g}",

@@ -9,9 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 
-from lora_ws.functional.calibrate import conformal_sets, expected_calibration_error, softmax
+from lora_ws.functional.calibrate import (
+    conformal_sets,
+    expected_calibration_error,
+    sigmoid,
+    softmax,
+)
 from lora_ws.models import MetanetModule
 
 ROWS_AT_ONCE = 256
@@ -24,12 +29,15 @@ ABSTENTIONS = {
 }
 
 
+NO_LABEL = "none of the labels"
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a bundle predicts for one adapter.
 
     Attributes:
-        label: the class; None where the bundle abstains.
+        label: the class, or the labels that apply, joined; None where the bundle abstains.
         confidence: calibrated probability of the likeliest class, given that it is one of them.
         probabilities: of all classes, the likeliest first.
         ood_score: how far out of distribution the adapter is: 0 for the median known one, above 1
@@ -37,6 +45,8 @@ class Prediction:
         reason: why it abstains, a key of `ABSTENTIONS`; empty where it does not.
         conformal_set: classes among which the true one of a known adapter is in the share of cases
             that the calibration states; all of them where the bundle is not calibrated.
+        labels: of a bundle whose labels do not exclude each other, those whose probability reaches
+            their threshold, the likeliest first.
     """
 
     label: str | None
@@ -45,6 +55,7 @@ class Prediction:
     ood_score: float | None
     reason: str
     conformal_set: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; ``score`` is the old name of ``ood_score``, for one release."""
@@ -54,7 +65,8 @@ class Prediction:
     def from_dict(cls, data: dict[str, Any]) -> "Prediction":
         """Inverse of `to_dict`, also after JSON."""
         kept = {name: value for name, value in data.items() if name != "score"}
-        return cls(**{**kept, "conformal_set": tuple(kept["conformal_set"])})
+        tuples = {name: tuple(kept.get(name, ())) for name in ("conformal_set", "labels")}
+        return cls(**{**kept, **tuples})
 
 
 @dataclass(frozen=True)
@@ -131,25 +143,31 @@ class Predictions(NamedTuple):
         """With this reason instead of any other where it applies."""
         return self._replace(reasons=np.where(where, reason, self.reasons))
 
-    def per_adapter(self, classes: tuple[str, ...]) -> list[Prediction]:
-        """One prediction per row."""
-        return [self._one(row, classes) for row in range(len(self.reasons))]
+    def per_adapter(
+        self, classes: tuple[str, ...], thresholds: tuple[float, ...] = ()
+    ) -> list[Prediction]:
+        """One prediction per row; see `Confidence.thresholds`."""
+        return [self._one(row, classes, thresholds) for row in range(len(self.reasons))]
 
-    def _one(self, row: int, classes: tuple[str, ...]) -> Prediction:
+    def _one(self, row: int, classes: tuple[str, ...], thresholds: tuple[float, ...]) -> Prediction:
         values, reason, score = (
             self.probabilities[row],
             str(self.reasons[row]),
             self.ood_scores[row],
         )
         order = np.argsort(-values).tolist()
-        best = classes[order[0]]
+        label, labels = classes[order[0]], ()
+        if thresholds:
+            labels = tuple(classes[k] for k in order if values[k] >= thresholds[k])
+            label = ", ".join(labels) or NO_LABEL
         return Prediction(
-            label=None if reason else best,
+            label=None if reason else label,
             confidence=float(values[order[0]]),
             probabilities={classes[k]: float(values[k]) for k in order},
             ood_score=float(score) if np.isfinite(score) else None,
             reason=reason,
             conformal_set=tuple(classes[k] for k in order if self.sets[row, k]),
+            labels=labels,
         )
 
 
@@ -167,12 +185,21 @@ class Confidence:
         directions: unit vector from the centre to the mean of each class, in standardised
             embeddings ``[classes, width]``.
         calibration: the numbers; None where there are none.
+        thresholds: probability of each label from which on it applies; empty where classes exclude
+            each other.
     """
 
     centre: np.ndarray
     scale: np.ndarray
     directions: np.ndarray
     calibration: Calibration | None = None
+    thresholds: tuple[float, ...] = ()
+
+    def probabilities(
+        self, logits: Float[np.ndarray, "rows classes"], temperature: float = 1.0
+    ) -> Float[np.ndarray, "rows classes"]:
+        """Of classes that exclude each other, or of each label on its own."""
+        return (sigmoid if self.thresholds else softmax)(logits / temperature)
 
     def run(
         self, network: MetanetModule, rows: Float[torch.Tensor, "rows params"]
@@ -193,8 +220,9 @@ class Confidence:
         logits = np.where(finite[:, None], outputs.logits, 0)
         if held is None:
             every, none = np.ones(logits.shape, bool), np.full(len(logits), np.nan)
-            return Predictions(softmax(logits), every, none, np.full(len(none), "uncalibrated"))
-        probabilities = softmax(logits / held.temperature)
+            shares = self.probabilities(logits)
+            return Predictions(shares, every, none, np.full(len(none), "uncalibrated"))
+        probabilities = self.probabilities(logits, held.temperature)
         excess = outputs.log_norm - held.log_norm
         norm = np.abs(excess) / held.spread
         if held.train_norm is not None:
@@ -213,19 +241,38 @@ class Confidence:
         return judged.abstain(norm > 1, "out-of-range").abstain(~finite, "not-finite")
 
 
-def measures(judged: Predictions, labels: np.ndarray) -> dict[str, float | None]:
+def yes_no(
+    logits: Float[np.ndarray, "rows labels"], labels: Shaped[np.ndarray, "rows labels"]
+) -> tuple[Float[np.ndarray, "decisions two"], Int[np.ndarray, " decisions"]]:
+    """Logits of labels, each on its own, as those of decisions between two classes, no and yes."""
+    flat = logits.ravel()
+    return np.stack([np.zeros_like(flat), flat], axis=1), labels.ravel().astype(np.int64)
+
+
+def measures(
+    judged: Predictions, labels: np.ndarray, thresholds: tuple[float, ...] = ()
+) -> dict[str, float | None]:
     """What verdicts on known rows are worth: `Calibration.test` without ``ece_raw``.
 
     Args:
         judged: the verdicts.
-        labels: the true classes ``[rows]``.
+        labels: the true classes ``[rows]``, or 1 where a label applies ``[rows, labels]``.
+        thresholds: see `Confidence.thresholds`.
     """
-    hits = judged.probabilities.argmax(axis=1) == labels
-    answered = judged.reasons == ""
+    found, answered = judged.probabilities, judged.reasons == ""
+    if thresholds:
+        decisions = np.stack([1 - found, found], axis=-1).reshape(-1, 2)
+        error = expected_calibration_error(decisions, labels.ravel().astype(np.int64)).error
+        hits = ((found >= thresholds) == labels).mean(axis=1)
+        covered = judged.sets[labels > 0]
+    else:
+        error = expected_calibration_error(found, labels).error
+        hits = found.argmax(axis=1) == labels
+        covered = judged.sets[np.arange(len(labels)), labels]
     return {
-        "ece": expected_calibration_error(judged.probabilities, labels).error,
+        "ece": error,
         "abstained": float(1 - answered.mean()),
         "accuracy_answered": float(hits[answered].mean()) if answered.any() else None,
-        "coverage": float(judged.sets[np.arange(len(labels)), labels].mean()),
+        "coverage": float(covered.mean()) if covered.size else None,
         "set_size": float(judged.sets.sum(axis=1).mean()),
     }

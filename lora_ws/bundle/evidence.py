@@ -27,16 +27,20 @@ def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[st
     pairs = [pair for pair in bundle.layout.pairs() if pair[0].name in set(bundle.layers)]
     whole = bundle.predict_proba(row[None])
     best, odds = int(whole[0].argmax()), []
+    several = bool(bundle.confidence.thresholds)
     for start in range(0, len(pairs), ROWS_AT_ONCE):
         block = pairs[start : start + ROWS_AT_ONCE]
         without = np.repeat(row[None], len(block), axis=0)
         for copy, (_, down, up) in zip(without, block, strict=True):
             copy[down] = copy[up] = 0
-        odds.append(_log_odds(bundle.predict_proba(without), best))
-    fall = _log_odds(whole, best) - np.concatenate(odds)
+        odds.append(_log_odds(bundle.predict_proba(without), best, several))
+    fall = _log_odds(whole, best, several) - np.concatenate(odds)
     return {layer.name: float(value) for (layer, _, _), value in zip(pairs, fall, strict=True)}
 
 
-def _log_odds(probabilities: Float[np.ndarray, "rows classes"], best: int) -> np.ndarray:
-    others = np.delete(probabilities, best, axis=1).sum(axis=1)
-    return np.log(np.maximum(probabilities[:, best], TINY)) - np.log(np.maximum(others, TINY))
+def _log_odds(
+    probabilities: Float[np.ndarray, "rows classes"], best: int, several: bool
+) -> np.ndarray:
+    likely = probabilities[:, best]
+    others = 1 - likely if several else np.delete(probabilities, best, axis=1).sum(axis=1)
+    return np.log(np.maximum(likely, TINY)) - np.log(np.maximum(others, TINY))

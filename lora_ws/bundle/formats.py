@@ -1,7 +1,7 @@
 """A bundle's two files: checked by hash, and those of earlier formats translated to today's.
 
 Format 1 knew no confidence; format 2 had one network, an MLP, and its scaler beside it; format 3
-names the network by class path and arguments.
+names the network by class path and arguments; format 4 has thresholds of labels.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lora_ws.adapters.source import file_sha256
 from lora_ws.errors import DataError, NotAvailableError
 
 MODEL, INFO = "model.safetensors", "bundle.json"
-FORMAT = 3
+FORMAT = 4
 Tensors = dict[str, np.ndarray]
 # Numbers of a calibration that formats 1 and 2 called otherwise.
 CALIBRATION = {
@@ -59,7 +59,9 @@ def read_files(folder: Path) -> tuple[dict[str, Any], Tensors]:
     if info.pop("info_sha256") != _hash(info):
         raise DataError(f"{folder}: {INFO} was changed after it was made; fetch it again")
     tensors = load_file(folder / MODEL)
-    return (info, tensors) if info["format"] == FORMAT else _translate(info, tensors)
+    if info["format"] < 3:
+        info, tensors = _translate(info, tensors)
+    return {"thresholds": (), **info}, tensors
 
 
 def under(prefix: str, tensors: Tensors) -> Tensors:

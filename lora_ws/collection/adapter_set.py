@@ -7,6 +7,7 @@ On disk it is a folder, the *store*: ``weights.npy`` (opened as a memory map), `
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,33 @@ class AdapterSet:
                 f"{self.rows[name].type}; choose a column of numbers, or use task=classification"
             )
         return values.astype(np.float32)
+
+    def label_lists(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Labels of a column of lists of text, and their names.
+
+        Args:
+            column: the column; the card's label by default.
+
+        Returns:
+            1 where a label applies, float32 ``[adapters, labels]``; the names, sorted.
+
+        Raises:
+            DataError: a row has no list, or the column holds something else.
+        """
+        name = column or self.card.label
+        values, kind = self._known(name), self.rows[name].type
+        if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+            raise DataError(
+                f"column `{name}` of `{self.card.name}`: expected lists of text, got {kind}; name "
+                "columns of 0 and 1 by task.columns, or use task=classification"
+            )
+        lists = [sorted(set(labels)) for labels in values]
+        names = sorted(set(chain.from_iterable(lists)))
+        places = {label: place for place, label in enumerate(names)}
+        found = np.zeros((len(lists), len(names)), np.float32)
+        for row, labels in zip(found, lists, strict=True):
+            row[[places[label] for label in labels]] = 1
+        return found, tuple(names)
 
     def _known(self, name: str) -> np.ndarray:
         values = self.column(name)

@@ -27,6 +27,20 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
+class LabelTable:
+    """A table that says which labels the values of a column have.
+
+    Attributes:
+        column: column of the rows whose values the table lists.
+        file: a CSV beside the card: the values in its first column, then a column of 0 and 1 for
+            each label.
+    """
+
+    column: str
+    file: str
+
+
+@dataclass(frozen=True)
 class DatasetCard:
     """One adapter collection.
 
@@ -44,6 +58,7 @@ class DatasetCard:
         layout: name of the expected layout; empty to take it from the first row.
         label: column of the class to predict.
         classes: its values, in the order of their integer labels.
+        label_from: columns of lists of labels that are made on loading, each from a table.
         rows: how many rows it holds, 0 where unknown.
         rows_note: what is known about that number.
         base_model: model the adapters were trained on.
@@ -68,6 +83,7 @@ class DatasetCard:
     layout: str = ""
     label: str = "category_label"
     classes: tuple[str, ...] = ()
+    label_from: dict[str, LabelTable] = field(default_factory=dict)
     rows: int = 0
     rows_note: str = ""
     base_model: str = ""
@@ -82,7 +98,10 @@ class DatasetCard:
 def stored_card(data: Mapping[str, Any]) -> DatasetCard:
     """The card written into a store; keys of other versions of this library are left out."""
     split = SplitRule(**_known(SplitRule, data.get("split", {})))
-    return DatasetCard(**{**_known(DatasetCard, data), "split": split})
+    tables = data.get("label_from", {}).items()
+    label_from = {name: LabelTable(**_known(LabelTable, table)) for name, table in tables}
+    known = _known(DatasetCard, data)
+    return DatasetCard(**{**known, "split": split, "label_from": label_from})
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

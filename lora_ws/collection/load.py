@@ -8,8 +8,9 @@ from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.hub import fetch
 from lora_ws.collection.ingest import OnError, import_collection
+from lora_ws.collection.labels import join_labels
 from lora_ws.collection.store import MANIFEST, partial_path
-from lora_ws.config import cache_dir
+from lora_ws.config import cache_dir, spec_root
 from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.journal import locked
 
@@ -108,4 +109,4 @@ def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:
             if not (path / MANIFEST).is_file():
                 unpack(ASSETS / card.name, card).save(path)
     # The card of this version counts, not the one of the version that made the store.
-    return replace(AdapterSet.open(path), card=card)
+    return join_labels(replace(AdapterSet.open(path), card=card), spec_root("datasets"))

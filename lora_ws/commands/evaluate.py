@@ -10,7 +10,7 @@ from rich.table import Table
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.card import MEASURES, measure_text
 from lora_ws.bundle.confidence import ABSTENTIONS, measures
-from lora_ws.errors import DataError
+from lora_ws.errors import ConfigError, DataError
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.metrics import ordered
@@ -41,6 +41,11 @@ def evaluate(
     from lora_ws.learn.tasks import Classification
 
     bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
+    if bundle.confidence.thresholds:
+        raise ConfigError(
+            "--model: expected a bundle of classes that exclude each other, got one of labels; its "
+            "README.md has its test metrics, and `lora-ws predict` says labels of files"
+        )
     made = bundle.training
     same = dataset is None or dataset == made["dataset"]
     subset = subset or (made["subset"] or None if same else None)
@@ -59,14 +64,13 @@ def evaluate(
     rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
     meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
     judged = bundle.predict_arrays(adapters.select(rows).weights, adapters.layout)
-    measured = Classification(classes).metrics()
-    measured.update(torch.from_numpy(judged.probabilities), torch.from_numpy(meant))
-    values = measured.compute()
+    found = torch.from_numpy(judged.probabilities), torch.from_numpy(meant)
+    values = Classification().fit(meant, bundle.classes).measure(lambda _: found, part).values
     where = f"{adapters.card.name} {subset}".strip()
     console.print(f"{where}, part {part}: {len(rows)} adapters")
     table = Table("metric", "percent", box=None)
-    for name in ordered(name for name in values if name != "confusion"):
-        table.add_row(name, f"{100 * float(values[name]):.2f}")
+    for name in ordered(values):
+        table.add_row(name, f"{100 * values[name]:.2f}")
     console.print(table)
     console.print()
     console.print(_believed(measures(judged, meant)))

@@ -47,6 +47,19 @@ def softmax(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "row
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def sigmoid(logits: Float[np.ndarray, "rows labels"]) -> Float[np.ndarray, "rows labels"]:
+    """Turn each logit into the probability of its label alone.
+
+    Args:
+        logits: finite ``[rows, labels]``.
+
+    Example:
+        >>> sigmoid(np.array([[0.0, 800.0, -800.0]]))
+        array([[0.5, 1. , 0. ]])
+    """
+    return np.exp(-np.logaddexp(0, -logits))
+
+
 def fit_temperature(
     logits: Float[np.ndarray, "rows classes"],
     labels: Int[np.ndarray, " rows"],

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from lora_ws.collection import Split
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.engine import device_of
-from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
+from lora_ws.learn.metrics import Measured
+from lora_ws.learn.result import Fitted, Job, make_record
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.stacked import StackData, StackedTrainer
 from lora_ws.models import MetanetModule, Metanetwork
@@ -94,7 +96,8 @@ def _kind(job: Job) -> str:
     # Rows of several experiments lie in one tensor, which mapped arrays are too large for.
     mapped = 0 if isinstance(prepared.features, Tensor) else id(prepared)
     model = to_plain(spec.model)
-    return repr((model, prepared.inputs, prepared.task, rows, mapped, spec.fit, spec.trainer))
+    task = (prepared.task.name, vars(prepared.task))
+    return repr((model, prepared.inputs, task, rows, mapped, spec.fit, spec.trainer))
 
 
 def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
@@ -122,16 +125,14 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
         checkpoint.mkdir(parents=True, exist_ok=True)
         file = checkpoint / f"{_fingerprint(jobs, device)}.pt"
     stack.train(file, every)
-    val, test = _measure(stack, "val", jobs), _measure(stack, "test", jobs)
+    measured = list(_measure(stack, jobs))
     seconds = (time.perf_counter() - start) / len(jobs)
-    fitted = []
+    fitted, engine = [], f"batched-{device.type}"
     for number, (job, history) in enumerate(zip(jobs, stack.histories, strict=True)):
-        engine = f"batched-{device.type}"
-        record = make_record(
-            job, history, val[number], test[number], engine=engine, seconds=seconds
-        )
+        val, test = measured[number]
+        record = make_record(job, history, val, test, engine=engine, seconds=seconds)
         network = stack.models.unstack(number).cpu().eval()
-        fitted.append(Fitted(job, record, network, history, test[number]))
+        fitted.append(Fitted(job, record, network, history, test))
     return fitted
 
 
@@ -173,14 +174,21 @@ def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
     )
 
 
-def _measure(stack: StackedTrainer, part: str, jobs: Sequence[Job]) -> list[Measured]:
-    """Metrics of each model's best epoch on a part."""
-    measured, found = jobs[0].prepared.task.metrics(), []
-    for scores, job in zip(stack.predictions(part).cpu(), jobs, strict=True):
-        rows = getattr(job.prepared.split, part)
-        truth = torch.from_numpy(job.prepared.labels[rows])
-        found.append(computed(measured, scores, truth))
-    return found
+def _measure(stack: StackedTrainer, jobs: Sequence[Job]) -> Iterator[tuple[Measured, Measured]]:
+    """Metrics of each model's best epoch on the validation and test rows."""
+
+    @cache
+    def predictions(part: str) -> Tensor:
+        return stack.predictions(part).cpu()
+
+    def parts(number: int, part: str) -> tuple[Tensor, Tensor]:
+        prepared = jobs[number].prepared
+        truth = torch.from_numpy(prepared.labels[getattr(prepared.split, part)])
+        return predictions(part)[number], truth
+
+    for number, job in enumerate(jobs):
+        measure = partial(job.prepared.task.measure, partial(parts, number))
+        yield measure("val"), measure("test")
 
 
 def _fingerprint(jobs: Sequence[Job], device: torch.device) -> str:

@@ -18,12 +18,14 @@ from lora_ws.bundle.confidence import (
     Confidence,
     NetworkOutputs,
     measures,
+    yes_no,
 )
 from lora_ws.functional.calibrate import (
     Reliability,
     conformal_threshold,
     expected_calibration_error,
     fit_temperature,
+    sigmoid,
     softmax,
     threshold_at,
 )
@@ -62,8 +64,13 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
     rate = max(RATE, 1 / (len(labels) + 1))
     usual, log_norm = float(np.median(outputs.alignment)), float(np.median(outputs.log_norm))
     # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
-    temperature = fit_temperature(outputs.logits, labels, smoothing=1 / (len(labels) + 1))
-    probabilities = softmax(outputs.logits / temperature)
+    logits, truth = _decisions(outputs.logits, labels)
+    temperature = fit_temperature(logits, truth, smoothing=1 / (len(labels) + 1))
+    probabilities = softmax(logits / temperature)
+    # A set is to hold what is true: of labels, those that apply.
+    true = truth > 0 if labels.ndim == 2 else np.ones(len(truth), bool)
+    conformal = conformal_threshold(probabilities[true], truth[true], ALPHA) if true.any() else 1.0
+    thresholds = prepared.task.thresholds(sigmoid(outputs.logits / temperature), labels)
     spread = max(SLACK * float(np.abs(outputs.log_norm - log_norm).max()), SMALLEST_GAP)
     trained = _outputs(bare, prepared, network, "train")
     held = Calibration(
@@ -76,9 +83,10 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
         spread=spread,
         train_norm=_train_norm(trained, log_norm, spread, rate),
         alpha=ALPHA,
-        conformal=conformal_threshold(probabilities, labels, ALPHA),
+        conformal=conformal,
     )
-    return _tested(replace(bare, calibration=held), prepared, network)
+    fitted = replace(bare, calibration=held, thresholds=thresholds)
+    return _tested(fitted, prepared, network)
 
 
 def _train_norm(
@@ -99,10 +107,16 @@ def _tested(confidence: Confidence, prepared: Prepared, network: MetanetModule) 
     assert held is not None
     labels, outputs = prepared.labels[rows], _outputs(confidence, prepared, network, "test")
     found = confidence.predict(outputs)
-    before = expected_calibration_error(softmax(outputs.logits), labels)
-    after = expected_calibration_error(found.probabilities, labels)
-    test = {"ece_raw": before.error, **measures(found, labels)}
+    logits, truth = _decisions(outputs.logits, labels)
+    before = expected_calibration_error(softmax(logits), truth)
+    after = expected_calibration_error(softmax(logits / held.temperature), truth)
+    test = {"ece_raw": before.error, **measures(found, labels, confidence.thresholds)}
     return Reliabilities(replace(confidence, calibration=replace(held, test=test)), before, after)
+
+
+def _decisions(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[decisions, classes]`` and right answers: one decision a row, or one a label."""
+    return yes_no(logits, labels) if labels.ndim == 2 else (logits, labels)
 
 
 def _outputs(
@@ -118,12 +132,12 @@ def _outputs(
 def _directions(prepared: Prepared, network: MetanetModule) -> Confidence:
     """Where the classes lie among the embedded training rows; no direction for an empty class."""
     embeddings, train = _embed(prepared, network)
-    labels = prepared.labels[prepared.split.train]
+    members = prepared.task.members(prepared.labels[prepared.split.train])
     mean, std = column_moments(embeddings, rows=train)
     centre, scale = mean.astype(np.float32), safe_scale(std.astype(np.float32))
     found = np.zeros((prepared.task.outputs, embeddings.shape[1]))
-    for label in np.unique(labels):
-        rows = train[labels == label]
+    for label in np.flatnonzero(members.any(axis=0)):
+        rows = train[members[:, label]]
         found[label] = (column_moments(embeddings, rows=rows)[0] - centre) / scale
     norms = np.linalg.norm(found, axis=1, keepdims=True)
     directions = found / np.where(norms > 0, norms, 1)

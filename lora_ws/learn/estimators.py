@@ -2,11 +2,12 @@
 
 import time
 
-import numpy as np
 import torch
+from torch import Tensor
 
+from lora_ws.collection import Split
 from lora_ws.learn.features import Prepared
-from lora_ws.learn.result import Fitted, Job, Measured, computed, make_record
+from lora_ws.learn.result import Fitted, Job, make_record
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import MetanetModule, Metanetwork
 from lora_ws.threads import threads
@@ -41,9 +42,16 @@ def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> F
             task.outputs,
             seed,
         )
-        (train_loss, _), (val_loss, val), (_, test) = (
-            _measure(network, prepared, rows) for rows in prepared.split
-        )
+        outputs = {part: _outputs(network, prepared, part) for part in Split._fields}
+
+    def parts(part: str) -> tuple[Tensor, Tensor]:
+        found, truth = outputs[part]
+        return task.predict(found), truth
+
+    train_loss, val_loss = (
+        float(task.loss(*outputs[part])) / len(outputs[part][1]) for part in ("train", "val")
+    )
+    val, test = task.measure(parts, "val"), task.measure(parts, "test")
     quality = {f"val_{task.quality}": val.values[task.quality]}
     history = [{"epoch": 1, "train_loss": train_loss, "val_loss": val_loss, **quality}]
     seconds = time.perf_counter() - start
@@ -53,12 +61,9 @@ def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> F
 
 
 @torch.inference_mode()
-def _measure(
-    network: MetanetModule, prepared: Prepared, rows: np.ndarray
-) -> tuple[float, Measured]:
-    """Mean loss and metrics on some rows."""
+def _outputs(network: MetanetModule, prepared: Prepared, part: str) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of a part."""
+    rows = getattr(prepared.split, part)
     blocks = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-    outputs = torch.cat([network(torch.as_tensor(prepared.features[block])) for block in blocks])
-    truth = torch.from_numpy(prepared.labels[rows])
-    loss = float(prepared.task.loss(outputs, truth)) / len(rows)
-    return loss, computed(prepared.task.metrics(), prepared.task.predict(outputs), truth)
+    found = torch.cat([network(torch.as_tensor(prepared.features[block])) for block in blocks])
+    return found, torch.from_numpy(prepared.labels[rows])

@@ -4,8 +4,13 @@ A metric that is added here is recorded, and shown under its key wherever metric
 `lora_ws.report.metrics.METRICS` gives it a title, a unit and a direction.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -15,7 +20,50 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
-from torchmetrics.regression import MeanAbsoluteError, R2Score, SpearmanCorrCoef
+from torchmetrics.regression import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    R2Score,
+    SpearmanCorrCoef,
+)
+
+from lora_ws.functional.retrieval import (
+    average_precisions,
+    chance_average_precision,
+    mahalanobis_distance,
+    nearest_classes,
+    neighbour_distance,
+)
+
+Confusion = tuple[tuple[int, ...], ...]
+
+
+class Measured(NamedTuple):
+    """The metrics of a network on some rows, which class was taken for which, and predictions.
+
+    Attributes:
+        values: by metric.
+        confusion: rows by true class (row) and predicted class (column); empty without classes.
+        scores: predictions ``[rows, ...]``: probabilities, numbers, embeddings.
+        truth: targets ``[rows, ...]``.
+    """
+
+    values: dict[str, float]
+    confusion: Confusion
+    scores: Tensor
+    truth: Tensor
+
+
+def computed(metrics: MetricCollection, scores: Tensor, truth: Tensor) -> Measured:
+    """What metrics say of predictions."""
+    metrics.reset()
+    metrics.update(scores, truth)
+    values = metrics.compute()
+    confusion = ()
+    if "confusion" in values:
+        confusion = tuple(tuple(row) for row in values.pop("confusion").long().tolist())
+    named = {name: float(value) for name, value in values.items()}
+    return Measured(named, confusion, scores.cpu(), truth.cpu())
 
 
 def class_metrics(num_classes: int) -> MetricCollection:
@@ -37,8 +85,91 @@ def class_metrics(num_classes: int) -> MetricCollection:
     )
 
 
+def label_metrics(
+    probabilities: Float[np.ndarray, "rows labels"],
+    truth: Float[np.ndarray, "rows labels"],
+    thresholds: Sequence[float],
+    shares: Sequence[float],
+) -> dict[str, float]:
+    """F1 at 0.5 and at thresholds, mean AUROC and mean average precision; a constant's beside.
+
+    AUROC and average precision are means over the labels that some rows have and others lack; NaN
+    where there are none. F1 is 0 of a label that is neither said nor true.
+
+    Args:
+        probabilities: of each label ``[rows, labels]``.
+        truth: 1 where it applies ``[rows, labels]``.
+        thresholds: of each label, chosen on other rows.
+        shares: of the training rows that have each label: what a constant says of every row. At
+            thresholds chosen for it, it says every label that any row has.
+    """
+    told = np.flatnonzero((truth.min(axis=0) == 0) & (truth.max(axis=0) == 1))
+    pairs = [(truth[:, label], probabilities[:, label]) for label in told]
+    constant = np.broadcast_to(np.asarray(shares) > 0, truth.shape)
+    values = {
+        "auroc": _mean([roc_auc_score(*pair) for pair in pairs]),
+        "average_precision": _mean([average_precision_score(*pair) for pair in pairs]),
+        "average_precision_constant": _mean([float(true.mean()) for true, _ in pairs]),
+    }
+    said = {
+        "": probabilities >= 0.5,
+        "_tuned": probabilities >= np.asarray(thresholds),
+        "_constant": constant,
+    }
+    none: Any = {"zero_division": 0}
+    for suffix, yes in said.items():
+        for average in ("macro", "micro"):
+            values[f"f1_{average}{suffix}"] = float(f1_score(truth, yes, average=average, **none))
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def embedding_metrics(
+    gallery: Float[np.ndarray, "gallery width"],
+    gallery_keys: Int[np.ndarray, "gallery keys"],
+    queries: Float[np.ndarray, "queries width"],
+    query_keys: Int[np.ndarray, "queries keys"],
+    *,
+    n_neighbors: int,
+) -> dict[str, float]:
+    """Retrieval of queries in a gallery, nearest neighbours, and one class against the rest.
+
+    Args:
+        gallery: embeddings of norm 1.
+        gallery_keys: class of each, then codes: rows that share one are not looked up.
+        queries: embeddings of norm 1.
+        query_keys: alike.
+        n_neighbors: rows that vote for a class.
+    """
+    known, labels = gallery_keys[:, 0], query_keys[:, 0]
+    similarities = queries @ gallery.T
+    relevant = labels[:, None] == known
+    excluded = (query_keys[:, None, 1:] == gallery_keys[None, :, 1:]).any(-1)
+    chance = chance_average_precision((relevant & ~excluded).sum(1), (~excluded).sum(1))
+    voted = nearest_classes(similarities, known, excluded, n_neighbors)
+    one_class: dict[str, list[float]] = {"neighbours": [], "mahalanobis": []}
+    for label in np.unique(known):
+        own, truth = gallery[known == label], labels != label
+        if truth.all() or not truth.any():
+            continue
+        for name, score in (
+            ("neighbours", neighbour_distance),
+            ("mahalanobis", mahalanobis_distance),
+        ):
+            one_class[name].append(float(roc_auc_score(truth, score(own, queries))))
+    return {
+        "map": float(np.nanmean(average_precisions(similarities, relevant, excluded))),
+        "map_chance": float(np.nanmean(chance)),
+        "knn_accuracy": float((voted == labels).mean()),
+        **{f"one_class_{name}": _mean(values) for name, values in one_class.items()},
+    }
+
+
 def regression_metrics() -> MetricCollection:
-    """Share of variance explained (0 for the mean), mean absolute error, rank correlation.
+    """Share of variance explained (0 for the mean), mean errors, rank correlation.
 
     They measure what they are given; they do not ask other processes.
     """
@@ -47,6 +178,7 @@ def regression_metrics() -> MetricCollection:
         {
             "r2": R2Score(**own),
             "mae": MeanAbsoluteError(**own),
+            "rmse": MeanSquaredError(squared=False, **own),
             "spearman": SpearmanCorrCoef(**own),
         },
         compute_groups=False,

@@ -3,17 +3,14 @@
 import math
 from typing import NamedTuple
 
-from torch import Tensor
-from torchmetrics import MetricCollection
-
 from lora_ws.errors import TrainingError
 from lora_ws.learn.features import Prepared
+from lora_ws.learn.metrics import Measured
 from lora_ws.learn.spec import ExperimentSpec, describe
 from lora_ws.models import MLP, MetanetModule
 from lora_ws.report.records import RunRecord
 
 History = list[dict[str, float]]
-Confusion = tuple[tuple[int, ...], ...]
 
 
 class Job(NamedTuple):
@@ -31,35 +28,7 @@ class Fitted(NamedTuple):
     record: RunRecord
     network: MetanetModule
     history: History
-    test: "Measured"
-
-
-class Measured(NamedTuple):
-    """The metrics of a module on some rows, which class was taken for which, and predictions.
-
-    Attributes:
-        values: by metric.
-        confusion: rows by true class (row) and predicted class (column); empty without classes.
-        scores: probabilities ``[rows, classes]``, or numbers ``[rows]``.
-        truth: classes or numbers ``[rows]``.
-    """
-
-    values: dict[str, float]
-    confusion: Confusion
-    scores: Tensor
-    truth: Tensor
-
-
-def computed(metrics: MetricCollection, scores: Tensor, truth: Tensor) -> Measured:
-    """What metrics say of predictions."""
-    metrics.reset()
-    metrics.update(scores, truth)
-    values = metrics.compute()
-    confusion = ()
-    if "confusion" in values:
-        confusion = tuple(tuple(row) for row in values.pop("confusion").long().tolist())
-    named = {name: float(value) for name, value in values.items()}
-    return Measured(named, confusion, scores.cpu(), truth.cpu())
+    test: Measured
 
 
 def diverged(name: str) -> TrainingError:
@@ -118,6 +87,6 @@ def make_record(
         seconds=seconds,
         feature_seconds=prepared.seconds,
         split=spec.split or "",
-        task=spec.task,
+        task=prepared.task.name,
         model="MLP" if isinstance(spec.model, MLP) else describe(spec.model),
     )

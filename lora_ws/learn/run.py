@@ -5,13 +5,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from lora_ws.errors import ConfigError
 from lora_ws.learn.augment import Augment
@@ -25,10 +25,10 @@ from lora_ws.learn.grid_search import GridSearch
 from lora_ws.learn.module import LoraModule
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
-from lora_ws.learn.result import Fitted, Job, Measured, computed, diverged, make_record
+from lora_ws.learn.result import Fitted, Job, diverged, make_record
 from lora_ws.learn.run_folder import FEATURES, STATE, RunWriter, describe_run, enter
 from lora_ws.learn.spec import ExperimentSpec, identity
-from lora_ws.learn.tasks import TASKS
+from lora_ws.learn.tasks import TASKS, Parts
 from lora_ws.learn.trainer import checkpoint, close, engine, log_history, make_trainer
 from lora_ws.models import Metanetwork
 from lora_ws.report.progress import progress
@@ -216,8 +216,8 @@ def fit_seed(
         _fit(spec, trainer, module, data, start_from)
         if not best.epoch:
             raise ranks.same(diverged(f"{spec.name}, seed {seed}"))
-        val = measure(module, data.val_dataloader(), trainer)
-        test = measure(module, data.test_dataloader(), trainer)
+        parts = predictions(module, data, trainer)
+        val, test = (prepared.task.measure(parts, part) for part in ("val", "test"))
     seconds = time.perf_counter() - start
     job = Job(spec, prepared, seed)
     record = make_record(job, best.history, val, test, engine=name, seconds=seconds)
@@ -242,10 +242,15 @@ def _fit(
         close(spec)
 
 
-def measure(module: LoraModule, batches: Any, trainer: L.Trainer) -> Measured:
-    """The metrics and, of a classifier, the confusion matrix on some rows."""
-    trainer.test(module, batches, verbose=False)
-    return computed(module.task.metrics(), *module.tested)
+def predictions(module: LoraModule, data: FeatureData, trainer: L.Trainer) -> Parts:
+    """Predictions and targets of any part, made once when they are asked for."""
+
+    @cache
+    def of(part: str) -> tuple[Tensor, Tensor]:
+        trainer.test(module, data.part(getattr(data.split, part)), verbose=False)
+        return module.tested
+
+    return of
 
 
 def best_run(groups: dict[str, list[RunRecord]]) -> str:

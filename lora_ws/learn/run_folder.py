@@ -80,7 +80,7 @@ def _fit_confidence(fitted: Fitted, plot: Path) -> Confidence:
 def _curves(fitted: Fitted) -> dict[str, Any]:
     """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
     line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
-    if len(fitted.record.classes) == 2:
+    if len(fitted.record.confusion) == 2:
         line["scores"] = fitted.test.scores[:, 1].tolist()
         line["truth"] = fitted.test.truth.tolist()
     return line

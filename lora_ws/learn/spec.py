@@ -18,7 +18,7 @@ from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, Featurizer, FlatVec
 from lora_ws.learn.augment import Augmentation
 from lora_ws.learn.choose import candidates
-from lora_ws.learn.tasks import TASKS, Task
+from lora_ws.learn.tasks import TASKS, Task, task_of
 from lora_ws.models import MLP, Metanetwork
 
 
@@ -154,7 +154,8 @@ class ExperimentSpec:
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
-        task: classification, or regression, which takes the label as a number.
+        task: what is asked of the label, by name (classification, multilabel, regression,
+            embedding; see docs/tasks.md), or a task by class name or dotted path, with parameters.
         matrices: names of the layers or matrices to read, ``*`` standing for anything (see
             `Layout.choose`); null reads all.
         featurizer: the representation, by class name or dotted path; null takes the paper's five,
@@ -181,7 +182,7 @@ class ExperimentSpec:
     split: str | None = None
     revision: str | None = None
     label: str | None = None
-    task: str = "classification"
+    task: Task | str = "classification"
     matrices: tuple[str, ...] | None = None
     featurizer: Featurizer | TransformerMixin | None = None
     model: Metanetwork | BaseEstimator = field(default_factory=MLP)
@@ -203,10 +204,12 @@ class ExperimentSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
-        if self.task not in TASKS:
-            raise ConfigError(f"task: expected {' or '.join(TASKS)}, got {self.task}")
+        if isinstance(self.task, str) and self.task not in TASKS:
+            raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {self.task}")
         if self.kind.needs_label and self.label is None:
-            raise ConfigError(f"task={self.task}: expected `label`, a column of numbers, got none")
+            raise ConfigError(
+                f"task={self.kind.name}: expected `label`, {self.kind.needs_label}, got none"
+            )
         if self.metadata and self.featurizer is not None:
             raise ConfigError(
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
@@ -229,10 +232,10 @@ class ExperimentSpec:
                 f"model: expected a network or a classifier of scikit-learn, got "
                 f"{describe(self.model)}; use MLP, say"
             )
-        if not isinstance(self.model, Metanetwork) and not self.kind.gives_probabilities:
+        if not isinstance(self.model, Metanetwork) and not self.kind.takes_classifiers:
             raise ConfigError(
-                f"model: expected a network for task={self.task}, got {describe(self.model)}, a "
-                "classifier; use MLP, say"
+                f"model: expected a network for task={self.kind.name}, got "
+                f"{describe(self.model)}, a classifier; use MLP, say"
             )
         if not self.reads_factors:
             if self.augment:
@@ -314,9 +317,9 @@ class ExperimentSpec:
         return isinstance(self.model, Metanetwork) and self.model.reads == "factors"
 
     @property
-    def kind(self) -> type[Task]:
-        """The class of the task."""
-        return TASKS[self.task]
+    def kind(self) -> Task:
+        """The task, before it knows any targets."""
+        return task_of(self.task)
 
     @property
     def representation(self) -> Featurizer | TransformerMixin | None:

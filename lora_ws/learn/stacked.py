@@ -216,8 +216,9 @@ class StackedTrainer:
         return self.task.loss(outputs, self._labels(outputs, rows), "none")
 
     def _labels(self, outputs: Tensor, rows: Tensor) -> Tensor:
-        """Targets ``[models, rows]``."""
-        return self.data.labels[rows].expand(outputs.shape[:2])
+        """Targets ``[models, rows, ...]``."""
+        targets = self.data.labels[rows]
+        return targets.expand(*outputs.shape[:2], *targets.shape[2:])
 
     def _note(self, values: dict[str, Tensor]) -> None:
         columns = zip(*(value.tolist() for value in values.values()), strict=True)

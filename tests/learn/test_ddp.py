@@ -202,7 +202,7 @@ def test_one_process_resumes_wherever_it_was_cut(
     note = KeepBest.on_validation_end
     with monkeypatch.context() as patch:
         if cut == "measure":
-            patch.setattr("lora_ws.learn.run.measure", stop)
+            patch.setattr("lora_ws.learn.run.predictions", stop)
         else:
             patch.setattr(KeepBest, "on_validation_end", stop_at)
         if cut == "measure" or cut < whole[0].epochs:
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_another_experiment_does_not_count(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lora_ws.learn.run.measure", stop)
+        patch.setattr("lora_ws.learn.run.predictions", stop)
         with pytest.raises(KeyboardInterrupt):
             run(other, tmp_path / "run")
     assert list((tmp_path / "run" / "seed-0").glob("*.ckpt"))

@@ -69,7 +69,7 @@ def job(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[..., Jo
         prepared = replace(prepared, features=features)
         if task == "regression":
             labels = prepared.labels.astype(float)
-            fitted = Regression.fit(labels[prepared.split.train], ())
+            fitted = Regression().fit(labels[prepared.split.train])
             prepared = replace(prepared, labels=labels, task=fitted)
         return Job(spec, prepared, 3)
 

@@ -1,0 +1,133 @@
+"""`Task`: the seam for what is asked of an adapter. All that hangs on the kind of label is here."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import copy
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from lora_ws.collection import AdapterSet
+from lora_ws.parameters import Parametrized
+
+if TYPE_CHECKING:
+    from lora_ws.learn.metrics import Measured
+
+# Predictions and targets of a part, by its name: train, val or test.
+Parts = Callable[[str], tuple[Tensor, Tensor]]
+
+
+class Task(Parametrized, ABC):
+    """One kind of label: outputs, loss, predictions and metrics.
+
+    A task is a spec: its constructor is keyword-only and only stores. ``fit`` returns a copy that
+    knows the training targets, in attributes ending in ``_``.
+
+    Attributes:
+        name: as specs and records have it.
+        quality: what curves show beside the loss, as a key.
+        selects: metric on the validation rows by which the best of several experiments is chosen;
+            higher is better.
+        needs_label: what kind of column a label has to name; empty where the card's own will do.
+        gives_probabilities: whether predictions are probabilities of named classes or labels, so
+            that they can be calibrated and a bundle can hold the network.
+        takes_classifiers: whether a classifier of scikit-learn can stand for the network.
+        stratifies: whether parts are to hold the label's values alike; else the card's classes.
+    """
+
+    name: ClassVar[str]
+    quality: ClassVar[str]
+    selects: ClassVar[str]
+    needs_label: str = ""
+    gives_probabilities: ClassVar[bool] = False
+    takes_classifiers: ClassVar[bool] = False
+    stratifies: ClassVar[bool] = False
+
+    @abstractmethod
+    def read(
+        self, adapters: AdapterSet, label: str | None
+    ) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]:
+        """Read a target per adapter, and the names of classes if there are any."""
+
+    def check(
+        self,
+        name: str,
+        targets: Shaped[np.ndarray, "..."],
+        classes: tuple[str, ...],
+        least: int,
+    ) -> None:
+        """Refuse rows that cannot serve this task; all can unless a task says otherwise.
+
+        Args:
+            name: of the collection or part, for the error.
+            targets: of the rows ``[rows, ...]``.
+            classes: names of the classes.
+            least: how many rows each class needs.
+        """
+        _ = name, targets, classes, least
+
+    def fit(self, targets: Shaped[np.ndarray, "..."], classes: tuple[str, ...] = ()) -> Self:
+        """Learn from the training targets what outputs mean; returns a fitted copy."""
+        fitted = copy(self)
+        fitted.learn(targets, classes)
+        return fitted
+
+    @abstractmethod
+    def learn(self, targets: Shaped[np.ndarray, "..."], classes: tuple[str, ...]) -> None:
+        """Set the fitted attributes."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many outputs a network has."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes or labels; none where there are no names."""
+        return ()
+
+    @abstractmethod
+    def loss(
+        self,
+        outputs: Float[Tensor, "*models rows outputs"],
+        targets: Shaped[Tensor, "..."],
+        reduction: Literal["sum", "none"] = "sum",
+    ) -> Float[Tensor, "..."]:
+        """Sum of the loss over all rows, or the loss of each."""
+
+    @abstractmethod
+    def predict(self, outputs: Float[Tensor, "*models rows outputs"]) -> Float[Tensor, "..."]:
+        """Turn outputs into probabilities, numbers or embeddings."""
+
+    @abstractmethod
+    def score(
+        self,
+        outputs: Float[Tensor, "*models rows outputs"],
+        targets: Shaped[Tensor, "..."],
+    ) -> Shaped[Tensor, "*models rows"]:
+        """What ``quality`` is the mean of."""
+
+    @abstractmethod
+    def measure(self, parts: Parts, part: str) -> "Measured":
+        """Measure the predictions of a part; they do not ask other processes.
+
+        Args:
+            parts: gives predictions and targets of any part: what is tuned is tuned on ``val``,
+                what is looked up is looked up in ``train``.
+            part: which is measured.
+        """
+
+    def members(self, targets: Shaped[np.ndarray, "..."]) -> Bool[np.ndarray, "rows classes"]:
+        """Which classes or labels each row has; asked of tasks that give probabilities alone."""
+        raise NotImplementedError(f"{self.name} names no classes")
+
+    def thresholds(
+        self,
+        probabilities: Float[np.ndarray, "rows classes"],
+        targets: Shaped[np.ndarray, "..."],
+    ) -> tuple[float, ...]:
+        """The probability of each label from which on it applies; none of exclusive classes."""
+        _ = probabilities, targets
+        return ()
