@@ -129,7 +129,10 @@ def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> Non
 
 
 def _check_data(record: RunRecord, other: RunRecord, out: Path) -> None:
-    for name in ("layout", "classes", "n_train", "n_val", "n_test", "dim", "engine", "split"):
+    names = ["layout", "classes", "n_train", "n_val", "n_test", "engine", "split"]
+    # Each seed that chooses what to read may choose as many numbers as it likes.
+    names += [] if record.chosen else ["dim"]
+    for name in names:
         if getattr(record, name) != getattr(other, name):
             raise ConfigError(
                 f"{out} holds seeds with another {name} ({getattr(other, name)}, now "

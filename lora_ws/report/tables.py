@@ -27,7 +27,7 @@ def results_grid(groups: Groups) -> Grid:
     """
     head = ["Representation", "Numbers"]
     columns = [[Cell(name) for name in groups]]
-    columns += [[Cell(str(records[0].dim)) for records in groups.values()]]
+    columns += [[Cell(_numbers(records)) for records in groups.values()]]
     for name in metrics_of(groups.values()):
         metric = metric_of(name)
         head.append(metric.title)
@@ -36,6 +36,12 @@ def results_grid(groups: Groups) -> Grid:
         head.append("p (chance)")
         columns.append([Cell(_chance(records)) for records in groups.values()])
     return Grid(tuple(head), tuple(zip(*columns, strict=True)), caption(groups))
+
+
+def _numbers(records: Sequence[RunRecord]) -> str:
+    """How many numbers a representation has; seeds that choose what to read may differ."""
+    found = sorted({record.dim for record in records})
+    return " to ".join(str(dim) for dim in dict.fromkeys((found[0], found[-1])))
 
 
 def caption(groups: Groups) -> str:

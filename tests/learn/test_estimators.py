@@ -20,8 +20,8 @@ from lora_ws.errors import ConfigError
 from lora_ws.featurizers import StatsFlatVec, UpdateKernel
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run import run, run_one
-from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
-from lora_ws.models import DeepSets
+from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.models import DeepSets, ProbeX
 
 
 @pytest.fixture
@@ -114,6 +114,31 @@ def test_validation_chooses_and_the_record_says_what(
     assert run(kernel, tmp_path / "run") == [record]
     with pytest.raises(ConfigError, match=r"another `choose"):
         run(replace(kernel, choose={"model.C": [3.0]}), tmp_path / "run")
+
+
+def test_each_seed_chooses_its_module(
+    spec: ExperimentSpec, make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    """Modules of two widths, told apart by the first 600 numbers, which only one of them has."""
+    store = make_zoo(n=60).save(tmp_path / "adapters")
+    modules = [["down_blocks.0.attentions.0*attn1.to_q"], ["mid_block*.attn2.to_q"]]
+    one = ExperimentSpec(
+        dataset=str(store),
+        model=ProbeX(probes=2, width=4),
+        fit=FitSpec(max_epochs=2, lr=0.01),
+        choose={"matrices": modules},
+        seeds=3,
+    )
+    records = run(one, tmp_path / "run", full=False)
+    alone = [
+        [run_one(replace(one, matrices=tuple(names), choose={}), seed) for names in modules]
+        for seed in range(3)
+    ]
+    for record, pair in zip(records, alone, strict=True):
+        best = max(pair, key=lambda found: found.val["auroc"])
+        assert record.chosen == {"matrices": modules[pair.index(best)]}
+        assert (record.dim, record.test) == (best.dim, best.test)
+    assert len({record.dim for found in alone for record in found}) == 2
 
 
 @pytest.mark.parametrize(
