@@ -65,6 +65,12 @@ def test_numbers_are_shown_as_they_are_without_a_chance():
     assert "largest class" not in grid.caption
 
 
+def test_seeds_that_choose_what_to_read_show_from_how_few_to_how_many_numbers():
+    seeds = [replace(record(seed), dim=dim) for seed, dim in enumerate((96, 64, 128))]
+    grid = results_grid({"one module": seeds, "all": [record()]})
+    assert [row[1].text for row in grid.rows] == ["64 to 128", str(record().dim)]
+
+
 def test_the_headline_is_the_first_metric():
     assert headline([record()]) == "test accuracy 50.0 %"
     assert headline([number_record(), number_record(1, r2=0.75)]) == "test R² 0.500 ± 0.354"
