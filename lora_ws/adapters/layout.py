@@ -277,6 +277,15 @@ class Layout:
             found.append(Group(layers, tuple(places), down, up))
         return tuple(found)
 
+    def at_rank(self, rank: int) -> "Layout":
+        """The same layers, all of one rank.
+
+        Example:
+            >>> Layout.sd15_qv().at_rank(4).size
+            398592
+        """
+        return Layout(tuple(replace(layer, rank=rank) for layer in self.layers))
+
     def choose(self, patterns: Sequence[str] | None = None) -> Selection:
         """Choose matrices by name.
 

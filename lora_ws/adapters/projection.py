@@ -21,12 +21,14 @@ class Projection:
     """A row of a layout, and what was done to get it.
 
     Attributes:
+        layout: which column is which number.
         weights: float32 ``[layout.size]``.
         energy: share of the squared norm of the update, over the layout's layers, that is left.
         missing: layers of those that count that the adapter leaves alone; their update is 0.
         exact: whether the row holds the file's own numbers.
     """
 
+    layout: Layout
     weights: Float[np.ndarray, " size"]
     energy: float
     missing: tuple[str, ...]
@@ -77,7 +79,7 @@ def project_adapter(
         raise AdapterError(f"{adapter.source}: its scale takes values beyond float32", "not-finite")
     whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing
-    return Projection(row, _energy(list(cuts.values()), whole), missing, exact)
+    return Projection(layout, row, _energy(list(cuts.values()), whole), missing, exact)
 
 
 def _energy(cuts: list[Cut], whole: list[Module]) -> float:

@@ -144,12 +144,16 @@ def classify_files(
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
     if bundle is None or not rows:
         return judged
-    weights = np.stack([row.weights for _, row, _ in rows])
-    verdicts = bundle.predict_batch(weights, projected=[not row.exact for _, row, _ in rows])
-    for (k, row, finding), verdict in zip(rows, verdicts, strict=True):
-        shown = layer_evidence(bundle, row.weights) if evidence and verdict.label else None
-        finding = replace(finding, verdict=verdict, evidence=shown)
-        judged[k] = judged[k]._replace(finding=finding)
+    for layout in dict.fromkeys(row.layout for _, row, _ in rows):
+        same = [found for found in rows if found[1].layout == layout]
+        weights = np.stack([row.weights for _, row, _ in same])
+        projected = [not row.exact for _, row, _ in same]
+        verdicts = bundle.predict_batch(weights, layout, projected=projected)
+        for (k, row, finding), verdict in zip(same, verdicts, strict=True):
+            told = evidence and verdict.label
+            shown = layer_evidence(bundle, row.weights, layout) if told else None
+            finding = replace(finding, verdict=verdict, evidence=shown)
+            judged[k] = judged[k]._replace(finding=finding)
     return judged
 
 
@@ -219,7 +223,7 @@ def _examine(
     if bundle is not None and not why_not:
         try:
             adapter = adapter or file.read(bundle.layers)
-            row = project_adapter(adapter, bundle.layout, bundle.layers)
+            row = project_adapter(adapter, bundle.layout_for(adapter), bundle.layers)
         except AdapterError as error:
             if error.reason != "foreign":
                 raise

@@ -39,6 +39,8 @@ from lora_ws.models.base import is_invariant
 
 CARD = "README.md"
 SPACE = ("centre", "scale", "directions")
+# Higher ranks are cut to it even for a network that reads any, so that rows stay of a size.
+MAX_RANK = 16
 DAMAGE = (
     ValueError,
     KeyError,
@@ -93,6 +95,27 @@ class Bundle:
         ours = isinstance(self.featurizer, Featurizer)
         patterns = getattr(self.featurizer, "matrices", None) if ours else None
         return tuple(dict.fromkeys(m.layer.name for m in self.layout.choose(patterns).matrices))
+
+    @cached_property
+    def any_rank(self) -> bool:
+        """Whether its network reads updates of other ranks than the layout's as they are."""
+        if self.model.reads != "factors" or not is_invariant(self.model):
+            return False
+        other = self.layout.at_rank(1 + max(layer.rank for layer in self.layout.layers))
+        state = self._build(other).state_dict()
+        return {n: v.shape for n, v in state.items()} == {
+            n: v.shape for n, v in self.tensors.items()
+        }
+
+    def layout_for(self, adapter: Adapter) -> Layout:
+        """The layout to bring an adapter into: the bundle's, or that at a higher rank.
+
+        A network that reads any rank gets the adapter's own, up to 16.
+        """
+        ranks = [m.rank for name, m in adapter.linear.items() if name in self.layers]
+        own = max(layer.rank for layer in self.layout.layers)
+        rank = min(max(ranks, default=own), MAX_RANK)
+        return self.layout.at_rank(rank) if rank > own and self.any_rank else self.layout
 
     @property
     def size_mb(self) -> float:
@@ -154,24 +177,22 @@ class Bundle:
 
         Args:
             weights: rows in the bundle's layout.
-            layout: what the rows are said to be; checked against the bundle's.
+            layout: what the rows are said to be; checked against the bundle's, whose ranks it may
+                change where `any_rank`.
 
         Raises:
             LayoutError: the rows are of another layout.
         """
-        if layout is not None and layout.fingerprint != self.layout.fingerprint:
-            raise LayoutError(
-                "this bundle reads another kind of adapter: "
-                + (self.layout.difference(layout) or "the layouts differ")
-            )
+        layout = self.layout if layout is None else layout
+        network = self._network_at(layout)
         classes = len(self.classes)
         outputs = [NetworkOutputs(np.empty((0, classes)), np.empty(0), np.empty(0))]
         finite = np.ones(len(weights), bool)
         for start in range(0, len(weights), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             rows, finite[block] = _without_nan(weights[block])
-            features = np.array(self.featurizer.transform(rows), np.float32)
-            outputs.append(self.confidence.run(self.network, torch.from_numpy(features)))
+            features = np.array(self._features(rows, layout), np.float32)
+            outputs.append(self.confidence.run(network, torch.from_numpy(features)))
         whole = NetworkOutputs.join(outputs)
         whole.logits[~finite] = np.nan
         return self.confidence.predict(whole)
@@ -286,6 +307,33 @@ class Bundle:
         network = self.model.build(self.inputs, len(self.classes))
         network.load_state_dict({n: torch.from_numpy(v) for n, v in self.tensors.items()})
         return network.eval()
+
+    @cached_property
+    def _networks(self) -> dict[str, MetanetModule]:
+        """The network by the fingerprints of the layouts that it was asked to read."""
+        return {self.layout.fingerprint: self.network}
+
+    def _network_at(self, layout: Layout) -> MetanetModule:
+        """The network for the bundle's layout, or for that at other ranks where it reads any."""
+        if layout.fingerprint not in self._networks:
+            if layout.at_rank(1) != self.layout.at_rank(1) or not self.any_rank:
+                raise LayoutError(
+                    "this bundle reads another kind of adapter: "
+                    + (self.layout.difference(layout) or "the layouts differ")
+                )
+            network = self._build(layout)
+            network.load_state_dict(self.network.state_dict())
+            self._networks[layout.fingerprint] = network.eval()
+        return self._networks[layout.fingerprint]
+
+    def _build(self, layout: Layout) -> MetanetModule:
+        read = layout.choose(getattr(self.featurizer, "matrices", None)).layout
+        return self.model.build(InputSpec.of(read), len(self.classes))
+
+    def _features(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
+        if layout == self.layout:
+            return self.featurizer.transform(rows)
+        return rows[:, layout.choose(getattr(self.featurizer, "matrices", None)).columns]
 
     def check(self) -> None:
         """Refuse parts that do not fit together.

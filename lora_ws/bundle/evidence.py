@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from lora_ws.adapters import Layout
 from lora_ws.bundle import Bundle
 
 ROWS_AT_ONCE = 64
@@ -10,7 +11,9 @@ ROWS_AT_ONCE = 64
 TINY = np.finfo(np.float64).tiny
 
 
-def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[str, float]:
+def layer_evidence(
+    bundle: Bundle, row: Float[np.ndarray, " params"], layout: Layout | None = None
+) -> dict[str, float]:
     """What each layer adds to the likeliest class, by taking the layer's update away.
 
     A classifier that looks at single layers one by one is judged fairly by this; where layers say
@@ -19,13 +22,15 @@ def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[st
     Args:
         bundle: the classifier.
         row: an adapter in the bundle's layout.
+        layout: that layout at other ranks, of a bundle that reads any.
 
     Returns:
         layer -> by how much the log-odds of the class fall without it (nats); negative where the
         layer speaks against the class. Of the layers that the bundle reads.
     """
-    pairs = [pair for pair in bundle.layout.pairs() if pair[0].name in set(bundle.layers)]
-    whole = bundle.predict_proba(row[None])
+    layout = layout or bundle.layout
+    pairs = [pair for pair in layout.pairs() if pair[0].name in set(bundle.layers)]
+    whole = bundle.predict_proba(row[None], layout)
     best, odds = int(whole[0].argmax()), []
     several = bool(bundle.confidence.thresholds)
     for start in range(0, len(pairs), ROWS_AT_ONCE):
@@ -33,7 +38,7 @@ def layer_evidence(bundle: Bundle, row: Float[np.ndarray, " params"]) -> dict[st
         without = np.repeat(row[None], len(block), axis=0)
         for copy, (_, down, up) in zip(without, block, strict=True):
             copy[down] = copy[up] = 0
-        odds.append(_log_odds(bundle.predict_proba(without), best, several))
+        odds.append(_log_odds(bundle.predict_proba(without, layout), best, several))
     fall = _log_odds(whole, best, several) - np.concatenate(odds)
     return {layer.name: float(value) for (layer, _, _), value in zip(pairs, fall, strict=True)}
 
