@@ -1,6 +1,6 @@
 """SignNet (Lim et al. 2022, arXiv 2202.13013) on the singular vectors of updates."""
 
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,7 @@ from lora_ws.functional.canonical import Canonical, canonical_form
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
 from lora_ws.models.pooling import PoolName, make_pool
-from lora_ws.models.spectra import energy_shares, log_sizes
-
-Side = Literal["left", "both"]
+from lora_ws.models.spectra import Side, energy_shares, log_sizes, symmetries_of
 
 
 @final
@@ -52,7 +50,7 @@ class SignNet(Metanetwork):
         pool: PoolName = "concat",
         width: int = 128,
     ) -> None:
-        self.side = side
+        self.side: Side = side
         self.hidden = hidden
         self.features = features
         self.pool: PoolName = pool
@@ -60,10 +58,8 @@ class SignNet(Metanetwork):
 
     @property
     def symmetries(self) -> frozenset[Symmetry]:  # type: ignore[override]
-        """Of one side, neither sign of the update shows."""
-        both: frozenset[Symmetry] = frozenset({"gl", "sign"})
-        unsigned: frozenset[Symmetry] = frozenset({"negation"})
-        return both | unsigned if self.side == "left" else both
+        """Of an update, and of neither of its signs where one side is read."""
+        return symmetries_of(self.side)
 
     def build(self, inputs: InputSpec, outputs: int) -> "SignNetModule":
         """Make the network.
@@ -113,7 +109,10 @@ class EvenMaps(nn.Module):
         reads = shape.outputs + (shape.inputs if self.both else 0)
         # Unit vectors into numbers of size one.
         self.directions = nn.Parameter(torch.randn(shape.modules, reads, spec.hidden))
-        self.sizes = nn.Parameter(torch.randn(shape.modules, 2, spec.hidden))
+        sizes = torch.randn(shape.modules, 2, spec.hidden)
+        # Where training saw rank 1 alone, sizes beside the first say nothing about others.
+        sizes[:, 1] = 0
+        self.sizes = nn.Parameter(sizes)
         self.bias = nn.Parameter(torch.zeros(shape.modules, spec.hidden))
         last = torch.randn(shape.modules, spec.hidden, spec.features)
         self.last = nn.Parameter(last / spec.hidden**0.5)

@@ -1,7 +1,7 @@
 """A transformer over seeded sketches of updates, which takes any subset of the modules."""
 
 import math
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,10 +12,8 @@ from lora_ws.errors import ConfigError
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 from lora_ws.models.factors import FactorPair, Factors
 from lora_ws.models.pooling import TransformerPool
-from lora_ws.models.spectra import log_sizes
+from lora_ws.models.spectra import Side, log_sizes, symmetries_of
 from lora_ws.models.tokens import UpdateTokens, orthonormal
-
-Side = Literal["left", "both"]
 
 
 @final
@@ -29,7 +27,7 @@ class SketchTransformer(Metanetwork):
 
     Args:
         side: ``both`` sketches the update itself, ``Pᵀ (BA) R`` at unit norm; ``left`` what it
-            writes, ``Pᵀ BA (BA)ᵀ P``, which adapters of a random start A each have in common.
+            writes, ``Pᵀ BA (BA)ᵀ P``, all that adapters of a random start A each can share.
         probes: columns of P and of R.
         width: of the embedding.
         token: numbers per token, a multiple of ``heads``.
@@ -50,7 +48,7 @@ class SketchTransformer(Metanetwork):
     def __init__(
         self,
         *,
-        side: Side = "both",
+        side: Side = "left",
         probes: int = 8,
         width: int = 128,
         token: int = 64,
@@ -59,7 +57,7 @@ class SketchTransformer(Metanetwork):
         dropout: float = 0.1,
         module_dropout: float = 0.1,
     ) -> None:
-        self.side = side
+        self.side: Side = side
         self.probes = probes
         self.width = width
         self.token = token
@@ -70,10 +68,8 @@ class SketchTransformer(Metanetwork):
 
     @property
     def symmetries(self) -> frozenset[Symmetry]:  # type: ignore[override]
-        """Of one side, neither sign of the update shows."""
-        both: frozenset[Symmetry] = frozenset({"gl", "sign"})
-        unsigned: frozenset[Symmetry] = frozenset({"negation"})
-        return both | unsigned if self.side == "left" else both
+        """Of an update, and of neither of its signs where one side is read."""
+        return symmetries_of(self.side)
 
     def build(self, inputs: InputSpec, outputs: int) -> "SketchTransformerModule":
         """Make the network.

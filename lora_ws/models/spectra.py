@@ -1,8 +1,15 @@
-"""Singular values of updates as features: what networks over canonical factors share."""
+"""What networks over singular vectors and values of updates share."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from lora_ws.models.base import Symmetry
+
+# What a network reads: what updates write, or also what they read.
+Side = Literal["left", "both"]
 
 # Beside a size of 1, what `UpdateScaler` makes of the usual one: smaller updates fade to none.
 FLOOR = 1e-2
@@ -29,3 +36,15 @@ def energy_shares(values: Float[Tensor, "*some rank"]) -> Float[Tensor, "*some r
     energies = values.square()
     total = energies.sum(-1, keepdim=True)
     return energies / torch.where(total > 0, total, 1)
+
+
+def symmetries_of(side: Side) -> frozenset[Symmetry]:
+    """Of a network of updates: where one side alone is read, their sign does not show.
+
+    Example:
+        >>> sorted(symmetries_of("both"))
+        ['gl', 'sign']
+    """
+    both: frozenset[Symmetry] = frozenset({"gl", "sign"})
+    unsigned: frozenset[Symmetry] = frozenset({"negation"})
+    return both | unsigned if side == "left" else both

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.canonical import Canonical, canonical_form
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
 from lora_ws.models.pooling import AttentionPool, ModuleEncoder
-from lora_ws.models.spectra import energy_shares, log_sizes
+from lora_ws.models.spectra import Side, energy_shares, log_sizes, symmetries_of
 
 Signs = Literal["random", "even", "canonical"]
 QUERIES = 4
@@ -34,6 +34,8 @@ class W2T(Metanetwork):
     u, jumps where two are nearly equal; here it is random in training, or does not show at all.
 
     Args:
+        side: ``both`` reads u and v; ``left`` u alone, as v is mostly noise where every adapter
+            starts from a random A of its own.
         width: numbers per token, and of the embedding; a multiple of ``heads``.
         depth: layers of attention among modules.
         heads: attention heads of every layer.
@@ -51,11 +53,11 @@ class W2T(Metanetwork):
     """
 
     reads = "factors"
-    symmetries = frozenset({"gl", "sign"})
 
     def __init__(
         self,
         *,
+        side: Side = "both",
         width: int = 128,
         depth: int = 2,
         heads: int = 4,
@@ -63,12 +65,18 @@ class W2T(Metanetwork):
         dropout: float = 0.0,
         published: bool = False,
     ) -> None:
+        self.side: Side = side
         self.width = width
         self.depth = depth
         self.heads = heads
         self.signs = signs
         self.dropout = dropout
         self.published = published
+
+    @property
+    def symmetries(self) -> frozenset[Symmetry]:  # type: ignore[override]
+        """Of an update, and of neither of its signs where one side is read."""
+        return symmetries_of(self.side)
 
     def build(self, inputs: InputSpec, outputs: int) -> "W2TModule":
         """Make the network.
@@ -81,10 +89,12 @@ class W2T(Metanetwork):
             raise ConfigError(
                 f"{self}: expected depth and heads of at least 1, and width a multiple of heads"
             )
-        if not 0 <= self.dropout < 1 or self.signs not in ("random", "even", "canonical"):
+        if self.side not in ("left", "both") or self.signs not in ("random", "even", "canonical"):
             raise ConfigError(
-                f"{self}: expected dropout from 0 to below 1, and signs random, even or canonical"
+                f"{self}: expected side left or both, and signs random, even or canonical"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{self}: expected dropout from 0 to below 1")
         if self.published:
             self._check_published(inputs)
         return W2TModule(inputs, outputs, self)
@@ -112,8 +122,9 @@ class W2TModule(MetanetModule):
         width = spec.width
         self.signs, self.published = spec.signs, spec.published
         self.factors = Factors(inputs.factors)
-        self.project = nn.ModuleList(Projections(s, width) for s in self.factors.shapes)
-        self.fuse = Fuse(width, sizes=1 if spec.published else 2, gain=not spec.published)
+        both = spec.side == "both"
+        self.project = nn.ModuleList(Projections(s, width, both) for s in self.factors.shapes)
+        self.fuse = Fuse(width, both, sizes=1 if spec.published else 2, gain=not spec.published)
         self.among_ranks = _encoder(spec, 1)
         self.pool = RankPool(width)
         self.places = nn.Parameter(torch.randn(len(inputs.factors.layers), width) * 0.02)
@@ -163,17 +174,20 @@ class W2TModule(MetanetModule):
 
 @final
 class Projections(nn.Module):
-    """Linear maps of u and of v, of each module's own, of a group."""
+    """Linear maps of u, and of v where both are read, of each module's own, of a group."""
 
-    def __init__(self, shape: Shape, width: int) -> None:
+    def __init__(self, shape: Shape, width: int, both: bool) -> None:
         super().__init__()
         # Unit vectors into numbers of size one.
         self.left = nn.Parameter(torch.randn(shape.modules, shape.outputs, width))
-        self.right = nn.Parameter(torch.randn(shape.modules, shape.inputs, width))
+        right = torch.randn(shape.modules, shape.inputs, width) if both else None
+        self.right = None if right is None else nn.Parameter(right)
 
     def forward(self, update: Canonical) -> Float[Tensor, "adapters modules rank features"]:
-        """Return both, side by side."""
+        """Return what is read side by side."""
         left = torch.einsum("...mxr,mxh->...mrh", update.left, self.left)
+        if self.right is None:
+            return left
         right = torch.einsum("...mxr,mxh->...mrh", update.right, self.right)
         return torch.cat([left, right], -1)
 
@@ -182,25 +196,27 @@ class Projections(nn.Module):
 class Fuse(nn.Module):
     """One token of the projections of u and v, scaled and shifted by its size (FiLM)."""
 
-    def __init__(self, width: int, *, sizes: int, gain: float) -> None:
+    def __init__(self, width: int, both: bool, *, sizes: int, gain: float) -> None:
         super().__init__()
-        self.left, self.right = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.linear = nn.Linear(2 * width, width)
+        self.sides = nn.ModuleList(nn.LayerNorm(width) for _ in range(1 + both))
+        self.linear = nn.Linear(len(self.sides) * width, width)
         self.film = nn.Linear(sizes, 2 * width)
+        # Where training saw rank 1 alone, sizes beside the first say nothing about others.
+        nn.init.zeros_(self.film.weight[:, 1:])
         self.gain = nn.Parameter(torch.tensor(float(gain)))
         self.norm = nn.LayerNorm(width)
 
     def forward(
         self,
-        projected: Float[Tensor, "adapters modules rank both"],
+        projected: Float[Tensor, "adapters modules rank features"],
         sizes: Float[Tensor, "adapters modules rank sizes"],
     ) -> Float[Tensor, "adapters modules rank width"]:
         """Return the tokens."""
-        left, right = projected.chunk(2, -1)
-        both = torch.cat([self.left(left).relu(), self.right(right).relu()], -1)
+        parts = projected.chunk(len(self.sides), -1)
+        read = [norm(part).relu() for norm, part in zip(self.sides, parts, strict=True)]
         scale, shift = self.film(sizes).chunk(2, -1)
-        token = self.linear(both) * (1 + self.gain * scale.tanh()) + self.gain * shift
-        return F.gelu(self.norm(token))
+        token = self.linear(torch.cat(read, -1)) * (1 + self.gain * scale.tanh())
+        return F.gelu(self.norm(token + self.gain * shift))
 
 
 @final

@@ -53,9 +53,9 @@ SMALL: list[Metanetwork] = [
     SignNet(hidden=4, features=3, width=8),
     SignNet(side="both", hidden=4, features=3, width=8),
     W2T(width=8, depth=1, heads=2),
-    W2T(width=8, depth=1, heads=2, signs="even"),
+    W2T(side="left", width=8, depth=1, heads=2, signs="even"),
     SketchTransformer(probes=3, width=8, token=8, depth=1, heads=2),
-    SketchTransformer(side="left", probes=3, width=8, token=8, depth=1, heads=2),
+    SketchTransformer(side="both", probes=3, width=8, token=8, depth=1, heads=2),
 ]
 NETWORKS = pytest.mark.parametrize("spec", SMALL, ids=lambda spec: type(spec).__name__)
 OUTPUTS = 3
