@@ -24,6 +24,16 @@ class Base(NamedTuple):
     evidence: str
 
 
+def reads_text(name: str) -> bool:
+    """Tell whether a module of a U-Net reads the text, which is the same for all that do.
+
+    Example:
+        >>> reads_text("mid_block.attentions.0.transformer_blocks.0.attn2.to_v")
+        True
+    """
+    return name.endswith(("attn2.to_k", "attn2.to_v"))
+
+
 def detect_base(entries: Iterable[Entry]) -> Base:
     """Name the base model.
 
@@ -39,7 +49,7 @@ def detect_base(entries: Iterable[Entry]) -> Base:
     if any(entry.component == "transformer" for entry in denoiser):
         return _transformer(denoiser)
     for entry in denoiser:
-        if entry.path.endswith(("attn2.to_k", "attn2.to_v")):
+        if reads_text(entry.path):
             width = entry.form.inputs
             said = f"`{entry.path}` reads {width} numbers of text"
             return Base(CONTEXTS.get(width, f"unknown U-Net with a context of {width}"), said)

@@ -2,13 +2,15 @@
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
+from lora_ws.adapters.bases import reads_text
 from lora_ws.adapters.layout import LayerSpec
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Featurizer
+from lora_ws.functional.alignment import agreement, kernel_alignment, leading_inputs, scatter
 from lora_ws.functional.delta_gram import (
     KERNELS,
     Directions,
@@ -27,19 +29,28 @@ from lora_ws.functional.delta_gram import (
 BLOCK_ROWS = 128
 BLOCK_BYTES = 64 << 20
 _MIB = 1 << 20
+# Kernels of a layer: those of `delta_gram`, and what updates answer to some inputs.
+SIDES = (*KERNELS, "probe")
 
 
 class UpdateFeaturizer(Featurizer, ABC):
     """Compares rows with training rows, the landmarks, by what each layer's update does.
 
     Each layer compares two adapters by their updates, never formed; the layers' kernels are added.
+    The kernel ``probe`` is <dW_i P, dW_j P>, where P holds the inputs that updates of one class
+    answer most alike: signs that a random start of A hides in ``left`` show in it. Modules that
+    read the text share its inputs, and P.
 
     Attributes:
         bytes_per_value: of memory that a fit takes for each kernel value.
+        probes: inputs in P.
+        weights: what the layers' kernels count: all alike, or by ``alignment`` with the labels.
     """
 
     invariant = True
     bytes_per_value: ClassVar[int]
+    probes: int = 4
+    weights: Literal["equal", "alignment"] = "equal"
 
     kernel: str
     normalize: bool
@@ -48,20 +59,25 @@ class UpdateFeaturizer(Featurizer, ABC):
     max_memory_mb: int
     seed: int
 
-    def _fit_kernel(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """Fit whitening and landmarks; returns the kernel of all rows with the landmarks.
+    def _fit_kernel(
+        self, rows: np.ndarray, kept: np.ndarray, labels: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Fit whitening, probes, landmarks and weights; returns all rows' kernel with landmarks.
 
         Args:
             rows: training rows.
             kept: which of them the landmarks are.
+            labels: their classes; without them all are one, and all kernels count alike.
         """
         self._check_memory(rows, len(kept))
-        self.whiteners_ = self._fit_whiteners(rows, self._kernels())
+        self.whiteners_ = self._fit_whiteners(rows)
+        self.probes_ = self._fit_probes(rows, labels)
         width = sum(size for *_, size in self._parts())
         self.landmarks_ = np.empty((len(kept), width), rows.dtype)
         for start in range(0, len(kept), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             self.landmarks_[block] = self._directions(rows[kept[block]])
+        self.weights_ = self._fit_weights(None if labels is None else labels[kept])
         return self._cross(self.landmarks_) if len(kept) == len(rows) else self._gram(rows)
 
     def _gram(self, rows: np.ndarray) -> np.ndarray:
@@ -80,14 +96,31 @@ class UpdateFeaturizer(Featurizer, ABC):
     def _cross(self, flat: np.ndarray) -> np.ndarray:
         """Kernel of rows of directions with the landmarks, in blocks of bounded memory."""
         gram = np.zeros((len(flat), len(self.landmarks_)))
-        for columns, shapes, _ in self._parts():
-            others = _unflatten(self.landmarks_[:, columns], shapes)
-            rank = shapes[0][0]
-            step = max(1, BLOCK_BYTES // (24 * rank * rank * len(self.landmarks_)))
-            for start in range(0, len(flat), step):
-                block = slice(start, start + step)
-                gram[block] += directions_gram(_unflatten(flat[block, columns], shapes), others)
+        # Bundles of earlier versions hold no weights.
+        weights = getattr(self, "weights_", np.zeros(0))
+        for part, (columns, shapes, _) in enumerate(self._parts()):
+            if not len(weights):
+                self._add(gram, flat, columns, shapes)
+            elif weights[part]:
+                self._add(gram, flat, columns, shapes, weights[part])
         return gram
+
+    def _add(
+        self,
+        gram: np.ndarray,
+        flat: np.ndarray,
+        columns: slice,
+        shapes: list[tuple[int, int]],
+        weight: float = 1.0,
+    ) -> None:
+        """Add one layer's kernel of the rows with the landmarks, times a weight."""
+        others = _unflatten(self.landmarks_[:, columns], shapes)
+        rank = shapes[0][0]
+        step = max(1, BLOCK_BYTES // (24 * rank * rank * len(self.landmarks_)))
+        for start in range(0, len(flat), step):
+            block = slice(start, start + step)
+            mine = _unflatten(flat[block, columns], shapes)
+            gram[block] += weight * directions_gram(mine, others)
 
     def _parts(self) -> Iterator[tuple[slice, list[tuple[int, int]], int]]:
         """Columns, shapes and size of the directions of every layer and kernel."""
@@ -99,8 +132,9 @@ class UpdateFeaturizer(Featurizer, ABC):
                     shapes = [(min(layer.rank, writes), reads)]
                 else:
                     shapes = [(min(layer.rank, reads), writes)]
-                if kernel == "delta":
-                    shapes.append((min(layer.rank, reads), reads))
+                if kernel in ("delta", "probe"):
+                    second = reads if kernel == "delta" else min(self.probes, reads)
+                    shapes.append((min(layer.rank, reads), second))
                 size = sum(rank * width for rank, width in shapes)
                 yield slice(start, start + size), shapes, size
                 start += size
@@ -109,23 +143,75 @@ class UpdateFeaturizer(Featurizer, ABC):
         """Directions of the updates, scaled and whitened, a row per adapter."""
         parts, pairs = [], self._pairs()
         quiet = negligible_layers(_all_norms(rows, pairs))
-        matrices = dict(self._stored_whiteners())
+        matrices, inputs = dict(self._stored_whiteners()), dict(self._stored_probes())
         for index, (layer, down, up) in enumerate(pairs):
             a = rows[:, down].reshape(-1, *layer.down_shape)
             b = rows[:, up].reshape(-1, *layer.up_shape)
             for kernel in self._kernels():
-                found = update_directions(a, b, kernel)
+                whole = cast(Kernel, "delta" if kernel == "probe" else kernel)
+                found = update_directions(a, b, whole)
                 if self.whiten is not None:
-                    found = whitened(found, matrices[index, kernel == "right"], kernel)
+                    found = whitened(found, matrices[index, kernel == "right"], whole)
+                if kernel == "probe":
+                    found = Directions(found.first, found.second @ inputs[_source(layer)])
                 if self.normalize:
                     found = unit_kernel(found)
                 # Without either scaling, next to nothing stays next to nothing by itself.
                 if self.normalize or self.whiten is not None:
                     found = Directions(*(_silence(part, quiet[:, index]) for part in found))
-                parts += [part.reshape(len(rows), -1) for part in found[: 1 + (kernel == "delta")]]
+                parts += [part.reshape(len(rows), -1) for part in found[: 1 + (whole == "delta")]]
         return np.concatenate(parts, axis=1, dtype=rows.dtype, casting="same_kind")
 
-    def _fit_whiteners(self, rows: np.ndarray, kernels: tuple[Kernel, ...]) -> np.ndarray:
+    def _fit_probes(self, rows: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """The probes of every source of inputs, one after the other in a vector."""
+        if "probe" not in self._kernels():
+            return np.zeros(0, rows.dtype)
+        if self.probes < 1:
+            raise ConfigError(
+                f"{type(self).__name__}(probes={self.probes}): expected at least 1; use 4, say"
+            )
+        pairs = self._pairs()
+        moments = {source: np.zeros((width, width)) for source, width in self._sources()}
+        labels = np.zeros(len(rows)) if labels is None else labels
+        quiet = negligible_layers(_all_norms(rows, pairs))
+        for index, (layer, down, up) in enumerate(pairs):
+            a = rows[:, down].reshape(-1, *layer.down_shape)
+            b = rows[:, up].reshape(-1, *layer.up_shape)
+            found = update_directions(a, b, "delta")
+            loud = Directions(_silence(found.first, quiet[:, index]), found.second)
+            moments[_source(layer)] += agreement(loud, labels)
+        probes = [leading_inputs(moment, self.probes).ravel() for moment in moments.values()]
+        return np.concatenate(probes).astype(rows.dtype)
+
+    def _sources(self) -> Iterator[tuple[str, int]]:
+        """Each source of inputs, once, and its width."""
+        yield from {_source(layer): layer.in_features for layer, *_ in self._pairs()}.items()
+
+    def _stored_probes(self) -> Iterator[tuple[str, np.ndarray]]:
+        start = 0
+        for source, width in self._sources() if "probe" in self._kernels() else ():
+            size = width * min(self.probes, width)
+            yield source, self.probes_[start : start + size].reshape(width, -1)
+            start += size
+
+    def _fit_weights(self, labels: np.ndarray | None) -> np.ndarray:
+        """Weight of each layer's kernel, with a mean of 1; none where all count alike."""
+        if self.weights not in ("equal", "alignment"):
+            raise ConfigError(
+                f"{type(self).__name__}(weights={self.weights!r}): expected equal or alignment"
+            )
+        if self.weights == "equal" or labels is None:
+            return np.zeros(0)
+        found = []
+        for columns, shapes, _ in self._parts():
+            gram = np.zeros((len(self.landmarks_), len(self.landmarks_)))
+            self._add(gram, self.landmarks_, columns, shapes)
+            aligned = max(0.0, kernel_alignment(gram, labels))
+            found.append(aligned / scatter(gram) if aligned else 0.0)
+        weights = np.array(found)
+        return weights / weights.mean() if weights.any() else np.zeros(0)
+
+    def _fit_whiteners(self, rows: np.ndarray) -> np.ndarray:
         """Whitening matrices of every layer and side, one after the other in a vector."""
         if self.whiten is None:
             return np.zeros(0, rows.dtype)
@@ -137,7 +223,7 @@ class UpdateFeaturizer(Featurizer, ABC):
             for index, (layer, down, up) in enumerate(pairs):
                 a = block[:, down].reshape(-1, *layer.down_shape)
                 b = block[:, up].reshape(-1, *layer.up_shape)
-                for right in {kernel == "right" for kernel in kernels}:
+                for right in {kernel == "right" for kernel in self._kernels()}:
                     found = update_directions(a, b, "right" if right else "left").first
                     moments[index, right] += second_moment(_silence(found, quiet[:, index]))
         matrices = [whitener(moments[key], self.whiten).ravel() for key, _ in self._sides()]
@@ -156,14 +242,14 @@ class UpdateFeaturizer(Featurizer, ABC):
             yield key, self.whiteners_[start : start + width * width].reshape(width, width)
             start += width * width
 
-    def _kernels(self) -> tuple[Kernel, ...]:
+    def _kernels(self) -> tuple[str, ...]:
         given = self.kernel.split("+")
-        if len(set(given)) < len(given) or not set(given) <= set(KERNELS):
+        if len(set(given)) < len(given) or not set(given) <= set(SIDES):
             raise ConfigError(
-                f"{type(self).__name__}(kernel={self.kernel!r}): expected {', '.join(KERNELS)}, or "
+                f"{type(self).__name__}(kernel={self.kernel!r}): expected {', '.join(SIDES)}, or "
                 'several of them joined by +, each once; use "left+delta"'
             )
-        return tuple(kernel for kernel in KERNELS if kernel in given)
+        return tuple(kernel for kernel in SIDES if kernel in given)
 
     def _draw(self, n: int) -> np.ndarray:
         if n < 2:
@@ -206,6 +292,11 @@ def _all_norms(rows: np.ndarray, pairs: Sequence[tuple[LayerSpec, slice, slice]]
         for layer, down, up in pairs
     ]
     return np.stack(norms, axis=1)
+
+
+def _source(layer: LayerSpec) -> str:
+    """What a module's inputs are called; all that read the text read the same."""
+    return f"text of {layer.in_features}" if reads_text(layer.name) else layer.name
 
 
 def _silence(part: np.ndarray, quiet: np.ndarray) -> np.ndarray:

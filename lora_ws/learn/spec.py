@@ -10,12 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import sklearn.linear_model  # noqa: F401  loaded classes are found by their short names
+import sklearn.neighbors  # noqa: F401
+import sklearn.svm  # noqa: F401
 import yaml
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
+from sklearn.utils import get_tags
 
 from lora_ws.config import DEPRECATED, load_spec, to_plain
 from lora_ws.errors import ConfigError, deprecated
-from lora_ws.featurizers import PAPER, Featurizer, FlatVec
+from lora_ws.featurizers import PAPER, Featurizer, FlatVec, UpdateKernel
 from lora_ws.learn.augment import Augmentation
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task, task_of
@@ -159,9 +163,10 @@ class ExperimentSpec:
         matrices: names of the layers or matrices to read, ``*`` standing for anything (see
             `Layout.choose`); null reads all.
         featurizer: the representation, by class name or dotted path; null takes the paper's five,
-            or the weights themselves for a network that reads factors.
-        model: the network, by class name or dotted path, or a scikit-learn classifier by its
-            dotted path.
+            the weights themselves for a network that reads factors, or UpdateKernel for a
+            classifier of a precomputed kernel.
+        model: the network, by class name or dotted path, or a scikit-learn classifier: SVC,
+            LogisticRegression and others by name, any by its dotted path.
         augment: changes of the training rows, by class name, such as FactorNoise, each with a
             probability; for networks that read factors.
         choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; every
@@ -215,6 +220,8 @@ class ExperimentSpec:
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
             )
         self._check_model()
+        if self.featurizer is None and not self.metadata and self._takes_kernel:
+            object.__setattr__(self, "featurizer", UpdateKernel())
         if self.matrices is not None and not self.takes_matrices:
             given = "metadata" if self.metadata else describe(self.featurizer)
             raise ConfigError(
@@ -252,6 +259,12 @@ class ExperimentSpec:
             )
         if self.featurizer is None:
             object.__setattr__(self, "featurizer", FlatVec())
+
+    @property
+    def _takes_kernel(self) -> bool:
+        """Whether the model is a classifier of a kernel that is computed before."""
+        plain = isinstance(self.model, Metanetwork)
+        return not plain and bool(get_tags(self.model).input_tags.pairwise)
 
     def _check_trainer(self) -> None:
         """Refuse what several devices or the batched engine cannot do."""

@@ -129,7 +129,9 @@ def test_without_landmarks_alone_the_columns_are_the_training_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernel": "both"}, r"UpdateKernel\(kernel='both'\).*left, right, delta"),
+        ({"kernel": "both"}, r"UpdateKernel\(kernel='both'\).*left, right, delta, probe"),
+        ({"probes": 0}, r"UpdateKernel\(probes=0\): expected at least 1"),
+        ({"weights": "best"}, r"UpdateKernel\(weights='best'\): expected equal or alignment"),
         ({"landmarks": 0}, r"UpdateKernel\(landmarks=0\).*use None to keep all"),
         ({"whiten": 2.0}, "above 0 and up to 1"),
         ({"max_memory_mb": 0}, "UpdateKernel.*no number of landmarks fits"),
@@ -140,3 +142,110 @@ def test_wrong_parameters_are_refused_at_fit(options: dict[str, Any], message: s
         UpdateKernel(layout=LAYOUT, **options).fit(rows())
     with pytest.raises(ConfigError, match="UpdateKernel: expected at least 2 training rows"):
         UpdateKernel(layout=LAYOUT).fit(rows(1))
+
+
+def text_layout(rank: int) -> Layout:
+    """Two modules that read the text, one in a block of its own, and one that reads an image."""
+    return Layout.from_layers(
+        [
+            LayerSpec("down.0.attn2.to_v", 9, 10, rank),
+            LayerSpec("mid.0.attn1.to_v", 12, 9, rank),
+            LayerSpec("up.0.attn2.to_v", 9, 11, rank),
+        ]
+    )
+
+
+def dense_probe_kernel(
+    updates: list[np.ndarray], names: list[str], y: np.ndarray, new: list[np.ndarray], probes: int
+) -> list[np.ndarray]:
+    """Each layer's cosine of dW P, from updates that are formed."""
+    moments: dict[str, Any] = {}
+    for name, update in zip(names, updates, strict=True):
+        unit = update / np.sqrt(np.square(update).sum((1, 2), keepdims=True))
+        source = "text" if "attn2" in name else name
+        pairs = [
+            unit[i].T @ unit[j]
+            for i in range(len(y))
+            for j in range(len(y))
+            if i != j and y[i] == y[j]
+        ]
+        moments[source] = moments.get(source, 0) + np.sum(pairs, axis=0)
+    kernels = []
+    for name, update, other in zip(names, updates, new, strict=True):
+        values, vectors = np.linalg.eigh(moments["text" if "attn2" in name else name])
+        P = vectors[:, -probes:] * np.sqrt(np.maximum(values[-probes:], 0))
+        mine, theirs = ((u @ P).reshape(len(u), -1) for u in (other, update))
+        own, others = (np.linalg.norm(m, axis=1) for m in (mine, theirs))
+        kernels.append(mine @ theirs.T / np.outer(own, others))
+    return kernels
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_probe_compares_what_formed_updates_answer_to_common_inputs(rank: int) -> None:
+    layout, rng, y = text_layout(rank), np.random.default_rng(rank), np.arange(12) % 3
+    X, new = rng.standard_normal((12, layout.size)), rng.standard_normal((5, layout.size))
+    updates, others = (
+        [
+            rows[:, up].reshape(-1, *layer.up_shape) @ rows[:, down].reshape(-1, *layer.down_shape)
+            for layer, down, up in layout.pairs()
+        ]
+        for rows in (X, new)
+    )
+    names = [layer.name for layer in layout.layers]
+    expected = dense_probe_kernel(updates, names, y, others, probes=3)
+    equal = UpdateKernel(layout=layout, kernel="probe", probes=3, weights="equal").fit(X, y)
+    np.testing.assert_allclose(equal.transform(new), sum(expected), rtol=0, atol=1e-10)
+    assert equal.probes_.size == 3 * (9 + 12)
+    weighed = UpdateKernel(layout=layout, kernel="probe", probes=3).fit(X, y)
+    mixed = sum(w * k for w, k in zip(weighed.weights_, expected, strict=True))
+    np.testing.assert_allclose(weighed.transform(new), mixed, rtol=0, atol=1e-10)
+    same = (y[:, None] == y).astype(float)
+    trained = dense_probe_kernel(updates, names, y, updates, probes=3)
+    by_hand = [max(0.0, reference_alignment(k, same)) / np.trace(centred(k)) for k in trained]
+    by_hand = np.array(by_hand) / np.mean(by_hand)
+    np.testing.assert_allclose(weighed.weights_, by_hand, atol=1e-8)
+
+
+def centred(gram: np.ndarray) -> np.ndarray:
+    H = np.eye(len(gram)) - 1 / len(gram)
+    return H @ gram @ H
+
+
+def reference_alignment(gram: np.ndarray, same: np.ndarray) -> float:
+    pairs = np.triu_indices(len(gram), 1)
+    a, b = centred(gram)[pairs], centred(same)[pairs]
+    return float(a @ b / np.sqrt(a @ a * (b @ b)))
+
+
+def test_weights_take_the_layer_that_tells_classes_and_drop_noise() -> None:
+    X, y = planted()
+    fitted = UpdateKernel(layout=LAYOUT, kernel="left").fit(X, y)
+    assert fitted.weights_.argmax() == 2
+    assert fitted.weights_[2] > 5 * fitted.weights_[:2].max()
+    assert not UpdateKernel(layout=LAYOUT, kernel="left").fit(X).weights_.size
+    # One class says nothing about layers.
+    assert not UpdateKernel(layout=LAYOUT).fit(X, np.zeros(60)).weights_.size
+
+
+def test_probes_find_the_sign_that_a_random_start_hides() -> None:
+    """Updates G_c A with random A: what they write has the sign of A's part along one input."""
+    layout, rng = Layout.from_layers([LayerSpec("0.attn2.to_v", 12, 8)]), np.random.default_rng(0)
+    y, text, written = np.arange(240) % 2, rng.standard_normal(12), rng.standard_normal(8)
+    a = rng.standard_normal((240, 12))
+    sign = np.where(y, 1.0, -1.0)
+    b = (sign * (a @ text))[:, None] * written + 0.5 * rng.standard_normal((240, 8))
+    X, train, test = np.hstack([a, b]), np.arange(160), np.arange(160, 240)
+    score = {}
+    for kernel in ("left", "probe"):
+        model = make_pipeline(
+            UpdateKernel(layout=layout, kernel=kernel, probes=1), SVC(kernel="precomputed")
+        )
+        score[kernel] = model.fit(X[train], y[train]).score(X[test], y[test])
+    assert score["probe"] > 0.9
+    # Chance of a fair coin over 80 rows to exceed this is below 1e-4.
+    assert score["left"] < 0.72
+
+
+def test_labels_that_are_not_one_a_row_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"one label for each of the 20 rows, got \(3,\)"):
+        UpdateKernel(layout=LAYOUT).fit(rows(), np.arange(3))

@@ -16,6 +16,7 @@ from sklearn.svm import SVC
 
 from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet
+from lora_ws.config import parse
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import StatsFlatVec, UpdateKernel
 from lora_ws.learn.features import prepare
@@ -167,3 +168,11 @@ def test_what_cannot_be_is_refused_at_once(
 def test_a_task_without_classes_is_refused(spec: ExperimentSpec, model: BaseEstimator) -> None:
     with pytest.raises(ConfigError, match="expected a network for task=regression"):
         replace(spec, task="regression", label="size", model=model)
+
+
+def test_a_classifier_is_found_by_name_and_a_kernel_machine_reads_updates() -> None:
+    read = parse(ExperimentSpec, ["--model", "SVC", "--model.kernel", "precomputed"], "train")()
+    assert isinstance(read.model, SVC)
+    assert isinstance(read.featurizer, UpdateKernel)
+    assert ExperimentSpec(model=SVC()).featurizer is None
+    assert ExperimentSpec(model=SVC(kernel="precomputed"), metadata=("rank",)).featurizer is None
