@@ -223,6 +223,11 @@ def test_weights_take_the_layer_that_tells_classes_and_drop_noise() -> None:
     assert fitted.weights_.argmax() == 2
     assert fitted.weights_[2] > 5 * fitted.weights_[:2].max()
     assert not UpdateKernel(layout=LAYOUT, kernel="left").fit(X).weights_.size
+    # Several labels a row: those of equal ones are a class.
+    several = np.eye(3, dtype=int)[y]
+    alike = UpdateKernel(layout=LAYOUT, kernel="left").fit(X, several)
+    np.testing.assert_array_equal(alike.weights_, fitted.weights_)
+    assert not UpdateKernel(layout=LAYOUT).fit(X, np.arange(60)).weights_.size
     # One class says nothing about layers.
     assert not UpdateKernel(layout=LAYOUT).fit(X, np.zeros(60)).weights_.size
 
