@@ -1,5 +1,6 @@
-"""`lora-ws data`: list, describe and import collections."""
+"""`lora-ws data`: list, describe, import and check collections."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ws.adapters import Layout
+from lora_ws.audit.prompt import TEMPLATES, PromptReader
 from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.collection.load import import_from_hub, local_store, store_path
@@ -110,6 +112,51 @@ def import_(
     lost = adapters.manifest["quarantined"]
     if lost:
         console.print(f"{lost} entries were not imported: see quarantine.jsonl in the store")
+
+
+def prompt_leak(
+    name: str,
+    /,
+    *,
+    base: str | None = None,
+    templates: list[str] | None = None,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> None:
+    """Measure how much of the labels the prompts of training give away; nothing is trained.
+
+    Args:
+        name: name of a card, or the folder of a store.
+        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub;
+            default: the card's.
+        templates: frames that the prompts may have had, with {} for the class word; default:
+            five common ones.
+        device: that the base runs on.
+        as_json: print one JSON line a subset instead of a table.
+    """
+    # Here, as scipy's tests take a second to import.
+    from lora_ws.audit.prompt_leak import prompt_leak as measure
+
+    zoo = load(name)
+    known = base or zoo.card.base_model
+    if not known:
+        raise ConfigError("--base: expected the adapters' base model, as the card names none")
+    table = Table("subset", "adapters", "top-1", "95 %", "top-3", "chance", "p", box=None)
+    for leak in measure(zoo, PromptReader(known, tuple(templates or TEMPLATES), device=device)):
+        if as_json:
+            print(json.dumps(leak.to_dict()))  # noqa: T201
+        shares = (f"{100 * value:.1f}" for value in (leak.low, leak.high))
+        table.add_row(
+            leak.subset or zoo.card.name,
+            str(leak.adapters),
+            f"{100 * leak.top1:.1f}",
+            " to ".join(shares),
+            f"{100 * leak.top3:.1f}",
+            f"{100 * leak.chance:.1f}",
+            f"{leak.p_value:.2g}",
+        )
+    if not as_json:
+        Console().print(table)
 
 
 def _split(adapters: AdapterSet) -> str:

@@ -1,0 +1,112 @@
+"""`lora-ws prompt` and `search`: words of the prompt behind adapter files, and files by words."""
+
+import json
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lora_ws.adapters import AdapterRef
+from lora_ws.audit.prompt import TEMPLATES, PromptReader
+from lora_ws.audit.prompt_search import library_files, read_queries, search_text
+from lora_ws.errors import ConfigError, LoraWsError
+
+NONE = "(none of these)"
+
+
+def prompt(
+    files: list[str],
+    /,
+    *,
+    words: list[str],
+    base: str = "tiny-sd",
+    templates: list[str] | None = None,
+    top: int = 3,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> int:
+    """Say which words stood in the prompt that adapters were trained with; nothing is trained.
+
+    A file that cannot be read is named with the reason, and the exit code is 1.
+
+    Args:
+        files: .safetensors files, PEFT folders, or hub:owner/name/file.safetensors
+        words: candidates; in quotes, one may be several words.
+        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
+        templates: frames that the prompt may have had, with {} for the words; default:
+            five common ones.
+        top: how many words to show.
+        device: that the base runs on.
+        as_json: print one JSON line a file instead of a table.
+    """
+    if top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {top}")
+    reader = PromptReader(base, tuple(templates or TEMPLATES), device=device)
+    table = Table(
+        Column("file", overflow="fold"), "template", "word", "probability", "nats", box=None
+    )
+    failed = 0
+    for file in files:
+        try:
+            (found,) = reader.read([read_queries(reader, AdapterRef.parse(file))], words)
+        except ConfigError:
+            raise
+        except LoraWsError as error:
+            failed += 1
+            print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
+            continue
+        if as_json:
+            print(json.dumps({"file": file, **found._asdict()}))  # noqa: T201
+        shown = [*list(found.probabilities.items())[:top], (NONE, found.none)]
+        for rank, (word, share) in enumerate(sorted(shown, key=lambda pair: -pair[1])):
+            first = (escape(file), escape(found.template)) if rank == 0 else ("", "")
+            nats = f"{found.nats[word]:+.1f}" if word in found.nats else ""
+            table.add_row(*first, escape(word), f"{share:.3f}", nats)
+    if not as_json and failed < len(files):
+        Console(highlight=False, soft_wrap=True).print(table)
+    return 1 if failed else 0
+
+
+def search(
+    text: str,
+    /,
+    *,
+    index: str,
+    base: str = "tiny-sd",
+    templates: list[str] | None = None,
+    top: int = 10,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> int:
+    """Find the adapters whose prompt of training most probably held a text; nothing is trained.
+
+    Args:
+        text: words, or "a photo of" them.
+        index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
+        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
+        templates: frames that prompts may have had, with {} for the words; default:
+            five common ones.
+        top: how many.
+        device: that the base runs on.
+        as_json: print one JSON object a line instead of a table.
+    """
+    if top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {top}")
+    failed = 0
+
+    def skipped(_: str, error: LoraWsError) -> None:
+        nonlocal failed
+        failed += 1
+        print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
+
+    reader = PromptReader(base, tuple(templates or TEMPLATES), device=device)
+    hits = search_text(reader, library_files(index), text, skipped)
+    table = Table(Column("adapter", overflow="fold"), "probability", "template", box=None)
+    for hit in hits[:top]:
+        if as_json:
+            print(json.dumps(hit._asdict()))  # noqa: T201
+        table.add_row(escape(hit.file), f"{hit.probability:.3f}", escape(hit.template))
+    if not as_json and hits:
+        Console(highlight=False, soft_wrap=True).print(table)
+    return 1 if failed else 0
