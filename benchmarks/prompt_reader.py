@@ -12,13 +12,15 @@ For each corner of 500 adapters, one file at a time (no statistic is taken over 
 Goals: top-1 of at least 60 % where the prompt names the class, of at most 13 % where it does not.
 """
 
+import common
 import numpy as np
+from scipy.special import softmax
 from sklearn.metrics import average_precision_score
 
 from lora_ws.audit.prompt import TEMPERATURE, PromptReader
 from lora_ws.audit.prompt_leak import prompt_leak
 from lora_ws.collection import AdapterSet, load
-from lora_ws.functional.calibrate import reliability
+from lora_ws.functional.calibrate import expected_calibration_error
 
 FRAME = "a photo of sks {}"
 FRAMES = (
@@ -29,49 +31,45 @@ SEEDS = (0, 1, 2)
 
 
 def main() -> None:
-    """Print one table a question."""
+    """Print the table."""
     zoo = load("lora-ws-mini")
     names = dict.fromkeys(zoo.column("subset").tolist())
-    print("top-1 of ten words by the seed of the noise that the base is shown, %")
-    for name in names:
-        subset = zoo.subset(name)
-        leaks = [prompt_leak(subset, PromptReader(templates=(FRAME,), seed=s))[0] for s in SEEDS]
-        print(f"  {name:22s}", *(f"{100 * leak.top1:.1f}" for leak in leaks))
-    reader = PromptReader(templates=(FRAME,))
-    for name in names:
-        report(name, zoo.subset(name), reader)
+    columns = [measured(zoo.subset(name)) for name in names]
+    rows = [[fact, *(column[fact] for column in columns)] for fact in columns[0]]
+    common.print_table(["%", *names], rows)
+    common.facts("diffusers", adapters=len(zoo))
 
 
-def report(name: str, zoo: AdapterSet, reader: PromptReader) -> None:
-    """Print what is measured of one corner."""
-    (leak,) = prompt_leak(zoo, reader)
+def measured(zoo: AdapterSet) -> dict[str, str]:
+    """What is measured of one corner, in percent."""
+    readers = [PromptReader(templates=(FRAME,), seed=seed) for seed in SEEDS]
+    leak, *others = (prompt_leak(zoo, reader)[0] for reader in readers)
     labels, classes = zoo.labels()
-    own = np.array(classes)[labels]
+    words = np.array(classes)
+    own = words[labels]
     leaves = {part for leaf in zoo.column("category_name").tolist() for part in leaf.split("_")}
-    every = [*classes, *sorted(leaves - set(classes))]
-    scores = reader.scores(zoo, every)
-    readings = reader.read(zoo, classes)
-    found = np.array([[r.probabilities[c] for c in classes] for r in readings])
-    none = np.array([r.none for r in readings])
-    ten = np.exp((scores[:, :10] - scores[:, :10].max(1, keepdims=True)) / TEMPERATURE)
-    ten /= ten.sum(axis=1, keepdims=True)
-    named = np.where(none > found.max(axis=1), "", np.array(classes)[found.argmax(axis=1)])
-    searched = [average_precision_score(own == c, found[:, k]) for k, c in enumerate(classes)]
+    every = np.array([*classes, *sorted(leaves - set(classes))])
+    scores = readers[0].scores(zoo, every.tolist())
+    readings = readers[0].read(zoo, classes)
+    found = np.array([[reading.probabilities[word] for word in classes] for reading in readings])
+    none = np.array([reading.none for reading in readings])
+    named = np.where(none > found.max(axis=1), "", words[found.argmax(axis=1)])
+    ten = softmax(scores[:, : len(classes)] / TEMPERATURE, axis=1)
+    searched = [average_precision_score(own == word, found[:, k]) for k, word in enumerate(words)]
     frames = PromptReader(templates=FRAMES).likelihoods(zoo, classes).max(axis=2).argmax(axis=1)
-    facts = {
-        "top-1 of ten": f"{100 * leak.top1:.1f} ({100 * leak.low:.1f} to {100 * leak.high:.1f})",
-        "top-3 of ten": f"{100 * leak.top3:.1f}",
-        f"top-1 of {len(every)}": f"{100 * (np.array(every)[scores.argmax(1)] == own).mean():.1f}",
+    return {
+        "top-1 of ten words": f"{100 * leak.top1:.1f}",
+        "its 95 % interval": f"{100 * leak.low:.1f} to {100 * leak.high:.1f}",
+        "with other noise": ", ".join(f"{100 * other.top1:.1f}" for other in others),
+        "top-3 of ten words": f"{100 * leak.top3:.1f}",
+        f"top-1 of {len(every)} words": f"{100 * (every[scores.argmax(axis=1)] == own).mean():.1f}",
+        "the class word is named": f"{100 * (named == own).mean():.1f}",
+        "another one is named": f"{100 * ((named != own) & (named != '')).mean():.1f}",
         "none of these": f"{100 * (named == '').mean():.1f}",
-        "named rightly": f"{100 * (named == own).mean():.1f}",
-        "named wrongly": f"{100 * ((named != own) & (named != '')).mean():.1f}",
-        "calibration error": f"{100 * reliability(ten, labels).error:.1f}",
-        "right frame of nine": f"{100 * (frames == 0).mean():.1f}",
+        "calibration error": f"{100 * expected_calibration_error(ten, labels).error:.1f}",
+        "right one of nine frames": f"{100 * (frames == 0).mean():.1f}",
         "text search, mAP": f"{100 * np.mean(searched):.1f}",
     }
-    print(f"{name}, {leak.adapters} adapters, %")
-    for key, value in facts.items():
-        print(f"  {key:22s} {value}")
 
 
 if __name__ == "__main__":
