@@ -11,7 +11,7 @@ import pytest
 from factories import matrices, write_adapter
 from safetensors.numpy import save_file
 from scipy.stats import binom, binomtest
-from tolerances import EXACT, rounding
+from tolerances import EXACT
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.audit.prompt import PromptReader, null_words, subject
@@ -62,6 +62,18 @@ def files_of(zoo: AdapterSet, folder: Path, dtype: type = np.float32) -> list[Pa
     return files
 
 
+def moved_by_rounding(layout: Layout, reader: PromptReader, dtype: type) -> float:
+    """By how much factors that are rounded can move a score.
+
+    A head of d numbers scores ``-d/2 log(|W l|^2 / |l|^2)``. Two factors that are each rounded by
+    half of eps move l by eps, and the logarithm by twice the condition of W as much. That is the
+    root of the correlation's, whose eigenvalues are from ``noise / (1 + noise)`` to d.
+    """
+    widths = [x.out_features for x in layout.layers if x.name.endswith("attn2.to_q")]
+    condition = np.sqrt(max(widths) / 4 * (1 + reader.noise) / reader.noise)
+    return float(sum(widths) / 2 * 2 * condition * np.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 def test_planted_words_are_read_from_rows_and_files(
     reader: PromptReader, rank: int, tmp_path: Path
@@ -72,10 +84,8 @@ def test_planted_words_are_read_from_rows_and_files(
     frames = reader.likelihoods(zoo, DIGITS)
     assert (frames.max(axis=2).argmax(axis=1) == 0).all()
     np.testing.assert_array_equal(scores[:, 1:], frames.max(axis=1))
-    # Half precision moves b by 2^-11 of itself; a likelihood of d numbers by as many times that.
     half = [read_adapter(file) for file in files_of(zoo, tmp_path, np.float16)]
-    width = sum(x.out_features for x in zoo.layout.layers if x.name.endswith("attn2.to_q"))
-    bound = rounding(width, size=width / 0.01, dtype=np.float16)
+    bound = moved_by_rounding(zoo.layout, reader, np.float16)
     np.testing.assert_allclose(reader.scores(half, ["zero", *DIGITS]), scores, atol=bound)
     assert reader.scores(half, ["zero", *DIGITS]).argmax(axis=1).tolist() == [1, 2, 3]
 
@@ -214,6 +224,5 @@ def test_real_adapters_in_other_factors_score_the_same() -> None:
             weights[n, down], weights[n, up] = cut.down.ravel(), cut.up.ravel()
         assert layer.rank == 4
     again = AdapterSet(weights, layout, zoo.rows, zoo.card)
-    width = sum(x.out_features for x in layout.layers if x.name.endswith("attn2.to_q"))
-    bound = rounding(width, size=width / reader.noise)
+    bound = moved_by_rounding(layout, reader, np.float32)
     np.testing.assert_allclose(reader.scores(again, words), expected, atol=bound)
