@@ -21,12 +21,14 @@ class OAlignMLP(Metanetwork):
     """Factors aligned with those of the first training adapter, all side by side, one hidden layer.
 
     Each module's ``[B; Aᵀ]`` is turned by the orthogonal matrix that brings it nearest to that of
-    the template (Putterman et al. 2024, arXiv 2410.04207). The outputs do not depend on rotations,
+    the template (Putterman et al. 2024, arXiv 2410.04207), after both factors were divided by
+    their root mean square over the training adapters. The outputs do not depend on rotations,
     signs or order of ranks; they do on every other split of the update, ``B @ G, inv(G) @ A``: a
     file whose B is ten times as large and A a tenth reads as another adapter.
 
-    Useless at rank 1 for adapters that start from a random A each: all that is left to align is a
-    sign, and A, which hardly moved from its start, decides it by chance.
+    At rank 1 a sign is all that there is to align. Of factors as they are, as published, the much
+    larger A decides it, which for adapters that start from a random A each is chance; of factors
+    of one size B has as much to say.
 
     Args:
         width: of the hidden layer.

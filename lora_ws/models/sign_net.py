@@ -11,7 +11,7 @@ from lora_ws.functional.canonical import Canonical, canonical_form
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
 from lora_ws.models.pooling import PoolName, make_pool
-from lora_ws.models.spectra import Side, energy_shares, log_sizes, symmetries_of
+from lora_ws.models.spectra import START, Side, energy_shares, log_sizes, symmetries_of
 
 
 @final
@@ -107,9 +107,8 @@ class EvenMaps(nn.Module):
         super().__init__()
         self.both = spec.side == "both"
         reads = shape.outputs + (shape.inputs if self.both else 0)
-        # Unit vectors into numbers of size one.
-        self.directions = nn.Parameter(torch.randn(shape.modules, reads, spec.hidden))
-        sizes = torch.randn(shape.modules, 2, spec.hidden)
+        self.directions = nn.Parameter(torch.randn(shape.modules, reads, spec.hidden) * START)
+        sizes = torch.randn(shape.modules, 2, spec.hidden) * START
         # Where training saw rank 1 alone, sizes beside the first say nothing about others.
         sizes[:, 1] = 0
         self.sizes = nn.Parameter(sizes)

@@ -11,6 +11,8 @@ from lora_ws.models.base import Symmetry
 # What a network reads: what updates write, or also what they read.
 Side = Literal["left", "both"]
 
+# Of weights that read unit vectors: small, so that steps of an optimizer soon outgrow it.
+START = 5e-3
 # Beside a size of 1, what `UpdateScaler` makes of the usual one: smaller updates fade to none.
 FLOOR = 1e-2
 

@@ -12,7 +12,7 @@ from lora_ws.functional.canonical import Canonical, canonical_form
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
 from lora_ws.models.pooling import AttentionPool, ModuleEncoder
-from lora_ws.models.spectra import Side, energy_shares, log_sizes, symmetries_of
+from lora_ws.models.spectra import START, Side, energy_shares, log_sizes, symmetries_of
 
 Signs = Literal["random", "even", "canonical"]
 QUERIES = 4
@@ -31,7 +31,7 @@ class W2T(Metanetwork):
     update is; here they are logarithms beside the training adapters' sizes, and beside the
     module's first. Ranks that are zero took part; here each counts by its share of the energy, so
     that padding changes nothing and what is small fades. And the sign, set by the largest entry of
-    u, jumps where two are nearly equal; here it is random in training, or does not show at all.
+    u, jumps where two are nearly equal; here it does not show, or is random in training.
 
     Args:
         side: ``both`` reads u and v; ``left`` u alone, as v is mostly noise where every adapter
@@ -39,8 +39,9 @@ class W2T(Metanetwork):
         width: numbers per token, and of the embedding; a multiple of ``heads``.
         depth: layers of attention among modules.
         heads: attention heads of every layer.
-        signs: common sign of u and v: ``random`` in training, for each adapter, module and rank;
-            ``even`` adds the tokens of both signs; ``canonical`` keeps that of the largest entry.
+        signs: common sign of u and v: ``even`` adds the tokens of both; ``random`` draws one in
+            training, for each adapter, module and rank; ``canonical`` keeps that of the largest
+            entry.
         dropout: of the attention layers.
         published: the published form: z-scores over ranks, canonical signs, every rank counted.
 
@@ -61,7 +62,7 @@ class W2T(Metanetwork):
         width: int = 128,
         depth: int = 2,
         heads: int = 4,
-        signs: Signs = "random",
+        signs: Signs = "even",
         dropout: float = 0.0,
         published: bool = False,
     ) -> None:
@@ -178,10 +179,9 @@ class Projections(nn.Module):
 
     def __init__(self, shape: Shape, width: int, both: bool) -> None:
         super().__init__()
-        # Unit vectors into numbers of size one.
-        self.left = nn.Parameter(torch.randn(shape.modules, shape.outputs, width))
-        right = torch.randn(shape.modules, shape.inputs, width) if both else None
-        self.right = None if right is None else nn.Parameter(right)
+        self.left = nn.Parameter(torch.randn(shape.modules, shape.outputs, width) * START)
+        right = shape.modules, shape.inputs, width
+        self.right = nn.Parameter(torch.randn(right) * START) if both else None
 
     def forward(self, update: Canonical) -> Float[Tensor, "adapters modules rank features"]:
         """Return what is read side by side."""

@@ -52,8 +52,8 @@ SMALL: list[Metanetwork] = [
     OAlignMLP(width=8),
     SignNet(hidden=4, features=3, width=8),
     SignNet(side="both", hidden=4, features=3, width=8),
-    W2T(width=8, depth=1, heads=2),
-    W2T(side="left", width=8, depth=1, heads=2, signs="even"),
+    W2T(width=8, depth=1, heads=2, signs="random"),
+    W2T(side="left", width=8, depth=1, heads=2),
     SketchTransformer(probes=3, width=8, token=8, depth=1, heads=2),
     SketchTransformer(side="both", probes=3, width=8, token=8, depth=1, heads=2),
 ]

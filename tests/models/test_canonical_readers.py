@@ -171,7 +171,7 @@ def test_modules_go_missing_in_training_alone() -> None:
 
 
 def test_signs_are_random_in_training_alone() -> None:
-    module, rows = build(W2T(width=8, heads=2), layout()), draw(layout())
+    module, rows = build(W2T(width=8, heads=2, signs="random"), layout()), draw(layout())
     assert torch.equal(module(rows), module(rows))
     module.train()
     assert not torch.equal(module(rows), module(rows))
@@ -218,7 +218,7 @@ def test_published_form_hardly_sees_sizes_and_sees_padding() -> None:
     ("spec", "rank", "text"),
     [
         (W2T(published=True, signs="canonical"), 1, "`published: false` W2T reads any rank"),
-        (W2T(published=True), 2, "signs: expected canonical with published, got random"),
+        (W2T(published=True), 2, "signs: expected canonical with published, got even"),
         (W2T(width=6), 2, "width a multiple of heads"),
         (W2T(signs="odd"), 2, "signs random, even or canonical"),  # type: ignore[arg-type]
         (W2T(side="right"), 2, "side left or both"),  # type: ignore[arg-type]
@@ -248,7 +248,8 @@ def test_arguments_that_cannot_be_used_are_refused(spec: Metanetwork, rank: int,
         (W2T(width=64), 1, 6.57),
         (W2T(), 1, 13.48),
         (W2T(published=True, signs="canonical"), 8, 13.48),
-        (SketchTransformer(side="both"), 1, 0.38),
+        (SketchTransformer(side="both", probes=8, token=64, depth=2), 1, 0.38),
+        (SketchTransformer(), 1, 1.11),
     ],
     ids=str,
 )
