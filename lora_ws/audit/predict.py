@@ -14,7 +14,8 @@ class PredictSpec:
     """How adapter files are classified, and how the command shows it.
 
     Attributes:
-        model: folder of a bundle, or its Hub repository.
+        model: folder of a bundle, its Hub repository, or the name of one that is shipped:
+            ``tiny-sd`` reads adapters of the bundled base.
         top: how many classes to show.
         revision: Hub revision of the bundle.
         as_json: print one JSON line per file instead of a table.
@@ -22,7 +23,7 @@ class PredictSpec:
             name.
     """
 
-    model: str
+    model: str = "tiny-sd"
     top: int = 3
     revision: str | None = None
     as_json: bool = False

@@ -33,7 +33,8 @@ class ScanSpec:
     """How adapter files are read, classified, flagged and reported.
 
     Attributes:
-        model: folder of a bundle, or its Hub repository; null tells of files alone
+        model: folder of a bundle, its Hub repository, or ``tiny-sd``, which is shipped; null tells
+            of files alone
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
             bundle may name.

@@ -1,27 +1,41 @@
 """Bundles on the Hugging Face Hub."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 from lora_ws.errors import NotAvailableError
 from lora_ws.hub import client, insist, is_offline, no_answer, remember
 
 FILES = ("bundle.json", "model.safetensors", "README.md")
+# Bundles that come with the library, by the base whose adapters they read.
+SHIPPED = Path(__file__).parent.parent / "_assets" / "readers"
 
 
 def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Download a bundle's files at one commit.
+    """Download a bundle's files at one commit, or find the one that comes with the library.
+
+    Args:
+        repo_id: ``owner/name``, or the name of a bundle that is shipped: ``tiny-sd``.
+        revision: of the repository.
+
+    Returns:
+        The folder, and the commit; of a shipped one the library's version.
 
     Raises:
         NotAvailableError: the repository or revision does not exist, or cannot be reached.
     """
+    shipped = {folder.name: folder for folder in SHIPPED.iterdir()}
+    if repo_id in shipped:
+        return shipped[repo_id], version("lora_ws")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise NotAvailableError(
+            f"`{repo_id}`: no such bundle folder, and neither a Hub repository (owner/name) nor "
+            f"shipped ({', '.join(sorted(shipped))})"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise NotAvailableError(
-            f"`{repo_id}`: no such bundle folder, and not a Hub repository (owner/name)"
-        )
     try:
         if is_offline():
             raise NotAvailableError("HF_HUB_OFFLINE is set")

@@ -15,7 +15,8 @@ class ServeSpec:
     """What a server judges with, where it listens, and what it takes.
 
     Attributes:
-        model: folder of a bundle, or its Hub repository; null tells of files alone
+        model: folder of a bundle, its Hub repository, or ``tiny-sd``, which is shipped; null tells
+            of files alone
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
             bundle may name.

@@ -137,7 +137,7 @@ def test_data_list_and_info() -> None:
         (["train", "--label", "colour"], "no column `colour`"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["data", "import", "nowhere"], "neither a folder nor a known collection"),
-        (["predict", "x.safetensors"], "--model"),
+        (["predict"], "missing: files"),
         (["predict", "x.safetensors", "--model", "nowhere"], "nowhere"),
         (["featurize", "--out", "x.csv"], ".parquet or .npz"),
     ],
