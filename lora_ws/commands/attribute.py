@@ -10,7 +10,7 @@ def attribute(spec: AttributeSpec) -> None:
     # Here, because diffusers takes seconds to import: a wrong flag is answered at once.
     from lora_ws.attribution.report import boxes_grid, shares_grid, write_attribution
     from lora_ws.attribution.run import run
-    from lora_ws.report.grid import terminal
+    from lora_ws.report.grid import show
 
     done = run(spec)
     learned = _learned(done.adapters, done.ablation.names, spec.model) if spec.model else None
@@ -19,7 +19,7 @@ def attribute(spec: AttributeSpec) -> None:
     grids += [boxes_grid(done.boxes)] if done.boxes else []
     console = Console(highlight=False, soft_wrap=True)
     for grid in grids:
-        console.print(terminal(grid), grid.caption, sep="\n")
+        show(console, grid)
     console.print(str(page))
 
 

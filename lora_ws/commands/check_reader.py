@@ -13,7 +13,7 @@ from lora_ws.errors import ConfigError
 from lora_ws.featurizers import Featurizer, FlatVec
 from lora_ws.models import Metanetwork
 from lora_ws.models.symmetries import Measured, faults, measure
-from lora_ws.report.grid import Cell, Grid, terminal
+from lora_ws.report.grid import Cell, Grid, show
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check_reader(
         raise ConfigError(f"--featurizer: {reader} reads the factors themselves; leave it out")
     found = measure(model, Layout.known(layout).with_rank(rank), featurizer, seed)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(terminal(_grid(found, f"{type(model).__name__}, {layout} at rank {rank}")))
+    show(console, _grid(found, f"{type(model).__name__}, {layout} at rank {rank}."))
     wrong = faults(found)
     for fault in wrong:
         console.print(fault)

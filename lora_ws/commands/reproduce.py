@@ -81,13 +81,13 @@ def sweep(spec: SweepSpec) -> None:
     """Train the same classifier on each layer, on each matrix, or without the best layers."""
     from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
     from lora_ws.experiments.layers.sweep import run_sweep
-    from lora_ws.report.grid import terminal
+    from lora_ws.report.grid import show
 
     subset = spec.subset or ""
     folder = spec.out or Path("runs", "sweep", Path(spec.dataset).name, subset, spec.slug)
     points = run_sweep(spec, folder)
     console = Console(highlight=False, soft_wrap=True)
     grid = sweep_grid(points, spec.top)
-    console.print(terminal(grid), grid.caption, sep="\n")
+    show(console, grid)
     chart = sweep_chart(points, spec.over, folder / f"{spec.over}.png")
     console.print(f"{chart}, {write_csv(points, folder / f'{spec.over}.csv')}")

@@ -7,7 +7,7 @@ from lora_ws.audit.dedup import Copies
 from lora_ws.audit.report import Report, said
 from lora_ws.audit.scan import ScanSpec
 from lora_ws.audit.triage import triage
-from lora_ws.report.grid import terminal
+from lora_ws.report.grid import show
 
 FLAGGED = 3
 # Flagged files that are named on the terminal.
@@ -32,7 +32,7 @@ def scan(what: list[str], /, spec: ScanSpec) -> int:
 
 def _show(report: Report, alike: Copies | None, new: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(terminal(report.grid()))
+    show(console, report.grid())
     if alike and (alike.equal or alike.near):
         console.print(f"copies: {len(alike.equal)} groups the same, {len(alike.near)} near")
     for finding, flags, _ in report.flagged[:SHOWN]:

@@ -54,7 +54,7 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
 def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     from lora_ws.learn.run import best_run
     from lora_ws.learn.run_folder import BUNDLE, RECORDS
-    from lora_ws.report.grid import markdown, terminal
+    from lora_ws.report.grid import markdown, show
     from lora_ws.report.metrics import metric_of
     from lora_ws.report.records import read_records
     from lora_ws.report.tables import results_grid
@@ -68,11 +68,7 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     groups = {name: held[path] for name, path in homes.items()}
     grid = results_grid(groups)
     (folder / TABLE).write_text(markdown(grid) + "\n", encoding="utf-8")
-    table = terminal(grid)
-    # A cut number says nothing: a narrow terminal wraps the lines instead.
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(console.width, needed)).print(table)
-    console.print(grid.caption)
+    show(console, grid)
     best, by = best_run(groups), metric_of(spec.kind.selects).title
     bundle = homes[best] / BUNDLE
     if bundle.is_dir():

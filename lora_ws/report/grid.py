@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 Mark = Literal["", "best", "second"]
@@ -99,6 +100,25 @@ def to_html(grid: Grid) -> str:
     caption = f"<caption>{html.escape(grid.caption)}</caption>" if grid.caption else ""
     rows = "</tr>\n".join([*body, ""])
     return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+
+
+def show(console: Console, grid: Grid) -> None:
+    """Print the table and its caption; where a terminal is too narrow, lines wrap.
+
+    A cut number says nothing.
+
+    Args:
+        console: where to.
+        grid: the table.
+    """
+    table = terminal(grid)
+    needed = Console(width=1000).measure(table).maximum
+    width = console.width
+    console.width = max(width, needed)
+    console.print(table)
+    console.width = width
+    if grid.caption:
+        console.print(grid.caption)
 
 
 def terminal(grid: Grid) -> Table:

@@ -3,9 +3,10 @@
 import io
 import xml.etree.ElementTree as ET
 
+import pytest
 from rich.console import Console
 
-from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, terminal, to_html
+from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, show, terminal, to_html
 
 GRID = Grid(
     ("Row", "A & B", "100 %"),
@@ -51,3 +52,16 @@ def test_terminal_shows_brackets_as_text():
     out = io.StringIO()
     Console(file=out, width=200).print(terminal(GRID))
     assert "[red]" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [10, 40, 200])
+def test_no_number_is_cut_however_narrow_the_terminal(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, soft_wrap=True)
+    show(console, GRID)
+    text = out.getvalue()
+    for row in GRID.rows:
+        for cell in row:
+            assert cell.text in text
+    assert "…" not in text
+    assert console.width == width
