@@ -38,7 +38,7 @@ class Leak(NamedTuple):
         return self._asdict()
 
 
-def prompt_leak(zoo: AdapterSet, reader: PromptReader) -> list[Leak]:
+def prompt_leak(zoo: AdapterSet, reader: PromptReader, label: str | None = None) -> list[Leak]:
     """Name the class word in each adapter's prompt, and count how often it is its label.
 
     A reader of weights that does better where this is far above chance may owe it to the prompt.
@@ -47,6 +47,7 @@ def prompt_leak(zoo: AdapterSet, reader: PromptReader) -> list[Leak]:
     Args:
         zoo: labelled adapters; its subsets are measured apart.
         reader: with the collection's base and the frames of its prompts.
+        label: column whose values are looked for; None takes the card's label.
 
     Raises:
         ConfigError: a class is no word of the base.
@@ -54,11 +55,11 @@ def prompt_leak(zoo: AdapterSet, reader: PromptReader) -> list[Leak]:
     """
     column = zoo.card.subset
     names = dict.fromkeys(zoo.column(column).tolist()) if column else [""]
-    return [_measure(name, zoo.subset(name) if name else zoo, reader) for name in names]
+    return [_measure(name, zoo.subset(name) if name else zoo, reader, label) for name in names]
 
 
-def _measure(name: str, zoo: AdapterSet, reader: PromptReader) -> Leak:
-    labels, classes = zoo.labels()
+def _measure(name: str, zoo: AdapterSet, reader: PromptReader, label: str | None) -> Leak:
+    labels, classes = zoo.labels(label)
     scores = reader.scores(zoo, classes)
     own = scores[range(len(zoo)), labels]
     before = (scores > own[:, None]).sum(axis=1)

@@ -118,6 +118,7 @@ def prompt_leak(
     name: str,
     /,
     *,
+    label: str | None = None,
     base: str | None = None,
     templates: list[str] | None = None,
     device: str = "cpu",
@@ -127,6 +128,7 @@ def prompt_leak(
 
     Args:
         name: name of a card, or the folder of a store.
+        label: column whose values are looked for; default: the card's label.
         base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub;
             default: the card's.
         templates: frames that the prompts may have had, with {} for the class word; default:
@@ -141,8 +143,9 @@ def prompt_leak(
     known = base or zoo.card.base_model
     if not known:
         raise ConfigError("--base: expected the adapters' base model, as the card names none")
+    reader = PromptReader(known, tuple(templates or TEMPLATES), device=device)
     table = Table("subset", "adapters", "top-1", "95 %", "top-3", "chance", "p", box=None)
-    for leak in measure(zoo, PromptReader(known, tuple(templates or TEMPLATES), device=device)):
+    for leak in measure(zoo, reader, label):
         if as_json:
             print(json.dumps(leak.to_dict()))  # noqa: T201
         shares = (f"{100 * value:.1f}" for value in (leak.low, leak.high))

@@ -97,23 +97,21 @@ def query_correlations(
     texts = encode_prompts(pipeline, prompts)
     for name, hidden in states.items():
         attention = pipeline.unet.get_submodule(name.rpartition(".")[0])
-        found = [_covariance(attention, hidden, text) for text in texts]
-        yield name, noisy_correlation(np.stack(found), noise)
+        found = np.stack(list(_covariances(attention, hidden, texts)))
+        yield name, noisy_correlation(found, noise)
 
 
-def _covariance(attention: Any, hidden: Tensor, text: Tensor) -> np.ndarray:
-    """`update_covariance` of one prompt at one module."""
-    heads = attention.heads
-    queries, keys, values = (
-        project(x).double().unflatten(1, (heads, -1)).transpose(0, 1)
-        for project, x in (
-            (attention.to_q, hidden),
-            (attention.to_k, text),
-            (attention.to_v, text),
-        )
-    )
-    probabilities = (queries @ keys.mT * attention.scale).softmax(dim=-1)
-    outward = attention.to_out[0].weight.double().unflatten(1, (heads, -1)).permute(1, 2, 0)
+def _covariances(attention: Any, hidden: Tensor, texts: Tensor) -> Iterator[np.ndarray]:
+    """`update_covariance` of each prompt at one module."""
+
+    def by_head(x: Tensor) -> Tensor:
+        return x.double().unflatten(1, (attention.heads, -1)).transpose(0, 1)
+
+    queries = by_head(attention.to_q(hidden)) * attention.scale
     weights = hidden.double().square().sum(dim=1)
-    parts = (probabilities, weights, keys, values @ outward)
-    return update_covariance(*(part.cpu().numpy() for part in parts))
+    outward = by_head(attention.to_out[0].weight).mT
+    for text in texts:
+        keys, values = by_head(attention.to_k(text)), by_head(attention.to_v(text))
+        probabilities = (queries @ keys.mT).softmax(dim=-1)
+        parts = (probabilities, weights, keys, values @ outward)
+        yield update_covariance(*(part.cpu().numpy() for part in parts))

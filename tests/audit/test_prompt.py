@@ -50,7 +50,8 @@ def planted(reader: PromptReader, words: Sequence[str], rank: int = 1, seed: int
             drawn = np.einsum("hde,he->hd", root, rng.standard_normal(root.shape[:2])).ravel()
             weights[n, up] = np.outer(drawn, rng.standard_normal(rank)).ravel()
     card = DatasetCard(name="planted", label="word", base_model=reader.base)
-    return AdapterSet(weights, layout, pa.table({"word": list(words)}), card)
+    table = pa.table({"word": list(words), "other": list(words[::-1])})
+    return AdapterSet(weights, layout, table, card)
 
 
 def files_of(zoo: AdapterSet, folder: Path, dtype: type = np.float32) -> list[Path]:
@@ -148,9 +149,9 @@ def test_leak_counts_hits_against_chance(reader: PromptReader) -> None:
     assert told.p_value == pytest.approx(0.5**4)
     interval = binomtest(4, 4).proportion_ci(0.95, "wilson")
     assert (told.low, told.high) == (interval.low, interval.high)
-    turned = AdapterSet(zoo.weights[[1, 2, 0, 1]], zoo.layout, zoo.rows, zoo.card)
-    (untold,) = prompt_leak(turned, reader)
-    assert (untold.top1, untold.top3) == (0, 1)
+    # Backwards: two, nine, five, two.
+    (other,) = prompt_leak(zoo, reader, label="other")
+    assert (other.top1, other.top3) == (0.5, 1)
 
 
 def test_commands(reader: PromptReader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
