@@ -156,7 +156,7 @@ class PromptReader:
             if not queries:
                 raise AdapterError(
                     f"{source}: expected adapted queries of cross-attention (`*{QUERY}`), found "
-                    "none; the words of the prompt stand nowhere else",
+                    "none; the prompt reader looks at nothing else",
                     "foreign",
                 )
             for layer in queries:
