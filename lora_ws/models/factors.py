@@ -94,6 +94,11 @@ class Factors(nn.Module):
             for k in range(len(self.shapes))
         ]
 
+    def to_rows(self, pairs: Sequence[FactorPair]) -> Float[Tensor, "*some params"]:
+        """Put factors back into rows."""
+        parts = [factor.flatten(-3) for pair in pairs for factor in pair]
+        return torch.cat(parts, -1).index_select(-1, self._columns)
+
     def in_order(
         self, groups: Sequence[Float[Tensor, "*some _ features"]]
     ) -> Float[Tensor, "*some modules features"]:
