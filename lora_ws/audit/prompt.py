@@ -41,12 +41,15 @@ class Reading(NamedTuple):
         probabilities: of the words asked for, the most likely first.
         none: probability that it was another word, or none.
         nats: log-likelihood of each word above that of the frame without a word.
+        fit: log-likelihood of the best prompt, in nats above white noise. Below 0, nothing is seen
+            that was trained on this base in such a frame.
     """
 
     template: str
     probabilities: dict[str, float]
     none: float
     nats: dict[str, float]
+    fit: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class PromptReader:
     def read(self, adapters: Adapters, words: Sequence[str]) -> list[Reading]:
         """Weigh words against others of the base's vocabulary, so that none of them may be right.
 
-        The words together and everything else are as likely beforehand.
+        The words together and everything else are as likely beforehand. An update without
+        structure, such as one of another base, counts among the rest.
 
         Args:
             adapters: as for `scores`.
@@ -122,7 +126,10 @@ class PromptReader:
         for found in self.likelihoods(adapters, [*words, *others]):
             frame = int(found[:, : len(words)].max(axis=1).argmax())
             nats = found[frame] - found[frame, len(words)]
-            asked, none = nats[: len(words)] / TEMPERATURE, nats[len(words) :] / TEMPERATURE
+            # White noise is where likelihoods are counted from.
+            noise = -found[frame, len(words)]
+            asked = nats[: len(words)] / TEMPERATURE
+            none = np.append(nats[len(words) :], noise) / TEMPERATURE
             logs = np.append(asked - np.log(len(asked)), logsumexp(none) - np.log(len(none)))
             *shares, rest = np.exp(logs - logsumexp(logs)).tolist()
             order = np.argsort(-np.array(shares), kind="stable")
@@ -132,6 +139,7 @@ class PromptReader:
                     {words[k]: shares[k] for k in order},
                     rest,
                     {words[k]: float(nats[k]) for k in order},
+                    float(found[frame].max()),
                 )
             )
         return readings

@@ -56,6 +56,9 @@ def prompt(
             failed += 1
             print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
             continue
+        if found.fit < 0:
+            why = f"no frame explains it better than noise; is {base} its base?"
+            print(f"lora-ws: {file}: {why}", file=sys.stderr)  # noqa: T201
         if as_json:
             print(json.dumps({"file": file, **found._asdict()}))  # noqa: T201
         shown = [*list(found.probabilities.items())[:top], (NONE, found.none)]

@@ -102,6 +102,12 @@ def test_a_reading_weighs_words_against_the_rest_of_the_vocabulary(reader: Promp
     # "seven" is among the words that stand for all others.
     assert first.probabilities["two"] > 0.5 > first.none
     assert second.none > 0.5
+    assert first.fit == pytest.approx(reader.scores(zoo, ["two"])[0, 0], abs=EXACT)
+    # As good as an adapter of another base.
+    noise = np.random.default_rng(0).standard_normal((1, zoo.layout.size), dtype=np.float32)
+    (strange,) = reader.read(AdapterSet(noise, zoo.layout, zoo.rows[:1]), DIGITS)
+    assert strange.fit < 0 < first.fit
+    assert strange.none > 0.999
     (alone,) = reader.read(zoo.select([0]), ["two"])
     assert alone.nats["two"] == pytest.approx(first.nats["two"], abs=EXACT)
 
