@@ -133,7 +133,9 @@ def test_a_regression_equals_scikit_learn(
     expected = {
         "r2": reference.r2_score(truth[test], guess),
         "mae": reference.mean_absolute_error(truth[test], guess),
+        "rmse": reference.root_mean_squared_error(truth[test], guess),
         "spearman": stats.spearmanr(truth[test], guess).statistic,
+        "kendall": stats.kendalltau(truth[test], guess).statistic,
     }
     bound = rounding(len(test), size=float(truth.max()))
     assert fitted.record.test == pytest.approx(expected, abs=bound)

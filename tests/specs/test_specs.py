@@ -137,7 +137,7 @@ def test_the_table_of_evaluations_lists_every_file(name: str) -> None:
 
 
 def test_all_are_the_tables_and_figures_that_train() -> None:
-    assert trained() == ["figure2", "figure3", "table1", "table2"]
+    assert trained() == ["figure2", "figure3", "readers", "table1", "table2"]
 
 
 def test_an_unknown_kind_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
