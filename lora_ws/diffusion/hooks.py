@@ -80,7 +80,7 @@ def _stack_of(
 
 @contextmanager
 def _texts_attached(
-    pipeline: Any, stack: AdapterStack, method: Method, text: TextMode
+    pipeline: Any, stack: AdapterStack, method: Method, text: str
 ) -> Iterator[PerAdapterText | None]:
     """Let text encoders run with their adapters; yields each adapter's own embeddings, if asked."""
     if text not in get_args(TextMode):

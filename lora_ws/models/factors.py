@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
@@ -100,8 +100,8 @@ class Factors(nn.Module):
         return torch.cat(parts, -1).index_select(-1, self._columns)
 
     def in_order(
-        self, groups: Sequence[Float[Tensor, "*some _ features"]]
-    ) -> Float[Tensor, "*some modules features"]:
+        self, groups: Sequence[Shaped[Tensor, "*some _ features"]]
+    ) -> Shaped[Tensor, "*some modules features"]:
         """Join what was made of each group, modules in the layout's order."""
         return torch.cat(list(groups), -2).index_select(-2, self._order)
 
