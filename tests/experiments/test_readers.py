@@ -9,6 +9,7 @@ import pytest
 from browser import open_page
 from sklearn.base import clone
 
+from lora_ws.adapters import Layout
 from lora_ws.cli import main
 from lora_ws.experiments.kinds import load_eval
 from lora_ws.experiments.options import Options
@@ -17,6 +18,7 @@ from lora_ws.experiments.readers.run import DECAYS, RATES, draws, run
 from lora_ws.experiments.readers.spec import ReadersSpec
 from lora_ws.experiments.recipes import recipe
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.models import InputSpec
 from lora_ws.report.records import read_records
 
 ROWS = ["UpdateKernel > SVC", "DeepSets", "norms only", "shuffled labels"]
@@ -36,6 +38,18 @@ def test_every_reader_has_a_recipe_and_every_column_of_other_rows_a_number() -> 
             clone(own.model).set_params(**sizes)  # type: ignore[attr-defined]
     for values in spec.measured_elsewhere.values():
         assert len(values) == len(spec.columns)
+
+
+@pytest.mark.slow
+def test_networks_of_a_size_have_its_parameters() -> None:
+    spec, layout = readers(), Layout.known("tiny_sd_qv")
+    for reader in spec.readers:
+        own = recipe(reader.recipe, spec.dataset, None, None)
+        for name, sizes in reader.sizes.items():
+            model: Any = clone(own.model).set_params(**sizes)  # type: ignore[attr-defined]
+            net = model.build(InputSpec.of(layout.choose(own.matrices).layout), 10)
+            count = sum(value.numel() for value in net.parameters())
+            assert count == pytest.approx(1e6 * float(name.removesuffix("M")), rel=0.1), reader.name
 
 
 def test_all_networks_draw_the_same_settings_within_the_ranges() -> None:
