@@ -212,15 +212,6 @@ class Layout:
             raise LayoutError(f"expected one of {', '.join(KNOWN_LAYOUTS)}, got layout `{name}`")
         return KNOWN_LAYOUTS[name]()
 
-    def with_rank(self, rank: int) -> "Layout":
-        """The same layers, each of another rank.
-
-        Example:
-            >>> Layout.sd15_qv().with_rank(4) == Layout.sd15_qv(rank=4)
-            True
-        """
-        return Layout.from_layers(replace(layer, rank=rank) for layer in self.layers)
-
     @cached_property
     def matrices(self) -> tuple[Matrix, ...]:
         """All factors in column order: A then B of the first layer, and so on."""
@@ -281,8 +272,8 @@ class Layout:
         """The same layers, all of one rank.
 
         Example:
-            >>> Layout.sd15_qv().at_rank(4).size
-            398592
+            >>> Layout.sd15_qv().at_rank(4) == Layout.sd15_qv(rank=4)
+            True
         """
         return Layout(tuple(replace(layer, rank=rank) for layer in self.layers))
 

@@ -52,7 +52,7 @@ def check_reader(
         featurizer = featurizer or FlatVec()
     elif featurizer is not None:
         raise ConfigError(f"--featurizer: {reader} reads the factors themselves; leave it out")
-    found = measure(model, Layout.known(layout).with_rank(rank), featurizer, seed)
+    found = measure(model, Layout.known(layout).at_rank(rank), featurizer, seed)
     console = Console(highlight=False, soft_wrap=True)
     show(console, _grid(found, f"{type(model).__name__}, {layout} at rank {rank}."))
     wrong = faults(found)
