@@ -106,7 +106,7 @@ def test_the_page_has_every_reader_in_every_column(made: Path, tmp_path: Path) -
     document, seen = open_page(folder / "report.html", tmp_path)
     assert seen["images"] == seen["shown"] == 1
     assert seen["fetched"] == []
-    assert "class prompt, unseen leaves" in document
+    assert "class, unseen leaves" in document
 
 
 @pytest.mark.slow

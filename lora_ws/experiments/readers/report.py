@@ -49,8 +49,9 @@ def readers_sections(
         "Test accuracy: mean and sample standard deviation over seeds.",
     )
     sections = [
-        Section("Readers", (figure, accuracy_grid(spec, records, costs))),
+        Section("Readers", (figure, accuracy_grid(spec, records))),
         Section("Against the best", (versus_grid(spec, records),)),
+        Section("What each costs", (cost_grid(spec, costs),)),
     ]
     if spec.published:
         quoted = (
@@ -61,29 +62,41 @@ def readers_sections(
     return sections
 
 
-def accuracy_grid(spec: ReadersSpec, records: Mapping[str, Row], costs: Mapping[str, Cost]) -> Grid:
-    """A row per reader: accuracy by column, and what it costs."""
+def accuracy_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:
+    """A row per reader: test accuracy by column."""
     columns = [column.name for column in spec.columns]
-    sources = {r.name: (group, r.source) for group, rows in spec.groups.items() for r in rows}
     names = list(records)
-    cells: list[list[Cell]] = [
-        [Cell(sources[name][0]) for name in names],
-        [Cell(name) for name in names],
-        [Cell(sources[name][1]) for name in names],
-    ]
+    cells = [[Cell(name) for name in names]]
     for column in columns:
         cells.append(ACCURACY.column([measured(records[n][column], "accuracy") for n in names]))
-    cells += [
-        [Cell(_number(costs[name].numbers)) for name in names],
-        [Cell(f"{costs[name].seconds:.1f}") for name in names],
-        [Cell(_decimal(costs[name].milliseconds)) for name in names],
-    ]
     table = [tuple(row) for row in zip(*cells, strict=True)]
     for name, values in spec.measured_elsewhere.items():
-        shown = [Cell(f"{value:.1f}") for value in values]
-        table.append((Cell("images"), Cell(name), Cell(""), *shown, *[Cell(MISSING)] * 3))
-    head = ("Group", "Reader", "Source", *columns, "Numbers", "s to train", "ms to read")
-    return Grid(head, tuple(table), _caption(spec, records), left=3)
+        table.append((Cell(name), *[Cell(f"{value:.1f}") for value in values]))
+    return Grid(("Reader", *columns), tuple(table), _caption(spec, records))
+
+
+def cost_grid(spec: ReadersSpec, costs: Mapping[str, Cost]) -> Grid:
+    """A row per reader: what it is, and what it costs."""
+    rows = [
+        (
+            reader.name,
+            group,
+            reader.source,
+            _number(costs[reader.name].numbers),
+            f"{costs[reader.name].seconds:.1f}",
+            _decimal(costs[reader.name].milliseconds),
+        )
+        for group, readers in spec.groups.items()
+        for reader in readers
+        if reader.name in costs
+    ]
+    caption = (
+        "Numbers: all that a bundle keeps of network and representation. Seconds to train a seed, "
+        "features included. Milliseconds: CPU time of one verdict, the file read already. Times "
+        "are of this machine, one thread per process."
+    )
+    head = ("Reader", "Group", "Source", "Numbers", "s to train", "ms to read")
+    return Grid(head, tuple(tuple(map(Cell, row)) for row in rows), caption, left=3)
 
 
 def versus_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:
@@ -121,9 +134,7 @@ def _caption(spec: ReadersSpec, records: Mapping[str, Row]) -> str:
         f"seeds ({' or '.join(map(str, seeds))}; one where nothing is drawn); rows to train, "
         f"validate and test: {'; '.join('/'.join(map(str, size)) for size in sizes)}. Always "
         f"naming the largest class: {' to '.join(map(str, chance))} %. Best and second best of a "
-        "column are marked, controls among them. Numbers: all that a bundle keeps of network and "
-        "representation. ms: CPU time of one verdict, the file read already. Times are of this "
-        "machine, one thread per process."
+        "column are marked, controls among them."
     )
     return f"{text} {spec.note}" if spec.measured_elsewhere else text
 
