@@ -143,6 +143,7 @@ def test_training_rows_alone_are_changed(store: str, tmp_path: Path) -> None:
     assert sum(Watched.seen) == record.epochs * record.n_train
 
 
+@pytest.mark.slow
 def test_draws_go_on_where_a_run_was_cut(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
