@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.functional.perturb import scramble_gauge
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import (
+    InputSpec,
+    MetanetModule,
+    Metanetwork,
+    Symmetry,
+    is_invariant,
+)
 
 ADAPTERS, OUTPUTS = 8, 10
 # Numbers of a layer, and of the changed layer, whose rank may be higher.
@@ -158,8 +164,8 @@ class _Reader:
 
     def claims(self, symmetry: Symmetry) -> bool:
         """Whether network or featurizer says that it has a symmetry."""
-        invariant = bool(getattr(self.featurizer, "invariant", False))
-        return symmetry in self.model.symmetries or (invariant and symmetry in ("gl", "sign"))
+        inherited = symmetry in ("gl", "sign") and is_invariant(self.featurizer)
+        return inherited or symmetry in self.model.symmetries
 
     @torch.no_grad()
     def outputs(self, rows: Tensor, layout: Layout) -> Tensor | None:
