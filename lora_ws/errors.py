@@ -26,6 +26,7 @@ REASONS = {
     "not-an-adapter": "no tensors of an adapter",
     "unmapped": "too many modules of a kind or name that is not known",
     "needs-base": "an update that depends on the base model's weights",
+    "method": "a method of adaptation that is not read",
     "foreign": "an adapter of another base model, or without what is asked of it",
     "failed": "reading it failed in a way that was not foreseen, or ended its process",
     "remote": "a server that did not send what was asked for",

@@ -19,7 +19,8 @@ class Module:
     Attributes:
         component: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2`` or ``_3``.
         path: dotted module path inside it, as diffusers spells it.
-        method: ``lora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or ``full``.
+        method: ``lora``, ``adalora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or
+            ``full``.
         down: A, float32 ``[rank, inputs]``; inputs of a convolution are channels times kernel.
         up: B, float32 ``[outputs, rank]``.
         scale: the factor that the file asks for.

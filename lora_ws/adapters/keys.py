@@ -22,6 +22,7 @@ ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.lora_linear_layer\.up\.weight", "up"),
         (r"\.lora_A(\.[^.]+)?\.weight", "down"),
         (r"\.lora_B(\.[^.]+)?\.weight", "up"),
+        (r"\.lora_E(\.[^.]+)?", "values"),
         (r"\.lora_A", "down"),
         (r"\.lora_B", "up"),
         (r"_lora(?P<n>[12]?)\.down\.weight", "down"),

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from lora_ws.adapters.header import CONVERT
 from lora_ws.adapters.remote import SAFETENSORS, HubSource, list_adapters
-from lora_ws.adapters.scale import PEFT_CONFIG
+from lora_ws.adapters.settings import PEFT_CONFIG
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.errors import AdapterError
 

@@ -27,7 +27,7 @@ class Form(NamedTuple):
     """What shapes alone tell of a module.
 
     Attributes:
-        method: ``lora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or ``full``.
+        method: ``lora``, ``adalora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or ``full``.
         rank: by which alpha is divided; 0 where the method has no scale.
         factors_rank: columns of B after conversion.
         inputs: columns of A.
@@ -64,7 +64,7 @@ def form_of(shapes: Shapes) -> Form | None:
         >>> form.method, form.rank, form.inputs, form.outputs, form.roles
         ('lora', 4, 320, 640, ('down', 'up'))
     """
-    if "down" in shapes or "up" in shapes:
+    if shapes.keys() & {"down", "up", "values"}:
         return _lora_form(shapes)
     if any(role.startswith("hada_w") for role in shapes):
         return _loha_form(shapes)
@@ -93,6 +93,8 @@ def factors(form: Form, tensors: Tensors) -> Factors:
     if form.method == "tucker":
         mixed = np.einsum("mnkl,ni->mikl", tensors["mid"], down.reshape(len(down), -1))
         return Factors(mixed.reshape(len(mixed), -1), up.reshape(len(up), -1))
+    if form.method == "adalora":
+        down = down.reshape(len(down), -1) * tensors["values"].reshape(-1, 1)
     return Factors(down.reshape(len(down), -1), up.reshape(len(up), -1))
 
 
@@ -119,6 +121,12 @@ def _lora_form(shapes: Shapes) -> Form:
         roles = ("down", "up", "mid")
         return Form("tucker", rank, rank, inputs * math.prod(kernel), outputs, kernel, roles)
     method = "locon" if kernel else "lora"
+    if "values" in shapes:
+        # AdaLoRA: a number between each row of A and column of B.
+        if math.prod(shapes["values"]) != rank:
+            raise ShapeError(f"expected {rank} numbers in `lora_E`, got {shapes['values']}")
+        roles = ("down", "up", "values")
+        return Form("adalora", rank, rank, inputs, outputs, kernel, roles)
     return Form(method, rank, rank, inputs, outputs, kernel, ("down", "up"))
 
 

@@ -17,7 +17,8 @@ from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
 from lora_ws.adapters.methods import factors
 from lora_ws.adapters.pickled import convert_pickle
-from lora_ws.adapters.scale import ScaleRules, read_rules
+from lora_ws.adapters.scale import ScaleRules, scale_rules
+from lora_ws.adapters.settings import NO_CONFIGS, Configs, read_configs
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.adapters.structure import Entry, Structure, check_complete, structure_of
 from lora_ws.adapters.tensors import read_tensors
@@ -35,12 +36,14 @@ class AdapterFile:
         header: of the file.
         structure: the modules that it promises.
         config: text of the adapter_config.json beside it, or None.
+        configs: PEFT's settings, there or in the header.
     """
 
     source: Source
     header: Header
     structure: Structure
     config: str | None = None
+    configs: Configs = NO_CONFIGS
 
     @classmethod
     def of(
@@ -49,13 +52,14 @@ class AdapterFile:
         """Check a header.
 
         Raises:
-            AdapterError: damaged, not safetensors, or no adapter.
+            AdapterError: damaged, not safetensors, or no adapter of a kind that is read.
         """
         header = read_header(source, limits)
+        configs = read_configs(header.metadata, config, source.name)
         shapes = {key: info.shape for key, info in header.tensors.items()}
         found = structure_of(shapes, source.name)
         check_complete(found, source.name)
-        return cls(source, header, found, config)
+        return cls(source, header, found, config, configs)
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +101,7 @@ class AdapterFile:
         ]
         tensors = read_tensors(source, self.header, keys)
         paths = (entry.path for entry in entries)
-        rules = read_rules(self.header.metadata, self.config, source.name, paths)
+        rules = scale_rules(self.configs, source.name, paths)
         modules: dict[str, Module] = {}
         for entry in entries:
             modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from lora_ws.adapters.adapter import Adapter, Module
 from lora_ws.adapters.architectures import by_underscores, sgm_names
 from lora_ws.adapters.locate import PEFT_PICKLE, PEFT_WEIGHTS
-from lora_ws.adapters.scale import PEFT_CONFIG
+from lora_ws.adapters.settings import PEFT_CONFIG
 from lora_ws.errors import AdapterError, ConfigError
 
 FileFormat = Literal["peft", "diffusers", "kohya"]
