@@ -1,10 +1,8 @@
 """Pages in Debian's Chromium, headless: what a reader's browser makes of them."""
 
 import base64
-import html
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -18,14 +16,42 @@ from urllib.request import urlopen
 import pytest
 from websockets.sync.client import connect
 
-# Run by a script at the end of the page: what was loaded, and from where.
-PROBE = """<script>document.documentElement.setAttribute("data-probe", JSON.stringify({
+# What was loaded, and from where.
+PROBE = """({
   images: document.images.length,
   shown: [...document.images].filter(i => i.complete && i.naturalWidth > 0).length,
   fetched: performance.getEntriesByType("resource").map(e => e.name)
     .filter(n => !n.startsWith("data:")),
   wide: document.documentElement.scrollWidth > window.innerWidth,
-}))</script>"""
+})"""
+# The least contrast of any text with what is behind it, by WCAG 2, and that text.
+CONTRAST = """(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (color) => rgba(color).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+  const behind = (at) => {
+    while (at && rgba(getComputedStyle(at).backgroundColor)[3] === 0) at = at.parentElement;
+    return at ? getComputedStyle(at).backgroundColor : "white";
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let least = [21, ""];
+  while (walker.nextNode()) {
+    const at = walker.currentNode.parentElement;
+    const text = walker.currentNode.data.trim();
+    if (!text || !at.checkVisibility() || at.matches("script, style, .spoken")) continue;
+    const [a, b] = [light(getComputedStyle(at).color), light(behind(at))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < least[0]) least = [ratio, text];
+  }
+  return least;
+})()"""
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -49,26 +75,16 @@ def chromium() -> str:
     pytest.skip(missing)
 
 
-def open_page(page: Path, folder: Path) -> tuple[str, dict]:
-    """The document as the browser holds it, and what the probe saw; skips without Chromium."""
-    command = [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}"]
-    probed = folder / "probed.html"
-    probed.write_text(
-        page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8"
-    )
-    command += ["--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
-    env = {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, env=env, capture_output=True, timeout=120, encoding="utf-8")
-    found = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    return done.stdout, json.loads(html.unescape(found[1]))
-
-
 class Tab:
-    """A page that a test acts on, through Chromium's DevTools protocol."""
+    """A page that a test acts on, through Chromium's DevTools protocol.
+
+    Attributes:
+        errors: what the page threw, and what its console says is wrong.
+    """
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._count = socket, 0
+        self.errors: list[str] = []
 
     def call(self, method: str, **params: Any) -> dict:
         self._count += 1
@@ -78,6 +94,34 @@ class Tab:
             if answer.get("id") == self._count:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self._note(answer)
+
+    def _note(self, event: dict) -> None:
+        said = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.errors.append(said["exceptionDetails"]["text"])
+        if event.get("method") == "Log.entryAdded" and said["entry"]["level"] == "error":
+            self.errors.append(said["entry"]["text"])
+        if event.get("method") == "Runtime.consoleAPICalled" and said["type"] == "error":
+            self.errors.append(str(said["args"]))
+
+    def go(self, url: str) -> None:
+        """Open a page and wait until it is there."""
+        self.value("window.left = true")
+        self.call("Page.navigate", url=url)
+        self.wait("!window.left && document.readyState === 'complete'")
+
+    def look(self, width: int, *, dark: bool = False) -> None:
+        """Have a window of that width, and prefer dark colours or light ones."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def value(self, script: str) -> Any:
         """What a script gives."""
@@ -95,6 +139,12 @@ class Tab:
             f"{script} never was; the page says {self.value('document.body.innerText')}"
         )
 
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        text = {"Enter": "\r", "Space": " "}.get(key, "")
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text)
+
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file as a person would."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
@@ -105,6 +155,13 @@ class Tab:
         """Write a PNG of the page."""
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         file.write_bytes(base64.b64decode(data))
+
+
+def open_page(page: Path, folder: Path) -> tuple[str, dict]:
+    """The document as the browser holds it, and what the probe saw; skips without Chromium."""
+    with open_tab(page.absolute().as_uri(), folder) as tab:
+        assert tab.errors == []
+        return tab.value("document.documentElement.outerHTML"), tab.value(PROBE)
 
 
 @contextmanager
@@ -123,8 +180,9 @@ def open_tab(url: str, folder: Path) -> Iterator[Tab]:
         (address,) = [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]
         with connect(address, max_size=None) as socket:
             tab = Tab(socket)
-            tab.call("Page.navigate", url=url)
-            tab.wait("document.readyState === 'complete'")
+            for domain in ("Page", "Runtime", "Log"):
+                tab.call(f"{domain}.enable")
+            tab.go(url)
             yield tab
     finally:
         child.kill()

@@ -85,7 +85,7 @@ def shares_grid(
     if learned:
         columns = {"learned": [Cell(learned.get(n, "")) for n in ablation.names], **columns}
     rows = tuple(zip(names, *columns.values(), strict=True))
-    return Grid(("adapter", *columns), rows, caption, 2 if learned else 1)
+    return Grid(("adapter", *columns), rows, caption, 2 if learned else 1, "largest")
 
 
 def boxes_grid(scores: BoxScores) -> Grid:
@@ -98,7 +98,7 @@ def boxes_grid(scores: BoxScores) -> Grid:
         "Boxes: left, top, right, bottom in pixels. Shares of what leaving an adapter out does to "
         f"the prediction in the box, by gradients ({scores.method})."
     )
-    return Grid(("box", *scores.names), rows, caption, 1)
+    return Grid(("box", *scores.names), rows, caption, top="largest")
 
 
 def save_pictures(ablation: Ablation, file: Path) -> Path:

@@ -1,6 +1,5 @@
-"""A table as data, and its forms: Markdown, LaTeX, HTML, terminal."""
+"""A table as data, and its forms: Markdown, LaTeX, terminal; `page` makes HTML of it."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +12,24 @@ from rich.table import Table
 Mark = Literal["", "best", "second"]
 MARKDOWN = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
 LATEX = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
-HTML = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
 TERMINAL = {"": "{}", "best": "[bold]{}[/bold]", "second": "[underline]{}[/underline]"}
 _LATEX_SPECIAL = {"±": r"$\pm$", "≤": r"$\leq$", "–": "--", "Δ": r"$\Delta$"}
 
 
 class Cell(NamedTuple):
-    """Text and how it is set."""
+    """Text and how it is set.
+
+    Attributes:
+        text: what it says; of an image, what it shows.
+        mark: how it compares with the others of its column.
+        link: on a page, the anchor that it leads to; empty leads nowhere.
+        image: on a page, a PNG that stands for the text.
+    """
 
     text: str
     mark: Mark = ""
+    link: str = ""
+    image: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,30 @@ class Grid:
         rows: cells.
         caption: below the table.
         left: how many columns hold text, and are set to the left; the others to the right.
+        top: what is marked: the "best" cells or, say, the "largest".
 
     Example:
-        >>> print(markdown(Grid(("row", "value"), ((Cell("a"), Cell("1", "best")),), "n = 1")))
+        >>> print(markdown(Grid(("row", "value"), ((Cell("a"), Cell("1", "best")),), "n = 1.")))
         | row | value |
         |---|--:|
         | a | **1** |
         <BLANKLINE>
-        n = 1
+        n = 1. Bold: best.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     left: int = 1
+    top: str = "best"
+
+    @property
+    def note(self) -> str:
+        """The caption, and what bold and underlined cells are where there are any."""
+        marks = {cell.mark for row in self.rows for cell in row}
+        said = {"best": f"bold: {self.top}", "second": f"underlined: second {self.top}"}
+        legend = "; ".join(text for mark, text in said.items() if mark in marks)
+        return " ".join(filter(None, [self.caption, legend and f"{legend.capitalize()}."]))
 
 
 def ranked(values: Sequence[float | None], texts: Sequence[str]) -> list[Cell]:
@@ -73,13 +90,13 @@ def markdown(grid: Grid) -> str:
     for row in grid.rows:
         cells = [MARKDOWN[c.mark].format(c.text.replace("|", "\\|")) for c in row]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", grid.caption] if grid.caption else lines)
+    return "\n".join([*lines, "", grid.note] if grid.note else lines)
 
 
 def latex(grid: Grid) -> str:
     """A table that needs the package booktabs."""
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.caption)}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.note)}}}"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, grid.head)) + r" \\", r"\midrule"]
     for row in grid.rows:
@@ -87,23 +104,8 @@ def latex(grid: Grid) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
-def to_html(grid: Grid) -> str:
-    """A table element; all text is escaped."""
-    sides = [' class="text"' if k < grid.left else "" for k in range(len(grid.head))]
-    titles = zip(sides, grid.head, strict=True)
-    head = "".join(f"<th{side}>{html.escape(title)}</th>" for side, title in titles)
-    cells = [[HTML[c.mark].format(html.escape(c.text)) for c in row] for row in grid.rows]
-    body = [
-        "<tr>" + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, row, strict=True))
-        for row in cells
-    ]
-    caption = f"<caption>{html.escape(grid.caption)}</caption>" if grid.caption else ""
-    rows = "</tr>\n".join([*body, ""])
-    return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
-
-
 def show(console: Console, grid: Grid) -> None:
-    """Print the table and its caption; where a terminal is too narrow, lines wrap.
+    """Print the table and its note; where a terminal is too narrow, lines wrap.
 
     A cut number says nothing.
 
@@ -117,8 +119,8 @@ def show(console: Console, grid: Grid) -> None:
     console.width = max(width, needed)
     console.print(table)
     console.width = width
-    if grid.caption:
-        console.print(grid.caption)
+    if grid.note:
+        console.print(grid.note)
 
 
 def terminal(grid: Grid) -> Table:

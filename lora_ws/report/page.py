@@ -1,53 +1,101 @@
 """A report: text, tables and figures as Markdown, LaTeX and one self-contained HTML page."""
 
 import base64
-import html
-from collections.abc import Sequence
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
-from lora_ws.report import heat
-from lora_ws.report.grid import Grid, latex, markdown, to_html
-from lora_ws.report.heat import Heat
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; margin: 2rem auto; padding: 0 1rem;
-  max-width: 72rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; color: #5a6472; padding-top: .6rem;
-  max-width: 60rem; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; max-width: 42rem; }
-thead th { border-bottom: 2px solid #1d2430; }
-tbody tr { border-bottom: 1px solid #e4e8ee; }
-img { max-width: 100%; height: auto; }
-figure { margin: 1.2rem 0; } figcaption { color: #5a6472; font-size: .9rem; }
-nav a { margin-right: 1rem; }
-"""
+from lora_ws.report.grid import Cell, Grid, latex, markdown
+from lora_ws.report.heat import Heat
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture already written as PNG, with its SVG beside it.
+    """A picture already written as PNG.
 
     Attributes:
         file: the PNG.
         caption: what it shows.
+        alt: the same for who cannot see it; empty takes the caption.
     """
 
     file: Path
     caption: str
+    alt: str = ""
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture's bytes."""
+        return self.file.read_bytes()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return struct.unpack(">II", self.png[16:24])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, such as what made a page.
+
+    Attributes:
+        values: by name; a cell may lead somewhere.
+        tiles: set as large numbers beside each other.
+    """
+
+    values: Mapping[str, Cell]
+    tiles: bool = False
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A text file that a page carries, to be saved.
+
+    Attributes:
+        title: of the link.
+        name: of the file.
+        text: what is in it.
+        shown: whether it also stands on the page.
+    """
+
+    title: str
+    name: str
+    text: str
+    shown: bool = False
+
+
+@dataclass(frozen=True)
+class Details:
+    """Parts that open and close.
+
+    Attributes:
+        title: what stands there while they are closed.
+        parts: in order.
+        anchor: what links lead here by.
+        open: whether they are open at first.
+    """
+
+    title: str
+    parts: "tuple[Part, ...]"
+    anchor: str = ""
+    open: bool = False
+
+
+Part = str | Grid | Figure | Heat | Facts | Attachment | Details
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in order: paragraphs, tables, figures, maps."""
+    """A heading and what stands under it, in order."""
 
     title: str
-    parts: tuple[str | Grid | Figure | Heat, ...]
+    parts: tuple[Part, ...]
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
@@ -66,47 +114,89 @@ def _markdown(folder: Path, title: str, sections: Sequence[Section]) -> str:
     blocks = [f"# {title}"]
     for section in sections:
         blocks.append(f"## {section.title}")
-        for part in section.parts:
-            if isinstance(part, Grid):
-                blocks.append(markdown(part))
-            elif isinstance(part, Figure):
-                name = part.file.relative_to(folder).as_posix()
-                blocks.append(f"![{part.caption}]({name})\n\n*{part.caption}*")
-            elif isinstance(part, Heat):
-                blocks.append(f"*{part.caption}* (in report.html)")
-            else:
-                blocks.append(part)
+        blocks += [_block(folder, part) for part in section.parts]
     return "\n\n".join(blocks) + "\n"
 
 
+def _block(folder: Path, part: Part) -> str:
+    match part:
+        case Grid():
+            return markdown(part)
+        case Figure():
+            name = part.file.relative_to(folder).as_posix()
+            return f"![{part.caption}]({name})\n\n*{part.caption}*"
+        case Heat():
+            return f"*{part.caption}* (in report.html)"
+        case Facts():
+            return "\n".join(f"- {name}: {cell.text}" for name, cell in part.values.items())
+        case Attachment():
+            return f"*{part.title}* (in report.html)"
+        case Details():
+            inner = [_block(folder, one) for one in part.parts]
+            return "\n\n".join([f"### {part.title}", *inner])
+    return part
+
+
 def to_page(title: str, sections: Sequence[Section]) -> str:
-    """One HTML page that needs nothing beside it; all text is escaped."""
-    links = "".join(
-        f'<a href="#s{k}">{html.escape(section.title)}</a>' for k, section in enumerate(sections)
-    )
-    body = []
-    for k, section in enumerate(sections):
-        body.append(f'<h2 id="s{k}">{html.escape(section.title)}</h2>')
-        body += [_part(part) for part in section.parts]
-    lines = "\n".join(body)
+    """One HTML page that needs nothing beside it.
+
+    All text is escaped by the templates. Its own Content-Security-Policy lets no script run but the
+    one that sorts and filters, and fetches nothing.
+    """
+    page = templates().get_template("page.html")
+    return page.render(title=title, sections=sections, policy=content_policy())
+
+
+def style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup(templates().get_template("style.css").render())
+
+
+def script() -> Markup:
+    """The script of all pages."""
+    return Markup(templates().get_template("page.js").render())
+
+
+@cache
+def content_policy() -> str:
+    """What a browser may do on a page, as a Content-Security-Policy."""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{heat.STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1><nav>{links}</nav>\n{lines}\n</body></html>\n"
+        f"default-src 'none'; img-src data:; style-src {source_hash(style())}; "
+        f"script-src {source_hash(script())}; base-uri 'none'; form-action 'none'"
     )
 
 
-def _part(part: str | Grid | Figure | Heat) -> str:
-    if isinstance(part, Heat):
-        return f'<div class="scroll">{heat.to_html(part)}</div>'
-    if isinstance(part, Grid):
-        return f'<div class="scroll">{to_html(part)}</div>'
-    if isinstance(part, Figure):
-        data = base64.b64encode(part.file.read_bytes()).decode()
-        caption = html.escape(part.caption)
-        return (
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    return f"<p>{html.escape(part)}</p>"
+def source_hash(source: str) -> str:
+    """Name a script or style sheet by its content, as a Content-Security-Policy does."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+@cache
+def templates() -> Environment:
+    """Templates, which escape all that is put into them; those of parts are named after these."""
+    made = Environment(
+        loader=PackageLoader("lora_ws.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters.update(drawn=_drawn, cell=_cell, data=_data)
+    made.globals.update(style=style, script=script)
+    return made
+
+
+def _drawn(part: Part) -> Markup:
+    name = "text" if isinstance(part, str) else type(part).__name__.lower()
+    return Markup(templates().get_template(f"{name}.html").render(part=part))
+
+
+def _cell(cell: Cell) -> Markup:
+    return Markup(templates().get_template("cell.html").render(cell=cell))
+
+
+def _data(content: bytes | str, kind: str) -> str:
+    """An address that holds content of a media type."""
+    plain = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(plain).decode()}"

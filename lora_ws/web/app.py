@@ -23,6 +23,7 @@ from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.report import Report
 from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
+from lora_ws.report.page import script, source_hash, style, templates
 
 # One file of a public repository; nothing that could name a place on this machine.
 # One pattern says all, so that the OpenAPI page promises what is checked. No two dots in a row: no
@@ -43,10 +44,11 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     503: {"description": "too many files at once"},
 }
 HEADERS = {
-    # The report stands in a frame, which inherits this: no script runs in it, nothing is fetched.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; frame-src 'self'; form-action 'none'; base-uri 'none'; "
-    "frame-ancestors 'none'",
+    # The report stands in a frame, which inherits this: the script of all pages, named by its hash,
+    # is the only one that runs in it, and nothing is fetched.
+    "Content-Security-Policy": f"default-src 'none'; script-src 'self' {source_hash(script())}; "
+    f"style-src {source_hash(style())}; connect-src 'self'; img-src data:; frame-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -156,10 +158,10 @@ def create_app(
 def _add_page(app: FastAPI) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> str:
-        return _asset("page.html")
+        return templates().from_string(_asset("page.html")).render()
 
     @app.get("/page.js", include_in_schema=False)
-    def script() -> Response:
+    def page_script() -> Response:
         return Response(_asset("page.js"), media_type="text/javascript")
 
 

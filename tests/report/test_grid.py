@@ -1,12 +1,11 @@
 """One table in four forms: marks, escapes, and nothing lost."""
 
 import io
-import xml.etree.ElementTree as ET
 
 import pytest
 from rich.console import Console
 
-from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, show, terminal, to_html
+from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, show, terminal
 
 GRID = Grid(
     ("Row", "A & B", "100 %"),
@@ -28,16 +27,7 @@ def test_markdown_has_a_line_a_row_and_escaped_pipes():
     lines = markdown(GRID).splitlines()
     assert lines[2] == "| a\\|b | **50.0 ± 1.0** | <script> |"
     assert "<u>3</u>" in lines[3]
-    assert lines[-1] == GRID.caption
-
-
-def test_html_is_well_formed_and_text_is_escaped():
-    table = ET.fromstring(to_html(GRID))
-    assert [cell.text for cell in table.findall("thead/tr/th")] == list(GRID.head)
-    rows = table.findall("tbody/tr")
-    assert ["".join(cell.itertext()) for cell in rows[0]] == ["a|b", "50.0 ± 1.0", "<script>"]
-    assert rows[0][1].find("b") is not None
-    assert rows[1][1].find("u") is not None
+    assert lines[-1] == f"{GRID.caption} Bold: best; underlined: second best."
 
 
 def test_latex_escapes_and_marks():

@@ -1,0 +1,127 @@
+"""What pages are made of: text that stays text, one style, one script, nothing from elsewhere."""
+
+import re
+import struct
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Callable
+
+import pytest
+
+from lora_ws.report.grid import Cell, Grid, ranked
+from lora_ws.report.heat import Heat
+from lora_ws.report.page import (
+    Attachment,
+    Details,
+    Facts,
+    Figure,
+    Part,
+    Section,
+    script,
+    source_hash,
+    style,
+    to_page,
+)
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"{{ 7*7 }}&amp;]]>"
+VOID = re.compile(r"<((?:img|meta|link)\b[^>]*)>")
+
+
+def png(width: int, height: int) -> bytes:
+    """A white picture, written by hand."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = (b"\0" + b"\xff" * width) * height
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def grid(text: str) -> Grid:
+    return Grid((text, "n"), ((Cell(text, link="x"), *ranked([1.0], [text])),), text)
+
+
+@pytest.fixture
+def figure(tmp_path) -> Callable[[str], Figure]:
+    (tmp_path / "a.png").write_bytes(png(3, 2))
+    return lambda text: Figure(tmp_path / "a.png", text, text)
+
+
+# With a text wherever a text may stand.
+PARTS: dict[str, Callable[[str], Part]] = {
+    "text": lambda text: text,
+    "grid": grid,
+    "thumbnail": lambda text: Grid(("a",), ((Cell(text, image=png(1, 1)),),)),
+    "heat": lambda text: Heat((text,), (text,), ((1.0,),), text),
+    "facts": lambda text: Facts({text: Cell(text)}),
+    "tiles": lambda text: Facts({text: Cell(text, link="x")}, tiles=True),
+    "attachment": lambda text: Attachment(text, text, text, shown=True),
+    "details": lambda text: Details(text, (grid(text), text), "x", open=True),
+}
+
+
+def parsed(page: str) -> ET.Element:
+    """The page as XML, without its style and script."""
+    page = page.replace(style(), "").replace(script(), "").replace("<!doctype html>", "")
+    return ET.fromstring(VOID.sub(r"<\1/>", page.replace(" open>", ">")))
+
+
+def said(page: ET.Element) -> str:
+    return "".join(page.itertext()) + "".join(v for e in page.iter() for v in e.attrib.values())
+
+
+def assert_stays_text(part: Callable[[str], Part]) -> None:
+    plain = parsed(to_page("t", [Section("s", (part("x"),))]))
+    hostile = parsed(to_page(HOSTILE, [Section(HOSTILE, (part(HOSTILE),))]))
+    # The same elements and attributes, whatever the text is.
+    assert [(e.tag, list(e.attrib)) for e in hostile.iter()] == [
+        (e.tag, list(e.attrib)) for e in plain.iter()
+    ]
+    assert said(hostile).count(HOSTILE) >= 4
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_text_stays_text(kind: str) -> None:
+    assert_stays_text(PARTS[kind])
+
+
+def test_text_of_pictures_stays_text(figure: Callable[[str], Figure]) -> None:
+    assert_stays_text(figure)
+
+
+def test_a_page_lets_nothing_run_but_its_own_script() -> None:
+    page = to_page("t", [Section("s", ("text",))])
+    meta = parsed(page).find(".//meta[@http-equiv='Content-Security-Policy']")
+    assert meta is not None
+    policy = dict(one.strip().split(" ", 1) for one in meta.attrib["content"].split(";"))
+    (own,) = re.findall(r"<script>(.*)</script>", page, re.DOTALL)
+    (sheet,) = re.findall(r"<style>(.*)</style>", page, re.DOTALL)
+    assert policy["script-src"] == source_hash(own)
+    assert policy["style-src"] == source_hash(sheet)
+    assert policy["default-src"] == "'none'"
+    # Inline styles would not be applied.
+    assert " style=" not in page
+
+
+def test_a_picture_has_its_size_and_says_what_it_shows(figure: Callable[[str], Figure]) -> None:
+    image = parsed(to_page("t", [Section("s", (figure("a cat"),))])).find(".//img")
+    assert image is not None
+    assert (image.get("width"), image.get("height"), image.get("alt")) == ("3", "2", "a cat")
+
+
+def test_marks_have_a_legend_where_there_are_any() -> None:
+    row = ranked([2.0, 1.0], ["a", "b"])
+    assert (
+        Grid(("x", "y"), (tuple(row),), "n = 1.").note
+        == "n = 1. Bold: best; underlined: second best."
+    )
+    assert Grid(("x",), ((row[0],),), top="largest").note == "Bold: largest."
+    assert Grid(("x",), ((Cell("a"),),), "n = 1.").note == "n = 1."
