@@ -47,9 +47,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# What `lora-ws COMMAND --help` prints, rendered; run it after a change of flags.
+# What `lora-ws COMMAND --help` and `lora-ws completion` print, rendered; run it after a change of flags.
 help: install
-	$(BIN)/python -c "from lora_ws.cli import *; [help_file(n).write_text(help_text(n), encoding='utf-8') for n in COMMANDS]"
+	$(BIN)/python -m lora_ws.commands.render
 
 bench: install
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

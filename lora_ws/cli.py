@@ -3,59 +3,18 @@
 Exit codes: 0 done, 1 ran and failed, 2 bad input, 3 a scan that flagged files.
 """
 
-import importlib
-import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_ws.commands.help import help_file
+from lora_ws.commands.table import COMMANDS, described, function_of
 from lora_ws.errors import ConfigError, DeprecatedName, LoraWsError
 from lora_ws.system import write_utf8
-
-# Two words are a command and what it acts on.
-COMMANDS = {
-    "data list": ("lora_ws.commands.data:list_collections", "list the known collections"),
-    "data info": ("lora_ws.commands.data:info", "describe a collection"),
-    "data import": ("lora_ws.commands.data:import_", "import adapters from files or the Hub"),
-    "data prompt-leak": (
-        "lora_ws.commands.data:prompt_leak",
-        "how much of the labels the prompts of training give away",
-    ),
-    "featurize": ("lora_ws.commands.featurize:featurize", "write a representation to a file"),
-    "train": ("lora_ws.commands.train:train", "train and evaluate classifiers"),
-    "sweep": ("lora_ws.commands.reproduce:sweep", "train on each layer or matrix alone"),
-    "reproduce": ("lora_ws.commands.reproduce:reproduce", "tables and figures of `eval/`"),
-    "check-reader": (
-        "lora_ws.commands.check_reader:check_reader",
-        "measure the symmetries of a network",
-    ),
-    "evaluate": ("lora_ws.commands.evaluate:evaluate", "measure a trained classifier"),
-    "zoo base": ("lora_ws.commands.zoo:base", "train a small diffusion model"),
-    "zoo build": ("lora_ws.commands.zoo:build", "train many adapters at once"),
-    "zoo merge": ("lora_ws.commands.zoo:merge", "join the shards of a collection"),
-    "zoo testbed": ("lora_ws.commands.zoo:testbed", "train adapters to compose"),
-    "zoo baselines": ("lora_ws.commands.zoo:baselines", "logistic regression on plain inputs"),
-    "zoo export": ("lora_ws.commands.zoo:export", "write a collection as folders or parquet"),
-    "zoo publish": ("lora_ws.commands.zoo:publish", "upload a collection to the Hub"),
-    "inspect": ("lora_ws.commands.adapters:inspect", "describe an adapter file"),
-    "convert": ("lora_ws.commands.adapters:convert", "write an adapter in another file format"),
-    "predict": ("lora_ws.commands.predict:predict", "classify adapter files"),
-    "scan": ("lora_ws.commands.scan:scan", "triage folders, lists and Hub repositories"),
-    "similar": ("lora_ws.commands.similar:similar", "find the adapters most like one"),
-    "prompt": ("lora_ws.commands.prompt:prompt", "words of the prompt behind adapter files"),
-    "search": ("lora_ws.commands.prompt:search", "find adapters by words of their prompt"),
-    "compose": ("lora_ws.commands.compose:compose", "generate images with several adapters"),
-    "attribute": ("lora_ws.commands.attribute:attribute", "what each adapter changes in an image"),
-    "concepts erase": ("lora_ws.commands.concepts:erase", "erase a concept from a base model"),
-    "concepts amplify": ("lora_ws.commands.concepts:amplify", "amplify a concept in a base model"),
-    "serve": ("lora_ws.commands.serve:serve", "serve a web page and an API for single files"),
-    "dedup": ("lora_ws.commands.similar:dedup", "group duplicate and near-duplicate adapters"),
-}
-
 
 # What was called otherwise until now, taken for one release with a notice.
 OLD_COMMANDS = {
@@ -86,7 +45,7 @@ EXTRAS = {
     **dict.fromkeys(("diffusers", "peft", "transformers", "tokenizers", "accelerate"), "diffusion"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
 }
-HELP_WIDTH = 100
+MAIN = ("train", "predict", "scan", "similar", "compose")
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
@@ -128,16 +87,26 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """Format the list of commands."""
+    """Format the list of commands, those to start with first."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    rest = [name for name in COMMANDS if name not in MAIN]
+    groups = [
+        [f"  {name:<{width}}  {COMMANDS[name].text}" for name in names] for names in (MAIN, rest)
+    ]
     return "\n".join(
         [
-            "usage: lora-ws COMMAND [--help]",
-            "",
             "Read what a LoRA adapter learned from its weights alone.",
             "",
-            *lines,
+            "example:",
+            "  lora-ws predict my_lora.safetensors",
+            "",
+            "usage: lora-ws COMMAND [--help], or lora-ws --version",
+            "",
+            "main commands:",
+            *groups[0],
+            "",
+            "more commands:",
+            *groups[1],
         ]
     )
 
@@ -182,39 +151,12 @@ def _notice(old: str, new: str) -> None:
     print(f"lora-ws: `{old}` is `{new}` now; the next release forgets it", file=sys.stderr)  # noqa: T201
 
 
-def help_text(name: str) -> str:
-    """Render the help of a command from its signature, which imports all that it names.
-
-    Example:
-        >>> help_text("inspect").splitlines()[0]
-        'usage: lora-ws inspect [--config CONFIG] [--as_json {true,false}] file'
-    """
-    from lora_ws.config import parse
-
-    module, _, function = COMMANDS[name][0].partition(":")
-    target, text = getattr(importlib.import_module(module), function), io.StringIO()
-    width = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(HELP_WIDTH)
-    try:
-        with redirect_stdout(text), suppress(SystemExit):
-            parse(target, ["--help"], prog=f"lora-ws {name}")
-    finally:
-        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
-    return text.getvalue()
-
-
-def help_file(name: str) -> Path:
-    """Where ``make help`` puts the rendered help of a command, which then is answered at once."""
-    return Path(__file__).parent / "_assets" / "help" / f"{name.replace(' ', '_')}.txt"
-
-
 def _call(name: str, args: list[str]) -> int:
     if args in (["--help"], ["-h"]) and help_file(name).is_file():
         print(help_file(name).read_text(encoding="utf-8"), end="")  # noqa: T201
         return 0
-    module, _, function = COMMANDS[name][0].partition(":")
     try:
-        return _run(name, getattr(importlib.import_module(module), function), args)
+        return _run(name, function_of(name), args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -230,7 +172,7 @@ def _run(name: str, target: Callable[..., int | None], args: list[str]) -> int:
     sys.path.append(str(Path.cwd()))
     with _notices():
         try:
-            run = parse(target, args, prog=f"lora-ws {name}")
+            run = parse(target, args, *described(name))
         except SystemExit as stop:  # --help and --print_config
             return int(stop.code or 0)
         return int(run() or 0)

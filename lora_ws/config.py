@@ -1,11 +1,11 @@
 """Specs are data: one signature is the Python API, the YAML schema and the command-line flags.
 
-Everything that knows jsonargparse is here. Order of precedence: default < YAML file < flag.
+Everything that knows jsonargparse is here and in `lora_ws.flags`.
+Order of precedence: default < YAML file < flag.
 """
 
 import dataclasses
 import difflib
-import importlib
 import importlib.resources
 import inspect
 import os
@@ -19,9 +19,10 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 
 from lora_ws.errors import ConfigError
+from lora_ws.flags import Parser, choices_of, classes_of, import_path
 
 T = TypeVar("T")
 # Metadata of a spec's field that earlier versions had: read for one more release, never shown or
@@ -78,11 +79,24 @@ def load_spec(target: Callable[..., T], path: str | Path) -> T:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[[], T]:
+def parse(
+    target: Callable[..., T],
+    args: Sequence[str],
+    prog: str,
+    example: str = "",
+    first: Sequence[str] = (),
+) -> Callable[[], T]:
     """Read flags (and ``--config`` files) for the parameters of ``target``.
 
     A function whose only parameter is a dataclass, positional-only ones aside, takes the
     dataclass's fields as its flags; positional-only parameters are positional on the command line.
+
+    Args:
+        target: what to call.
+        args: words of the command line.
+        prog: name in messages and help.
+        example: a command line that its help shows.
+        first: flags that its help shows before the others.
 
     Returns:
         A call without arguments that runs ``target`` with what was read.
@@ -92,15 +106,28 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
             not fit.
     """
     spec_type = _spec_type(target)
-    source = spec_type or target
+    parser = make_parser(target, prog, example, first)
+    try:
+        values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_explain(error, parser)) from error
+    values.pop("config", None)
+    positional = [values.pop(parameter.name) for parameter in _positional(target)[0]]
+    if spec_type:
+        spec = spec_type(**values)
+        return lambda: target(*positional, spec)
+    return lambda: target(*positional, **values)
+
+
+def make_parser(
+    target: Callable[..., Any], prog: str, example: str = "", first: Sequence[str] = ()
+) -> Parser:
+    """The parser that `parse` uses, with a flag for every parameter."""
+    source = _spec_type(target) or target
     positional, _ = _positional(target)
     _, keywords = _positional(source)
-    parser = ArgumentParser(
-        prog=prog,
-        exit_on_error=False,
-        description=_summary(target),
-        formatter_class=_Help,
-    )
+    parser = Parser(prog=prog, exit_on_error=False)
+    parser.summary, parser.example = _summary(target), example
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     for parameter in positional:
         repeated = parameter.annotation == list[str]
@@ -131,16 +158,8 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str) -> Callable[
     for action in parser._actions:
         action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
         _prefer_ours(action)
-    try:
-        values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(error, parser)) from error
-    values.pop("config", None)
-    first = [values.pop(parameter.name) for parameter in positional]
-    if spec_type:
-        spec = spec_type(**values)
-        return lambda: target(*first, spec)
-    return lambda: target(*first, **values)
+    parser.put_first(first)
+    return parser
 
 
 def to_plain(value: Any) -> Any:
@@ -176,14 +195,7 @@ def dump_yaml(value: Any, path: Path) -> None:
 
 def class_path(value: Any) -> str:
     """Return the dotted path of an object's class, the shortest that imports."""
-    return _import_path(type(value))
-
-
-def _import_path(kind: type) -> str:
-    parent = kind.__module__.rpartition(".")[0]
-    if parent and getattr(importlib.import_module(parent), kind.__name__, None) is kind:
-        return f"{parent}.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return import_path(type(value))
 
 
 # Names that an error lists in full.
@@ -204,15 +216,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
         raise ConfigError(f"shard: expected i/n with 0 <= i < n, such as 0/4, got `{text}`")
     return int(first), int(second)
-
-
-class _Help(DefaultHelpFormatter):
-    """Lists our own classes as choices, not all of scikit-learn's that happen to be imported."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = super()._get_help_string(action)
-        choices = ", ".join(_choices(getattr(action, "_typehint", None)))
-        return re.sub(r"known subclasses: [^)]*", f"one of {choices}, or any by dotted path", text)
 
 
 def _default_classes(source: type) -> dict[str, Any]:
@@ -240,7 +243,7 @@ def _deprecated_keys(source: Any, prefix: str = "") -> Iterator[str]:
 
 def _prefer_ours(action: Action) -> None:
     """Have a short name mean our class where the user has one of the same name."""
-    if paths := _choices(getattr(action, "_typehint", None)):
+    if paths := choices_of(getattr(action, "_typehint", None)):
         typed: Any = action
         check = typed._check_type_
         typed._check_type_ = lambda value, **given: check(_dotted(value, paths), **given)
@@ -331,10 +334,10 @@ def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | Non
     given = re.search(r"(?:(?:Given|Got) value|import path string): (.*)", body)
     value = given[1] if given else "nothing"
     hint = hints.get(match[1])
-    if choices := list(_choices(hint)):
+    if choices := list(choices_of(hint)):
         path, reason = _problem(body)
         option = re.search(r"NestedArg\(key='([^']+)'", body)
-        if option and path.rpartition(".")[2] in ("", *(k.__name__ for k in _classes(hint))):
+        if option and path.rpartition(".")[2] in ("", *(k.__name__ for k in classes_of(hint))):
             return f"{flag}.{option[1]}: expected {flag} first, one of {', '.join(choices)}"
         if path:
             return _explain_class(flag, path, reason)
@@ -370,30 +373,3 @@ def _explain_class(flag: str, path: str, reason: str) -> str:
         explained = _explain_key(reason, hints, flag.removeprefix("--") + ".")
         return explained or f"{flag}: " + re.sub(r"\s*\n\s*", " ", reason)
     return f"{flag}: cannot load `{path}` ({reason.splitlines()[0]})"
-
-
-def _classes(hint: Any) -> list[type]:
-    """Classes in a type, such as both of ``Metanetwork | BaseEstimator``."""
-    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)]
-
-
-def _choices(hint: Any) -> dict[str, str]:
-    """Names that stand for a class path: what our packages export for the base class in a type.
-
-    Where one base is ours and another is not, ours alone has names.
-    """
-    bases = [k for k in _classes(hint) if not dataclasses.is_dataclass(k)]
-    bases = [k for k in bases if k.__module__ not in ("builtins", "pathlib")]
-    found, queue = dict[str, str](), [k for k in bases if _is_ours(k)] or bases
-    while queue:
-        kind = queue.pop()
-        queue += kind.__subclasses__()
-        path = _import_path(kind)
-        exported = path != f"{kind.__module__}.{kind.__qualname__}"
-        if _is_ours(kind) and exported and not inspect.isabstract(kind):
-            found[kind.__name__] = path
-    return dict(sorted(found.items()))
-
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.startswith("lora_ws.")

@@ -123,6 +123,12 @@ def test_data_list_and_info() -> None:
         (["trian"], "unknown command `trian`, did you mean `train`?"),
         (["data"], "`data` needs one of: list, info, import"),
         (["train", "--sedes", "3"], "unknown flag `--sedes`, did you mean `--seeds`?"),
+        (["train", "--seed", "3"], "unknown flag `--seed`, did you mean `--seeds`?"),
+        (
+            ["train", "--featurizer", "FlatVecPCA", "--featurizer.n_comp", "5"],
+            "unknown option `n_comp` of FlatVecPCA, did you mean `n_components`?",
+        ),
+        (["completion", "fish"], "shell: expected bash or zsh, got `fish`"),
         (["train", "--fit.lrr", "3"], "unknown flag `--fit.lrr`, did you mean `--fit.lr`?"),
         (["train", "--seeds", "many"], "--seeds: expected int, got `many`"),
         (["train", "--seeds", "0"], "seeds: expected at least 1, got 0"),

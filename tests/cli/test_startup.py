@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_ws.cli import COMMANDS, help_file, help_text
 from lora_ws.collection import load
+from lora_ws.commands.completion import script, script_file
+from lora_ws.commands.help import help_file, help_text
+from lora_ws.commands.table import COMMANDS, described, function_of
+from lora_ws.config import parse
 from lora_ws.featurizers import StatsFlatVec
 from lora_ws.learn.run import run
 from lora_ws.learn.spec import ExperimentSpec, FitSpec
@@ -54,6 +59,50 @@ def loaded(
 def test_rendered_help_is_that_of_the_flags(name: str) -> None:
     """Where this fails, flags have changed: run ``make help``."""
     assert help_file(name).read_text(encoding="utf-8") == help_text(name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_opens_with_a_sentence_an_example_and_what_matters(name: str) -> None:
+    prog, example, first = described(name)
+    sentence, shown, usage, *sections = help_file(name).read_text(encoding="utf-8").split("\n\n")
+    assert sentence.endswith(".")
+    assert shown == f"example:\n  {example}"
+    assert usage.startswith(f"usage: {prog}")
+    flags = [part for part in sections if not part.startswith("arguments:")]
+    if first:
+        assert flags[0].startswith("main flags:")
+        assert len(first) <= 5
+        assert tuple(re.findall(r"^  --([\w.]+)", flags[0], re.MULTILINE)) == first
+    assert callable(parse(function_of(name), shlex.split(example)[len(prog.split()) :], prog))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_that_of_the_flags(shell: str) -> None:
+    """Where this fails, flags have changed: run ``make help``."""
+    assert script_file(shell).read_text(encoding="utf-8") == script(shell)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], {"train"}),
+        (["data", "im"], {"import"}),
+        (["train", "--dat"], {"--dataset"}),
+        (["train", "--seeds", "3", "--fit.opt"], {"--fit.optimizer"}),
+        (["train", "--featurizer", "StatsL"], {"StatsLayer", "StatsLayerDense"}),
+        (["predict", "a.safetensors", "--as_json", "f"], {"false"}),
+    ],
+)
+def test_bash_completes_commands_flags_and_values(words: list[str], expected: set[str]) -> None:
+    asked = shlex.join(["lora-ws", *words])
+    lines = [
+        f"source {shlex.quote(str(script_file('bash')))}",
+        f"COMP_WORDS=({asked}); COMP_CWORD={len(words)}",
+        "called=$(complete -p lora-ws); called=${called##*-F }; ${called%% *}",
+        'printf "%s\\n" "${COMPREPLY[@]}"',
+    ]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, encoding="utf-8")
+    assert set(done.stdout.split()) == expected, done.stderr
 
 
 def test_every_help_file_is_of_a_command() -> None:

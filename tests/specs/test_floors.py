@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lora_ws"
 FLOORS = {
     "errors": 0,
+    "flags": 0,
     "parameters": 1,
     "system": 0,
     "config": 1,
@@ -33,7 +34,7 @@ FLOORS = {
     "web": 6,
     "experiments": 7,
     "commands": 8,
-    "cli": 8,
+    "cli": 9,
 }
 MODULES = [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in FLOORS]
 

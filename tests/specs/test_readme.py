@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_ws.cli import COMMANDS, find_command, main
+from lora_ws.cli import find_command, main
 from lora_ws.collection import load
+from lora_ws.commands.table import function_of
 from lora_ws.config import parse
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +49,7 @@ def _their_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     name, args = find_command(shlex.split(line)[1:])
-    module, _, function = COMMANDS[name][0].partition(":")
-    target = getattr(__import__(module, fromlist=[function]), function)
-    assert callable(parse(target, args, prog=name))
+    assert callable(parse(function_of(name), args, prog=name))
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Launch scripts: what they run is run here, with programs that note how they were called."""
 
-import importlib
 import inspect
 import os
 import re
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_ws.cli import COMMANDS, find_command
+from lora_ws.cli import find_command
+from lora_ws.commands.table import function_of
 from lora_ws.config import parse, spec_root
 
 FOLDER = spec_root("training") / "slurm"
@@ -39,8 +39,7 @@ def called(script: Path, folder: Path) -> tuple[str, Any]:
     assert done.returncode == 0, done.stderr
     name, args = find_command(done.stdout.splitlines())
     args = [str(root / a) if a.endswith(".yaml") else a for a in args]
-    module, _, function = COMMANDS[name][0].partition(":")
-    target = getattr(importlib.import_module(module), function)
+    target = function_of(name)
     (parameter,) = inspect.signature(target).parameters.values()
 
     def take(spec: Any) -> Any:

@@ -1,0 +1,221 @@
+"""Every command of `lora-ws`: where it is, what it does, how it is typed; imported when called."""
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A row of the list that `lora-ws --help` prints.
+
+    Attributes:
+        where: module and function, imported when the command is called.
+        text: what it does, in a few words.
+        example: what to type after ``lora-ws`` and the command's name.
+        flags: those that its help shows first, at most five.
+    """
+
+    where: str
+    text: str
+    example: str
+    flags: tuple[str, ...] = ()
+
+
+# Two words are a command and what it acts on.
+COMMANDS = {
+    "data list": Command(
+        "lora_ws.commands.data:list_collections",
+        "list the known collections",
+        "",
+    ),
+    "data info": Command(
+        "lora_ws.commands.data:info",
+        "describe a collection",
+        "lora-ws-mini",
+    ),
+    "data import": Command(
+        "lora_ws.commands.data:import_",
+        "import adapters from files or the Hub",
+        "my-loras --out my-store --on_error skip",
+        ("out", "card", "label", "on_error", "revision"),
+    ),
+    "data prompt-leak": Command(
+        "lora_ws.commands.data:prompt_leak",
+        "how much of the labels the prompts of training give away",
+        "lora-ws-mini",
+        ("label", "base", "templates", "device", "as_json"),
+    ),
+    "featurize": Command(
+        "lora_ws.commands.featurize:featurize",
+        "write a representation to a file",
+        "--featurizer StatsLayer --out features.parquet",
+        ("out", "featurizer", "dataset", "subset", "label"),
+    ),
+    "train": Command(
+        "lora_ws.commands.train:train",
+        "train and evaluate classifiers",
+        "--subset per_adapter/class --model SVC --seeds 3",
+        ("dataset", "subset", "featurizer", "model", "seeds"),
+    ),
+    "sweep": Command(
+        "lora_ws.commands.reproduce:sweep",
+        "train on each layer or matrix alone",
+        "--over layers --featurizer FlatVec --seeds 3",
+        ("over", "dataset", "subset", "featurizer", "seeds"),
+    ),
+    "reproduce": Command(
+        "lora_ws.commands.reproduce:reproduce",
+        "tables and figures of `eval/`",
+        "table1 --seeds 3",
+        ("dataset", "subset", "protocol", "seeds", "out"),
+    ),
+    "check-reader": Command(
+        "lora_ws.commands.check_reader:check_reader",
+        "measure the symmetries of a network",
+        "MVProbe --rank 4",
+        ("init_args", "featurizer", "layout", "rank", "seed"),
+    ),
+    "evaluate": Command(
+        "lora_ws.commands.evaluate:evaluate",
+        "measure a trained classifier",
+        "--model runs/store/bundle --dataset my-store",
+        ("model", "dataset", "subset", "part", "label"),
+    ),
+    "zoo base": Command(
+        "lora_ws.commands.zoo:base",
+        "train a small diffusion model",
+        "--name my-sd --photos.source photos --out my-sd",
+        ("name", "photos.source", "photos.category", "size.image_size", "out"),
+    ),
+    "zoo build": Command(
+        "lora_ws.commands.zoo:build",
+        "train many adapters at once",
+        "--out my-zoo --finetune.rank 4",
+        ("out", "base", "photos.source", "finetune.rank", "finetune.steps"),
+    ),
+    "zoo merge": Command(
+        "lora_ws.commands.zoo:merge",
+        "join the shards of a collection",
+        "shard-0 shard-1 --out my-zoo",
+        ("out",),
+    ),
+    "zoo testbed": Command(
+        "lora_ws.commands.zoo:testbed",
+        "train adapters to compose",
+        "--out testbed --finetune.rank 4",
+        ("out", "base", "photos.source", "targets", "finetune.rank"),
+    ),
+    "zoo baselines": Command(
+        "lora_ws.commands.zoo:baselines",
+        "logistic regression on plain inputs",
+        "my-zoo",
+        ("photos",),
+    ),
+    "zoo export": Command(
+        "lora_ws.commands.zoo:export",
+        "write a collection as folders or parquet",
+        "my-zoo my-zoo-parquet --format parquet",
+        ("format",),
+    ),
+    "zoo publish": Command(
+        "lora_ws.commands.zoo:publish",
+        "upload a collection to the Hub",
+        "my-zoo me/my-zoo --dry_run true",
+        ("licence", "dry_run"),
+    ),
+    "inspect": Command(
+        "lora_ws.commands.adapters:inspect",
+        "describe an adapter file",
+        "my_lora.safetensors",
+        ("as_json",),
+    ),
+    "convert": Command(
+        "lora_ws.commands.adapters:convert",
+        "write an adapter in another file format",
+        "my_lora.safetensors converted --to peft",
+        ("to", "allow_pickle"),
+    ),
+    "predict": Command(
+        "lora_ws.commands.predict:predict",
+        "classify adapter files",
+        "my_lora.safetensors --model runs/store/bundle",
+        ("model", "top", "as_json", "revision", "allow_classes"),
+    ),
+    "scan": Command(
+        "lora_ws.commands.scan:scan",
+        "triage folders, lists and Hub repositories",
+        "my-loras --out report.html",
+        ("model", "policy", "out", "csv", "workers"),
+    ),
+    "similar": Command(
+        "lora_ws.commands.similar:similar",
+        "find the adapters most like one",
+        "my_lora.safetensors --index my-loras",
+        ("index", "top", "workers", "cache", "as_json"),
+    ),
+    "prompt": Command(
+        "lora_ws.commands.prompt:prompt",
+        "words of the prompt behind adapter files",
+        "my_lora.safetensors --words dog cat lion",
+        ("words", "templates", "base", "top", "device"),
+    ),
+    "search": Command(
+        "lora_ws.commands.prompt:search",
+        "find adapters by words of their prompt",
+        "'a photo of a dog' --index my-loras",
+        ("index", "base", "templates", "top", "device"),
+    ),
+    "compose": Command(
+        "lora_ws.commands.compose:compose",
+        "generate images with several adapters",
+        "--base tiny-sd --adapters a.safetensors b.safetensors --prompt 'a photo of a lion'",
+        ("base", "adapters", "prompt", "method", "out"),
+    ),
+    "attribute": Command(
+        "lora_ws.commands.attribute:attribute",
+        "what each adapter changes in an image",
+        "--base tiny-sd --adapters a.safetensors b.safetensors --prompt 'a photo of a lion'",
+        ("base", "adapters", "prompt", "from_image", "out"),
+    ),
+    "concepts erase": Command(
+        "lora_ws.commands.concepts:erase",
+        "erase a concept from a base model",
+        "--base digit-sd --concept 'a photo of three' --preserve 'a photo of eight'",
+        ("base", "concept", "preserve", "budget", "out"),
+    ),
+    "concepts amplify": Command(
+        "lora_ws.commands.concepts:amplify",
+        "amplify a concept in a base model",
+        "--base digit-sd --concept 'a photo of three'",
+        ("base", "concept", "budget", "images", "out"),
+    ),
+    "serve": Command(
+        "lora_ws.commands.serve:serve",
+        "serve a web page and an API for single files",
+        "--model runs/store/bundle --port 8000",
+        ("model", "index", "host", "port", "max_mb"),
+    ),
+    "dedup": Command(
+        "lora_ws.commands.similar:dedup",
+        "group duplicate and near-duplicate adapters",
+        "my-loras --near 0.99",
+        ("equal", "near", "workers", "cache", "as_json"),
+    ),
+    "completion": Command(
+        "lora_ws.commands.completion:completion",
+        "print a script that completes commands in a shell",
+        "bash",
+    ),
+}
+
+
+def function_of(name: str) -> Callable[..., int | None]:
+    """Import the function of a command."""
+    module, _, function = COMMANDS[name].where.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def described(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """What a command is called, how it is typed, and which flags its help shows first."""
+    command = COMMANDS[name]
+    return f"lora-ws {name}", f"lora-ws {name} {command.example}".rstrip(), command.flags
