@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests start many processes; none of them compiles what another one has.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test plain checked kernels slow check help bench install clean
+.PHONY: train test plain checked kernels slow check help examples bench install clean
 
 train: install
 	$(BIN)/lora-ws train
@@ -50,6 +50,10 @@ check: install
 # What `lora-ws COMMAND --help` and `lora-ws completion` print, rendered; run it after a change of flags.
 help: install
 	$(BIN)/python -m lora_ws.commands.render
+
+# The adapter files of `lora-ws demo`, from their rows of lora-ws-mini.
+examples: install
+	$(BIN)/python -c "from lora_ws.audit.examples import *; write_examples(FOLDER)"
 
 bench: install
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

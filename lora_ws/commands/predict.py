@@ -4,12 +4,13 @@ import json
 import sys
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.predict import PredictSpec, predict_files
 from lora_ws.bundle.confidence import ABSTENTIONS
+from lora_ws.report.grid import Cell, Grid, show
+
+HEAD = ("file", "verdict", "class", "probability")
 
 
 def predict(files: list[str], /, spec: PredictSpec) -> int:
@@ -21,7 +22,7 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
         files: .safetensors files, PEFT folders, or hub:owner/name/file.safetensors
         spec: by which classifier, and what to show.
     """
-    table = Table("file", "verdict", "class", "probability", box=None)
+    lines = list[tuple[Cell, ...]]()
     failed, reasons = 0, set()
     for file, finding in zip(files, predict_files(files, spec), strict=True):
         verdict = finding.verdict
@@ -36,12 +37,12 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
             print(json.dumps({"file": file, **verdict.to_dict()}))  # noqa: T201
         label = verdict.label or f"abstains: {verdict.reason}"
         for rank, (name, value) in enumerate(list(verdict.probabilities.items())[: spec.top]):
-            first = (escape(file), label) if rank == 0 else ("", "")
-            table.add_row(*first, name, f"{value:.3f}")
+            first = (file, label) if rank == 0 else ("", "")
+            lines.append(tuple(map(Cell, (*first, name, f"{value:.3f}"))))
         reasons |= {verdict.reason} - {""}
     if not spec.as_json and failed < len(files):
         console = Console(highlight=False, soft_wrap=True)
-        console.print(table)
+        show(console, Grid(HEAD, tuple(lines), left=3))
         for reason in sorted(reasons):
             console.print(f"{reason}: {ABSTENTIONS[reason]}")
     return 1 if failed else 0

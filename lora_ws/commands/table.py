@@ -23,6 +23,11 @@ class Command(NamedTuple):
 
 # Two words are a command and what it acts on.
 COMMANDS = {
+    "demo": Command(
+        "lora_ws.commands.demo:demo",
+        "judge three adapter files that are shipped",
+        "",
+    ),
     "data list": Command(
         "lora_ws.commands.data:list_collections",
         "list the known collections",

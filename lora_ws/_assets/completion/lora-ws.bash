@@ -8,8 +8,9 @@
 _shtab_lora_ws_data_subparsers=(list info import prompt-leak)
 _shtab_lora_ws_zoo_subparsers=(base build merge testbed baselines export publish)
 _shtab_lora_ws_concepts_subparsers=(erase amplify)
-_shtab_lora_ws_subparsers=(data featurize train sweep reproduce check-reader evaluate zoo inspect convert predict scan similar prompt search compose attribute concepts serve dedup completion)
+_shtab_lora_ws_subparsers=(demo data featurize train sweep reproduce check-reader evaluate zoo inspect convert predict scan similar prompt search compose attribute concepts serve dedup completion)
 
+_shtab_lora_ws_demo_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_list_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_info_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_import_option_strings=(-h --help --config --print_config --out --card --layout --label --revision --on_error)
@@ -46,6 +47,8 @@ _shtab_lora_ws_dedup_option_strings=(-h --help --config --print_config --equal -
 _shtab_lora_ws_completion_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_option_strings=(-h --help --version)
 
+_shtab_lora_ws_demo___config_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_demo___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_list___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_list___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_info___config_COMPGEN=_shtab_compgen_files
@@ -213,8 +216,10 @@ _shtab_lora_ws_concepts_amplify___eligible_choices=(ff attention all)
 _shtab_lora_ws_concepts_amplify___scores_choices=(taylor integrated)
 _shtab_lora_ws_concepts_pos_0_choices=(erase amplify)
 _shtab_lora_ws_dedup___as_json_choices=(true false)
-_shtab_lora_ws_pos_0_choices=(data featurize train sweep reproduce check-reader evaluate zoo inspect convert predict scan similar prompt search compose attribute concepts serve dedup completion)
+_shtab_lora_ws_pos_0_choices=(demo data featurize train sweep reproduce check-reader evaluate zoo inspect convert predict scan similar prompt search compose attribute concepts serve dedup completion)
 
+_shtab_lora_ws_demo__h_nargs=0
+_shtab_lora_ws_demo___help_nargs=0
 _shtab_lora_ws_data_list__h_nargs=0
 _shtab_lora_ws_data_list___help_nargs=0
 _shtab_lora_ws_data_info__h_nargs=0

@@ -18,6 +18,7 @@ _shtab_lora_ws_commands() {
     convert:'write an adapter in another file format'
     data:data
     dedup:'group duplicate and near-duplicate adapters'
+    demo:'judge three adapter files that are shipped'
     evaluate:'measure a trained classifier'
     featurize:'write a representation to a file'
     inspect:'describe an adapter file'
@@ -283,6 +284,15 @@ _shtab_lora_ws_dedup_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_dedup_defaults_added=0
+
+_shtab_lora_ws_demo_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_demo_defaults_added=0
 
 _shtab_lora_ws_evaluate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -754,6 +764,7 @@ _shtab_lora_ws() {
         convert) _arguments -C -s $_shtab_lora_ws_convert_options ;;
         data) _shtab_lora_ws_data ;;
         dedup) _arguments -C -s $_shtab_lora_ws_dedup_options ;;
+        demo) _arguments -C -s $_shtab_lora_ws_demo_options ;;
         evaluate) _arguments -C -s $_shtab_lora_ws_evaluate_options ;;
         featurize) _arguments -C -s $_shtab_lora_ws_featurize_options ;;
         inspect) _arguments -C -s $_shtab_lora_ws_inspect_options ;;
