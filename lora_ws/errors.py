@@ -8,6 +8,7 @@ from typing import Any
 REASONS = {
     "missing": "there is no such file",
     "pickle": "a pickled file, which can run code when opened",
+    "archive": "files packed into one, which is not unpacked",
     "empty": "nothing in it",
     "lfs-pointer": "a Git LFS pointer instead of the file it stands for",
     "html": "a web page instead of a file",

@@ -12,6 +12,8 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 WIDTH = 100
+# Values and not flags; argparse's own pattern knows no exponents.
+NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
 
 class Parser(ArgumentParser):
@@ -29,6 +31,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Help, **given})
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def put_first(self, names: Sequence[str]) -> None:
         """Give some flags a group of their own, before all other flags."""

@@ -151,6 +151,14 @@ def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
         load_spec(Spec, file)
 
 
+@pytest.mark.parametrize("number", ["-1", "-0.5", "-.5", "-1.", "-1e-1", "-2.5E+3", "-.5e2"])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_negative_number_is_no_flag(number: str, place: str) -> None:
+    sizes = [number, "1"] if place == "first" else ["1", number]
+    read = parse(show, ["--files", "a", "--sizes", *sizes], "show")()
+    assert read.sizes == [float(size) for size in sizes]
+
+
 def test_a_list_of_a_spec_is_several_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

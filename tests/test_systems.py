@@ -20,10 +20,11 @@ import pytest
 from factories import make_table, small_zoo, weights, write_adapter, write_parquet
 
 from lora_ws import journal, system
+from lora_ws.adapters import find_adapters
 from lora_ws.adapters.pickled import convert_pickle
 from lora_ws.audit import similar
 from lora_ws.audit.policy import Policy, review
-from lora_ws.audit.scan import ScanSpec, find_all, scan
+from lora_ws.audit.scan import ScanSpec, scan
 from lora_ws.audit.similar import Index, Signature
 from lora_ws.bundle import Bundle
 from lora_ws.collection import import_collection
@@ -247,7 +248,7 @@ def test_files_are_scanned_by_windows_rules(tmp_path: Path) -> None:
     listed.write_text(f"{folder}\n", encoding="utf-8-sig")
     spec = ScanSpec(cache=tmp_path / "cache")
     for new in (4, 0):
-        found = scan(find_all([str(listed)]), spec)
+        found = scan(find_adapters(str(listed)), spec)
         assert found.new == new
         assert sum(one.finding.reason == "" for one in review(found, Policy(), None)) == 3
 

@@ -2,14 +2,16 @@
 
 from lora_ws.adapters.adapter import Adapter, Module
 from lora_ws.adapters.layout import LayerSpec, Layout, Matrix
-from lora_ws.adapters.locate import AdapterRef, find_adapters
+from lora_ws.adapters.locate import AdapterRef
 from lora_ws.adapters.reader import AdapterFile, open_adapter, read_adapter
+from lora_ws.adapters.search import FoundAdapters, find_adapters
 from lora_ws.errors import old_names
 
 __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterRef",
+    "FoundAdapters",
     "LayerSpec",
     "Layout",
     "Matrix",

@@ -5,10 +5,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ws.adapters import Adapter, AdapterRef, read_adapter
+from lora_ws.adapters import Adapter, AdapterRef, find_adapters, read_adapter
 from lora_ws.audit import index_store
 from lora_ws.audit.prompt import PromptReader, subject
-from lora_ws.audit.scan import find_all
 from lora_ws.audit.similar import Index
 from lora_ws.errors import LoraWsError
 
@@ -25,11 +24,11 @@ class Hit(NamedTuple):
     template: str
 
 
-def library_files(where: str) -> list[AdapterRef]:
+def library_files(where: str) -> Sequence[AdapterRef]:
     """The files under a name as `find_adapters` takes it, or those that an index names."""
     if (Path(where) / index_store.HEAD).is_file():
         return [AdapterRef.parse(name) for name in Index.open(where).rows["name"].to_pylist()]
-    return find_all([where])
+    return find_adapters(where)
 
 
 def search_text(

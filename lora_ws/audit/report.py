@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_ws.audit.classify import Finding
@@ -40,6 +40,7 @@ class Report:
         answered: the first with a verdict, or an abstention.
         read: the first that could be read.
         root: the folders that all files are in.
+        left_out: reason -> files and folders that the search passed over.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -49,6 +50,7 @@ class Report:
     answered: list[Reviewed] = field(default_factory=list)
     read: list[Reviewed] = field(default_factory=list)
     root: tuple[str, ...] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, one: Reviewed) -> None:
         """Take in one file."""
@@ -102,6 +104,7 @@ class Report:
         """What became of the files, in numbers."""
         rows = [(name, self.counts[name]) for name in OUTCOMES if self.counts[name]]
         rows += [(f"base: {name}", count) for name, count in self.bases.most_common()]
+        rows += [(f"left out: {reason}", count) for reason, count in self.left_out.items()]
         cells = [(Cell(name), Cell(f"{count}")) for name, count in rows]
         return Grid(("", "count"), tuple(cells))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -127,12 +126,6 @@ class Scan:
         return kept.select([row for _, row in pairs], [name for name, _ in pairs])
 
 
-def find_all(what: Sequence[str]) -> list[AdapterRef]:
-    """Find the files under several names, each once; see `find_adapters`."""
-    refs = chain.from_iterable(map(find_adapters, what))
-    return list({ref.name: ref for ref in refs}.values())
-
-
 def scan(
     refs: Sequence[AdapterRef], spec: ScanSpec, advance: Callable[[int], None] = lambda _: None
 ) -> Scan:
@@ -181,7 +174,7 @@ def library(
     """Index known adapters, to compare others with.
 
     Args:
-        what: the folder of an `Index`, or names as `find_all` takes them.
+        what: the folder of an `Index`, or names as `find_adapters` takes them.
         spec: how files are read; its classifier is left out.
         advance: see `scan`.
 
@@ -190,7 +183,7 @@ def library(
     """
     if len(what) == 1 and (Path(what[0]) / index_store.HEAD).is_file():
         return Index.open(what[0])
-    found = scan(find_all(what), replace(spec, model=None), advance)
+    found = scan(find_adapters(*what), replace(spec, model=None), advance)
     index = found.index()
     if not len(index):
         why = f": {next(iter(found)).message}" if len(found) else ""

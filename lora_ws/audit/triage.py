@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from lora_ws.adapters import find_adapters
 from lora_ws.audit.dedup import Copies, copies
 from lora_ws.audit.output import csv_rows, json_lines
 from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.report import Report
-from lora_ws.audit.scan import Scan, ScanSpec, find_all, library, scan
+from lora_ws.audit.scan import Scan, ScanSpec, library, scan
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError
 from lora_ws.report.progress import progress
@@ -32,7 +33,7 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     """Classify adapter files, flag some, and write the page, JSON lines and table asked for.
 
     Args:
-        what: files, folders, lists and names on the Hub, as `find_all` takes them.
+        what: files, folders, lists and names on the Hub, as `find_adapters` takes them.
         spec: how.
 
     Raises:
@@ -47,13 +48,13 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     for file in (spec.out, spec.json, spec.csv):
         if file and not file.absolute().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.parent} to write to; make it")
-    refs = find_all(what)
+    refs = find_adapters(*what)
     if not refs:
         raise ConfigError(f"{', '.join(what)}: expected adapter files, found none")
     known = library([spec.index], spec) if spec.index else None
     with progress("scan", len(refs)) as advance:
         found = scan(refs, spec, advance)
-    report = Report()
+    report = Report(left_out=refs.left_out)
     with ExitStack() as stack:
         files = ((json_lines, spec.json), (csv_rows, spec.csv))
         sinks = [stack.enter_context(open_sink(file)) for open_sink, file in files if file]

@@ -13,10 +13,10 @@ from factories import write_adapter as write_row
 from hub_server import HubServer
 from warm import COMMAND, Warm
 
-from lora_ws.adapters import read_adapter
+from lora_ws.adapters import find_adapters, read_adapter
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.audit.lookup import DedupSpec, SimilarSpec, find_copies, find_similar
-from lora_ws.audit.scan import ScanSpec, find_all, scan
+from lora_ws.audit.scan import ScanSpec, scan
 from lora_ws.audit.triage import triage
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
@@ -138,7 +138,7 @@ def test_triage_from_python_is_what_the_command_does(
 def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: Path) -> None:
     spec, places = (
         ScanSpec(str(bundle), evidence=False, cache=tmp_path / "cache"),
-        find_all([str(folder)]),
+        find_adapters(str(folder)),
     )
     first = scan(places, spec)
     again = scan(places, spec)
@@ -148,7 +148,7 @@ def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: P
     (folder / "good-401.safetensors").rename(folder / "renamed.safetensors")
     (folder / "good-402.safetensors").write_bytes((folder / "foreign.safetensors").read_bytes())
     (folder / "bad" / "cut.safetensors").rename(folder / "cut too.safetensors")
-    third = scan(find_all([str(folder)]), spec)
+    third = scan(find_adapters(str(folder)), spec)
     assert third.new == 1
     names = {Path(finding.file).name: finding for finding in third}
     assert names["renamed.safetensors"].verdict
@@ -184,7 +184,7 @@ def test_a_killed_scan_goes_on(
 def test_two_scans_at_once_do_not_mix(folder: Path, bundle: Path, tmp_path: Path) -> None:
     spec, places = (
         ScanSpec(str(bundle), evidence=False, cache=tmp_path / "cache", batch=1),
-        find_all([str(folder)]),
+        find_adapters(str(folder)),
     )
     refused = []
 
