@@ -2,13 +2,15 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from lora_ws.collection import load
 from lora_ws.learn.ranks import Ranks, join
-from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.spec import ExperimentSpec, slug
+from lora_ws.learn.tasks import TASKS
 
 TABLE = "table.md"
 
@@ -43,15 +45,20 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
     """Run the representations; make table and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
     from lora_ws.learn.run import run
+    from lora_ws.learn.run_folder import folder_for
     from lora_ws.report.tables import headline
 
-    for row in spec.rows():
-        records = run(row, folder / row.slug)
+    rows = spec.rows()
+    homes = [ranks.first(partial(folder_for, row, folder / row.slug)) for row in rows]
+    for row, home in zip(rows, homes, strict=True):
+        if home.name != row.slug:
+            console.print(f"{row.name}: other settings than {folder / row.slug}, in {home.name}")
+        records = run(row, home)
         console.print(f"{row.name}: {headline(records)}, n = {len(records)}")
-    ranks.first(lambda: _report(spec, folder, console))
+    ranks.first(lambda: _report(homes[0], folder, console))
 
 
-def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
+def _report(own: Path, folder: Path, console: Console) -> None:
     from lora_ws.learn.run import best_run
     from lora_ws.learn.run_folder import BUNDLE, RECORDS
     from lora_ws.report.grid import markdown, show
@@ -60,19 +67,25 @@ def _report(spec: ExperimentSpec, folder: Path, console: Console) -> None:
     from lora_ws.report.tables import results_grid
 
     held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
-    own = held[folder / spec.rows()[0].slug][0]
-    wanted = (own.data_version, own.task, own.classes)
+    first = held[own][0]
+    wanted = (first.data_version, first.task, first.classes)
     same = [(path, records[0]) for path, records in held.items() if records]
     same = [(p, r) for p, r in same if (r.data_version, r.task, r.classes) == wanted]
-    homes = {record.name: path for path, record in same}
+    homes = {_label(record.name, path.name): path for path, record in same}
     groups = {name: held[path] for name, path in homes.items()}
     grid = results_grid(groups)
     (folder / TABLE).write_text(markdown(grid) + "\n", encoding="utf-8")
     show(console, grid)
-    best, by = best_run(groups), metric_of(spec.kind.selects).title
+    best, by = best_run(groups), metric_of(TASKS[first.task].selects).title
     bundle = homes[best] / BUNDLE
     if bundle.is_dir():
         shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)
         console.print(f"Best by validation {by}: {best}. Bundle: {folder / BUNDLE}")
     else:
         console.print(f"Best by validation {by}: {best}; no bundle can hold it")
+
+
+def _label(name: str, folder: str) -> str:
+    """Name of a row: the experiment's, and the settings that its folder's name adds."""
+    settings = folder.removeprefix(slug(name)).lstrip("-")
+    return f"{name}, {settings}" if settings else name

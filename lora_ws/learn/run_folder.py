@@ -5,6 +5,7 @@
 validation loss.
 """
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -21,12 +22,14 @@ from lora_ws.learn.calibration import fit_confidence
 from lora_ws.learn.features import open_data
 from lora_ws.learn.pack import pack
 from lora_ws.learn.result import Fitted
-from lora_ws.learn.spec import ExperimentSpec, identity, read_identity
+from lora_ws.learn.spec import ExperimentSpec, identity, read_identity, slug
 from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
 from lora_ws.report.records import RunRecord, read_records
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
 CURVES = "curves.jsonl"
+# Letters of a folder's name that say what is different in it.
+MAX_NAME = 100
 LOCK, NO_BUNDLE, FEATURES, STATE = ".lock", "no_bundle.txt", ".features.npy", ".state"
 
 
@@ -98,6 +101,43 @@ def enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:
     records = read_records(out / RECORDS)
     check_same(spec, out, records)
     return records
+
+
+def folder_for(spec: ExperimentSpec, home: Path) -> Path:
+    """Choose the folder of an experiment: its home, unless that holds one with other settings.
+
+    Equal settings give the same folder again, so a run that was cut off continues.
+
+    Args:
+        spec: the experiment.
+        home: where it goes if nothing else is there.
+
+    Returns:
+        ``home``, or a folder beside it whose name ends in the settings that differ:
+        ``StatsLayer-fit.lr=0.01``.
+    """
+    if not (home / CONFIG).is_file() or not read_records(home / RECORDS):
+        return home
+    now = identity(spec)
+    held, wanted = _leaves(read_identity(home / CONFIG, now)), _leaves(now)
+    changed = [f"{key}={value}" for key, value in wanted.items() if held.get(key) != value]
+    if not changed:
+        return home
+    said = slug(",".join(changed))
+    if len(said) > MAX_NAME:
+        said = f"{said[:MAX_NAME]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return home.with_name(f"{home.name}-{said}")
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Plain data as dotted flags and their values: ``fit.lr``, ``model.hidden``."""
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    found = dict[str, Any]()
+    for name, item in value.items():
+        hidden = name in ("class_path", "init_args")
+        found |= _leaves(item, key if hidden else f"{key}.{name}".lstrip("."))
+    return found
 
 
 def check_same(spec: ExperimentSpec, out: Path, records: list[RunRecord]) -> None:

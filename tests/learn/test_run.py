@@ -23,11 +23,12 @@ from warm import COMMAND, Warm
 
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
-from lora_ws.config import load_spec, to_plain
+from lora_ws.config import dump_yaml, load_spec, to_plain
 from lora_ws.errors import ConfigError, DataError, TrainingError
 from lora_ws.featurizers import FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
+from lora_ws.learn.run_folder import folder_for
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.models import MLP
 from lora_ws.report.records import read_records
@@ -281,6 +282,28 @@ def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_p
     other = replace(spec, fit=replace(FAST, lr=0.5))
     with pytest.raises(ConfigError, match=r"another `fit\.lr` \(0\.003, now 0\.5\).*--out"):
         run(other, tmp_path / "run")
+
+
+def test_changed_settings_get_a_folder_that_names_them(
+    spec: ExperimentSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plain = tmp_path / "out", tmp_path / "plain.yaml"
+    dump_yaml(replace(spec, seeds=1, fit=FitSpec(max_epochs=1)), plain)
+    train = ["train", "--config", str(plain), "--out", str(out)]
+    for flags in [], ["--fit.lr", "0.01"], [], ["--fit.lr", "0.01"]:
+        assert main([*train, *flags]) == 0
+    folders = {file.parent.name for file in out.glob("*/records.jsonl")}
+    assert folders == {"StatsLayer", "StatsLayer-fit.lr=0.01"}
+    assert len(read_records(out / "StatsLayer-fit.lr=0.01" / "records.jsonl")) == 1
+    assert "other settings than" in capsys.readouterr().out
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert "| StatsLayer |" in table
+    assert "| StatsLayer, fit.lr=0.01 |" in table
+    held = load_spec(ExperimentSpec, out / "StatsLayer" / "config.yaml")
+    assert folder_for(replace(held, seeds=9), out / "StatsLayer") == out / "StatsLayer"
+    long = folder_for(replace(held, split="x" * 300), out / "StatsLayer").name
+    assert long.startswith("StatsLayer-split=xxx")
+    assert len(long) < 130
 
 
 @pytest.mark.slow
