@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lora_ws.adapters import Adapter, LayerSpec, Layout, read_adapter
     from lora_ws.bundle import Bundle
-    from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
+    from lora_ws.collection import (
+        AdapterSet,
+        DatasetCard,
+        adapters_from,
+        import_collection,
+        load,
+    )
     from lora_ws.errors import LoraWsError
     from lora_ws.featurizers import (
         DeltaPCA,
@@ -30,7 +36,7 @@ __version__ = version("lora_ws")
 
 _HOMES = {
     "adapters": ("Adapter", "LayerSpec", "Layout", "read_adapter"),
-    "collection": ("AdapterSet", "DatasetCard", "import_collection", "load"),
+    "collection": ("AdapterSet", "DatasetCard", "adapters_from", "import_collection", "load"),
     "errors": ("LoraWsError",),
     "featurizers": (
         "DeltaPCA",

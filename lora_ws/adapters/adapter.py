@@ -12,7 +12,7 @@ from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, LayoutError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Module:
     """One adapted module; its update is ``scale * up @ down``.
 
@@ -39,6 +39,11 @@ class Module:
     kernel: tuple[int, ...] = ()
     needs_base: bool = False
 
+    def __repr__(self) -> str:
+        shape = f"{self.down.shape[-1]} -> {self.up.shape[0]}"
+        said = f"{self.method}, rank {self.rank}, {shape}, scale {self.scale:g}"
+        return f"Module({self.component} {self.path}: {said})"
+
     @property
     def name(self) -> str:
         """The path, with the component in front where that is not the denoiser."""
@@ -55,7 +60,7 @@ class Module:
         return self.up.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """One adapter read from a file.
 
@@ -74,6 +79,13 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     other_keys: tuple[str, ...] = ()
     revision: str = ""
+
+    def __repr__(self) -> str:
+        ranks = sorted({module.rank for module in self.modules.values()})
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        methods = "/".join(sorted({module.method for module in self.modules.values()}))
+        count = f"{len(self.modules)} modules of {', '.join(sorted(self.components))}"
+        return f"Adapter({self.source}: {methods}, {count}, {rank})"
 
     @cached_property
     def linear(self) -> dict[str, Module]:

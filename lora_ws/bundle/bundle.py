@@ -53,7 +53,7 @@ DAMAGE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
     """A classifier of adapters, ready to use.
 
@@ -78,6 +78,15 @@ class Bundle:
     training: dict[str, Any]
     confidence: Confidence
     revision: str = ""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+        said = "calibrated" if self.confidence.calibration else "not calibrated"
+        return (
+            f"Bundle({self.training.get('name', type(self.model).__name__)}: "
+            f"{len(self.classes)} classes ({shown}), {len(self.layers)} layers of {self.base}, "
+            f"{said})"
+        )
 
     @property
     def gauge(self) -> Literal["raw", "invariant"]:

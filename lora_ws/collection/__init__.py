@@ -5,12 +5,14 @@ from lora_ws.collection.card import DatasetCard, SplitRule
 from lora_ws.collection.ingest import import_collection
 from lora_ws.collection.load import load
 from lora_ws.collection.splits import Split, make_split
+from lora_ws.collection.tables import adapters_from
 
 __all__ = [
     "AdapterSet",
     "DatasetCard",
     "Split",
     "SplitRule",
+    "adapters_from",
     "import_collection",
     "load",
     "make_split",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import yaml
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard, stored_card
+from lora_ws.collection.columns import to_arrow, to_dataset, to_frame
 from lora_ws.collection.splits import Split, is_rule, make_split, split_by_name
 from lora_ws.collection.store import (
     CARD,
@@ -32,6 +33,10 @@ from lora_ws.collection.store import (
 )
 from lora_ws.config import nearest
 from lora_ws.errors import DataError, LayoutError, NotAvailableError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -239,6 +244,27 @@ class AdapterSet:
                 )
         names = [layer.name for layer in self.layout.layers]
         raise LayoutError(f"no layer `{name}`{nearest(name, names)}")
+
+    def to_arrow(self) -> pa.Table:
+        """Write a table: the rows' columns, and one ``[rows, columns]`` list for each factor.
+
+        `lora_ws.adapters_from` reads it back.
+        """
+        return to_arrow(self.weights, self.layout, self.rows)
+
+    def to_frame(self) -> "DataFrame":
+        """Write a pandas frame: the rows' columns, and one of float32 matrices for each factor.
+
+        `lora_ws.adapters_from` reads it back.
+        """
+        return to_frame(self.weights, self.layout, self.rows)
+
+    def to_dataset(self) -> "Dataset":
+        """Write a ``datasets.Dataset`` with the columns of `to_arrow`.
+
+        `lora_ws.adapters_from` reads it back, also after a filter, a shuffle or ``push_to_hub``.
+        """
+        return to_dataset(self.weights, self.layout, self.rows)
 
     @classmethod
     def open(cls, path: str | Path) -> "AdapterSet":

@@ -57,3 +57,9 @@ def test_a_module_of_another_shape_is_refused(adapter: Adapter) -> None:
     for wrong in (LayerSpec(A2, 5, 2, 2), LayerSpec(A2, 6, 2, 1), LayerSpec(A2, 5, 3, 1)):
         with pytest.raises(LayoutError, match=r"expected factors .*got \(1, 5\) and \(2, 1\)"):
             lay_out(adapter.linear, Layout.from_layers([wrong]))
+
+
+def test_adapters_and_modules_print_as_a_line(adapter: Adapter) -> None:
+    assert repr(adapter) == "Adapter(a.safetensors: lora, 2 modules of unet, ranks 1 to 2)"
+    shown = "Module(unet down_blocks.10.to_q: lora, rank 2, 4 -> 3, scale 0.5)"
+    assert repr(adapter.modules[A10]) == shown

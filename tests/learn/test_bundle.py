@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,12 @@ def test_other_layouts_are_refused(bundle: Bundle) -> None:
     layout = Layout.sd15_qv()
     with pytest.raises(LayoutError, match="maps 320 to 320, expected 32 to 32"):
         bundle.predict_proba(np.zeros((1, layout.size), np.float32), layout)
+
+
+def test_it_prints_as_a_line(bundle: Bundle) -> None:
+    assert re.fullmatch(
+        r"Bundle\(.*: 4 classes \(class0, class1, class2, \.\.\.\), .*\)", repr(bundle)
+    )
 
 
 def test_no_rows_give_no_scores(bundle: Bundle) -> None:
