@@ -13,6 +13,22 @@ import pyarrow.compute as pc
 OURS = ("source", "sha256")
 
 
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same columns in arrow's own types.
+
+    Which types a file's columns have depends on the process: once `datasets` is imported, those
+    that it calls Array2D are of a type of its own.
+
+    Args:
+        batch: of a file.
+    """
+    arrays = [
+        array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+        for array in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, batch.schema.names, metadata=batch.schema.metadata)
+
+
 def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> dict[int, str]:
     """Write a list column into ``out [rows, shape[0] * shape[1]]``.
 

@@ -121,7 +121,9 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> ImportSource:
             raise DataError(f"{path}: no such file or folder")
         tables, files = _below(path, ".parquet"), _below(path, ".safetensors")
         if not tables and not files:
-            raise DataError(f"{path}: expected .parquet or .safetensors files, found none")
+            found = "what `save_to_disk` wrote; write `load_from_disk(…).to_parquet(…)` instead"
+            found = found if _below(path, ".arrow") else "none"
+            raise DataError(f"{path}: expected .parquet or .safetensors files, found {found}")
         parquet += tables
         adapters += files
     if parquet and adapters:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lora_ws.adapters.keys import parse_key
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns
+from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns, plain
 from lora_ws.collection.source import Batch, Problem, batch_rows, common_parent
 from lora_ws.errors import DataError, LayoutError
 
@@ -51,7 +51,7 @@ class ParquetSource:
                 read = pq.ParquetFile(file, memory_map=True).iter_batches(batch_size=1)
                 for row in islice(read, ROWS_TRIED):
                     try:
-                        return _layout_of(row, file)
+                        return _layout_of(plain(row), file)
                     except DataError as error:
                         reason = reason or str(error)
             except (OSError, pa.ArrowException) as error:
@@ -172,7 +172,7 @@ def _read_group(
     starts = iter(range(skip * size, rows, size))
     try:
         for batch in islice(opened.iter_batches(size, row_groups=[group]), skip, None):
-            yield next(starts), batch
+            yield next(starts), plain(batch)
     except (OSError, pa.ArrowException) as error:
         for start in starts:
             yield start, str(error)

@@ -21,6 +21,7 @@ from factories import (
 
 from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.collection import AdapterSet, DatasetCard, import_collection, source
+from lora_ws.errors import DataError
 
 LAYOUT = Layout(tuple(LayerSpec(*layer) for layer in SMALL))
 METADATA = ["folder", "category_label", "rank", "step_loss"]
@@ -46,6 +47,30 @@ def test_numbers_are_bit_equal_in_every_kind_of_list(kind: str, tmp_path: Path):
     zoo = import_collection(file, tmp_path / "store")
     assert stored(tmp_path / "store").tobytes() == values.tobytes()
     assert zoo.layout == LAYOUT
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["lists", "fixed", "Array2D"])
+def test_columns_as_datasets_writes_them(kind: str, dtype: str, tmp_path: Path):
+    """In a process that has imported `datasets`, whose columns are of types of its own."""
+    values = weights(4).astype(dtype)
+    columns = matrices(values, SMALL)
+
+    def feature(shape: tuple[int, ...]) -> object:
+        if kind == "Array2D":
+            return datasets.Array2D(shape, dtype)
+        rows, width = shape if kind == "fixed" else (-1, -1)
+        inner = datasets.Sequence(datasets.Value(dtype), length=width)
+        return datasets.Sequence(inner, length=rows)
+
+    features = datasets.Features({name: feature(m.shape[1:]) for name, m in columns.items()})
+    made = datasets.Dataset.from_dict({k: list(m) for k, m in columns.items()}, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    import_collection(tmp_path / "a.parquet", tmp_path / "store")
+    np.testing.assert_array_equal(stored(tmp_path / "store"), values.astype(np.float32))
+    made.save_to_disk(tmp_path / "disk")
+    with pytest.raises(DataError, match=r"load_from_disk"):
+        import_collection(tmp_path / "disk", tmp_path / "refused")
 
 
 def test_rank_above_one(tmp_path: Path):
