@@ -4,7 +4,7 @@ import copy
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import peft
@@ -21,9 +21,10 @@ from lora_ws.adapters.adapter import Module
 from lora_ws.adapters.settings import OPTIONS, READ, read_configs
 from lora_ws.errors import AdapterError
 
-KINDS = {
-    str(getattr(kind, "value", kind)): make for kind, make in PEFT_TYPE_TO_CONFIG_MAPPING.items()
-}
+KINDS = cast(
+    "dict[str, Any]",
+    {str(getattr(kind, "value", kind)): make for kind, make in PEFT_TYPE_TO_CONFIG_MAPPING.items()},
+)
 INPUTS, OUTPUTS = 16, 24
 # What some kinds ask for on layers as small as these.
 NEEDS: dict[str, dict[str, Any]] = {
