@@ -34,6 +34,18 @@ REASONS = {
 }
 
 
+def printable(text: str) -> str:
+    r"""Escape what a terminal would act on, or not show: control and format characters, odd spaces.
+
+    Example:
+        >>> printable("unet.\x1b[2J\u202elayer\n")
+        'unet.\\x1b[2J\\u202elayer\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class LoraWsError(Exception):
     """Base of every error this library raises on purpose; the CLI prints it as one line."""
 
@@ -57,7 +69,8 @@ class AdapterError(LoraWsError, ValueError):
     """
 
     def __init__(self, message: str, reason: str = "unreadable") -> None:
-        super().__init__(message)
+        # Words of a stranger's file stand in it.
+        super().__init__(printable(message))
         self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:

@@ -32,13 +32,36 @@ def append(path: Path, records: Iterable[Mapping[str, Any]]) -> list[int]:
     starts, block = [], b""
     for record in records:
         starts.append(len(block))
-        block += json.dumps(record).encode() + b"\n"
+        block += json.dumps(record, allow_nan=False).encode() + b"\n"
     with path.open("a+b") as file:
         end = file.truncate(_end(file))
         file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return [end + start for start in starts]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file as a whole: to another name first, which takes its place once the block ends.
+
+    Args:
+        path: of a file, new or not; what is no file, such as a pipe, is written to directly.
+
+    Yields:
+        Where to write.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    # A link goes on pointing to its file.
+    whole = path.resolve()
+    partial = whole.with_name(f"{whole.name}.partial")
+    try:
+        yield partial
+        partial.replace(whole)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> list[Any]:

@@ -1,5 +1,6 @@
 """`Adapter`: what every file becomes: modules, each with two factors and an effective scale."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,9 +8,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
+from lora_ws.adapters.header import shown
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, LayoutError
+from lora_ws.functional.sketch import update_norm
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,6 +136,41 @@ class Adapter:
     def flat(self) -> Float[np.ndarray, " params"]:
         """Factors in the adapter's own layout, with the scale folded into B: a row of `layout`."""
         return self.row(self.layout)
+
+
+def check_finite(module: Module, file: str) -> None:
+    """Refuse an update that float32 cannot hold, in its factors, its scale or their product.
+
+    Args:
+        module: of finite tensors, whose products need not be.
+        file: what errors call it.
+
+    Raises:
+        AdapterError: reason ``not-finite``.
+
+    Example:
+        >>> large = np.full((1, 1), 1e30, np.float32)
+        >>> check_finite(Module("unet", "to_v", "lora", large, large, 1.0, ""), "f")
+        Traceback (most recent call last):
+        lora_ws.errors.AdapterError: f: the update of `to_v` is beyond float32: ...
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Each is at least as large as any number of the factors and of the product.
+        norms = [math.sqrt(v.ravel().dot(v.ravel())) for v in (module.down, module.up)]
+        scale = abs(module.scale)
+        sizes = *norms, scale, norms[1] * scale, norms[0] * norms[1] * scale
+        if all(size <= FLOAT32_MAX for size in sizes):
+            return
+        factors = module.down, module.up, module.up * np.float32(module.scale)
+        finite = all(np.isfinite(values).all() for values in factors)
+        norm = update_norm([(module.name, factors[0], factors[2], 1.0)]) if finite else math.inf
+    if not norm <= FLOAT32_MAX:
+        raise AdapterError(
+            f"{file}: the update of {shown(module.name)} is beyond float32: its matrices and scale "
+            f"{module.scale:g} ({module.scale_source}) have a product that is not finite; the "
+            "training went wrong, or the file is damaged",
+            "not-finite",
+        )
 
 
 def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, " params"]:

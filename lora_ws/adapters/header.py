@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from lora_ws.adapters.source import Range, Source
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, printable
 
 # What the format itself allows.
 FORMAT_HEADER_BYTES = 100_000_000
@@ -147,8 +147,7 @@ def shown(text: str) -> str:
         '`unet.\\x1b[2Jlayer`'
     """
     cut = text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-    return f"`{safe}`"
+    return f"`{printable(cut)}`"
 
 
 def _refuse(reason: str, message: str) -> NoReturn:

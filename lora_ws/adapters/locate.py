@@ -78,7 +78,7 @@ class AdapterRef:
         if self.path is None:
             return self._open_remote()
         file = self.file()
-        name = str(file) if self.path.is_dir() else self.name
+        name = readable(file) if self.path.is_dir() else self.name
         _refuse_other_kinds(name)
         return LocalSource(file, name), settings_beside(file)
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from lora_ws.adapters.adapter import Adapter, Module
+from lora_ws.adapters.adapter import Adapter, Module, check_finite
 from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
@@ -84,7 +84,7 @@ class AdapterFile:
             only: modules of the denoiser to read, see `read_adapter`; None reads all.
 
         Raises:
-            AdapterError: it has none of them, or values that are not finite.
+            AdapterError: it has none of them, or an update that float32 cannot hold.
         """
         source = self.source
         entries = self.structure.choose(None if only is None else tuple(only))
@@ -104,7 +104,9 @@ class AdapterFile:
         rules = scale_rules(self.configs, source.name, paths)
         modules: dict[str, Module] = {}
         for entry in entries:
-            modules |= {m.name: m for m in _modules(entry, tensors, rules, source.name)}
+            for module in _modules(entry, tensors, rules, source.name):
+                check_finite(module, source.name)
+                modules[module.name] = module
         others = (*self.structure.other_keys, *self.structure.unmapped)
         metadata = self.header.metadata
         # A hash takes all bytes, which is what a part is read to avoid.
@@ -182,7 +184,9 @@ def _modules(
     scale = rules.of(
         entry.component, entry.path, form.rank, None if alpha is None else float(alpha.item())
     )
-    down, up = factors(form, roles)
+    # What overflows is found out by `check_finite`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        down, up = factors(form, roles)
     found = []
     for part in entry.parts:
         whole = len(entry.parts) == 1 and len(part.rows) == 1

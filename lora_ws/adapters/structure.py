@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from lora_ws.adapters.fused import Part, is_fused, parts
+from lora_ws.adapters.header import shown
 from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, parse_key, split_ending
 from lora_ws.adapters.methods import Form, ShapeError, form_of
 from lora_ws.errors import AdapterError
@@ -110,7 +111,9 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
             continue
         roles = modules.setdefault((parsed.component, parsed.path), {})
         if parsed.role in roles:
-            raise AdapterError(f"`{key}` names layer `{parsed.path}` a second time", "twice")
+            raise AdapterError(
+                f"{shown(key)} names layer {shown(parsed.path)} a second time", "twice"
+            )
         roles[parsed.role] = key
     entries = []
     for (component, path), keys in modules.items():
@@ -134,14 +137,14 @@ def _entry(component: str, path: str, keys: Mapping[str, str], shapes: Shapes) -
         form = form_of({role: shapes[key] for role, key in keys.items()})
     except ShapeError as error:
         joint = " " if str(error).startswith("has ") else ": "
-        raise AdapterError(f"layer `{path}`{joint}{error}", error.reason) from error
+        raise AdapterError(f"layer {shown(path)}{joint}{error}", error.reason) from error
     if form is None:
         return None
     if min(form.rank or 1, form.factors_rank, form.inputs, form.outputs) < 1:
-        raise AdapterError(f"layer `{path}` has a side of length 0", "shape")
+        raise AdapterError(f"layer {shown(path)} has a side of length 0", "shape")
     if form.rank > MAX_RANK or form.factors_rank > max(MAX_RANK, form.inputs, form.outputs):
         rank = max(form.rank, form.factors_rank)
-        raise AdapterError(f"rank {rank} of `{path}` is above {MAX_RANK}", "too-large")
+        raise AdapterError(f"rank {rank} of {shown(path)} is above {MAX_RANK}", "too-large")
     if not is_fused(path):
         return Entry(component, path, keys, form, (Part(path, (slice(0, form.outputs),)),))
     found = parts(path, form.inputs, form.outputs)
@@ -156,7 +159,9 @@ def _check_twice(entries: list[Entry]) -> None:
             place = (entry.component, part.path)
             if place in seen:
                 key = next(iter(entry.keys.values()))
-                raise AdapterError(f"`{key}` names layer `{part.path}` a second time", "twice")
+                raise AdapterError(
+                    f"{shown(key)} names layer {shown(part.path)} a second time", "twice"
+                )
             seen.add(place)
 
 
@@ -167,7 +172,7 @@ def check_complete(found: Structure, file: str) -> None:
         AdapterError: naming the first tensor in question.
     """
     if not found.entries and not found.unmapped:
-        what = f"got names such as `{found.other_keys[0]}`" if found.other_keys else "none"
+        what = f"got names such as {shown(found.other_keys[0])}" if found.other_keys else "none"
         raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", "not-an-adapter")
     if found.unmapped and found.unmapped_share > MAX_UNMAPPED:
         parsed = parse_key(found.unmapped[0])
@@ -175,7 +180,7 @@ def check_complete(found: Structure, file: str) -> None:
         what = "method" if rotates else "module"
         raise AdapterError(
             f"{file}: {100 * found.unmapped_share:.0f} % of its modules are of a {what} that is "
-            f"not known, such as `{found.unmapped[0]}`; a verdict on the rest would be one on "
+            f"not known, such as {shown(found.unmapped[0])}; a verdict on the rest would be one on "
             "another adapter",
             "needs-base" if rotates else "unmapped" if found.entries else "not-an-adapter",
         )

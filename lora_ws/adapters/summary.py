@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from lora_ws.adapters.adapter import Adapter
+from lora_ws.adapters.header import shown
 from lora_ws.adapters.reader import AdapterFile
 from lora_ws.adapters.structure import Entry, Structure
+from lora_ws.errors import printable
 from lora_ws.functional.sketch import update_norm
 
 # Facts of training that files claim; other entries are left out.
@@ -66,10 +68,10 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
     """
     entries = file.structure.entries
     read = list(adapter.modules.values()) if adapter else []
-    norms = {m.name: update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
+    norms = {printable(m.name): update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
     return AdapterSummary(
         base=file.base.name,
-        evidence=file.base.evidence,
+        evidence=printable(file.base.evidence),
         modules=_count((entry, entry.component) for entry in entries),
         methods=_count((entry, entry.form.method) for entry in entries),
         ranks=_count((entry, str(entry.form.factors_rank)) for entry in entries),
@@ -78,11 +80,15 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
         norms=norms,
         warnings=tuple(_warnings(file.structure, norms)),
         claims={
-            name: value if len(value) <= LONGEST_CLAIM else f"{value[:LONGEST_CLAIM]}…"
+            _cut(printable(name)): _cut(printable(value))
             for name, value in file.header.metadata.items()
             if name.startswith(CLAIMS)
         },
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_CLAIM else f"{text[:LONGEST_CLAIM]}…"
 
 
 def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
@@ -96,9 +102,9 @@ def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
 def _warnings(structure: Structure, norms: dict[str, float]) -> list[str]:
     notes = []
     if silent := [name for name, norm in norms.items() if norm == 0]:
-        notes.append(f"{len(silent)} modules have no effect, such as {silent[0]}")
+        notes.append(f"{len(silent)} modules have no effect, such as {shown(silent[0])}")
     if directions := [entry for entry in structure.entries if entry.needs_base]:
         notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
     if others := (*structure.other_keys, *structure.unmapped):
-        notes.append(f"{len(others)} tensors are no part of an update, such as {others[0]}")
+        notes.append(f"{len(others)} tensors are no part of an update, such as {shown(others[0])}")
     return notes

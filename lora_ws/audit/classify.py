@@ -5,6 +5,7 @@ A pure function of the files' bytes and the classifier; nothing that a file hold
 
 import hashlib
 import json
+import math
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from lora_ws.audit.similar import adapter_modules
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
-from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError
+from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError, printable
 from lora_ws.functional.sketch import sketch, update_hash
 
 NO_MODEL = "content: no detector for this base, as no model was given"
@@ -150,6 +151,11 @@ def classify_files(
         projected = [not row.exact for _, row, _ in same]
         verdicts = bundle.predict_batch(weights, layout, projected=projected)
         for (k, row, finding), verdict in zip(same, verdicts, strict=True):
+            if not math.isfinite(verdict.confidence):
+                why = f"{refs[k].name}: its numbers are beyond those that the model can reckon with"
+                finding = replace(finding, facts=None, reason="not-finite", message=printable(why))
+                judged[k] = FileResult(judged[k].key, finding)
+                continue
             told = evidence and verdict.label
             shown = layer_evidence(bundle, row.weights, layout) if told else None
             finding = replace(finding, verdict=verdict, evidence=shown)
@@ -197,7 +203,7 @@ def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None
         why: in words.
         source: its bytes, where it could be opened.
     """
-    message = why if ref.name in why else f"{ref.name}: {why}"
+    message = why if printable(ref.name) in why else printable(f"{ref.name}: {why}")
     # A source that cannot be reached has no hash and no revision either.
     if source is None or reason in PASSING:
         return Finding(ref.name, reason=reason, message=message)

@@ -86,12 +86,23 @@ class Ledger:
             file.seek(self.starts[key])
             line = file.readline()
         try:
-            return Finding.from_dict(json.loads(line)["finding"])
+            return Finding.from_dict(json.loads(line, parse_constant=_refuse)["finding"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.folder}: {FINDINGS} is damaged at byte {self.starts[key]} ({error}); "
                 "remove the folder and scan again"
             ) from error
+
+    def holds(self, key: str) -> bool:
+        """Whether a finding is kept and can be read; a damaged one is dropped, to be made anew."""
+        if key not in self.starts:
+            return False
+        try:
+            self.get(key)
+        except DataError:
+            del self.starts[key]
+            return False
+        return True
 
     def index(self) -> Index:
         """The signatures, named by keys."""
@@ -107,6 +118,11 @@ class Ledger:
         self.signed = set(index.rows["name"].to_pylist())
         journal.mend(self.folder / FINDINGS)
         self.starts = read_starts(self.folder)
+
+
+def _refuse(constant: str) -> Any:
+    """What is no number is no JSON either."""
+    raise ValueError(f"it holds {constant}")
 
 
 def read_starts(folder: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_ws.audit.policy import Reviewed
+from lora_ws.journal import replacing
 
 COLUMNS = (
     *("file", "sha256", "update_hash", "base", "ranks", "norm", "label", "confidence", "abstains"),
@@ -19,14 +20,14 @@ Sink = Callable[[Reviewed], object]
 @contextmanager
 def json_lines(file: Path) -> Iterator[Sink]:
     """Write one JSON object per line: the fields of `Finding`, ``flags``, and ``nearest``."""
-    with file.open("w", encoding="utf-8") as opened:
-        yield lambda one: opened.write(json.dumps(one.to_dict()) + "\n")
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as opened:
+        yield lambda one: opened.write(json.dumps(one.to_dict(), allow_nan=False) + "\n")
 
 
 @contextmanager
 def csv_rows(file: Path) -> Iterator[Sink]:
     """Write a table with `COLUMNS`; what a spreadsheet would take for a formula is quoted."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(COLUMNS)
         yield lambda one: writer.writerow([_safe(value) for value in _row(one)])

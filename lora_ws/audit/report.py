@@ -9,6 +9,7 @@ from lora_ws.audit.classify import Finding
 from lora_ws.audit.dedup import Copies
 from lora_ws.audit.policy import Reviewed
 from lora_ws.bundle import Bundle
+from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.heat import Heat
 from lora_ws.report.page import Section, to_page
@@ -284,6 +285,7 @@ def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
 
 def _short(text: str, longest: int = LONGEST_NAME) -> str:
     """The end of a long name tells more than its start."""
+    text = printable(text)
     return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 

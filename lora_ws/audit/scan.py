@@ -19,7 +19,7 @@ from lora_ws.bundle import Bundle
 from lora_ws.bundle.formats import INFO
 from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.config import cache_dir
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, printable
 from lora_ws.workers import map_batches
 
 # Of what is kept; another one is kept apart.
@@ -113,7 +113,11 @@ class Scan:
         if row in self.loose:
             return self.loose[row]
         found, name = self.ledger.get(self.keys[row]), self.names[row]
-        return replace(found, file=name, message=found.message.replace(found.file, name))
+        return replace(
+            found,
+            file=name,
+            message=found.message.replace(printable(found.file), printable(name)),
+        )
 
     def __iter__(self) -> Iterator[Finding]:
         return (self[row] for row in range(len(self)))
@@ -151,11 +155,18 @@ def scan(
     keys: list[str] = []
     loose: dict[int, Finding] = {}
     new = bytes_read = 0
+    run = str(uuid4())
     with Ledger.writing(folder, settings) as ledger:
-        stage = partial(_stage, spec, folder, str(uuid4()))
+        stage = partial(_stage, spec, folder, run)
         starts = range(0, len(refs), spec.batch)
         batches = (list(refs[start : start + spec.batch]) for start in starts)
         for judged in map_batches(stage, batches, spec.workers, _lost):
+            judged = [
+                one
+                if one.finding or ledger.holds(one.key)
+                else _anew(refs[len(keys) + k], spec, run)
+                for k, one in enumerate(judged)
+            ]
             ledger.add(judged)
             for one in judged:
                 kept = one.key in ledger.starts
@@ -189,6 +200,12 @@ def library(
         why = f": {next(iter(found)).message}" if len(found) else ""
         raise ConfigError(f"{', '.join(what)}: expected adapter files, found none to read{why}")
     return index
+
+
+def _anew(ref: AdapterRef, spec: ScanSpec, run: str) -> FileResult:
+    """Read a file whose line in the ledger is damaged."""
+    bundle = _bundle(spec, run)
+    return classify_files([ref], bundle, whole=spec.whole, evidence=spec.evidence)[0]
 
 
 def _lost(ref: AdapterRef) -> FileResult:

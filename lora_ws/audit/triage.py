@@ -11,7 +11,8 @@ from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.report import Report
 from lora_ws.audit.scan import Scan, ScanSpec, library, scan
 from lora_ws.config import load_spec
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, printable
+from lora_ws.journal import replacing
 from lora_ws.report.progress import progress
 
 
@@ -64,7 +65,8 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     signatures = found.index()
     alike = copies(signatures) if len(signatures) > 1 else None
     if spec.out:
-        title = f"Scan of {', '.join(what)}"
+        title = printable(f"Scan of {', '.join(what)}")
         page = report.page(title, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
-        spec.out.write_text(page, encoding="utf-8")
+        with replacing(spec.out) as partial:
+            partial.write_text(page, encoding="utf-8")
     return Triage(found, report, alike)

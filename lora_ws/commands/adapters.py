@@ -12,7 +12,7 @@ from lora_ws.adapters import AdapterFile, open_adapter
 from lora_ws.adapters.reader import open_pickled
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.adapters.writer import FileFormat, write_adapter
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, printable
 
 
 def inspect(file: str, /, *, as_json: bool = False) -> None:
@@ -72,7 +72,7 @@ def _show(file: str, sha256: str, facts: AdapterSummary) -> None:
         "norm": f"{facts.norm:.4g}",
     }
     for name, value in said.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(printable(value)))
     console.print(table)
     for note in facts.warnings:
         console.print(f"note: {escape(note)}")

@@ -8,6 +8,7 @@ from rich.console import Console
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.predict import PredictSpec, predict_files
 from lora_ws.bundle.confidence import ABSTENTIONS
+from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid, show
 
 HEAD = ("file", "verdict", "class", "probability")
@@ -29,15 +30,15 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
         if verdict is None:
             failed += 1
             why = finding.message or f"{file}: {finding.no_prediction_reason}"
-            print(f"lora-ws: {why}", file=sys.stderr)  # noqa: T201
+            print(f"lora-ws: {printable(why)}", file=sys.stderr)  # noqa: T201
             continue
         for note in _notes(finding):
-            print(f"lora-ws: {file}: {note}", file=sys.stderr)  # noqa: T201
+            print(f"lora-ws: {printable(file)}: {note}", file=sys.stderr)  # noqa: T201
         if spec.as_json:
             print(json.dumps({"file": file, **verdict.to_dict()}))  # noqa: T201
         label = verdict.label or f"abstains: {verdict.reason}"
         for rank, (name, value) in enumerate(list(verdict.probabilities.items())[: spec.top]):
-            first = (file, label) if rank == 0 else ("", "")
+            first = (printable(file), label) if rank == 0 else ("", "")
             lines.append(tuple(map(Cell, (*first, name, f"{value:.3f}"))))
         reasons |= {verdict.reason} - {""}
     if not spec.as_json and failed < len(files):

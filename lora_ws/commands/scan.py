@@ -7,6 +7,7 @@ from lora_ws.audit.dedup import Copies
 from lora_ws.audit.report import Report, said
 from lora_ws.audit.scan import ScanSpec
 from lora_ws.audit.triage import triage
+from lora_ws.errors import printable
 from lora_ws.report.grid import show
 
 FLAGGED = 3
@@ -37,7 +38,7 @@ def _show(report: Report, alike: Copies | None, new: int) -> None:
         console.print(f"copies: {len(alike.equal)} groups the same, {len(alike.near)} near")
     for finding, flags, _ in report.flagged[:SHOWN]:
         text = f"{finding.file}: {'; '.join(flags)} ({said(finding)})"
-        console.print(f"flagged: {escape(text)}")
+        console.print(f"flagged: {escape(printable(text))}")
     if (rest := report.counts["flagged"] - SHOWN) > 0:
         console.print(f"and {rest} more; --json has all")
     console.print(f"{new} read now, {report.counts['files'] - new} known already")

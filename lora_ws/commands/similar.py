@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_ws.audit.lookup import DedupSpec, SimilarSpec, find_copies, find_similar
+from lora_ws.errors import printable
 
 
 def similar(file: str, /, spec: SimilarSpec) -> None:
@@ -23,7 +24,7 @@ def similar(file: str, /, spec: SimilarSpec) -> None:
         return
     table = Table("adapter", "cosine", "norm", "", box=None)
     for (name, cosine, norm, _), likeness in found:
-        table.add_row(escape(name), f"{cosine:.4f}", f"{norm:.4g}", likeness)
+        table.add_row(escape(printable(name)), f"{cosine:.4f}", f"{norm:.4g}", likeness)
     Console(highlight=False, soft_wrap=True).print(table)
 
 
@@ -41,7 +42,9 @@ def dedup(what: list[str], /, spec: DedupSpec) -> None:
             if spec.as_json:
                 print(json.dumps({"likeness": kind, "files": names}))  # noqa: T201
             else:
-                console.print(f"{kind}:", *(f"\n  {escape(name)}" for name in names), sep="")
+                console.print(
+                    f"{kind}:", *(f"\n  {escape(printable(name))}" for name in names), sep=""
+                )
     if not spec.as_json:
         count = f"{len(found.equal)} groups the same, {len(found.near)} near"
         console.print(f"{len(known)} adapters: {count}")
