@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from lora_ws.errors import NotAvailableError
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+HF = "hf://"
 LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 BUSY = (429, 500, 502, 503, 504)
 PAUSES = (1, 4)
@@ -24,6 +27,39 @@ REASONS = {
     "EntryNotFoundError": "lists a file that it does not hold: try again later",
     "HFValidationError": "is not a valid repository id: expected `owner/name`",
 }
+
+
+class HubPath(NamedTuple):
+    """What an address of a model repository names: all of it, a folder, or a file.
+
+    Attributes:
+        repo_id: ``owner/name``.
+        path: inside it; empty for all of it.
+        revision: branch, tag or commit; None for the default branch.
+    """
+
+    repo_id: str
+    path: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubPath":
+        """Read the addresses of fsspec, ``hf://owner/name@revision/path``.
+
+        Raises:
+            NotAvailableError: it names no model repository.
+
+        Example:
+            >>> HubPath.parse("hf://owner/name@refs%2Fpr%2F1/folder/a.safetensors")
+            HubPath(repo_id='owner/name', path='folder/a.safetensors', revision='refs/pr/1')
+        """
+        address = text.removeprefix(HF).removeprefix("models/")
+        match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?", address)
+        if not match or address.split("/")[0] in ("datasets", "spaces", "buckets"):
+            raise NotAvailableError(
+                f"{text}: expected {HF}owner/name of a model, or a path inside it"
+            )
+        return cls(match[1], (match[3] or "").strip("/"), unquote(match[2] or "") or None)
 
 
 def client() -> "HfApi":

@@ -9,6 +9,7 @@ from lora_ws.adapters.remote import SAFETENSORS, HubSource
 from lora_ws.adapters.settings import PEFT_CONFIG
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.errors import AdapterError, NotAvailableError
+from lora_ws.hub import HF, HubPath
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_PICKLE = "adapter_model.bin"
@@ -44,7 +45,8 @@ class AdapterRef:
         """One file, by the name that a user gives it.
 
         Args:
-            handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it.
+            handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it,
+                or the same as ``hf://owner/name@revision/file.safetensors``.
 
         Raises:
             AdapterError: a name on the Hub that names no file.
@@ -54,6 +56,8 @@ class AdapterRef:
             'folder/a.safetensors'
         """
         text = str(handle)
+        if text.startswith(HF):
+            text = hub_name(HubPath.parse(text))
         if not text.startswith(HUB):
             return cls(readable(handle), Path(handle))
         address, _, revision = text.removeprefix(HUB).partition("@")
@@ -114,6 +118,12 @@ class AdapterRef:
             if error.reason != "missing":
                 raise
             return source, None
+
+
+def hub_name(place: HubPath) -> str:
+    """The name of a place on the Hub, as reports have it: ``hub:owner/name/file@revision``."""
+    revision = f"@{place.revision}" if place.revision else ""
+    return f"{HUB}{place.repo_id}/{place.path}".rstrip("/") + revision
 
 
 def exists(name: str | Path) -> bool:

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import overload
 
 from lora_ws.adapters.locate import (
@@ -15,10 +15,12 @@ from lora_ws.adapters.locate import (
     PICKLED,
     AdapterRef,
     exists,
+    hub_name,
     readable,
 )
 from lora_ws.adapters.remote import SAFETENSORS, list_adapters
 from lora_ws.errors import AdapterError, NotAvailableError
+from lora_ws.hub import HF, HubPath
 
 LIST = ".txt"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,7 +61,8 @@ def find_adapters(*what: str) -> FoundAdapters:
         what: each a file; a folder, searched with its folders and what they link to for
             safetensors, pickled files and archives; a ``.txt`` list with one such name per line,
             where lines that begin with ``#`` are remarks; on the Hub ``owner/name``,
-            ``hub:owner/name``, a file of it, or ``hub:owner`` for all of an owner's repositories.
+            ``hub:owner/name``, a file of it, or ``hub:owner`` for all of an owner's repositories;
+            ``hf://owner/name@revision``, a folder or a file of it.
             A line that names nothing is a file that cannot be opened, and ends nothing.
 
     Raises:
@@ -83,7 +86,9 @@ class _Search:
 
     def add(self, name: str) -> None:
         path, there = Path(name), bool(name) and exists(name)
-        if name.startswith(HUB) and name != HUB:
+        if name.startswith(HF):
+            self.refs.extend(_at(HubPath.parse(name)))
+        elif name.startswith(HUB) and name != HUB:
             self.refs.extend(_on_hub(name))
         elif there and path.is_dir():
             self._add_folder(path)
@@ -191,6 +196,20 @@ def _names(data: bytes) -> Iterator[str]:
         name = next(filter(exists, written), written[-1])
         if name and (not name.startswith("#") or exists(name)):
             yield name
+
+
+def _at(place: HubPath) -> Iterator[AdapterRef]:
+    """A file of a repository, or the adapters of a folder of it."""
+    if PurePosixPath(place.path).suffix in (SAFETENSORS, *PICKLED):
+        yield AdapterRef.parse(hub_name(place))
+        return
+    inside, found = f"{place.path}/".lstrip("/"), False
+    for ref in _on_hub(hub_name(place._replace(path=""))):
+        if ref.filename.startswith(inside):
+            found = True
+            yield ref
+    if not found and inside:
+        raise AdapterError(f"{hub_name(place)}: expected a folder with adapters", "missing")
 
 
 def _on_hub(what: str) -> Iterator[AdapterRef]:

@@ -297,10 +297,15 @@ class Bundle:
         """Upload the bundle with a model card; returns the commit to pin."""
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save(folder)
+            (saved / CARD).write_text(self.model_card(repo_id), encoding="utf-8")
             return push_folder(saved, repo_id, "Upload lora_ws bundle", private=private)
 
-    def model_card(self) -> str:
-        """The README of the bundle."""
+    def model_card(self, repo_id: str = "...") -> str:
+        """The README of the bundle, whose head is the metadata that the Hub reads.
+
+        Args:
+            repo_id: where it will be found.
+        """
         return card_text(
             self.training,
             self.classes,
@@ -308,6 +313,7 @@ class Bundle:
             self.confidence,
             gauge=self.gauge,
             size_mb=self.size_mb,
+            repo_id=repo_id,
         )
 
     @cached_property

@@ -1,13 +1,13 @@
 """The model card of a bundle."""
 
+from pathlib import Path
 from typing import Any
 
 from lora_ws.adapters import Layout
 from lora_ws.bundle.confidence import Confidence
 
 TEXT = """---
-library_name: lora_ws
-tags: [lora, weight-space]
+{metadata}
 ---
 
 # {name} on {dataset}
@@ -17,7 +17,7 @@ Names the class of a LoRA adapter from its weights: {classes}.
 ```python
 import lora_ws
 
-bundle = lora_ws.Bundle.from_pretrained("...")
+bundle = lora_ws.Bundle.from_pretrained("{repo_id}")
 adapter = lora_ws.read_adapter("file.safetensors")
 bundle.predict_batch(adapter.flat()[None], adapter.layout)
 ```
@@ -71,6 +71,7 @@ def card_text(
     *,
     gauge: str,
     size_mb: float,
+    repo_id: str = "...",
 ) -> str:
     """Say what a bundle is, how good it is, and what not to use it for.
 
@@ -81,8 +82,11 @@ def card_text(
         confidence: how far to believe it, if that was measured.
         gauge: ``raw`` or ``invariant``.
         size_mb: MiB of its arrays.
+        repo_id: where on the Hub it will be found.
     """
     return TEXT.format(
+        metadata=_metadata(record),
+        repo_id=repo_id,
         name=record["name"],
         dataset=record["dataset"],
         subset=f", subset `{record['subset']}`" if record["subset"] else "",
@@ -100,6 +104,36 @@ def card_text(
         metrics="".join(f"| {m} | {100 * v:.2f} |\n" for m, v in record["test"].items()),
         confidence=_confidence(confidence, classes),
     )
+
+
+def _metadata(record: dict[str, Any]) -> str:
+    """What the Hub indexes and shows beside the card: library, tags, data, results on the test."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = Path(record["dataset"]).name
+    config = {"dataset_config": record["subset"]} if record["subset"] else {}
+    results = [
+        EvalResult(
+            task_type="other",
+            task_name=f"{record.get('task', 'classification')} of LoRA adapters",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type=name,
+            metric_value=round(value, 6),
+            **config,
+        )
+        for name, value in record["test"].items()
+    ]
+    data = ModelCardData(
+        library_name="lora_ws",
+        tags=["lora", "weight-space", "weight-space-learning"],
+        datasets=[dataset],
+        metrics=list(record["test"]),
+        model_name=record["name"],
+        eval_results=results,
+    )
+    return data.to_yaml()
 
 
 def measure_text(name: str, value: float | None) -> str:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lora_ws.errors import NotAvailableError
-from lora_ws.hub import client, insist, is_offline, no_answer, remember
+from lora_ws.hub import HF, HubPath, client, insist, is_offline, no_answer, remember
 
 FILES = ("bundle.json", "model.safetensors", "README.md")
 # Bundles that come with the library, by the base whose adapters they read.
@@ -16,7 +16,8 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
     """Download a bundle's files at one commit, or find the one that comes with the library.
 
     Args:
-        repo_id: ``owner/name``, or the name of a bundle that is shipped: ``tiny-sd``.
+        repo_id: ``owner/name``, ``hf://owner/name@revision`` or a folder of it, or the name of a
+            bundle that is shipped: ``tiny-sd``.
         revision: of the repository.
 
     Returns:
@@ -28,6 +29,10 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
     shipped = {folder.name: folder for folder in SHIPPED.iterdir()}
     if repo_id in shipped:
         return shipped[repo_id], version("lora_ws")
+    place = HubPath(repo_id, revision=revision)
+    if repo_id.startswith(HF):
+        place = HubPath.parse(repo_id)
+        repo_id, revision = place.repo_id, place.revision or revision
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise NotAvailableError(
             f"`{repo_id}`: no such bundle folder, and neither a Hub repository (owner/name) nor "
@@ -36,12 +41,13 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted = [f"{place.path}/{name}".lstrip("/") for name in FILES]
     try:
         if is_offline():
             raise NotAvailableError("HF_HUB_OFFLINE is set")
         api = client()
         commit = insist(lambda: api.model_info(repo_id, revision=revision)).sha or str(revision)
-        folder = api.snapshot_download(repo_id, revision=commit, allow_patterns=list(FILES))
+        folder = api.snapshot_download(repo_id, revision=commit, allow_patterns=wanted)
         remember(Path(folder), revision or "main")
     except Exception as error:
         why = str(error) if is_offline() else no_answer(error, repo_id, revision)
@@ -52,4 +58,4 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
                 f"`{repo_id}` is neither a bundle's folder nor in the Hub's cache, and {why}: "
                 "connect, or give the folder of a bundle"
             ) from error
-    return Path(folder), Path(folder).name
+    return Path(folder, place.path), Path(folder).name

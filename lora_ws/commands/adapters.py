@@ -19,7 +19,7 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
     """Show what an adapter file is: base model, method, ranks, scales, norms, and warnings.
 
     Args:
-        file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
+        file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
         as_json: print one JSON object instead of tables.
     """
     with open_adapter(file) as opened:
@@ -36,7 +36,7 @@ def convert(file: str, out: str, /, *, to: FileFormat, allow_pickle: bool = Fals
     """Write an adapter in another file format, with the same effective update.
 
     Args:
-        file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
+        file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
         out: folder of the new file
         to: peft, diffusers or kohya
         allow_pickle: open pickled files too, in a process of their own with little memory and time;

@@ -20,7 +20,7 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
     A file that cannot be read is named with the reason, and the exit code is 1.
 
     Args:
-        files: .safetensors files, PEFT folders, or hub:owner/name/file.safetensors
+        files: .safetensors files, PEFT folders, or hf://owner/name/file.safetensors on the Hub
         spec: by which classifier, and what to show.
     """
     lines = list[tuple[Cell, ...]]()

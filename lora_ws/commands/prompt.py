@@ -31,7 +31,7 @@ def prompt(
     A file that cannot be read is named with the reason, and the exit code is 1.
 
     Args:
-        files: .safetensors files, PEFT folders, or hub:owner/name/file.safetensors
+        files: .safetensors files, PEFT folders, or hf://owner/name/file.safetensors on the Hub
         words: candidates; in quotes, one may be several words.
         base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
         templates: frames that the prompt may have had, with {} for the words; default:

@@ -23,7 +23,8 @@ def scan(what: list[str], /, spec: ScanSpec) -> int:
     code 3: some are flagged.
 
     Args:
-        what: files, folders, .txt lists, or on the Hub owner/name, hub:owner/name, hub:owner
+        what: files, folders, .txt lists, or on the Hub owner/name, hf://owner/name/folder, or
+            hub:owner
         spec: how they are read, classified, flagged and reported.
     """
     found = triage(what, spec)

@@ -14,7 +14,7 @@ def similar(file: str, /, spec: SimilarSpec) -> None:
     """Find the adapters whose effective updates are most like that of one file.
 
     Args:
-        file: a .safetensors file, a PEFT folder, or hub:owner/name/file.safetensors
+        file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
         spec: where to look, and what to show.
     """
     found = find_similar(file, spec)

@@ -146,6 +146,12 @@ COMMANDS = {
         "my_lora.safetensors --model runs/store/bundle",
         ("model", "top", "as_json", "revision", "allow_classes"),
     ),
+    "push": Command(
+        "lora_ws.commands.push:push",
+        "upload a trained classifier to the Hub",
+        "runs/store/bundle --repo_id me/my-reader",
+        ("repo_id", "private", "allow_classes"),
+    ),
     "scan": Command(
         "lora_ws.commands.scan:scan",
         "triage folders, lists and Hub repositories",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lora_ws.adapters import FoundAdapters, find_adapters
+from lora_ws.adapters.locate import AdapterRef
 from lora_ws.adapters.search import OTHER_KIND, SAME_FILE, SAME_FOLDER
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, NotAvailableError
 
 ODD = (
     "style #2.safetensors",
@@ -160,3 +161,29 @@ def test_a_name_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(AdapterError) as refused:
         find_adapters(name)
     assert refused.value.reason == "missing"
+
+
+def test_addresses_of_fsspec_name_files_folders_and_repositories(
+    as_hub_user: Callable[..., None], tmp_path: Path
+) -> None:
+    for name in ("a", "folder/b", "folder/c", "folders/d"):
+        file = tmp_path / "hub/models/me/many" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    as_hub_user()
+    wanted = {
+        "hf://me/many": ["a", "folder/b", "folder/c", "folders/d"],
+        "hf://me/many@main/folder": ["folder/b", "folder/c"],
+        "hf://models/me/many/folder/": ["folder/b", "folder/c"],
+        "hf://me/many@main/folder/b.safetensors": ["folder/b"],
+    }
+    for address, names in wanted.items():
+        found = [ref.filename.removesuffix(".safetensors") for ref in find_adapters(address)]
+        assert found == names, address
+    ref = AdapterRef.parse("hf://me/many@main/folder/b.safetensors")
+    assert ref == AdapterRef.parse("hub:me/many/folder/b.safetensors@main")
+    with pytest.raises(AdapterError, match="expected a folder with adapters"):
+        find_adapters("hf://me/many/nothing")
+    for address in ("hf://datasets/me/many", "hf://me"):
+        with pytest.raises(NotAvailableError, match="expected hf://owner/name of a model"):
+            find_adapters(address)

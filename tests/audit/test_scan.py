@@ -283,7 +283,7 @@ def test_a_hub_repository_is_scanned_in_parts(
         (repository / Path(name).name).write_bytes((folder / name).read_bytes())
     out = tmp_path / "o.jsonl"
     as_hub_user()
-    for what in ("someone/loras", "hub:someone", "hub:someone/loras"):
+    for what in ("someone/loras", "hub:someone", "hf://someone/loras@main"):
         assert run(what, "--model", bundle, "--json", out, "--cache", tmp_path / what) == 3
         found = {line["file"].rpartition("/")[2]: line for line in lines(out)}
         assert {name: became(line) for name, line in found.items()} == {

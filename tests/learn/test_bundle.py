@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 from tolerances import rounding, terms_of
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.bundle import Bundle
+from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError
 from lora_ws.featurizers import PAPER
@@ -123,6 +125,31 @@ def test_other_layouts_are_refused(bundle: Bundle) -> None:
     layout = Layout.sd15_qv()
     with pytest.raises(LayoutError, match="maps 320 to 320, expected 32 to 32"):
         bundle.predict_proba(np.zeros((1, layout.size), np.float32), layout)
+
+
+def test_push_uploads_a_card_that_the_hub_reads(
+    bundle: Bundle, as_hub_user: Callable[..., None], tmp_path: Path, capsys
+) -> None:
+    saved = str(bundle.save(tmp_path / "bundle"))
+    as_hub_user()
+    assert main(["push", saved, "--repo_id", "me/reader"]) == 0
+    said, command = capsys.readouterr().out.splitlines()
+    commit = said.rpartition(" ")[2]
+    assert command.endswith(f"--model me/reader --revision {commit}")
+    text = (tmp_path / "hub/models/me/reader/README.md").read_text(encoding="utf-8")
+    card = ModelCard(text)
+    assert 'from_pretrained("me/reader")' in card.text
+    assert card.data.library_name == "lora_ws"
+    assert "lora" in (card.data.tags or [])
+    assert card.data.datasets == [Path(bundle.training["dataset"]).name]
+    results = card.data.eval_results or []
+    assert {r.metric_type: r.metric_value for r in results} == pytest.approx(
+        bundle.training["test"], abs=5e-7
+    )
+    (tmp_path / "hub/models/me/many").mkdir()
+    bundle.save(tmp_path / "hub/models/me/many/first")
+    inside = Bundle.from_pretrained("hf://me/many/first")
+    assert inside.classes == bundle.classes
 
 
 def test_it_prints_as_a_line(bundle: Bundle) -> None:
@@ -265,6 +292,8 @@ def test_bundles_go_to_the_hub_and_come_back_pinned(as_hub_user: Callable[..., N
     as_hub_user()
     commit = bundle.push_to_hub("me/reader")
     assert len(commit) == 40
+    for name in ("hf://me/reader", f"hf://me/reader@{commit}"):
+        assert Bundle.from_pretrained(name).revision == commit
     again = Bundle.from_pretrained("me/reader", revision=commit)
     assert again.revision == commit
     rows = prepared.adapters.weights[:3]

@@ -24,6 +24,7 @@ _shtab_lora_ws_commands() {
     inspect:'describe an adapter file'
     predict:'classify adapter files'
     prompt:'words of the prompt behind adapter files'
+    push:'upload a trained classifier to the Hub'
     reproduce:'tables and figures of `eval/`'
     scan:'triage folders, lists and Hub repositories'
     search:'find adapters by words of their prompt'
@@ -206,7 +207,7 @@ _shtab_lora_ws_convert_options=(
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--to[peft, diffusers or kohya]:to:(peft diffusers kohya)"
   "--allow_pickle[open pickled files too, in a process of their own with little memory and time]:allow_pickle:(true false)"
-  ":a .safetensors file, a PEFT folder, or hub\:owner\/name\/file.safetensors:"
+  ":a .safetensors file, a PEFT folder, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
   ":folder of the new file:"
 )
 
@@ -330,7 +331,7 @@ _shtab_lora_ws_inspect_options=(
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--as_json[print one JSON object instead of tables.]:as_json:(true false)"
-  ":a .safetensors file, a PEFT folder, or hub\:owner\/name\/file.safetensors:"
+  ":a .safetensors file, a PEFT folder, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -345,7 +346,7 @@ _shtab_lora_ws_predict_options=(
   "--revision[Hub revision of the bundle.]:revision:"
   "--as_json[print one JSON line per file instead of a table.]:as_json:(true false)"
   "--allow_classes[dotted paths of representations and networks outside this library that it may name.]:allow_classes:"
-  ":.safetensors files, PEFT folders, or hub\:owner\/name\/file.safetensors:"
+  ":.safetensors files, PEFT folders, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -361,11 +362,24 @@ _shtab_lora_ws_prompt_options=(
   "--top[how many words to show.]:top:"
   "--device[that the base runs on.]:device:"
   "--as_json[print one JSON line a file instead of a table.]:as_json:(true false)"
-  ":.safetensors files, PEFT folders, or hub\:owner\/name\/file.safetensors:"
+  ":.safetensors files, PEFT folders, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_prompt_defaults_added=0
+
+_shtab_lora_ws_push_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--repo_id[owner\/name on the Hub]:repo_id:"
+  "--private[whether a repository that is made is private]:private:(true false)"
+  "--allow_classes[dotted paths of representations and networks outside this library that it may name]:allow_classes:"
+  ":folder of it, as \`lora-ws train\` leaves one, or the name of one that is shipped:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_push_defaults_added=0
 
 _shtab_lora_ws_reproduce_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -404,7 +418,7 @@ _shtab_lora_ws_scan_options=(
   "--workers[processes.]:workers:"
   "--batch[files that a process has in memory.]:batch:"
   "--cache[folder for what is known of contents]:cache:_files"
-  ":files, folders, .txt lists, or on the Hub owner\/name, hub\:owner\/name, hub\:owner:"
+  ":files, folders, .txt lists, or on the Hub owner\/name, hf\:\/\/owner\/name\/folder, or hub\:owner:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -453,7 +467,7 @@ _shtab_lora_ws_similar_options=(
   "--workers[processes that read files.]:workers:"
   "--cache[folder for what is known of contents]:cache:_files"
   "--as_json[print one JSON object per line instead of a table.]:as_json:(true false)"
-  ":a .safetensors file, a PEFT folder, or hub\:owner\/name\/file.safetensors:"
+  ":a .safetensors file, a PEFT folder, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -770,6 +784,7 @@ _shtab_lora_ws() {
         inspect) _arguments -C -s $_shtab_lora_ws_inspect_options ;;
         predict) _arguments -C -s $_shtab_lora_ws_predict_options ;;
         prompt) _arguments -C -s $_shtab_lora_ws_prompt_options ;;
+        push) _arguments -C -s $_shtab_lora_ws_push_options ;;
         reproduce) _arguments -C -s $_shtab_lora_ws_reproduce_options ;;
         scan) _arguments -C -s $_shtab_lora_ws_scan_options ;;
         search) _arguments -C -s $_shtab_lora_ws_search_options ;;
