@@ -149,6 +149,7 @@ def main() -> None:
         chart_lines(
             curves,
             options.out / "learning_curve.png",
+            title=f"Mean ± std of {options.draws} draws, {count['test']} test rows",
             chance=None,
             xlabel="training adapters",
             ylabel="test error, percent",

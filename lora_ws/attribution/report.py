@@ -125,7 +125,8 @@ def save_strip(
 def shares_chart(ablation: Ablation, file: Path) -> Path:
     """Shares as bars."""
     shares = dict(zip(ablation.names, (100 * ablation.shares).tolist(), strict=True))
-    return chart_shares(shares, file, "share of the sum of effects, percent")
+    title, xlabel = "One picture", "share of the sum of effects, percent"
+    return chart_shares(shares, file, title=title, xlabel=xlabel)
 
 
 def heat(change: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:

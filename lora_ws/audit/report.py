@@ -12,6 +12,7 @@ from lora_ws.bundle import Bundle
 from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.heat import Heat
+from lora_ws.report.modules import short_name
 from lora_ws.report.page import Section, to_page
 
 # Rows of a table, rows of a map, files named of a group: a page is for reading.
@@ -24,9 +25,8 @@ TRIAGE = (
 )
 # A name up to its second number: down_blocks.0.attentions.1.
 BLOCK = re.compile(r"^.*?\.\d+(?:\.[a-z_]+\.\d+)?")
-# What labels can do without: the end of a file's name, and parts of names of layers.
+# The end of a file's name that labels can do without.
 USUAL = re.compile(r"(/(pytorch_lora_weights|adapter_model))?\.safetensors$")
-FILLER = re.compile(r"_blocks?(?=\.)|\.attentions|\.transformer_blocks")
 
 
 @dataclass
@@ -262,7 +262,7 @@ def _map(
         return None
     columns = tuple(dict.fromkeys(name for values in maps for name in values))
     values = tuple(tuple(values.get(name) for name in columns) for values in maps)
-    short = tuple(FILLER.sub("", name) for name in columns)
+    short = tuple(short_name(name) for name in columns)
     caption = f"The first {len(maps)} files." if len(maps) == MAPPED else ""
     return Section(title, (text, Heat(short, tuple(names), values, caption)))
 

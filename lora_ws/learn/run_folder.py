@@ -50,7 +50,9 @@ class RunWriter(NamedTuple):
         for other in records[:1]:
             _check_data(record, other, self.out)
         if self.full:
-            plot_curves(fitted.history, record.best_epoch, folder / "curves.png")
+            rows = f"{record.n_train} rows to train, {record.n_val} to validate"
+            title = f"{record.name}, seed {record.seed}; {rows}"
+            plot_curves(fitted.history, record.best_epoch, folder / "curves.png", title=title)
             confidence = None
             if record.confusion:
                 plot_confusion(record.confusion, record.classes, folder / "confusion.png")

@@ -1,5 +1,6 @@
 """Charts that compare experiments: bars, curves with bands, layers, maps. Each as PNG and SVG."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = ("#3b6fb6", "#e08a2e", "#3f9b6c", "#b9475b", "#7d62a8", "#5d6b78")
+from lora_ws.report.drawing import COLORS, look, plot_chance, roomy, save
+from lora_ws.report.modules import layer_kind, short_name
 
 
 def chart_bars(
     groups: Mapping[str, Mapping[str, tuple[float, float]]],
     file: Path,
     *,
+    title: str,
     chance: float,
     ylabel: str = "test accuracy, percent",
 ) -> Path:
@@ -23,6 +26,7 @@ def chart_bars(
     Args:
         groups: series -> name -> (mean, standard deviation) in percent.
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
         chance: where a dotted line marks guessing, in percent.
         ylabel: what the bars measure.
     """
@@ -34,17 +38,19 @@ def chart_bars(
         means, stds = zip(*values.values(), strict=True)
         color = COLORS[k % len(COLORS)]
         axes.bar(at, means, width * 0.92, yerr=stds, color=color, label=series, capsize=2)
-    axes.axhline(chance, color="0.4", linestyle=":", label="largest class")
+    plot_chance(axes, chance, "largest class")
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axes.set(ylabel=ylabel, ylim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, file)
+    _, top = roomy([pair for values in groups.values() for pair in values.values()], chance)
+    axes.set(title=title, ylabel=ylabel, ylim=(0, top))
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, file)
 
 
 def chart_dots(
     series: Mapping[str, Mapping[str, tuple[float, float]]],
     file: Path,
     *,
+    title: str,
     chance: float,
     xlabel: str,
 ) -> Path:
@@ -53,48 +59,53 @@ def chart_dots(
     Args:
         series: series -> name -> (mean, standard deviation) in percent.
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
         chance: where a dotted line marks guessing, in percent.
         xlabel: what the dots measure.
     """
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     figure = Figure(figsize=(8.5, 1.6 + 0.3 * len(names)), layout="constrained")
     axes, step = figure.subplots(), 0.6 / len(series)
-    for k, (title, values) in enumerate(series.items()):
-        at = [names.index(name) + (k - (len(series) - 1) / 2) * step for name in values]
-        means, stds = zip(*values.values(), strict=True)
-        color = COLORS[k % len(COLORS)]
-        axes.errorbar(means, at, xerr=stds, fmt="o", ms=4, color=color, label=title, lw=1)
-    axes.axvline(chance, color="0.4", linestyle=":", label="largest class")
+    for k, (name, values) in enumerate(series.items()):
+        at = [names.index(one) + (k - (len(series) - 1) / 2) * step for one in values]
+        _dots(axes, at, list(values.values()), k, name)
+    plot_chance(axes, chance, "largest class", upright=True)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel=xlabel, xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+    axes.set_xlim(roomy([pair for v in series.values() for pair in v.values()], chance))
     axes.grid(axis="y", color="0.92")
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    return _save(figure, file)
+    figure.suptitle(title)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    return save(figure, file)
 
 
-def chart_shares(shares: Mapping[str, float], file: Path, xlabel: str) -> Path:
+def chart_shares(shares: Mapping[str, float], file: Path, *, title: str, xlabel: str) -> Path:
     """One horizontal bar per name, with its number, in percent.
 
     Args:
         shares: name -> percent.
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
         xlabel: what the bars measure.
     """
     figure = Figure(figsize=(7, 0.7 + 0.35 * len(shares)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(list(shares), list(shares.values()), 0.7, color=COLORS[0])
+    bars = axes.barh(list(shares), list(shares.values()), 0.7, color=look(0).color)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
-    axes.set(xlabel=xlabel, xlim=(0, 105))
+    axes.set(title=title, xlabel=xlabel, xlim=(0, 1.12 * max(shares.values())))
     axes.invert_yaxis()
-    return _save(figure, file)
+    return save(figure, file)
 
 
-def chart_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], file: Path) -> Path:
+def chart_curves(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], file: Path, *, title: str
+) -> Path:
     """Learning curves: mean and range over seeds of validation loss and accuracy by epoch.
 
     Args:
         curves: experiment -> one history of epochs per seed.
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
     """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = zip(figure.subplots(1, 2), ("val_loss", "val_accuracy"), strict=True)
@@ -104,122 +115,152 @@ def chart_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], 
             table = np.full((len(seeds), longest), np.nan)
             for row, history in zip(table, seeds, strict=True):
                 row[: len(history)] = [entry[key] for entry in history]
-            _band(axes, table, COLORS[k % len(COLORS)], name)
+            _band(axes, table, k, name)
         axes.set(xlabel="epoch", ylabel=f"validation {key.partition('_')[2]}")
-        axes.spines[["top", "right"]].set_visible(False)
         # The loss of what overfits leaves the picture, or nothing else could be seen.
         if key == "val_loss":
             axes.set_ylim(0, 2 * np.nanmedian([h[0][key] for s in curves.values() for h in s]))
-    figure.axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, file)
+    figure.suptitle(title)
+    figure.legend(
+        *figure.axes[1].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        loc="outside lower center",
+        ncols=4,
+    )
+    return save(figure, file)
 
 
 def chart_layers(
-    names: Sequence[str],
-    values: Mapping[str, Sequence[tuple[float, float]]],
+    values: Mapping[str, tuple[float, float]],
     file: Path,
     *,
+    title: str,
     chance: float | None,
-    ylabel: str = "accuracy, percent",
-    ylim: tuple[float, float] | None = (0, 100),
+    xlabel: str = "accuracy, percent",
 ) -> Path:
-    """A metric of each layer or matrix, coloured by self- or cross-attention, q or v.
+    """A metric of each layer or matrix: a line per block, a mark per kind, a panel per side.
 
     Args:
-        names: of layers or matrices, in order.
-        values: part ("test", "validation") -> (mean, standard deviation) of each.
+        values: layer or matrix -> (mean, standard deviation).
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
         chance: where a dotted line marks guessing; None draws none.
-        ylabel: what is plotted.
-        ylim: of the axis; None takes what the values need.
+        xlabel: what is plotted.
     """
-    figure = Figure(figsize=(min(17, max(9, 0.16 * len(names) + 3)), 4.6), layout="constrained")
-    axes = figure.subplots()
-    kinds = [layer_kind(name) for name in names]
-    means, stds = np.array(values["test"]).T
-    for k, kind in enumerate(dict.fromkeys(sorted(kinds))):
-        at = [i for i, other in enumerate(kinds) if other == kind]
-        axes.bar(at, means[at], 0.8, yerr=stds[at], color=COLORS[k], label=kind, capsize=1)
-    val = [mean for mean, _ in values["validation"]]
-    axes.plot(range(len(names)), val, ".", color="black", markersize=4, label="validation")
-    _guess(axes, chance, "largest class")
-    blocks = [name.partition(".attentions")[0] for name in names]
-    starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
-    for start in starts[1:]:
-        axes.axvline(start - 0.5, color="0.85", zorder=0)
-    middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
-    axes.set_xticks(middles, [blocks[start] for start in starts], fontsize=8)
-    axes.tick_params(axis="x", length=0)
-    axes.set(ylabel=ylabel, ylim=ylim, xlim=(-1, len(names)))
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
-    return _save(figure, file)
+    places = {name: _place(name) for name in values}
+    sides = list(dict.fromkeys(side for _, _, side in places.values()))
+    blocks = list(dict.fromkeys(block for block, _, _ in places.values()))
+    kinds = sorted({kind for _, kind, _ in places.values()})
+    size = (1.8 + 4.4 * len(sides), 1.8 + 0.36 * len(blocks))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(sides), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, side in zip(panels, sides, strict=True):
+        for k, kind in enumerate(kinds):
+            own = {n: p[0] for n, p in places.items() if p[1:] == (kind, side)}
+            step = 0.7 * (k / max(len(kinds) - 1, 1) - 0.5)
+            at = [blocks.index(block) + step for block in own.values()]
+            if own:
+                _dots(axes, at, [values[name] for name in own], k, kind)
+        plot_chance(axes, chance, "largest class", upright=True)
+        axes.set(xlabel=xlabel, title=side)
+        for edge in range(1, len(blocks)):
+            axes.axhline(edge - 0.5, color="0.9", lw=0.8, zorder=0)
+    panels[0].set_yticks(range(len(blocks)), blocks)
+    panels[0].set(ylim=(len(blocks) - 0.5, -0.5), xlim=roomy(list(values.values()), chance))
+    figure.suptitle(title)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        loc="outside lower center",
+        ncols=3,
+    )
+    return save(figure, file)
 
 
-def layer_kind(name: str) -> str:
-    """``cross-attention v``, ``self-attention q`` and so on, by the module's path."""
-    kinds = {"attn1": "self-attention", "attn2": "cross-attention"}
-    where = next((kind for part, kind in kinds.items() if part in name), "")
-    what = {"to_q": "q", "to_v": "v", "to_k": "k", "to_out": "out"}
-    kind = next((short for part, short in what.items() if part in name), "")
-    return f"{where} {kind}".strip()
+def _place(name: str) -> tuple[str, str, str]:
+    """Block, kind and side of a layer or matrix.
+
+    Example:
+        >>> _place("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.up")
+        ('down.0.1.0', 'self-attention q', 'B')
+    """
+    layer, end = re.fullmatch(r"(.*?)(?:\.(down|up))?", name).groups()  # type: ignore[union-attr]
+    side = {"down": "A", "up": "B", None: ""}[end]
+    found = re.match(r"(.*?)\.(attn\d.*)|(.*\.\d+)\.(.*)", layer)
+    block, rest = [one for one in found.groups() if one] if found else ("", layer)
+    return short_name(block), layer_kind(layer) or rest, side
 
 
 def chart_lines(
     values: Mapping[str, Mapping[int, tuple[float, float]]],
     file: Path,
     *,
+    title: str,
     chance: float | None,
     xlabel: str,
     ylabel: str = "accuracy, percent",
-    ylim: tuple[float, float] | None = (0, 100),
     guess: str = "largest class",
 ) -> Path:
-    """A metric over a number on a logarithmic axis, with bands of a standard deviation.
+    """A metric over a number on a logarithmic axis, with bars of a standard deviation.
 
     Args:
         values: series -> number -> (mean, standard deviation).
         file: PNG to write; the SVG stands beside it.
+        title: says of how many seeds.
         chance: where a dotted line marks guessing; None draws none.
         xlabel: what the number is.
         ylabel: what is plotted.
-        ylim: of the axis; None takes what the values need.
         guess: what the dotted line is.
     """
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
     for k, (series, points) in enumerate(values.items()):
-        x = np.array(list(points))
         mean, std = np.array(list(points.values())).T
-        axes.plot(x, mean, "o-", color=COLORS[k], label=series, markersize=4)
-        axes.fill_between(x, mean - std, mean + std, color=COLORS[k], alpha=0.15, linewidth=0)
-    _guess(axes, chance, guess)
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=ylim)
+        color, marker, line = look(k)
+        axes.errorbar(
+            list(points), mean, yerr=std, fmt=marker + line, color=color, label=series, ms=4,
+            capsize=2,
+        )  # fmt: skip
+    plot_chance(axes, chance, guess)
+    axes.set(xscale="log", title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set_ylim(roomy([pair for points in values.values() for pair in points.values()], chance))
     ticks = sorted({x for points in values.values() for x in points})
     axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45)
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, file)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, file)
 
 
 def chart_trade(
-    series: Mapping[str, Sequence[tuple[float, float]]], file: Path, xlabel: str, ylabel: str
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    file: Path,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
 ) -> Path:
     """Trade-off between cost and quality: one line per series, from 0 to 1 upwards.
 
     Args:
-        series: name -> points (paid, kept).
+        series: name -> points (paid, kept, its error; 0 draws none).
         file: PNG to write; the SVG stands beside it.
+        title: says of how many pictures.
         xlabel: what is paid.
         ylabel: what is kept.
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for k, (name, points) in enumerate(series.items()):
-        axes.plot(*zip(*points, strict=True), "o-", color=COLORS[k], label=name, markersize=4)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.03))
-    axes.legend(frameon=False, fontsize=8)
-    return _save(figure, file)
+        paid, kept, error = zip(*points, strict=True)
+        color, marker, line = look(k)
+        axes.errorbar(
+            paid, kept, error, fmt=marker + line, color=color, label=name, ms=4, capsize=2
+        )
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.03))
+    axes.legend(frameon=False, fontsize=9)
+    return save(figure, file)
 
 
 def chart_map(
@@ -227,71 +268,84 @@ def chart_map(
     labels: Int[np.ndarray, " rows"],
     classes: Sequence[str],
     file: Path,
+    *,
+    title: str,
 ) -> Path:
-    """Adapters as dots in a plane, coloured by class."""
-    from matplotlib import colormaps
-
+    """Adapters as marks in a plane, a colour and a mark per class."""
     figure = Figure(figsize=(6.8, 5), layout="constrained")
-    axes, palette = figure.subplots(), colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    axes = figure.subplots()
     for k, name in enumerate(classes):
+        color, marker, _ = look(k)
         here = points[labels == k]
-        axes.scatter(*here.T, s=14, color=palette(k % palette.N), label=name, linewidths=0)
+        axes.scatter(*here.T, s=16, color=color, marker=marker, label=name, linewidths=0, alpha=0.8)
     axes.set_axis_off()
     axes.set_aspect("equal", "datalim")
-    if len(classes) <= 20:
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, file)
+    axes.set_title(f"{title}, n = {len(points)}")
+    if len(classes) <= 28:
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, file)
 
 
 def chart_detection(
-    scores: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], file: Path
+    scores: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], file: Path, *, title: str
 ) -> Path:
-    """ROC and precision over recall of a two-class detector: one line per seed, one colour per row.
+    """ROC and precision over recall of a two-class detector: mean and deviation over seeds.
 
     Args:
         scores: row -> for each seed the truth (0 or 1) and the score of class 1.
         file: PNG to write; the SVG stands beside it.
+        title: says of what.
     """
-    from sklearn.metrics import precision_recall_curve, roc_curve
+    from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for k, (name, seeds) in enumerate(scores.items()):
-        for j, (truth, score) in enumerate(seeds):
-            style = {"color": COLORS[k % len(COLORS)], "alpha": 0.45, "linewidth": 1.2}
-            label = name if j == 0 else None
-            falses, trues, _ = roc_curve(truth, score)
-            left.plot(falses, trues, label=label, **style)
-            precision, recall, _ = precision_recall_curve(truth, score)
-            right.step(recall, precision, where="post", **style)
-    left.plot([0, 1], [0, 1], ":", color="0.5")
+    grid, seeds = np.linspace(0, 1, 201), max(map(len, scores.values()))
+    for k, (name, drawn) in enumerate(scores.items()):
+        trues = [np.interp(grid, *roc_curve(truth, score)[:2]) for truth, score in drawn]
+        curves = [precision_recall_curve(truth, score)[:2] for truth, score in drawn]
+        # Of equal recall the highest precision; recalls fall along a curve.
+        precisions = [np.interp(grid, recall[::-1], p[::-1]) for p, recall in curves]
+        areas = [roc_auc_score(truth, score) for truth, score in drawn]
+        label = f"{name}: AUROC {np.mean(areas):.2f} ± {np.std(areas, ddof=len(areas) > 1):.2f}"
+        _ribbon(left, grid, np.stack(trues), k, label)
+        _ribbon(right, grid, np.stack(precisions), k, name)
+    truth = next(iter(scores.values()))[0][0]
+    left.plot([0, 1], [0, 1], ":", color="0.4")
+    plot_chance(right, float(np.mean(truth)), "")
     left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
     right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="precision and recall")
-    legend = figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    for line in legend.get_lines():
-        line.set_alpha(1)
-    return _save(figure, file)
+    figure.suptitle(f"{title}; {len(truth)} test rows, up to {seeds} seeds; dotted: guessing")
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    return save(figure, file)
 
 
-def _guess(axes: Axes, chance: float | None, label: str) -> None:
-    if chance is not None:
-        axes.axhline(chance, color="0.4", linestyle=":", label=label)
+def _ribbon(axes: Axes, x: np.ndarray, table: np.ndarray, k: int, label: str) -> None:
+    """The mean of curves, and a band of a standard deviation, as the k-th series."""
+    mean, std = table.mean(0), table.std(0, ddof=len(table) > 1)
+    color, _, line = look(k)
+    axes.plot(x, mean, color=color, linestyle=line, label=label)
+    axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
 
 
-def _band(axes: Axes, table: np.ndarray, color: str, label: str) -> None:
+def _dots(
+    axes: Axes, at: Sequence[float], values: Sequence[tuple[float, float]], k: int, label: str
+) -> None:
+    """Means at heights, with their deviations, as the k-th series."""
+    means, stds = zip(*values, strict=True)
+    color, marker, _ = look(k)
+    axes.errorbar(
+        means, at, xerr=stds, fmt=marker, ms=4, color=color, label=label, lw=1, capsize=1.5
+    )
+
+
+def _band(axes: Axes, table: np.ndarray, k: int, label: str) -> None:
     # A seed that has stopped counts no more; where few are left the mean says little.
     enough = np.isfinite(table).sum(0) * 2 >= len(table)
     table = table[:, enough]
     epochs = np.arange(1, table.shape[1] + 1)
-    axes.plot(epochs, np.nanmean(table, 0), color=color, label=label)
+    color, _, linestyle = look(k)
+    axes.plot(epochs, np.nanmean(table, 0), color=color, linestyle=linestyle, label=label)
     low, high = np.nanmin(table, 0), np.nanmax(table, 0)
     axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-
-
-def _save(figure: Figure, file: Path) -> Path:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-    return file

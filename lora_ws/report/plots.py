@@ -8,33 +8,52 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_ws.functional.calibrate import Reliability
+from lora_ws.report.drawing import look, save
 from lora_ws.report.metrics import metric_of
 
 
-def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
-    """Plot the loss and what stands beside it by epoch; a line marks the epoch kept."""
+def plot_curves(
+    history: Sequence[dict[str, float]], best_epoch: int, path: Path, *, title: str
+) -> None:
+    """Plot the loss and what stands beside it by epoch; a line marks the epoch kept.
+
+    Args:
+        history: of one seed, an entry per epoch.
+        best_epoch: the epoch kept.
+        path: where the PNG goes.
+        title: says which seed, and of how many rows.
+    """
     quality = next(key for key in history[0] if key.startswith("val_") and key != "val_loss")
     name = quality.removeprefix("val_")
     top = 1 if metric_of(name).percent else None
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _curve(left, history, "train_loss", "training")
-    _curve(left, history, "val_loss", "validation")
-    _curve(right, history, quality, "validation")
+    _curve(left, history, "train_loss", "training", 0)
+    _curve(left, history, "val_loss", "validation", 1)
+    _curve(right, history, quality, "validation", 1)
+    figure.suptitle(title)
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel=name, ylim=(0, top))
     for axes in (left, right):
         axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path, vector=False)
 
 
-def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Share of each true class (row) that was predicted as each class (column)."""
+def plot_confusion(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, *, seeds: int = 1
+) -> None:
+    """Share of each true class (row) that was predicted as each class (column).
+
+    Args:
+        confusion: counts; of several seeds, their sum.
+        classes: names.
+        path: where the PNG goes.
+        seeds: how many are summed, which share their test rows.
+    """
     counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.6 + 0.42 * len(classes)
+    size = max(4, 2.6 + 0.42 * len(classes))
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
@@ -45,15 +64,18 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes, rotation=45, ha="right")
     axes.set_yticks(ticks, classes)
+    of_seeds = f", sum of {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(f"Confusion, n = {counts.sum() // seeds} test rows{of_seeds}")
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    _save(figure, path)
+    save(figure, path, vector=False)
 
 
 def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
     """How often the named class is right by how sure the classifier is; the diagonal is honest.
 
-    Areas of the points and the bars below say how many rows are in a bin.
+    Bars are standard errors of the shares; areas of the points and the bars below say how many rows
+    are in a bin.
 
     Args:
         tables: reliability by what the probabilities are, such as before and after calibration.
@@ -64,29 +86,28 @@ def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
     above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="as right as sure")
     for number, (name, table) in enumerate(tables.items()):
         some, total = table.counts > 0, table.counts.sum()
-        color = f"C{number}"
+        color, marker, _ = look(number)
         label = f"{name}: error {100 * table.error:.1f} %"
-        x, y = table.confidence[some], table.accuracy[some]
-        above.plot(x, y, color=color, alpha=0.5)
-        sizes = 8 + 300 * table.counts[some] / total
-        above.scatter(x, y, s=sizes, color=color, alpha=0.6, linewidths=0, label=label)
+        x, y, counts = table.confidence[some], table.accuracy[some], table.counts[some]
+        above.errorbar(x, y, np.sqrt(y * (1 - y) / counts), color=color, alpha=0.5, capsize=2)
+        style = {"color": color, "marker": marker, "alpha": 0.6, "linewidths": 0, "label": label}
+        above.scatter(x, y, s=8 + 300 * counts / total, **style)
         shares, width = table.counts / total, np.diff(table.edges) / (len(tables) + 0.5)
         below.bar(table.edges[:-1] + number * width, shares, width, align="edge", color=color)
+    rows = next(iter(tables.values())).counts.sum()
+    figure.suptitle(f"Reliability, n = {rows} rows")
     above.set(ylabel="share named rightly", xlim=(0, 1), ylim=(-0.02, 1.02))
     below.set(xlabel="probability of the named class", ylabel="share of rows")
     legend = above.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([40])  # type: ignore[union-attr]
-    for axes in (above, below):
-        axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path, vector=False)
 
 
-def _curve(axes: Axes, history: Sequence[dict[str, float]], key: str, label: str) -> None:
+def _curve(
+    axes: Axes, history: Sequence[dict[str, float]], key: str, label: str, number: int
+) -> None:
     points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
-    axes.plot(*zip(*points, strict=True), label=label, marker=".", markersize=4)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    color, _, line = look(number)
+    style = {"color": color, "linestyle": line, "marker": ".", "markersize": 4}
+    axes.plot(*zip(*points, strict=True), label=label, **style)

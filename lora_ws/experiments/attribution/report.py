@@ -76,12 +76,20 @@ def _ablation_grid(names: Sequence[str], found: Values) -> Grid:
 
 def _late_parts(found: Values, folder: Path) -> tuple[Any, ...]:
     rows = found["rows"]
+    n = rows[0][-1]
     series = {
-        "correlation of maps": [(100 * cost, maps) for _, cost, _, maps, *_ in rows],
-        "same adapter first": [(100 * cost, top) for _, cost, top, *_ in rows],
+        "correlation of maps": [(100 * cost, maps, 0.0) for _, cost, _, maps, *_ in rows],
+        "same adapter first": [
+            (100 * cost, top, (top * (1 - top) / n) ** 0.5) for _, cost, top, *_ in rows
+        ],
     }
-    xlabel = "calls of the model, percent of true ablation"
-    chart = chart_trade(series, folder / "late.png", xlabel, "agreement")
+    chart = chart_trade(
+        series,
+        folder / "late.png",
+        title=f"Agreement with true ablation, n = {n} pictures",
+        xlabel="calls of the model, percent of true ablation",
+        ylabel="agreement",
+    )
     cells = tuple(
         tuple(map(Cell, (f"{100 * start:.0f} %", f"{100 * cost:.0f} %", *_agreed(agreed))))
         for start, cost, *agreed in rows

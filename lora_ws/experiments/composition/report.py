@@ -183,9 +183,11 @@ def _single_grid(done: Done) -> Grid:
 def _tau_parts(spec: CompositionSpec, done: Done, folder: Path) -> tuple[Grid, Figure, str]:
     size = spec.tau_size
     points = {tau: done[switch_named(tau), size, False].share for tau in spec.taus}
+    judged = done[NONE, size, False].array.size
     chart = chart_lines(
         {"switch": points},
         folder / "tau.png",
+        title=f"Switch on sets of {size}: mean ± error, {judged} judgements",
         chance=done[NONE, size, False].share[0],
         xlabel="steps of a turn (tau)",
         ylabel="elements shown, percent",
@@ -201,6 +203,6 @@ def _tau_parts(spec: CompositionSpec, done: Done, folder: Path) -> tuple[Grid, F
     )
     return (
         grid,
-        Figure(chart, "Elements shown by the length of a turn; the band is ± an error."),
+        Figure(chart, "Elements shown by the length of a turn; bars are ± an error."),
         text,
     )

@@ -10,9 +10,10 @@ import numpy as np
 
 from lora_ws.experiments.layers.spec import LayersSpec, Over
 from lora_ws.experiments.layers.sweep import Point, top_points
-from lora_ws.report.charts import chart_layers, chart_lines, layer_kind
+from lora_ws.report.charts import chart_layers, chart_lines
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.metrics import metric_of
+from lora_ws.report.modules import layer_kind
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.tables import majority
 
@@ -73,20 +74,21 @@ def sweep_grid(points: Sequence[Point], top: int) -> Grid:
 def sweep_chart(points: Sequence[Point], over: Over, file: Path) -> Path:
     """The picture of a sweep."""
     metric = metric_of(points[0].metric)
-    values = {
-        title: [metric.on_axis(point.summary(part)) for point in points]
-        for title, part in {"test": "test", "validation": "val"}.items()
-    }
-    axis: dict[str, Any] = {
-        "chance": _chance(points),
-        "ylabel": metric.axis,
-        "ylim": (0, 100) if metric.percent else None,
-    }
+    first = points[0].records
+    title = f"{TITLES[over]}: {first[0].n_test} test rows, mean ± std of {len(first)} seeds"
+    axis: dict[str, Any] = {"title": title, "chance": _chance(points)}
     if over == "all_but_top":
-        counts = [int(point.name.split("-")[1]) for point in points]
-        lines = {title: dict(zip(counts, own, strict=True)) for title, own in values.items()}
-        return chart_lines(lines, file, xlabel="how many of the best layers are left out", **axis)
-    return chart_layers([point.name for point in points], values, file, **axis)
+        lines = {
+            name: {
+                int(point.name.split("-")[1]): metric.on_axis(point.summary(part))
+                for point in points
+            }
+            for name, part in {"test": "test", "validation": "val"}.items()
+        }
+        xlabel = "how many of the best layers are left out"
+        return chart_lines(lines, file, xlabel=xlabel, ylabel=metric.axis, **axis)
+    values = {point.name: metric.on_axis(point.summary("test")) for point in points}
+    return chart_layers(values, file, xlabel=f"test {metric.axis}", **axis)
 
 
 def _chance(points: Sequence[Point]) -> float | None:

@@ -32,8 +32,13 @@ def components_section(
         title: {k: summarise(found, "accuracy", part).percents for k, found in measured.items()}
         for title, part in PARTS.items()
     }
+    seeds = max(map(len, measured.values()))
     chart = chart_lines(
-        lines, folder / "components.png", chance=100 * majority(first), xlabel="components K"
+        lines,
+        folder / "components.png",
+        title=f"{first.dataset}: {first.n_test} test rows, {seeds} seeds",
+        chance=100 * majority(first),
+        xlabel="components K",
     )
     caption = "Accuracy over the number of principal components, mean ± standard deviation."
     return Section("Sweep over K", (Figure(chart, caption), _grid(spec, records, missing)))

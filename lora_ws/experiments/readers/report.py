@@ -150,8 +150,14 @@ def _chart(spec: ReadersSpec, records: Mapping[str, Row], folder: Path) -> Path:
         for name, values in spec.measured_elsewhere.items():
             series[column.name][name] = Summary.of([values[k] / 100]).percents
     chance = 100 * majority(next(iter(next(iter(records.values())).values()))[0])
+    firsts = [rows for row in records.values() for rows in row.values()]
+    most, rows = max(map(len, firsts)), firsts[0][0].n_test
     return chart_dots(
-        series, folder / "readers.png", chance=chance, xlabel="test accuracy, percent"
+        series,
+        folder / "readers.png",
+        title=f"Test accuracy of readers: {rows} rows, up to {most} seeds",
+        chance=chance,
+        xlabel="test accuracy, percent",
     )
 
 

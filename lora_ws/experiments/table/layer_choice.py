@@ -78,11 +78,11 @@ def detection_sections(plan: Plan, folder: Path) -> list[Section]:
             scores[name] = [(np.array(x["truth"]), np.array(x["scores"])) for x in lines]
     if not scores:
         return []
-    chart = chart_detection(scores, folder / "detection.png")
+    chart = chart_detection(scores, folder / "detection.png", title="Detection")
     return [
         Section(
             "Curves",
-            (Figure(chart, "ROC, and precision over recall, on the test rows: a line per seed."),),
+            (Figure(chart, "ROC, and precision over recall, on the test rows: mean ± deviation."),),
         )
     ]
 

@@ -93,14 +93,22 @@ def pictures(
         for name, trial in trials.items()
     }
     together = np.sum([record.confusion for record in rows[best]], axis=0).tolist()
-    plot_confusion(together, first.classes, folder / "confusion.png")
+    plot_confusion(together, first.classes, folder / "confusion.png", seeds=n)
+    what = f"{first.dataset}, {first.n_test} test rows, {n} seeds"
     return [
         Figure(
-            chart_bars(bars, folder / "accuracy.png", chance=100 * majority(first)),
+            chart_bars(
+                bars,
+                folder / "accuracy.png",
+                title=f"Test accuracy: {what}",
+                chance=100 * majority(first),
+            ),
             f"Test accuracy, mean and standard deviation over {n} seeds, by protocol.",
         ),
         Figure(
-            chart_curves(curves, folder / "curves.png"),
+            chart_curves(
+                curves, folder / "curves.png", title=f"Learning curves: mean and range, {n} seeds"
+            ),
             "Learning curves: mean and range over seeds, as far as half of them still train.",
         ),
         Figure(
@@ -124,4 +132,5 @@ def _map(spec: ExperimentSpec, file: Path) -> Path:
     points = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=0).fit_transform(
         features[rows]
     )
-    return chart_map(points, prepared.labels[rows], prepared.task.classes, file)
+    title = "All adapters by t-SNE"
+    return chart_map(points, prepared.labels[rows], prepared.task.classes, file, title=title)

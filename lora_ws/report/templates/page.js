@@ -64,7 +64,9 @@
     };
     input.addEventListener("input", show);
     show();
-    section.querySelector("h2").after(label);
+    let first = rows[0].closest(".scroll");
+    for (let at = first; at !== section; at = at.parentElement) if (at.tagName === "DETAILS") first = at;
+    first.before(label);
   }
 
   function reveal(id) {
