@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests start many processes; none of them compiles what another one has.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test plain checked kernels slow check help examples bench install clean
+.PHONY: train test plain checked kernels slow check help examples notebooks docs bench install clean
 
 train: install
 	$(BIN)/lora-ws train
@@ -47,13 +47,23 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# What `lora-ws COMMAND --help` and `lora-ws completion` print, rendered; run it after a change of flags.
+# What `lora-ws COMMAND --help` and `lora-ws completion` print, rendered, and docs/cli.md;
+# run it after a change of flags.
 help: install
 	$(BIN)/python -m lora_ws.commands.render
+	$(BIN)/python docs/site/cli_page.py
 
 # The adapter files of `lora-ws demo`, from their rows of lora-ws-mini.
 examples: install
 	$(BIN)/python -c "from lora_ws.audit.examples import *; write_examples(FOLDER)"
+
+# The notebooks as they are committed, with their outputs; run it after a change of one.
+notebooks: install
+	$(BIN)/python docs/site/notebooks.py
+
+# The site, into build/site; a broken link or a name without a place fails. Nothing is fetched.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

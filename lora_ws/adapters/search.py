@@ -68,6 +68,12 @@ def find_adapters(*what: str) -> FoundAdapters:
     Raises:
         AdapterError: there is nothing of a name that is given here.
         NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> folder = files("lora_ws") / "_assets/digit_testbed"
+        >>> sum(ref.path.suffix == ".safetensors" for ref in find_adapters(str(folder)))
+        11
     """
     search = _Search()
     for name in what:
