@@ -10,19 +10,16 @@ HEAD = """# Commands
 
 What `lora-ws COMMAND --help` says, for every command. A mistyped flag is answered with the nearest
 valid one; flags may stand in a YAML file given by `--config`. Exit codes: 0 done, 1 ran and failed,
-2 bad input, 3 a scan that flagged files.
-"""
+2 bad input, 3 a scan that flagged files."""
 
 
 def render() -> str:
     """The page, from the table of commands and their rendered help."""
-    parts = [
-        HEAD,
-        "\n".join(
-            f"- [`lora-ws {name}`](#{_anchor(name)}): {text}"
-            for name, (_, text) in COMMANDS.items()
-        ),
+    links = [
+        f"- [`lora-ws {name}`](#{_anchor(name)}): {command.text}"
+        for name, command in COMMANDS.items()
     ]
+    parts = [HEAD, "\n".join(links)]
     for name in COMMANDS:
         said = help_file(name).read_text(encoding="utf-8").rstrip()
         parts.append(f"## lora-ws {name}\n\n```text\n{said}\n```")
