@@ -10,6 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+PYTHON = {"name": "python"}
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
@@ -26,7 +27,7 @@ def tidy(book: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-    book.metadata = {"kernelspec": book.metadata["kernelspec"]}
+    book.metadata = {"kernelspec": book.metadata["kernelspec"], "language_info": PYTHON}
     return book
 
 
