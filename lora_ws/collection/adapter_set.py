@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -164,20 +164,39 @@ class AdapterSet:
             )
         return np.array([codes[str(value)] for value in values.tolist()], np.int64), classes
 
-    def targets(self, column: str | None = None) -> np.ndarray:
+    def targets(
+        self, column: str | None = None, reduce: Literal["last", "mean"] | None = None
+    ) -> np.ndarray:
         """A label column as numbers, float32.
+
+        Args:
+            column: the column; the card's label by default.
+            reduce: what stands for a list of numbers, such as the losses of all epochs; None
+                takes no lists.
 
         Raises:
             DataError: it has rows without a label, or holds no numbers.
         """
         name = column or self.card.label
         values = self._known(name)
+        kind = self.rows[name].type
+        if reduce and pa.types.is_list(kind) and not pa.types.is_string(kind.value_type):
+            values = self._reduced(name, values, reduce)
         if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
             raise DataError(
                 f"column `{name}` of `{self.card.name}`: expected finite numbers, got "
-                f"{self.rows[name].type}; choose a column of numbers, or use task=classification"
+                f"{kind}; choose a column of numbers, or use task=classification"
             )
         return values.astype(np.float32)
+
+    def _reduced(self, name: str, lists: np.ndarray, reduce: str) -> np.ndarray:
+        """The last number of each list, or the mean of all."""
+        if empty := sum(len(one) == 0 for one in lists):
+            raise DataError(
+                f"column `{name}` of `{self.card.name}`: expected a number or more in each row's "
+                f"list, got {empty} empty ones; filter them first"
+            )
+        return np.array([one[-1] if reduce == "last" else one.mean() for one in lists])
 
     def label_lists(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Labels of a column of lists of text, and their names.

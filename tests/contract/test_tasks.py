@@ -210,6 +210,23 @@ def test_labels_come_from_columns_too(make: Make) -> None:
     assert given.task.classes == columns
 
 
+def test_a_list_of_numbers_is_its_last_or_their_mean(make: Make) -> None:
+    spec = make("regression")
+    adapters = prepare(spec).adapters
+    losses = [[1.0, 0.5 + k, k / 3][: 1 + k % 3] for k in range(len(adapters))]
+    adapters = replace(adapters, rows=adapters.rows.append_column("losses", pa.array(losses)))
+    last, _ = Regression().read(adapters, "losses")
+    mean, _ = Regression(reduce="mean").read(adapters, "losses")
+    np.testing.assert_array_equal(last, np.array([one[-1] for one in losses], np.float32))
+    np.testing.assert_allclose(mean, [sum(one) / len(one) for one in losses], rtol=rounding(3))
+    with pytest.raises(DataError, match="expected finite numbers, got list"):
+        MultiLabel(columns=("losses",)).read(adapters, None)
+    none = pa.array([[], *losses[1:]], adapters.rows["losses"].type)
+    emptied = replace(adapters, rows=adapters.rows.append_column("none", none))
+    with pytest.raises(DataError, match="a number or more in each row's list, got 1 empty"):
+        Regression().read(emptied, "none")
+
+
 def test_pos_weight_counts_rare_labels_more() -> None:
     truth = np.zeros((20, 2), np.float32)
     truth[:1, 0], truth[:5, 1] = 1, 1

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class Regression(Task):
     """Predict a number: squared error, in squares of the spread of the training targets.
 
+    Args:
+        reduce: what stands for a row where the label is a column of lists, such as ``epoch_loss``:
+            the last number, or the mean of all.
+
     Attributes:
         mean_: of the training targets.
         std_: their standard deviation, 1 where it is 0.
@@ -32,11 +36,14 @@ class Regression(Task):
     selects = "r2"
     needs_label = "a column of numbers"
 
+    def __init__(self, *, reduce: Literal["last", "mean"] = "last") -> None:
+        self.reduce: Literal["last", "mean"] = reduce
+
     def read(
         self, adapters: AdapterSet, label: str | None
     ) -> tuple[Float[np.ndarray, " adapters"], tuple[str, ...]]:
         """Read the number of each adapter."""
-        return adapters.targets(label), ()
+        return adapters.targets(label, self.reduce), ()
 
     def learn(self, targets: Float[np.ndarray, " rows"], classes: tuple[str, ...]) -> None:
         """Measure mean and standard deviation."""
