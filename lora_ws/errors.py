@@ -47,16 +47,7 @@ def printable(text: str) -> str:
 
 
 class LoraWsError(Exception):
-    """Base of every error this library raises on purpose; the CLI prints it as one line.
-
-    Example:
-        >>> import lora_ws
-        >>> try:
-        ...     lora_ws.load("lora-ws-mimi")
-        ... except LoraWsError as error:
-        ...     print(type(error).__name__, error.exit_code)
-        NotAvailableError 2
-    """
+    """Base of every error this library raises on purpose; the CLI prints it as one line."""
 
     exit_code = 2
 

@@ -1,42 +1,74 @@
-"""Options of `lora-ws reproduce`."""
+"""Flags of `lora-ws reproduce`, and what they mean for one file of `eval/`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
-from lora_ws.experiments.recipes import PROTOCOLS, Protocol, recipe
+from lora_ws.experiments.recipes import PROTOCOLS, Protocol, cores, recipe
 from lora_ws.learn.spec import ExperimentSpec
 
 
 @dataclass(frozen=True)
-class Options:
-    """Flags of `lora-ws reproduce`.
+class ReproduceSpec:
+    """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
 
     Attributes:
-        name: of the file in `eval/`.
-        out: folder of runs and reports.
-        dataset: a collection instead of the one in `eval/`.
-        subset: a subset of it; None takes the card's first.
-        protocols: of tables; figures take the first.
-        seeds: how many instead of the recipes'.
-        processes: how many work at once.
-        controls: whether a table measures them.
-        rows: of a table, by name; None takes all.
-        draws: settings of the optimizer that each network tries, validation choosing; 0 takes the
-            recipe's.
-        size: budget of parameters, by name; None takes the recipes' networks.
+        dataset: a collection instead of the bundled one, such as lora-ws-10k
+        subset: a subset of it; null takes the card's first
+        protocol: how data are split and models chosen; null takes all three for tables and clean
+            for figures
+        seeds: how many instead of the recipes' ten
+        processes: how many work at once; null takes one per core
+        controls: also measure plain inputs, other prompts, unseen leaves and shuffled labels
+        rows: some rows of a table, such as '["FlatVec"]'; null takes all
+        draws: of `readers`, how many learning rates and weight decays every network tries; the
+            validation rows choose
+        size: of `readers`, a budget of parameters such as 1.3M; null takes the recipes' networks
+        out: folder of runs and reports; null makes one below runs/
     """
 
-    name: str
-    out: Path
     dataset: str | None = None
     subset: str | None = None
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocol: Literal["clean", "paper", "as-run", "all"] | None = None
     seeds: int | None = None
-    processes: int = 1
+    processes: int | None = None
     controls: bool = True
     rows: tuple[str, ...] | None = None
     draws: int = 0
     size: str | None = None
+    out: Path | None = None
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Flags that were given, ``out`` aside."""
+        names = (own.name for own in fields(self) if getattr(self, own.name) != own.default)
+        return tuple(name for name in names if name != "out")
+
+
+@dataclass(frozen=True)
+class Options:
+    """One file of `eval/`, as asked for.
+
+    Attributes:
+        name: of the file.
+        out: folder of runs and reports.
+        flags: of the command; its ``out`` is not asked again.
+    """
+
+    name: str
+    out: Path
+    flags: ReproduceSpec = field(default_factory=ReproduceSpec)
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """Protocols of tables; figures take the first."""
+        asked = self.flags.protocol
+        return PROTOCOLS if asked is None or asked == "all" else (asked,)
+
+    @property
+    def processes(self) -> int:
+        """How many work at once: as asked for, else one per core that this process may use."""
+        return cores(self.flags.processes)
 
     @property
     def folder(self) -> Path:
@@ -45,7 +77,8 @@ class Options:
 
     def spec(self, name: str, default: str) -> ExperimentSpec:
         """A recipe on the collection asked for."""
-        return recipe(name, self.dataset or default, self.subset, self.seeds)
+        flags = self.flags
+        return recipe(name, flags.dataset or default, flags.subset, flags.seeds)
 
     def run_folder(self, *names: str) -> Path:
         """Where a recipe's run is kept, shared by all that use it.

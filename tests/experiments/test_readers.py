@@ -12,7 +12,7 @@ from sklearn.base import clone
 from lora_ws.adapters import Layout
 from lora_ws.cli import main
 from lora_ws.experiments.kinds import load_eval
-from lora_ws.experiments.options import Options
+from lora_ws.experiments.options import Options, ReproduceSpec
 from lora_ws.experiments.readers.report import _gap
 from lora_ws.experiments.readers.run import DECAYS, RATES, draws, run
 from lora_ws.experiments.readers.spec import ReadersSpec
@@ -88,8 +88,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, spec = tmp_path_factory.mktemp("readers"), readers()
     spec = replace(spec, columns=spec.columns[1:3])
     spec = replace(spec, measured_elsewhere={"mean latent of the photos": (68.0, 45.0)})
-    plain = Options("readers", out / "plain", seeds=2, rows=tuple(ROWS))
-    drawn = Options("readers", out / "drawn", seeds=2, rows=("DeepSets",), draws=2, size="0.3M")
+    flags = ReproduceSpec(seeds=2, rows=tuple(ROWS))
+    plain = Options("readers", out / "plain", flags)
+    flags = replace(flags, rows=("DeepSets",), draws=2, size="0.3M")
+    drawn = Options("readers", out / "drawn", flags)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ws.experiments.options.recipe", short_recipe)
         run(spec, plain)

@@ -22,15 +22,15 @@ def run(spec: LayersSpec, options: Options) -> Path:
     home, sections = options.run_folder(options.name), []
     trials: list[Trial] = []
     for over, name in spec.recipes.items():
-        flags = load_spec(SweepSpec, recipe_file(name))
-        flags = replace(
-            flags,
-            dataset=options.dataset or spec.dataset,
-            subset=options.subset,
-            seeds=flags.seeds if options.seeds is None else options.seeds,
+        sweep = load_spec(SweepSpec, recipe_file(name))
+        sweep = replace(
+            sweep,
+            dataset=options.flags.dataset or spec.dataset,
+            subset=options.flags.subset,
+            seeds=sweep.seeds if options.flags.seeds is None else options.flags.seeds,
             processes=options.processes,
         )
-        points = run_sweep(flags, home)
-        sections.append(layers_section(spec, over, points, flags.top, options.folder))
-        trials += [Trial(flags, home / over / point.name) for point in points]
+        points = run_sweep(sweep, home)
+        sections.append(layers_section(spec, over, points, sweep.top, options.folder))
+        trials += [Trial(sweep, home / over / point.name) for point in points]
     return report.write(options, spec, sections, trials)

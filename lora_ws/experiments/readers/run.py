@@ -52,8 +52,8 @@ def run(spec: ReadersSpec, options: Options) -> Path:
         reader.name: {column.name: _trial(spec, reader, column, options) for column in spec.columns}
         for reader in readers
     }
-    if options.draws:
-        plan = _search(plan, draws(options.draws), options.processes)
+    if options.flags.draws:
+        plan = _search(plan, draws(options.flags.draws), options.processes)
     trials = [trial for row in plan.values() for trial in row.values()]
     run_trials(trials, options.processes, options.name)
     records = {
@@ -79,26 +79,27 @@ def draws(count: int) -> list[Draw]:
 
 
 def _choose(spec: ReadersSpec, options: Options) -> list[ReaderSpec]:
+    rows, size = options.flags.rows, options.flags.size
     known = [reader.name for reader in spec.readers]
-    for name in options.rows or ():
+    for name in rows or ():
         if name not in known:
             raise ConfigError(f"rows: there is no reader `{name}`{nearest(name, known)}")
-    chosen = [r for r in spec.readers if options.rows is None or r.name in options.rows]
-    if options.size is None:
+    chosen = [r for r in spec.readers if rows is None or r.name in rows]
+    if size is None:
         return chosen
-    sizes = sorted({size for reader in spec.readers for size in reader.sizes})
-    if options.size not in sizes:
-        raise ConfigError(f"size: expected one of {', '.join(sizes)}, got {options.size}")
-    return [reader for reader in chosen if options.size in reader.sizes]
+    sizes = sorted({name for reader in spec.readers for name in reader.sizes})
+    if size not in sizes:
+        raise ConfigError(f"size: expected one of {', '.join(sizes)}, got {size}")
+    return [reader for reader in chosen if size in reader.sizes]
 
 
 def _trial(spec: ReadersSpec, reader: ReaderSpec, column: ColumnSpec, options: Options) -> Trial:
     own = options.spec(reader.recipe, spec.dataset)
-    seeds = options.seeds or spec.seeds
+    seeds, size = options.flags.seeds or spec.seeds, options.flags.size
     model: Any = own.model
-    if options.size is not None:
+    if size is not None:
         sized: Any = clone(model)
-        model = sized.set_params(**reader.sizes[options.size])
+        model = sized.set_params(**reader.sizes[size])
     experiment = replace(
         own,
         subset=column.subset,
@@ -109,8 +110,8 @@ def _trial(spec: ReadersSpec, reader: ReaderSpec, column: ColumnSpec, options: O
         seeds=seeds if isinstance(model, Metanetwork) or reader.shuffled else 1,
     )
     condition = "-".join((column.subset.replace("/", "-"), column.split or "part"))
-    size = (options.size or "recipe") + ("-shuffled" if reader.shuffled else "")
-    return Trial(experiment, options.run_folder(reader.recipe, size, condition), full=True)
+    network = (size or "recipe") + ("-shuffled" if reader.shuffled else "")
+    return Trial(experiment, options.run_folder(reader.recipe, network, condition), full=True)
 
 
 def _search(

@@ -31,7 +31,7 @@ def run(spec: TableSpec, options: Options) -> Path:
     Raises:
         ConfigError: the table has no row of a name asked for.
     """
-    spec = _choose(spec, options.rows)
+    spec = _choose(spec, options.flags.rows)
     adapters, subset = open_data(options.spec(spec.rows[0].recipes["clean"], spec.dataset))
     plan: Mapping[Protocol, Trials] = _plan(spec, options)
     layers: list[Section] = []
@@ -39,7 +39,7 @@ def run(spec: TableSpec, options: Options) -> Path:
         plan, layers = choose_layers(plan, options.processes, spec.nested)
     main = next(iter(plan.values()))
     rows = plan.get("clean", main)
-    controls = _controls(spec, options, adapters, subset, rows) if options.controls else {}
+    controls = _controls(spec, options, adapters, subset, rows) if options.flags.controls else {}
     trials = [t for found in (*plan.values(), *controls.values()) for t in found.values()]
     run_trials(trials, options.processes, options.name)
     by_protocol: dict[Protocol, Rows] = {p: _records(found) for p, found in plan.items()}
@@ -70,7 +70,7 @@ def _plan(spec: TableSpec, options: Options) -> dict[Protocol, Trials]:
     plan: dict[Protocol, Trials] = {}
     for protocol in options.protocols:
         recipes = {
-            row.name: row.recipe(protocol, options.dataset or spec.dataset)
+            row.name: row.recipe(protocol, options.flags.dataset or spec.dataset)
             for row in spec.rows
             if protocol == "clean" or not row.ours
         }
