@@ -42,7 +42,7 @@ OLD_FLAGS: dict[str, dict[str, str]] = {
 
 # Packages that only an extra brings, and which.
 EXTRAS = {
-    **dict.fromkeys(("diffusers", "peft", "transformers", "tokenizers", "accelerate"), "diffusion"),
+    **dict.fromkeys(("diffusers", "transformers", "tokenizers"), "diffusion"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
 }
 MAIN = ("train", "predict", "scan", "similar", "compose")

@@ -47,7 +47,16 @@ def printable(text: str) -> str:
 
 
 class LoraWsError(Exception):
-    """Base of every error this library raises on purpose; the CLI prints it as one line."""
+    """Base of every error this library raises on purpose; the CLI prints it as one line.
+
+    Example:
+        >>> import lora_ws
+        >>> try:
+        ...     lora_ws.load("lora-ws-mimi")
+        ... except LoraWsError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        NotAvailableError 2
+    """
 
     exit_code = 2
 

@@ -32,6 +32,12 @@ class Module:
         scale_source: where it is said.
         kernel: of a convolution.
         needs_base: DoRA: this is the update's direction; its size needs the base model.
+
+    Example:
+        >>> down, up = np.ones((1, 3), np.float32), np.ones((2, 1), np.float32)
+        >>> module = Module("unet", "mid_block.attn2.to_v", "lora", down, up, 0.5, "alpha")
+        >>> module.rank, module.scaled_up.ravel().tolist()
+        (1, [0.5, 0.5])
     """
 
     component: str
@@ -76,6 +82,13 @@ class Adapter:
         metadata: text of the file's header: claims, never read by a classifier.
         other_keys: tensors that are no part of an update: listed, not read.
         revision: Hub commit, or empty.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from lora_ws import read_adapter
+        >>> adapter = read_adapter(files("lora_ws") / "_assets/digit_testbed/seven.safetensors")
+        >>> len(adapter.modules), sorted(adapter.components), adapter.flat().shape
+        (70, ['unet'], (34944,))
     """
 
     modules: Mapping[str, Module]

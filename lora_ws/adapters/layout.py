@@ -32,6 +32,11 @@ class LayerSpec:
         in_features: width of the module's input, columns of A.
         out_features: width of the module's output, rows of B.
         rank: rows of A and columns of B.
+
+    Example:
+        >>> layer = LayerSpec("mid_block.attn2.to_v", in_features=768, out_features=320, rank=4)
+        >>> layer.down_shape, layer.up_shape, layer.size
+        ((4, 768), (320, 4), 4352)
     """
 
     name: str
@@ -56,7 +61,12 @@ class LayerSpec:
 
 
 class Matrix(NamedTuple):
-    """One factor and where it stands in the flat vector."""
+    """One factor and where it stands in the flat vector.
+
+    Example:
+        >>> Layout.known("tiny_sd_qv").matrices[1].shape
+        (32, 1)
+    """
 
     layer: LayerSpec
     role: Role

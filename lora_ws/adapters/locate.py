@@ -31,6 +31,10 @@ class AdapterRef:
         filename: in the repository.
         revision: asked for; None for the default branch.
         problem: why there is no such file, where that is known already; `open` raises it.
+
+    Example:
+        >>> AdapterRef.parse("hub:owner/name/a.safetensors@main").repo_id
+        'owner/name'
     """
 
     name: str

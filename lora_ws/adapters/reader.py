@@ -37,6 +37,14 @@ class AdapterFile:
         structure: the modules that it promises.
         config: text of the adapter_config.json beside it, or None.
         configs: PEFT's settings, there or in the header.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> file = files("lora_ws") / "_assets/digit_testbed/seven.safetensors"
+        >>> with open_adapter(file) as opened:
+        ...     part = opened.read(["*.attn2.to_v"])
+        >>> len(part.modules)
+        7
     """
 
     source: Source
@@ -123,6 +131,13 @@ def open_adapter(handle: str | Path | AdapterRef, *, limits: Limits = LIMITS) ->
 
     Raises:
         AdapterError: as `read_adapter`, but for its weights.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> file = files("lora_ws") / "_assets/digit_testbed/seven.safetensors"
+        >>> with open_adapter(file) as opened:
+        ...     opened.base.name
+        'unknown U-Net with a context of 48'
     """
     ref = handle if isinstance(handle, AdapterRef) else AdapterRef.parse(handle)
     return AdapterFile.of(*ref.open(), limits)
@@ -164,6 +179,13 @@ def read_adapter(
         AdapterError: the file is missing, damaged, not safetensors, holds no adapter, or values
             that are not finite. The message names the file, `reason` says which in a word.
         NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> file = files("lora_ws") / "_assets/digit_testbed/seven.safetensors"
+        >>> adapter = read_adapter(file, only=["*.attn2.to_v"])
+        >>> len(adapter.modules), adapter.layout.size
+        (7, 2496)
     """
     with open_adapter(handle, limits=limits) as file:
         return file.read(only)

@@ -38,6 +38,12 @@ class FoundAdapters(Sequence[AdapterRef]):
     Attributes:
         refs: the files, in the order of the names that were given, folders in that of their names.
         left_out: reason -> number of files or folders.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> found = find_adapters(str(files("lora_ws") / "_assets/digit_testbed"))
+        >>> found[0].path.name, found.left_out
+        ('ball.safetensors', {'files of other kinds': 1})
     """
 
     refs: tuple[AdapterRef, ...]
@@ -68,6 +74,12 @@ def find_adapters(*what: str) -> FoundAdapters:
     Raises:
         AdapterError: there is nothing of a name that is given here.
         NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> folder = files("lora_ws") / "_assets/digit_testbed"
+        >>> len(find_adapters(str(folder)))
+        11
     """
     search = _Search()
     for name in what:

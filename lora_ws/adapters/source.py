@@ -204,6 +204,17 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def tensor_sha256(file: Path) -> str:
+    """Hash of a safetensors file's numbers, without its header.
+
+    It stays the same when somebody edits the header. Model managers call its first 12 digits
+    AutoV3; kohya's trainer writes it into the header as ``sshs_model_hash``.
+    """
+    with file.open("rb") as opened:
+        opened.seek(8 + int.from_bytes(opened.read(8), "little"))
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def merge_ranges(ranges: Sequence[Range], gap: int, most: int = REQUEST_BYTES) -> list[Range]:
     """Join ranges that overlap or lie close to each other.
 

@@ -40,6 +40,8 @@ class ScanSpec:
         out: HTML page to write.
         json: file of one JSON object per line to write.
         csv: table to write.
+        sidecars: write what was found beside each file, where model managers show it:
+            ``<name>.json`` and ``<name>.civitai.info``, which keep what others wrote into them.
         policy: YAML file with what to flag; null flags what cannot be read.
         index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
             the folder of an index
@@ -57,6 +59,7 @@ class ScanSpec:
     out: Path | None = None
     json: Path | None = None
     csv: Path | None = None
+    sidecars: bool = False
     policy: Path | None = None
     index: str | None = None
     evidence: bool = True

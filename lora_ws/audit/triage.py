@@ -5,11 +5,13 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from lora_ws.adapters import find_adapters
+from lora_ws.adapters.locate import exists
 from lora_ws.audit.dedup import Copies, copies
 from lora_ws.audit.output import csv_rows, json_lines
 from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.report import Report
 from lora_ws.audit.scan import Scan, ScanSpec, library, scan
+from lora_ws.audit.sidecars import write_sidecars
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, printable
 from lora_ws.journal import replacing
@@ -43,7 +45,7 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
         NotAvailableError: something on the Hub cannot be had.
     """
     rules = load_spec(Policy, spec.policy) if spec.policy else Policy()
-    spec = spec.fetched()
+    model, spec = spec.model, spec.fetched()
     bundle = spec.bundle()
     rules.check(bundle.classes if bundle else (), spec.index is not None)
     for file in (spec.out, spec.json, spec.csv):
@@ -59,9 +61,11 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     with ExitStack() as stack:
         files = ((json_lines, spec.json), (csv_rows, spec.csv))
         sinks = [stack.enter_context(open_sink(file)) for open_sink, file in files if file]
-        for one in review(found, rules, known):
+        for ref, one in zip(refs, review(found, rules, known), strict=True):
             for sink in (report.add, *sinks):
                 sink(one)
+            if spec.sidecars and ref.path and exists(ref.path):
+                write_sidecars(ref.file(), one, model)
     signatures = found.index()
     alike = copies(signatures) if len(signatures) > 1 else None
     if spec.out:

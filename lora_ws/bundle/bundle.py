@@ -67,6 +67,12 @@ class Bundle:
         training: the record of the run that made it.
         confidence: calibration and abstention; without calibration in bundles of format 1.
         revision: Hub commit it was read from, or empty.
+
+    Example:
+        >>> from lora_ws.bundle.hub import SHIPPED
+        >>> bundle = Bundle.load(SHIPPED / "tiny-sd")
+        >>> bundle.base, bundle.gauge, len(bundle.classes)
+        ('tiny-sd', 'invariant', 10)
     """
 
     featurizer: Any

@@ -18,6 +18,10 @@ class SplitRule:
         group: column whose equal values stay in one part, such as the image set of an adapter.
         column: column that holds the part of each row (train, val or test), where the collection
             records it: the rule of a collection with subsets, so that all of them agree.
+
+    Example:
+        >>> SplitRule(fractions=(0.8, 0.1, 0.1), group="image_set").seed
+        42
     """
 
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -68,6 +72,10 @@ class DatasetCard:
         licence: terms, as far as known.
         citation: what to cite.
         source: where these facts come from.
+
+    Example:
+        >>> DatasetCard(name="mine", label="style", classes=("oil", "ink")).split.fractions
+        (0.7, 0.1, 0.2)
     """
 
     name: str

@@ -48,6 +48,15 @@ def import_collection(
     Raises:
         DataError: a row is missing a column, has another shape or rank, holds NaN or infinity, or
             repeats another row; or a file is damaged. The message names file, row and column.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = files("lora_ws") / "_assets/digit_testbed"
+        >>> with TemporaryDirectory() as out:
+        ...     adapters = import_collection(str(folder), Path(out) / "store")
+        ...     adapters.weights.shape
+        (11, 34944)
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     out = Path(out)

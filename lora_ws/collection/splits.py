@@ -11,7 +11,12 @@ from lora_ws.errors import DataError
 
 
 class Split(NamedTuple):
-    """Row numbers of the three parts, each ascending."""
+    """Row numbers of the three parts, each ascending.
+
+    Example:
+        >>> Split(np.arange(7), np.arange(7, 8), np.arange(8, 10)).test.tolist()
+        [8, 9]
+    """
 
     train: np.ndarray
     val: np.ndarray

@@ -104,6 +104,10 @@ class Merge(Method):
 
     Attributes:
         normalised: divide by their number, which keeps the update as long as those of single ones.
+
+    Example:
+        >>> Merge().mix(Step(0, 20), [0.8, 1.0]).rows
+        tensor([[0.8000, 1.0000]])
     """
 
     normalised: bool = False
@@ -127,6 +131,10 @@ class Switch(Method):
         weights: shares of the turns, one per adapter; None for equal ones. A round has ``k tau``
             steps, each of which goes to the adapter that is furthest behind its share.
         compat: as the released scripts, where the first turn is one step longer.
+
+    Example:
+        >>> Switch(tau=1).mix(Step(3, 20), [0.8, 1.0]).rows
+        tensor([[0., 1.]])
     """
 
     alone: ClassVar[bool] = True
@@ -175,6 +183,10 @@ class Composite(Method):
             sum: otherwise the noise that is removed would be too much or too little.
         compat: as the released scripts, which compose at the first call of the pipeline alone and
             later use the last adapter.
+
+    Example:
+        >>> Composite().mix(Step(0, 20), [0.8, 1.0]).weights
+        tensor([0.5000, 0.5000])
     """
 
     alone: ClassVar[bool] = True
@@ -204,6 +216,13 @@ class Regions(Method):
         masks: from 0 to 1, one per adapter, of any resolution ``[k, height, width]``; or pictures
             of one size, grey, where white is 1. Where masks sum to more than 1 they are divided by
             the sum.
+
+    Example:
+        >>> halves = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # left, right
+        >>> Regions(halves).mix(Step(0, 20), [0.8, 1.0]).rows
+        tensor([[0.8000, 0.0000],
+                [0.0000, 1.0000],
+                [0.0000, 0.0000]])
     """
 
     alone: ClassVar[bool] = True

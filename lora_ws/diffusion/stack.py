@@ -23,6 +23,14 @@ class AdapterStack:
         bank: their factors in the U-Net.
         scales: how much of each, beside what its file asks for; 1 is all of it.
         texts: name of a text encoder -> their factors in it; none where no adapter has any.
+
+    Example:
+        >>> from importlib import resources
+        >>> folder = resources.files("lora_ws") / "_assets/digit_testbed"
+        >>> files = [folder / "sun.safetensors", folder / "ball.safetensors"]
+        >>> stack = AdapterStack.of(files, scales=[0.8, 1])
+        >>> stack.names, stack.scales
+        (('sun', 'ball'), (0.8, 1.0))
     """
 
     names: tuple[str, ...]

@@ -33,6 +33,11 @@ class Featurizer(Parametrized, ABC):
             as the values of a store were when it was imported.
         invariant: whether features depend on the updates ``B @ A`` alone, and so stay the same when
             B becomes ``B @ G`` and A ``inv(G) @ A``.
+
+    Example:
+        >>> from lora_ws.featurizers import StatsFlatVec
+        >>> StatsFlatVec().fit_transform(np.ones((2, 5))).shape
+        (2, 7)
     """
 
     learns: ClassVar[bool] = True

@@ -18,7 +18,12 @@ _OVERSAMPLING = 8
 
 
 class PcaResult(NamedTuple):
-    """A fitted principal component analysis, components in order of falling variance."""
+    """A fitted principal component analysis, components in order of falling variance.
+
+    Example:
+        >>> pca(np.random.default_rng(0).standard_normal((6, 40)), 2).components.shape
+        (2, 40)
+    """
 
     mean: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]

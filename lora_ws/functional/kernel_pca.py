@@ -12,6 +12,12 @@ class KernelPcaResult(NamedTuple):
     """A fitted kernel PCA; the scores of a row are ``kernel with the landmarks @ dual - offset``.
 
     Components stand in order of falling variance; those beyond the numerical rank are zero.
+
+    Example:
+        >>> from lora_ws.functional import kernel_pca
+        >>> rows = np.random.default_rng(0).standard_normal((6, 4))
+        >>> kernel_pca(rows @ rows.T, 2).scores.shape
+        (6, 2)
     """
 
     dual: Float[np.ndarray, "m k"]

@@ -54,6 +54,13 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
 
     Raises:
         ConfigError: the spec asks for several devices, whose ranks need a folder to share.
+
+    Example:
+        >>> from lora_ws import StatsFlatVec
+        >>> from lora_ws.learn.spec import FitSpec
+        >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1))
+        >>> [record.n_test for record in run_many(spec, seeds=[0])]
+        [100]
     """
     if spec.trainer.world > 1:
         raise ConfigError(
@@ -79,6 +86,16 @@ def run(
 
     Raises:
         ConfigError: the folder holds another experiment.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lora_ws import StatsFlatVec
+        >>> from lora_ws.learn.spec import FitSpec
+        >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1), seeds=1)
+        >>> with TemporaryDirectory() as out:
+        ...     (record,) = run(spec, Path(out), full=False)
+        >>> record.epochs
+        1
     """
     out, ranks = Path(out), join(spec.trainer)
     with ExitStack() as held:

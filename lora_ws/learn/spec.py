@@ -180,6 +180,12 @@ class ExperimentSpec:
         seeds: how many, from 0 up; the paper reports 10.
         out: folder of the run; null makes one below runs/. A run that was cut off continues.
         regression: deprecated, use ``task: regression``.
+
+    Example:
+        >>> from lora_ws import StatsLayer
+        >>> spec = ExperimentSpec(subset="shared/class", featurizer=StatsLayer(), seeds=2)
+        >>> spec.model.hidden
+        (512, 512, 512)
     """
 
     dataset: str = "lora-ws-mini"

@@ -27,6 +27,10 @@ class InputSpec(NamedTuple):
     Attributes:
         width: numbers per row.
         layout: which columns are which factor, where the network reads factors; else None.
+
+    Example:
+        >>> InputSpec(896).layout is None
+        True
     """
 
     width: int
@@ -66,6 +70,12 @@ class MetanetModule(nn.Module, ABC):
     Attributes:
         normalizer: what the network does to raw rows first. Its constants are fitted on training
             rows, shared by all seeds, and travel in the bundle.
+
+    Example:
+        >>> import torch
+        >>> from lora_ws.models import MLP
+        >>> MLP(hidden=(16,)).build(InputSpec(7), outputs=10)(torch.zeros(2, 7)).shape
+        torch.Size([2, 10])
     """
 
     normalizer: Normalizer
@@ -96,6 +106,11 @@ class Metanetwork(Parametrized, ABC):
         symmetries: under what the outputs stay the same: ``gl`` (``B @ G, inv(G) @ A`` for any
             invertible G), ``sign`` (G of signs), ``scale`` (the update times a positive number),
             ``negation`` (the update times -1: a slider reads as its inverse).
+
+    Example:
+        >>> from lora_ws.models import DeepSets
+        >>> DeepSets().reads, sorted(DeepSets().symmetries)
+        ('factors', ['gl', 'negation', 'sign'])
     """
 
     reads: ClassVar[Literal["features", "factors"]] = "features"

@@ -44,6 +44,16 @@ class RunRecord:
         chosen: values that the validation rows chose, by key of the experiment.
         model: the network, with the parameters that are not defaults; those of an MLP are in the
             config.
+
+    Example:
+        >>> fields = dict(name="StatsLayer", representation="StatsLayer", dataset="lora-ws-mini")
+        >>> fields |= dict(subset="shared/class", data_version="1", layout="7", protocol="clean")
+        >>> fields |= dict(engine="lightning-cpu", seed=0, dim=896, classes=("fish", "tree"))
+        >>> fields |= dict(n_train=7, n_val=1, n_test=2, epochs=9, best_epoch=4, val_loss=0.5)
+        >>> measured = dict(val={}, test={"accuracy": 0.5}, confusion=((1, 0), (1, 0)))
+        >>> record = RunRecord(**fields, **measured)
+        >>> RunRecord.from_dict(record.to_dict()) == record
+        True
     """
 
     name: str

@@ -411,6 +411,7 @@ _shtab_lora_ws_scan_options=(
   "--out[HTML page to write.]:out:_files"
   "--json[file of one JSON object per line to write.]:json:_files"
   "--csv[table to write.]:csv:_files"
+  "--sidecars[write what was found beside each file, where model managers show it\: \`\`\<name\>.json\`\` and \`\`\<name\>.civitai.info\`\`, which keep what others wrote into them.]:sidecars:(true false)"
   "--policy[YAML file with what to flag]:policy:_files"
   "--index[known adapters to compare with\: a file, folder, list or name on the Hub as above, or the folder of an index]:index:"
   "--evidence[say what each layer adds to a verdict, which takes a third more time.]:evidence:(true false)"

@@ -35,6 +35,11 @@ class Task(Parametrized, ABC):
             that they can be calibrated and a bundle can hold the network.
         takes_classifiers: whether a classifier of scikit-learn can stand for the network.
         stratifies: whether parts are to hold the label's values alike; else the card's classes.
+
+    Example:
+        >>> from lora_ws.learn.tasks import TASKS
+        >>> [(name, task.selects) for name, task in TASKS.items()][:2]
+        [('classification', 'auroc'), ('multilabel', 'average_precision')]
     """
 
     name: ClassVar[str]
