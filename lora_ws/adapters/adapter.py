@@ -80,7 +80,8 @@ class Adapter:
         source: the file it came from, or ``hub:`` with repository and file.
         sha256: hash of the file's bytes; empty where only a part was read, or nobody says.
         metadata: text of the file's header: claims, never read by a classifier.
-        other_keys: tensors that are no part of an update: listed, not read.
+        other_keys: tensors that are no part of an update, or of one that is not known: listed, not
+            read.
         revision: Hub commit, or empty.
 
     Example:
@@ -118,6 +119,11 @@ class Adapter:
     def beyond_layout(self) -> tuple[str, ...]:
         """Modules of text encoders, convolutions, and tensors that were not read."""
         return (*(name for name in self.modules if name not in self.linear), *self.other_keys)
+
+    @property
+    def partly_read(self) -> bool:
+        """Whether the file holds more than the modules here, which may change what it does."""
+        return bool(self.other_keys)
 
     @cached_property
     def components(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Which base model an adapter is for, by the shapes of what it adapts; claims play no part."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_ws.adapters.fused import Part
@@ -18,10 +19,17 @@ TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CL
 
 
 class Base(NamedTuple):
-    """A base model, or what is known of it, and why."""
+    """A base model, or what is known of it, and why.
+
+    Attributes:
+        name: of the base that most modules are of.
+        evidence: which layer tells so.
+        odd: names of modules that are of another one: whoever adds some wants it mistaken.
+    """
 
     name: str
     evidence: str
+    odd: tuple[str, ...] = ()
 
 
 def reads_text(name: str) -> bool:
@@ -35,7 +43,7 @@ def reads_text(name: str) -> bool:
 
 
 def detect_base(entries: Iterable[Entry]) -> Base:
-    """Name the base model.
+    """Name the base model that most of the denoiser's modules are of.
 
     SD1.4 and 1.5, or SDXL and its offspring, have equal shapes and cannot be told apart.
 
@@ -46,13 +54,22 @@ def detect_base(entries: Iterable[Entry]) -> Base:
     denoiser = [entry for entry in entries if entry.component in DENOISERS]
     if not denoiser:
         return _text_only(entries)
-    if any(entry.component == "transformer" for entry in denoiser):
-        return _transformer(denoiser)
-    for entry in denoiser:
-        if reads_text(entry.path):
-            width = entry.form.inputs
-            said = f"`{entry.path}` reads {width} numbers of text"
-            return Base(CONTEXTS.get(width, f"unknown U-Net with a context of {width}"), said)
+    kinds = Counter(entry.component for entry in denoiser)
+    kind = max(DENOISERS, key=kinds.__getitem__)
+    found = _transformer if kind == "transformer" else _unet
+    base = found([entry for entry in denoiser if entry.component == kind])
+    odd = (f"{entry.component}.{entry.path}" for entry in denoiser if entry.component != kind)
+    return base._replace(odd=(*base.odd, *odd))
+
+
+def _unet(denoiser: Sequence[Entry]) -> Base:
+    reading = [entry for entry in denoiser if reads_text(entry.path)]
+    if reading:
+        ((width, _),) = Counter(entry.form.inputs for entry in reading).most_common(1)
+        first = next(entry for entry in reading if entry.form.inputs == width)
+        said = f"`{first.path}` reads {width} numbers of text"
+        odd = tuple(entry.path for entry in reading if entry.form.inputs != width)
+        return Base(CONTEXTS.get(width, f"unknown U-Net with a context of {width}"), said, odd)
     for entry in denoiser:
         block = entry.path.partition(".transformer_blocks.")[2].partition(".")[0]
         if block.isdecimal() and int(block) > 0:
@@ -79,7 +96,7 @@ def _entry(layer: LayerSpec) -> Entry:
     return Entry(DENOISERS[0], layer.name, {}, form, (part,))
 
 
-def _transformer(entries: list[Entry]) -> Base:
+def _transformer(entries: Sequence[Entry]) -> Base:
     for entry in entries:
         if entry.path == "context_embedder":
             width = entry.form.inputs

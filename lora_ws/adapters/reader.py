@@ -115,11 +115,11 @@ class AdapterFile:
             for module in _modules(entry, tensors, rules, source.name):
                 check_finite(module, source.name)
                 modules[module.name] = module
-        others = (*self.structure.other_keys, *self.structure.unmapped)
         metadata = self.header.metadata
         # A hash takes all bytes, which is what a part is read to avoid.
         sha256 = source.sha256 or "" if only is None else ""
-        return Adapter(modules, source.name, sha256, metadata, others, source.revision)
+        unread = self.structure.unread
+        return Adapter(modules, source.name, sha256, metadata, unread, source.revision)
 
 
 def open_adapter(handle: str | Path | AdapterRef, *, limits: Limits = LIMITS) -> AdapterFile:

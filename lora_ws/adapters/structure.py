@@ -60,6 +60,16 @@ class Structure:
     unmapped: tuple[str, ...]
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Tensors that no update, hash or verdict covers, whatever they do."""
+        return *self.other_keys, *self.unmapped
+
+    @property
+    def modules_unread(self) -> int:
+        """How many modules these tensors are of."""
+        return len({(split_ending(key) or key.rpartition("."))[0] for key in self.unread})
+
+    @property
     def unmapped_share(self) -> float:
         """Share of the modules that are not known."""
         lost = len({(split_ending(key) or (key,))[0] for key in self.unmapped})

@@ -1,7 +1,7 @@
 """What can be said of an adapter file without any classifier."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class AdapterSummary:
         norms: the same of each module.
         warnings: what a reader should know.
         claims: text of the header about its training, shortened: the file's word, unchecked.
+        oddities: what honest trainers do not write, such as modules of two base models.
+        tensors_unread: how many tensors no norm, hash or verdict covers.
     """
 
     base: str
@@ -46,6 +48,8 @@ class AdapterSummary:
     norms: dict[str, float]
     warnings: tuple[str, ...]
     claims: dict[str, str]
+    oddities: tuple[str, ...] = ()
+    tensors_unread: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; for one release also under the old name of a key."""
@@ -56,7 +60,8 @@ class AdapterSummary:
         """Inverse of `to_dict`, also after JSON and of files that say `odd`."""
         plain = dict(data)
         old = plain.pop("odd", ())
-        return cls(**{**plain, "warnings": tuple(plain.get("warnings", old))})
+        lists = {"warnings": plain.get("warnings", old), "oddities": plain.get("oddities", ())}
+        return cls(**{**plain, **{name: tuple(found) for name, found in lists.items()}})
 
 
 def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSummary:
@@ -79,6 +84,8 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
         norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
         norms=norms,
         warnings=tuple(_warnings(file.structure, norms)),
+        oddities=tuple(_oddities(file)),
+        tensors_unread=len(file.structure.unread),
         claims={
             _cut(printable(name)): _cut(printable(value))
             for name, value in file.header.metadata.items()
@@ -99,12 +106,18 @@ def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
     return dict(counts)
 
 
+def _oddities(file: AdapterFile) -> Iterator[str]:
+    if odd := file.base.odd:
+        such = f"such as {shown(odd[0])}"
+        yield f"{len(odd)} modules are of another base model than the others, {such}"
+
+
 def _warnings(structure: Structure, norms: dict[str, float]) -> list[str]:
     notes = []
     if silent := [name for name, norm in norms.items() if norm == 0]:
         notes.append(f"{len(silent)} modules have no effect, such as {shown(silent[0])}")
     if directions := [entry for entry in structure.entries if entry.needs_base]:
         notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
-    if others := (*structure.other_keys, *structure.unmapped):
+    if others := structure.unread:
         notes.append(f"{len(others)} tensors are no part of an update, such as {shown(others[0])}")
     return notes

@@ -18,8 +18,8 @@ from lora_ws.adapters.header import LIMITS, Limits
 from lora_ws.adapters.projection import Projection, project_adapter
 from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
-from lora_ws.audit.index_store import Signature
-from lora_ws.audit.similar import adapter_modules
+from lora_ws.audit.index_store import HASH_LENGTH, Signature
+from lora_ws.audit.similar import adapter_modules, marked_hash
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
@@ -50,12 +50,14 @@ class Finding:
         message: the same in words.
         facts: base, method, ranks, scales, norms; None of a file that could not be read.
         update_hash: of the effective update (`update_hash`); empty where parts were read.
+        partly_read: whether the file holds tensors that are in no update: two such files may have
+            one ``update_hash`` and do different things.
         verdict: of the classifier; None where it has none for this file.
         no_prediction_reason: why there is no verdict.
         retained_energy: share of the update, in the layers judged, that fits the classifier's
             ranks.
         layers_missing: how many layers the classifier reads and the file does not adapt.
-        modules_ignored: how many modules of the file were not judged.
+        modules_ignored: how many modules of the file were not judged, or not wholly.
         evidence: layer -> what it adds to the verdict (`layer_evidence`); where it was asked for.
         bytes_read: of the file.
     """
@@ -74,6 +76,7 @@ class Finding:
     modules_ignored: int = 0
     evidence: dict[str, float] | None = None
     bytes_read: int = 0
+    partly_read: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; for one release also under the old names of keys, `RENAMED`."""
@@ -237,17 +240,19 @@ def _examine(
     facts = summarize(file, adapter)
     signature = _signature(adapter, facts.norm) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
+    ignored = sum(facts.modules.values()) - judged + file.structure.modules_unread
     finding = Finding(
         file=ref.name,
         sha256=file.source.sha256 or "",
         revision=file.source.revision,
         facts=facts,
-        update_hash=signature.hash if signature else "",
+        update_hash=signature.hash[:HASH_LENGTH] if signature else "",
         no_prediction_reason=why_not,
         retained_energy=row.energy if row else None,
         layers_missing=len(row.missing) if row else 0,
-        modules_ignored=sum(facts.modules.values()) - judged if row else 0,
+        modules_ignored=ignored if row else 0,
         bytes_read=file.bytes_read,
+        partly_read=bool(file.structure.unread),
     )
     return _Read(FileResult(key, finding, signature), row)
 
@@ -265,4 +270,4 @@ def _foreign(file: AdapterFile, bundle: Bundle) -> str:
 
 def _signature(adapter: Adapter, norm: float) -> Signature:
     modules = list(adapter_modules(adapter))
-    return Signature(sketch(modules), norm, update_hash(modules))
+    return Signature(sketch(modules), norm, marked_hash(adapter, update_hash(modules)))

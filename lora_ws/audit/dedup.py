@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from lora_ws.audit.similar import EQUAL, NEAR, Index, same_update
+from lora_ws.audit.similar import EQUAL, NEAR, Index, is_partial, same_update
 from lora_ws.errors import ConfigError
 
 # A tile of nothing but near pairs takes tens of MiB, whatever the size of the index.
@@ -29,9 +29,10 @@ def groups(index: Index, equal: float = EQUAL, near: float = NEAR) -> Groups:
     """Group the adapters of an index by comparing every two of them, tile by tile.
 
     Two are equal if `update_hash` is, or if their sketches have a cosine of at least ``equal`` and
-    norms agree; near if the cosine is at least ``near``, at any norm, so that the same update at
-    another strength is near. Groups are connected components: the ends of a long chain of near
-    adapters may have little in common. Time grows with the square of the rows, memory does not.
+    norms agree, and their files hold nothing else; near if the cosine is at least ``near``, at any
+    norm, so that the same update at another strength is near. Groups are connected components: the
+    ends of a long chain of near adapters may have little in common. Time grows with the square of
+    the rows, memory does not.
 
     Args:
         index: of adapters.
@@ -53,9 +54,11 @@ def groups(index: Index, equal: float = EQUAL, near: float = NEAR) -> Groups:
     # One hash is one number to begin with, which links rows of updates of zero too.
     hashes = index.rows["hash"].to_numpy(zero_copy_only=False)
     same = np.unique(hashes, return_inverse=True)[1].astype(np.int64)
+    whole = ~np.array([is_partial(found) for found in hashes], bool)
     alike = same.copy()
     for first, second, cosine in _pairs(index.sketches, near):
         exact = same_update(cosine, norms[first], norms[second], equal)
+        exact &= whole[first] & whole[second]
         same = _joined(same, first[exact], second[exact])
         alike = _joined(alike, first, second)
     return Groups(_in_order(same), _in_order(alike))

@@ -26,8 +26,16 @@ PART_ROWS = 4096
 SCHEMA = pa.schema([("name", pa.string()), ("norm", pa.float64()), ("hash", pa.string())])
 
 
+# Hexadecimal digits of a hash.
+HASH_LENGTH = 64
+
+
 class Signature(NamedTuple):
-    """What an index keeps of an adapter: `sketch`, `update_norm` and `update_hash`."""
+    """What an index keeps of an adapter: `sketch`, `update_norm` and `update_hash`.
+
+    The hash of a file that holds more than its update goes on with what tells the file apart: the
+    update alone does not make it equal to another.
+    """
 
     sketch: Float[np.ndarray, " size"]
     norm: float

@@ -14,6 +14,8 @@ from lora_ws.audit.similar import (
     Index,
     Match,
     adapter_modules,
+    is_partial,
+    marked_hash,
     same_update,
     signature,
 )
@@ -85,7 +87,9 @@ def find_similar(file: str, spec: SimilarSpec) -> list[Similar]:
         AdapterError: the file cannot be read.
         ConfigError: there is nothing to compare with.
     """
-    asked = signature(adapter_modules(read_adapter(file)))
+    adapter = read_adapter(file)
+    asked = signature(adapter_modules(adapter))
+    asked = asked._replace(hash=marked_hash(adapter, asked.hash))
     matches = _known([spec.index], spec).query(asked.sketch, spec.top)
     return [Similar(match, _likeness(match, asked.hash, asked.norm)) for match in matches]
 
@@ -113,6 +117,7 @@ def _known(what: Sequence[str], spec: SimilarSpec | DedupSpec) -> Index:
 
 
 def _likeness(match: Match, update_hash: str, norm: float) -> Literal["the same", "near", ""]:
-    if match.hash == update_hash or same_update(match.cosine, match.norm, norm):
+    whole = not (is_partial(match.hash) or is_partial(update_hash))
+    if match.hash == update_hash or (whole and same_update(match.cosine, match.norm, norm)):
         return "the same"
     return "near" if match.cosine >= NEAR else ""

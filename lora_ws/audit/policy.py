@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_ws.audit.classify import Finding
+from lora_ws.audit.index_store import HASH_LENGTH
 from lora_ws.audit.scan import Scan
 from lora_ws.audit.similar import Index, Match
 from lora_ws.errors import ConfigError
 
-HASH_LENGTH = 64
 _ROWS_AT_ONCE = 256
 
 
@@ -23,12 +23,15 @@ class Policy:
     Attributes:
         deny: hashes of files that are flagged: of the effective update, which finds a file in any
             spelling, or the sha256 of its bytes.
-        allow: hashes of files that are not flagged, whatever else holds.
+        allow: hashes of files that are not flagged, whatever else holds; of a file that is read in
+            part (``partly_read``) the sha256 alone counts.
         classes: class -> least calibrated probability at which a file is flagged; where the
             classifier abstains too, since it is the likeliest class all the same.
         bases: base models that are expected; files of others are flagged. Empty expects all.
         refused: flag what could not be read.
         abstained: flag what the classifier abstained from.
+        oddities: flag what honest trainers do not write, such as modules of two base models.
+        partly_read: flag a file that holds tensors which no update, hash or verdict covers.
         similar: flag a file whose cosine with a known adapter (``--index``) is at least this; None
             does not.
 
@@ -43,6 +46,8 @@ class Policy:
     bases: tuple[str, ...] = ()
     refused: bool = True
     abstained: bool = False
+    oddities: bool = True
+    partly_read: bool = False
     similar: float | None = None
 
     def __post_init__(self) -> None:
@@ -68,13 +73,18 @@ class Policy:
             nearest: known adapters, the most like one first.
         """
         hashes = {finding.update_hash, finding.sha256} - {""}
-        if hashes & self._allowed:
+        known = {finding.sha256} if finding.partly_read else hashes
+        if known & self._allowed:
             return ()
         found = ["on the deny list"] if hashes & self._denied else []
         if finding.reason and self.refused:
             found.append(f"refused: {finding.reason}")
         if finding.facts and self.bases and finding.facts.base not in self.bases:
             found.append(f"base: {finding.facts.base}")
+        if finding.facts and self.oddities:
+            found += [f"odd: {oddity}" for oddity in finding.facts.oddities]
+        if finding.facts and self.partly_read and finding.partly_read:
+            found.append(f"partly read: {finding.facts.tensors_unread} tensors are not")
         if verdict := finding.verdict:
             found += [
                 f"class: {name} {verdict.probabilities[name]:.2f}"

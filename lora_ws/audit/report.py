@@ -60,6 +60,7 @@ class Report:
         self.root = folders if self.root is None else _common(self.root, folders)
         self.counts[outcome(finding)] += 1
         self.counts["files"] += 1
+        self.counts[PARTLY] += finding.partly_read
         if one.flags:
             self.counts["flagged"] += 1
             _keep(self.flagged, one, LISTED)
@@ -103,7 +104,8 @@ class Report:
 
     def grid(self) -> Grid:
         """What became of the files, in numbers."""
-        rows = [(name, self.counts[name]) for name in OUTCOMES if self.counts[name]]
+        names = (*OUTCOMES, PARTLY)
+        rows = [(name, self.counts[name]) for name in names if self.counts[name]]
         rows += [(f"base: {name}", count) for name, count in self.bases.most_common()]
         rows += [(f"left out: {reason}", count) for reason, count in self.left_out.items()]
         cells = [(Cell(name), Cell(f"{count}")) for name, count in rows]
@@ -194,6 +196,7 @@ class Report:
         )
 
 
+PARTLY = "read in part"
 OUTCOMES = ("files", "flagged", "answered", "abstained", "no verdict", "not read")
 
 

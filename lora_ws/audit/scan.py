@@ -23,7 +23,7 @@ from lora_ws.errors import ConfigError, printable
 from lora_ws.workers import map_batches
 
 # Of what is kept; another one is kept apart.
-FORMAT = 2
+FORMAT = 3
 LOST = "the process that read it ended; it may take too much memory"
 
 

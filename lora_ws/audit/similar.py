@@ -265,6 +265,23 @@ def adapter_modules(adapter: Adapter) -> Iterator[Module]:
         yield name, module.down, module.up, module.scale
 
 
+def marked_hash(adapter: Adapter, update_hash: str) -> str:
+    """Mark the hash of an update as that of a part, where its file holds more; see `Signature`.
+
+    Args:
+        adapter: as it was read.
+        update_hash: of its modules.
+    """
+    if not adapter.partly_read:
+        return update_hash
+    return f"{update_hash}+{adapter.sha256 or adapter.source}"
+
+
+def is_partial(marked_hash: str) -> bool:
+    """Tell whether the hash of a `Signature` is of a part of its file."""
+    return len(marked_hash) > index_store.HASH_LENGTH
+
+
 def signature(modules: Modules, side: int = SIDE) -> Signature:
     """Compute what the index keeps of an adapter.
 

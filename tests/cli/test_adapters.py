@@ -49,7 +49,9 @@ def test_inspect_tells_base_ranks_scales_and_norm(
     assert facts["norm"] == pytest.approx(expected, rel=rounding(3))
     assert facts["claims"] == {"ss_output_name": "<b>[red]name"}
     assert (
-        facts["warnings"] == facts["odd"] == ["1 tensors are no part of an update, such as <token>"]
+        facts["warnings"]
+        == facts["odd"]
+        == ["1 tensors are no part of an update, such as `<token>`"]
     )
     assert main(["inspect", str(file)]) == 0
     shown = capsys.readouterr().out
