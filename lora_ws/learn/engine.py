@@ -33,7 +33,7 @@ def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
     cuda = device_of(trainer).type == "cuda"
     engine = trainer.engine
     if engine == "auto":
-        alone = not cuda or trainer.wandb != "off" or trainer.world != 1
+        alone = not cuda or bool(trainer.lightning) or trainer.world != 1
         alone = alone or bool(spec.unbatched) or spec.reads_factors
         engine = "one-by-one" if alone else "batched"
     where = "on CUDA" if cuda else "not on CUDA"

@@ -110,7 +110,7 @@ class LoraModule(L.LightningModule):
     def test_step(self, batch: Batch, index: int) -> None:
         """Gather predictions for the metrics."""
         rows, targets, _ = batch
-        self._tested.append((self.task.predict(self(rows)), targets))
+        self._tested.append((self.task.predict(self(rows).float()), targets))
 
     def on_test_epoch_end(self) -> None:
         """Join the predictions of all ranks, which have different numbers of them, or none."""

@@ -23,6 +23,7 @@ from lora_ws.featurizers import PAPER, Featurizer, FlatVec, UpdateKernel
 from lora_ws.learn.augment import Augmentation
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task, task_of
+from lora_ws.learn.trainer_spec import TrainerSpec
 from lora_ws.models import MLP, Metanetwork
 
 
@@ -85,65 +86,6 @@ class FitSpec:
         plain = FitSpec()
         names = ("optimizer", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "weights")
         return tuple(name for name in names if getattr(self, name) != getattr(plain, name))
-
-
-@dataclass(frozen=True)
-class TrainerSpec:
-    """Where training runs, and what is logged.
-
-    Attributes:
-        accelerator: Lightning's accelerator; auto takes a GPU where there is one.
-        devices: how many of them on each node, a process each.
-        num_nodes: how many machines.
-        strategy: ddp shares every batch among the devices; auto does so where there are several.
-        checkpoint_every: epochs between checkpoints, from which a seed that was cut off goes on;
-            0 for none, null for 10 on several devices and none on one.
-        threads: CPU threads of one process; small networks lose by more than one.
-        wandb: log to Weights & Biases too; "offline" writes to the run folder only.
-        engine: ``one-by-one`` trains a seed after another with Lightning, ``batched`` all seeds in
-            one stack; auto takes batched on a CUDA device, unless wandb is asked for.
-    """
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    checkpoint_every: int | None = None
-    threads: int = 1
-    wandb: Literal["off", "offline", "online"] = "off"
-    engine: Literal["auto", "one-by-one", "batched"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.strategy == "ddp" and self.world == 1:
-            raise ConfigError(
-                "trainer.strategy: expected several devices for `ddp`, got 1; set trainer.devices "
-                "or trainer.num_nodes, or use auto"
-            )
-        if self.checkpoint_every is not None and self.checkpoint_every < 0:
-            raise ConfigError(
-                f"trainer.checkpoint_every: expected 0 or more, got {self.checkpoint_every}; "
-                "0 writes no checkpoints"
-            )
-        if self.engine == "batched" and (self.wandb != "off" or self.world != 1):
-            raise ConfigError(
-                "trainer.engine: expected auto or one-by-one with trainer.wandb or several "
-                "devices, got batched; leave one of them out"
-            )
-
-    @property
-    def world(self) -> int:
-        """Processes of a run: one per device."""
-        return self.devices * self.num_nodes
-
-    @property
-    def epochs_to_checkpoint(self) -> int:
-        """Epochs between checkpoints, 0 for none."""
-        if self.checkpoint_every is not None:
-            return self.checkpoint_every
-        return 10 if self.world > 1 else 0
 
 
 @dataclass(frozen=True)

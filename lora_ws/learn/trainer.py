@@ -10,11 +10,17 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.strategies import DDPStrategy
 
 from lora_ws.learn.callbacks import KeepBest, KeepLast
+from lora_ws.learn.parts import make_callbacks, make_loggers
 from lora_ws.learn.ranks import Ranks, check_devices
 from lora_ws.learn.result import Fitted
 from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
@@ -25,6 +31,7 @@ def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L
     check_devices(spec.trainer)
     stop = EarlyStopping("val_loss", patience=spec.fit.patience, mode="min")
     several = spec.trainer.world > 1
+    own = make_callbacks(spec)
     return L.Trainer(
         accelerator=spec.trainer.accelerator,
         devices=spec.trainer.devices,
@@ -34,13 +41,14 @@ def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L
         # Lightning's own way to requeue saves in the middle of a step, where no order is kept.
         plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         max_epochs=spec.fit.max_epochs,
-        callbacks=[best, stop, *([Interruptible()] if several else [])],
+        callbacks=[best, stop, *own, *([Interruptible()] if several else [])],
+        precision=spec.trainer.precision,
         logger=make_loggers(spec, folder) if folder else False,
         default_root_dir=folder,
         # The features are in memory and the model is small: checks and bars cost more than steps.
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in own),
+        enable_progress_bar=any(isinstance(one, ProgressBar) for one in own),
+        enable_model_summary=any(isinstance(one, ModelSummary) for one in own),
         num_sanity_val_steps=0,
         log_every_n_steps=1_000_000,
     )
@@ -50,7 +58,8 @@ def engine(trainer: L.Trainer) -> str:
     """Name of what trains: equal seeds give equal records only within one engine."""
     device = trainer.strategy.root_device.type
     world = trainer.world_size
-    return f"lightning-{device}" + (f"-ddp{world}" if world > 1 else "")
+    precision = f"-{trainer.precision}" if trainer.precision != "32-true" else ""
+    return f"lightning-{device}" + (f"-ddp{world}" if world > 1 else "") + precision
 
 
 def checkpoint(
@@ -97,7 +106,7 @@ def log_history(fitted: Fitted, folder: Path | None) -> None:
 
 def close(spec: ExperimentSpec) -> None:
     """End the tracked run, so that the next seed gets one of its own."""
-    if spec.trainer.wandb != "off":
+    if any("WandbLogger" in str(part) for part in spec.trainer.loggers):
         import wandb
 
         wandb.finish()
@@ -118,22 +127,3 @@ class Interruptible(Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signal back."""
         self.on_train_start(trainer, pl_module)
-
-
-def make_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """A CSV file, and Weights & Biases where it is asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
-    if spec.trainer.wandb != "off":
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(
-            WandbLogger(
-                project="lora_ws",
-                group=f"{spec.dataset} {spec.name}",
-                name=folder.name,
-                save_dir=folder,
-                offline=spec.trainer.wandb == "offline",
-            )
-        )
-    return loggers

@@ -329,7 +329,7 @@ def test_auto_takes_the_engine_of_the_device_and_says_so_once(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert engine_of(ExperimentSpec(trainer=TrainerSpec())) == "batched"
     assert engine_of(ExperimentSpec(trainer=TrainerSpec(accelerator="cpu"))) == "one-by-one"
-    assert engine_of(ExperimentSpec(trainer=TrainerSpec(wandb="offline"))) == "one-by-one"
+    assert engine_of(ExperimentSpec(trainer=TrainerSpec(loggers=("WandbLogger",)))) == "one-by-one"
     assert engine_of(ExperimentSpec(trainer=TrainerSpec(engine="one-by-one"))) == "one-by-one"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert engine_of(ExperimentSpec(trainer=TrainerSpec())) == "one-by-one"
@@ -337,9 +337,9 @@ def test_auto_takes_the_engine_of_the_device_and_says_so_once(
         engine_of(ExperimentSpec(trainer=TrainerSpec(accelerator="gpu")))
 
 
-def test_batched_with_wandb_is_refused() -> None:
+def test_batched_with_loggers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.engine: expected auto or one-by-one"):
-        TrainerSpec(engine="batched", wandb="offline")
+        TrainerSpec(engine="batched", loggers=("WandbLogger",))
 
 
 @pytest.mark.gpu

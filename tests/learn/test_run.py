@@ -390,7 +390,9 @@ def test_features_see_training_rows_only(
 
 @pytest.mark.slow
 def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path: Path) -> None:
-    run(replace(spec, trainer=TrainerSpec(wandb="offline")), tmp_path / "run")
+    asked = {"offline": True, "project": "mine", "entity": "me", "tags": ["a", "b"]}
+    wandb = {"class_path": "WandbLogger", "init_args": asked}
+    run(replace(spec, trainer=TrainerSpec(loggers=(wandb,))), tmp_path / "run")
     for seed in range(2):
         assert list((tmp_path / "run" / f"seed-{seed}" / "wandb").glob("offline-run-*"))
 
