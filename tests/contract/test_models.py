@@ -1,6 +1,7 @@
 """What every registered network promises, and toy networks that break each promise."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,13 +97,14 @@ def flat(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat([matrix.flatten(1) for pair in pairs for matrix in pair], 1)
 
 
-def transformed(rows: Tensor, shape: Layout, how: Symmetry) -> Tensor:
-    """The same adapters, their factors or sizes changed; the condition of G is 10."""
+def transformed(rows: Tensor, shape: Layout, how: Symmetry, condition: float = 10.0) -> Tensor:
+    """The same adapters, their factors or sizes changed; G has a condition number above rank 1."""
     torch.manual_seed(3)
     moved = []
     for a, b in factors(rows, shape):
         rank = a.shape[1]
-        sizes = torch.logspace(0, 1, rank).double() if rank > 1 else torch.tensor([3.0]).double()
+        ends = 0.0, math.log10(condition)
+        sizes = torch.logspace(*ends, rank).double() if rank > 1 else torch.tensor([3.0]).double()
         left, right = (torch.linalg.qr(torch.randn(rank, rank).double()).Q for _ in range(2))
         signs = torch.ones(rank).double()
         signs[::2] = -1
@@ -257,6 +259,19 @@ def test_network(check: Callable[[Metanetwork], None], spec: Metanetwork) -> Non
 @pytest.mark.parametrize("rank", [1, 4, 8])
 def test_symmetries_at_every_rank(spec: Metanetwork, rank: int) -> None:
     check_symmetries(spec, rank)
+
+
+@NETWORKS
+@pytest.mark.parametrize("condition", [1.0, 100.0])
+def test_splits_of_any_condition(spec: Metanetwork, condition: float) -> None:
+    """An orthogonal change of basis between the factors, and one that is far from it."""
+    shape = layout(4)
+    rows, module = draw(shape), make(spec, shape)
+    outputs, other = module(rows), module(transformed(rows, shape, "gl", condition))
+    if "gl" in spec.symmetries:
+        same(outputs, other)
+    elif condition > 1:
+        assert (outputs - other).abs().amax(1).min() > SEEN
 
 
 @NETWORKS

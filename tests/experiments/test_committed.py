@@ -80,6 +80,20 @@ def test_table1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_committed("table1", folder, "records.jsonl")
 
 
+def test_the_list_of_networks_gives_the_accuracies_of_the_readers_page() -> None:
+    page = (RESULTS / "readers/report.md").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for line in re.findall(r"^\| (.+) \|$", page, re.MULTILINE):
+        name, *cells = re.sub(r"\*\*|</?u>", "", line).split(" | ")
+        if len(cells) == 5:
+            found.setdefault(name, f"{cells[1]} / {cells[3]}")
+    readers = {r.recipe: found[r.name] for r in load_eval("readers")[1].readers if not r.shuffled}
+    text = (RESULTS.parents[1] / "lora_ws/models/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `\w+` \|.*training/(\S+)\.yaml\) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 12
+    assert dict(rows) == {recipe: readers[recipe] for recipe, _ in rows}
+
+
 def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(
         plan: Mapping[Protocol, Mapping[str, Trial]], processes: int, nested: object
