@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,6 +17,8 @@ from urllib.request import urlopen
 import pytest
 from websockets.sync.client import connect
 
+# Of text on a page, by WCAG 2.2 (1.4.3, level AA).
+LEAST_CONTRAST = 4.5
 # What was loaded, and from where.
 PROBE = """({
   images: document.images.length,
@@ -157,10 +160,24 @@ class Tab:
         file.write_bytes(base64.b64decode(data))
 
 
+def assert_readable(tab: Tab) -> None:
+    """On a desk and on a phone, in the light and in the dark."""
+    for width, dark in product((1280, 400), (False, True)):
+        tab.look(width, dark=dark)
+        assert not tab.value(PROBE)["wide"], f"wider than {width}"
+        contrast, text = tab.value(CONTRAST)
+        assert contrast >= LEAST_CONTRAST, (dark, text)
+    assert tab.value("[...document.images].every((image) => image.alt)")
+    assert tab.errors == []
+
+
 def open_page(page: Path, folder: Path) -> tuple[str, dict]:
-    """The document as the browser holds it, and what the probe saw; skips without Chromium."""
+    """The document as the browser holds it, and what the probe saw; skips without Chromium.
+
+    Any page has to be readable.
+    """
     with open_tab(page.absolute().as_uri(), folder) as tab:
-        assert tab.errors == []
+        assert_readable(tab)
         return tab.value("document.documentElement.outerHTML"), tab.value(PROBE)
 
 

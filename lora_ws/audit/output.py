@@ -1,8 +1,9 @@
 """Reviewed files as lines of JSON and rows of a table, for other programs."""
 
 import csv
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +29,24 @@ def json_lines(file: Path) -> Iterator[Sink]:
 def csv_rows(file: Path) -> Iterator[Sink]:
     """Write a table with `COLUMNS`; what a spreadsheet would take for a formula is quoted."""
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(COLUMNS)
-        yield lambda one: writer.writerow([_safe(value) for value in _row(one)])
+        opened.write(csv_head())
+        yield lambda one: opened.write(csv_line(one))
+
+
+def csv_head() -> str:
+    """The first line of a table."""
+    return _line(COLUMNS)
+
+
+def csv_line(one: Reviewed) -> str:
+    """A file's line of a table."""
+    return _line(_safe(value) for value in _row(one))
+
+
+def _line(values: Iterable[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
 
 
 def _row(one: Reviewed) -> tuple[object, ...]:

@@ -3,20 +3,26 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.dedup import Copies
+from lora_ws.audit.details import details
+from lora_ws.audit.output import csv_head, csv_line
 from lora_ws.audit.policy import Reviewed
+from lora_ws.audit.provenance import Provenance
 from lora_ws.bundle import Bundle
 from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.heat import Heat
 from lora_ws.report.modules import short_name
-from lora_ws.report.page import Section, to_page
+from lora_ws.report.page import Attachment, Details, Facts, Section, to_page
 
 # Rows of a table, rows of a map, files named of a group: a page is for reading.
 LISTED, MAPPED, NAMED = 200, 40, 6
+# Lines of the table that a page carries, to be saved.
+CARRIED = 5000
 # Characters of a name, and of one among others.
 LONGEST_NAME, SHORT_NAME = 80, 40
 TRIAGE = (
@@ -38,20 +44,20 @@ class Report:
         bases: of files that were read, by base model.
         flagged: the first that were.
         refused: the first that could not be read.
-        answered: the first with a verdict, or an abstention.
         read: the first that could be read.
         root: the folders that all files are in.
         left_out: reason -> files and folders that the search passed over.
+        lines: of the table of all files, the first.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     bases: Counter[str] = field(default_factory=Counter)
     flagged: list[Reviewed] = field(default_factory=list)
     refused: list[Reviewed] = field(default_factory=list)
-    answered: list[Reviewed] = field(default_factory=list)
     read: list[Reviewed] = field(default_factory=list)
     root: tuple[str, ...] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
 
     def add(self, one: Reviewed) -> None:
         """Take in one file."""
@@ -61,6 +67,8 @@ class Report:
         self.counts[outcome(finding)] += 1
         self.counts["files"] += 1
         self.counts[PARTLY] += finding.partly_read
+        if len(self.lines) < CARRIED:
+            self.lines.append(csv_line(one))
         if one.flags:
             self.counts["flagged"] += 1
             _keep(self.flagged, one, LISTED)
@@ -68,13 +76,12 @@ class Report:
             _keep(self.refused, one, LISTED)
         elif finding.facts:
             self.bases[finding.facts.base] += 1
-            if finding.verdict:
-                _keep(self.answered, one, LISTED)
             _keep(self.read, one, LISTED)
 
     def page(
         self,
         title: str,
+        made: Provenance,
         *,
         bundle: Bundle | None = None,
         copies: Copies | None = None,
@@ -84,21 +91,23 @@ class Report:
 
         Args:
             title: of the page.
+            made: with what it was made.
             bundle: the classifier that was used.
             copies: groups of files with the same or nearly the same update; None leaves them out.
             bytes_read: by this scan.
         """
         sections = [
-            self._summary(bytes_read),
+            self._summary(made, bytes_read),
             self._flagged(),
             self._verdicts(),
+            self._refused(),
             self._evidence(),
             self._facts(),
-            self._claims(),
             self._norms(),
             _copies(copies) if copies else None,
-            self._refused(),
+            self._details(),
             _classifier(bundle) if bundle else None,
+            Section("The policy", (made.attachment(),)) if made.policy else None,
         ]
         return to_page(title, [section for section in sections if section])
 
@@ -111,11 +120,43 @@ class Report:
         cells = [(Cell(name), Cell(f"{count}")) for name, count in rows]
         return Grid(("", "count"), tuple(cells))
 
-    def _summary(self, bytes_read: int | None) -> Section:
+    def _summary(self, made: Provenance, bytes_read: int | None) -> Section:
         said = [f"Names are below {'/'.join(self.root)}."] if self.root else []
         if bytes_read is not None:
             said.append(f"{bytes_read / 1e6:.3g} MB were read for it.")
-        return Section("Summary", (TRIAGE, self.grid(), " ".join(said)))
+        more = {**self.counts, **{f"left out: {why}": n for why, n in self.left_out.items()}}
+        shown = [name for name in (*OUTCOMES, *more) if more.get(name)]
+        tiles = {name: Cell(f"{more[name]}", link=LEADS.get(name, "")) for name in shown}
+        bases = ", ".join(f"{base} ({count})" for base, count in self.bases.most_common())
+        facts = made.facts()
+        facts = replace(facts, values={**facts.values, "bases": Cell(bases or "none")})
+        whole = len(self.lines) == self.counts["files"]
+        rows = "all files" if whole else f"the first {CARRIED} files; --csv writes all"
+        table = csv_head() + "".join(self.lines)
+        parts = (Attachment(f"Save the table (CSV) of {rows}", "findings.csv", table),)
+        return Section("Summary", (Facts(tiles, True), TRIAGE, facts, " ".join(said), *parts))
+
+    @cached_property
+    def _anchors(self) -> dict[str, str]:
+        """File -> anchor of its details, of all that are named."""
+        return {name: f"file-{k}" for k, name in enumerate(self._kept)}
+
+    @cached_property
+    def _kept(self) -> dict[str, Reviewed]:
+        return {one.finding.file: one for one in (*self.flagged, *self.read, *self.refused)}
+
+    def _details(self) -> Section | None:
+        single = len(self._kept) == 1
+        parts = tuple(
+            details(one, self._name(one.finding), self._anchors[name], opened=single)
+            for name, one in self._kept.items()
+        )
+        return Section("Details", parts) if parts else None
+
+    def _cell(self, finding: Finding, *, short: bool = False) -> Cell:
+        """The name of a file, which leads to its details."""
+        name = self._label(finding) if short else self._name(finding)
+        return Cell(name, link=self._anchors[finding.file])
 
     def _name(self, finding: Finding) -> str:
         return _short(finding.file[len("/".join((*(self.root or ()), ""))) :])
@@ -125,31 +166,49 @@ class Report:
 
     def _flagged(self) -> Section | None:
         rows = [
-            (self._name(one.finding), "; ".join(one.flags), said(one.finding))
+            (self._cell(one.finding), Cell("; ".join(one.flags)), Cell(said(one.finding)))
             for one in self.flagged
         ]
-        return _table("Flagged", ("file", "why", "verdict"), rows, self.counts["flagged"])
+        head = ("file", "why", "verdict")
+        return _table("Flagged", head, rows, self.counts["flagged"], anchor="flagged")
 
     def _verdicts(self) -> Section | None:
-        head = ("file", "verdict", "could be", "nearest known", "confidence")
+        """A group per verdict, the largest first."""
+        if not any(one.finding.verdict for one in self.read):
+            return None
+        groups: dict[str, list[Reviewed]] = {}
+        for one in self.read:
+            groups.setdefault(said(one.finding), []).append(one)
+        parts = [
+            Details(f"{verdict}: {len(group)}", (self._group(group),), open=True)
+            for verdict, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+        ]
+        total = sum(self.bases.values())
+        some = f"The first {LISTED} of {total} files that could be read; --json has all."
+        return Section("Verdicts", (*([some] if total > LISTED else []), *parts), "verdicts")
+
+    def _group(self, group: Sequence[Reviewed]) -> Grid:
         rows = []
-        for finding, _, nearest in self.answered:
-            assert finding.verdict is not None
+        for finding, flags, nearest in group:
+            verdict = finding.verdict
+            could = ", ".join(verdict.conformal_set) or "none of them" if verdict else ""
+            sure = f"{verdict.confidence:.2f}" if verdict else ""
             near = (
                 f"{_short(nearest[0].name, SHORT_NAME)} ({nearest[0].cosine:.2f})"
                 if nearest
                 else ""
             )
-            confidence = f"{finding.verdict.confidence:.2f}"
-            could = ", ".join(finding.verdict.conformal_set) or "none of them"
-            rows.append((self._name(finding), said(finding), could, near, confidence))
-        if not any(row[3] for row in rows):
-            head, rows = head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
-        total = self.counts["answered"] + self.counts["abstained"]
-        return _table("Verdicts", head, rows, total, numbers=1)
+            told = map(Cell, (could, near, "; ".join(flags), sure))
+            rows.append((self._cell(finding), *told))
+        head = ("file", "could be", "nearest known", "flags", "confidence")
+        # A column in which nothing stands is left out.
+        used = [k for k in range(len(head)) if k == 0 or any(row[k].text for row in rows)]
+        cells = tuple(tuple(row[k] for k in used) for row in rows)
+        names = tuple(head[k] for k in used)
+        return Grid(names, cells, left=len(names) - (names[-1] == "confidence"))
 
     def _evidence(self) -> Section | None:
-        found = [f for f, _, _ in self.answered if f.evidence][:MAPPED]
+        found = [f for f, _, _ in self.read if f.evidence][:MAPPED]
         maps = [finding.evidence or {} for finding in found]
         text = (
             "By how much the log-odds of the verdict fall (red) or rise (blue) when a layer's "
@@ -168,16 +227,9 @@ class Report:
             modules = ", ".join(f"{count} of {name}" for name, count in facts.modules.items())
             kinds = (modules, ", ".join(facts.ranks), ", ".join(facts.scales))
             norm = f"{facts.norm:.3g}" if facts.norms else ""
-            rows.append((self._label(finding), facts.base, *kinds, "; ".join(facts.warnings), norm))
+            told = map(Cell, (facts.base, *kinds, "; ".join(facts.warnings), norm))
+            rows.append((self._cell(finding, short=True), *told))
         return _table("What files are", head, rows, sum(self.bases.values()), numbers=1)
-
-    def _claims(self) -> Section | None:
-        """Of a single file."""
-        if self.counts["files"] != 1 or not self.read:
-            return None
-        facts = self.read[0].finding.facts
-        claims = list(facts.claims.items()) if facts else []
-        return _table("What the file claims, unchecked", ("name", "value"), claims, len(claims))
 
     def _norms(self) -> Section | None:
         found = [f for f, _, _ in self.read if f.facts and f.facts.norms][:MAPPED]
@@ -188,16 +240,22 @@ class Report:
 
     def _refused(self) -> Section | None:
         rows = [
-            (self._name(finding), finding.reason, finding.message.removeprefix(f"{finding.file}: "))
+            (
+                self._cell(finding),
+                Cell(finding.reason),
+                Cell(finding.message.removeprefix(f"{finding.file}: ")),
+            )
             for finding, _, _ in self.refused
         ]
-        return _table(
-            "Not read", ("file", "reason", "what was found"), rows, self.counts["not read"]
-        )
+        head = ("file", "reason", "what was found")
+        return _table("Not read", head, rows, self.counts["not read"], anchor="not-read")
 
 
 PARTLY = "read in part"
 OUTCOMES = ("files", "flagged", "answered", "abstained", "no verdict", "not read")
+# Where their numbers lead on a page.
+LEADS = {"flagged": "flagged", "answered": "verdicts", "abstained": "verdicts"}
+LEADS["not read"] = "not-read"
 
 
 def outcome(finding: Finding) -> str:
@@ -238,7 +296,11 @@ def _classifier(bundle: Bundle) -> Section:
 def _copies(copies: Copies) -> Section | None:
     rows = [("the same", names) for names in copies.equal] + [("near", n) for n in copies.near]
     cells = [
-        (kind, ", ".join(_short(name, SHORT_NAME) for name in names[:NAMED]), f"{len(names)}")
+        (
+            Cell(kind),
+            Cell(", ".join(_short(name, SHORT_NAME) for name in names[:NAMED])),
+            Cell(f"{len(names)}"),
+        )
         for kind, names in rows[:LISTED]
     ]
     return _table("Copies", ("updates are", "such as", "files"), cells, len(rows), numbers=1)
@@ -247,15 +309,15 @@ def _copies(copies: Copies) -> Section | None:
 def _table(
     title: str,
     head: tuple[str, ...],
-    rows: Sequence[tuple[str, ...]],
+    rows: Sequence[tuple[Cell, ...]],
     total: int,
     numbers: int = 0,
+    anchor: str = "",
 ) -> Section | None:
     if not rows:
         return None
-    cells = tuple(tuple(map(Cell, row)) for row in rows)
     caption = f"The first {len(rows)} of {total}; --json has all." if total > len(rows) else ""
-    return Section(title, (Grid(head, cells, caption, len(head) - numbers),))
+    return Section(title, (Grid(head, tuple(rows), caption, len(head) - numbers),), anchor)
 
 
 def _map(

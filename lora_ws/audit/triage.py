@@ -9,6 +9,7 @@ from lora_ws.adapters.locate import exists
 from lora_ws.audit.dedup import Copies, copies
 from lora_ws.audit.output import csv_rows, json_lines
 from lora_ws.audit.policy import Policy, review
+from lora_ws.audit.provenance import Provenance
 from lora_ws.audit.report import Report
 from lora_ws.audit.scan import Scan, ScanSpec, library, scan
 from lora_ws.audit.sidecars import write_sidecars
@@ -47,6 +48,7 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     rules = load_spec(Policy, spec.policy) if spec.policy else Policy()
     model, spec = spec.model, spec.fetched()
     bundle = spec.bundle()
+    made = Provenance.now(model, spec.model, spec.policy)
     rules.check(bundle.classes if bundle else (), spec.index is not None)
     for file in (spec.out, spec.json, spec.csv):
         if file and not file.absolute().parent.is_dir():
@@ -70,7 +72,7 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     alike = copies(signatures) if len(signatures) > 1 else None
     if spec.out:
         title = printable(f"Scan of {', '.join(what)}")
-        page = report.page(title, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
+        page = report.page(title, made, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
         with replacing(spec.out) as partial:
             partial.write_text(page, encoding="utf-8")
     return Triage(found, report, alike)

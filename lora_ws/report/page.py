@@ -92,10 +92,17 @@ Part = str | Grid | Figure | Heat | Facts | Attachment | Details
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in order."""
+    """A heading and what stands under it, in order.
+
+    Attributes:
+        title: the heading.
+        parts: in order.
+        anchor: what links lead here by; empty takes the number of the section.
+    """
 
     title: str
     parts: tuple[Part, ...]
+    anchor: str = ""
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
@@ -198,5 +205,5 @@ def _cell(cell: Cell) -> Markup:
 
 def _data(content: bytes | str, kind: str) -> str:
     """An address that holds content of a media type."""
-    plain = content.encode() if isinstance(content, str) else content
+    plain = content.encode("utf-8", "replace") if isinstance(content, str) else content
     return f"data:{kind};base64,{base64.b64encode(plain).decode()}"

@@ -20,6 +20,7 @@ from lora_ws.adapters import AdapterRef
 from lora_ws.adapters.header import LIMITS, shown
 from lora_ws.audit.classify import Finding, classify_files
 from lora_ws.audit.policy import Reviewed
+from lora_ws.audit.provenance import Provenance
 from lora_ws.audit.report import Report
 from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
@@ -131,6 +132,7 @@ def create_app(
     index: Index | None = None,
     limits: ServerLimits = ServerLimits(),
     hosts: tuple[str, ...] = LOOPBACK,
+    source: tuple[str, Path] | None = None,
 ) -> FastAPI:
     """Make the server.
 
@@ -140,6 +142,7 @@ def create_app(
         limits: what it takes.
         hosts: names under which it is called; others are refused, which keeps pages elsewhere from
             reaching a server on this machine. ``("*",)`` takes all.
+        source: what the classifier is called, and the folder of its bundle, for the reports.
     """
     app = FastAPI(title="lora_ws", version="1", docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -150,8 +153,9 @@ def create_app(
         known=len(index) if index else 0,
         max_mb=limits.max_mb,
     )
+    examine = partial(_examine, bundle=bundle, index=index, limits=limits, source=source)
     _add_page(app)
-    _add_api(app, about, limits, partial(_examine, bundle=bundle, index=index, limits=limits))
+    _add_api(app, about, limits, examine)
     return app
 
 
@@ -198,18 +202,22 @@ def _add_api(
 
 
 def _examine(
-    ref: AdapterRef, bundle: Bundle | None, index: Index | None, limits: ServerLimits
+    ref: AdapterRef,
+    bundle: Bundle | None,
+    index: Index | None,
+    limits: ServerLimits,
+    source: tuple[str, Path] | None,
 ) -> Result:
     bounds = replace(LIMITS, total_bytes=limits.max_mb * 1_000_000)
     (judged,) = classify_files([ref], bundle, evidence=True, limits=bounds)
     assert judged.finding is not None  # nothing is known already
     near = index.query(judged.signature.sketch, NEAREST) if index and judged.signature else []
-    report = Report()
+    made, report = Provenance.now(*(source or (None, None)), rules=False), Report()
     report.add(Reviewed(judged.finding, nearest=tuple(near)))
     return Result(
         finding=judged.finding,
         nearest=[Near(name=match.name, cosine=match.cosine) for match in near],
-        report=report.page(ref.name, bundle=bundle, bytes_read=judged.finding.bytes_read),
+        report=report.page(ref.name, made, bundle=bundle, bytes_read=judged.finding.bytes_read),
     )
 
 

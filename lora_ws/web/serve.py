@@ -1,11 +1,11 @@
 """Make the server from a spec: what `lora-ws serve` serves, for Python."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from lora_ws.audit.scan import ScanSpec, library
-from lora_ws.bundle import Bundle
 from lora_ws.report.progress import progress
 from lora_ws.web.app import LOOPBACK, ServerLimits, create_app
 
@@ -52,13 +52,12 @@ def make_app(spec: ServeSpec) -> FastAPI:
         ConfigError: the bundle names a class that is not allowed, or no known adapter can be read.
         NotAvailableError: the bundle is neither on this machine nor on the Hub.
     """
-    bundle = known = None
-    if spec.model:
-        bundle = Bundle.from_pretrained(
-            spec.model, revision=spec.revision, allow_classes=spec.allow_classes
-        )
+    judge = ScanSpec(spec.model, spec.revision, spec.allow_classes).fetched()
+    source = (spec.model, Path(judge.model)) if spec.model and judge.model else None
+    known = None
     if spec.index:
         with progress("read", None) as advance:
             known = library([spec.index], ScanSpec(), advance)
     limits = ServerLimits(max_mb=spec.max_mb, at_once=spec.at_once, waiting=spec.waiting)
-    return create_app(bundle, known, limits, LOOPBACK if spec.local else ("*",))
+    hosts = LOOPBACK if spec.local else ("*",)
+    return create_app(judge.bundle(), known, limits, hosts, source)

@@ -1,9 +1,12 @@
 """Folders of every kind of file, policies, kills, and the page that tells of it."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,17 @@ def test_the_page_tells_all_of_it_and_runs_nothing_of_it(
     assert "alert(1)" in text
     assert "<script>alert" not in dom
     assert dom.count('class="heat"') == 2
+    # What it was made with, the rules and the table; a group per verdict, a link per file.
+    held = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    for part in (held, version("lora_ws"), "refused: true", str(bundle)):
+        assert part in text
+    table = re.search(r'download="findings.csv" href="data:[^,]*base64,([^"]*)"', dom)
+    assert table
+    assert len(base64.b64decode(table[1]).splitlines()) == 1 + len(EXPECTED)
+    anchors = set(re.findall(r'href="#(file-\d+)"', dom))
+    assert anchors == set(re.findall(r'<details id="(file-\d+)"', dom))
+    assert len(anchors) == len(EXPECTED)
+    assert len(re.findall(r"<summary>abstains: [a-z-]+: 1</summary>", dom)) == 1
     # A coloured cell per layer for every file that was answered.
     assert len(re.findall(r'<td class="[hl]\d', dom)) >= 64 * 5
     assert "kohya/good-400.safetensors (1.00)" in text

@@ -4,10 +4,13 @@ import re
 import struct
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from browser import Tab, assert_readable, open_tab
 
+from lora_ws.experiments.kinds import eval_file
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.heat import Heat
 from lora_ws.report.page import (
@@ -50,7 +53,7 @@ def grid(text: str) -> Grid:
 
 
 @pytest.fixture
-def figure(tmp_path) -> Callable[[str], Figure]:
+def figure(tmp_path: Path) -> Callable[[str], Figure]:
     (tmp_path / "a.png").write_bytes(png(3, 2))
     return lambda text: Figure(tmp_path / "a.png", text, text)
 
@@ -125,3 +128,80 @@ def test_marks_have_a_legend_where_there_are_any() -> None:
     )
     assert Grid(("x",), ((row[0],),), top="largest").note == "Bold: largest."
     assert Grid(("x",), ((Cell("a"),),), "n = 1.").note == "n = 1."
+
+
+NUMBERS = {"beta": "9.5 ± 1.0", "alpha": "–", HOSTILE: "−3.0", "gamma": "10.0 ± 0.1"}
+
+
+def names(tab: Tab, table: int = 0) -> list[str]:
+    """First cells of the rows that are shown."""
+    rows = f"document.querySelectorAll('table.data')[{table}].tBodies[0].rows"
+    return tab.value(f"[...{rows}].filter(r => r.checkVisibility()).map(r => r.cells[0].innerText)")
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    """A page of every part, the tables in a section with enough rows to filter."""
+    rows = tuple((Cell(name), Cell(number)) for name, number in NUMBERS.items())
+    table = Grid(("name", "n"), rows, HOSTILE)
+    parts = (*(part(HOSTILE) for part in PARTS.values()),)
+    sections = [
+        Section(
+            "Tables",
+            (Facts({"to": Cell("y", link="far")}), table, Details("more", (table,), open=True)),
+        ),
+        Section(HOSTILE, parts),
+        Section("Closed", (Details("far", (HOSTILE,), "far"),)),
+    ]
+    page = tmp_path / "page.html"
+    page.write_text(to_page(HOSTILE, sections), encoding="utf-8")
+    with open_tab(page.as_uri(), tmp_path) as tab:
+        yield tab
+
+
+@pytest.mark.slow
+def test_a_person_sorts_filters_and_follows_links(tab: Tab) -> None:
+    given = list(NUMBERS)
+    assert names(tab) == given
+    # By the mouse: numbers by their size, the largest first; what has none last, both ways.
+    tab.value("document.querySelectorAll('th button')[1].click()")
+    assert names(tab) == ["gamma", "beta", HOSTILE, "alpha"]
+    tab.value("document.querySelectorAll('th button')[1].click()")
+    assert names(tab) == [HOSTILE, "beta", "gamma", "alpha"]
+    # By keys: text from a to z. A reader of the screen is told.
+    tab.value("document.querySelectorAll('th button')[0].focus()")
+    tab.press("Enter")
+    assert [name for name in names(tab) if name != HOSTILE] == ["alpha", "beta", "gamma"]
+    assert tab.value("document.querySelector('th').ariaSort") == "ascending"
+    # Words in any order, in all tables of the section.
+    tab.value("document.querySelector('input').focus()")
+    tab.call("Input.insertText", text="10.0 GAM")
+    assert (names(tab), names(tab, 1)) == (["gamma"], ["gamma"])
+    assert tab.value("document.querySelector('output').innerText") == "2 of 8"
+    # A link opens what it leads to.
+    assert not tab.value("document.getElementById('far').open")
+    tab.value("document.querySelector('dd a').click()")
+    tab.wait("document.getElementById('far').open")
+
+
+@pytest.mark.slow
+def test_text_runs_nothing_and_is_readable(tab: Tab) -> None:
+    assert_readable(tab)
+    assert tab.value("document.scripts.length") == 1
+    assert tab.value("[...document.images].every(i => i.src.startsWith('data:'))")
+    # Nor would a script that were let in.
+    tab.value(
+        "document.body.append(Object.assign(document.createElement('script'), "
+        "{textContent: 'window.ran = true'}))"
+    )
+    assert not tab.value("window.ran")
+
+
+@pytest.mark.slow
+def test_committed_reports_are_readable(tmp_path: Path) -> None:
+    pages = sorted((eval_file("table1").parent / "results").glob("*/report.html"))
+    assert len(pages) >= 8
+    with open_tab(pages[0].as_uri(), tmp_path) as tab:
+        for page in pages:
+            tab.go(page.as_uri())
+            assert_readable(tab)

@@ -45,13 +45,15 @@
   }
 
   function filterable(section) {
-    const rows = [...section.querySelectorAll("table.data > tbody > tr")];
+    // Rows of tables, or, where these are parts of something that links lead to, all of that.
+    const named = [...section.querySelectorAll("details[id]")];
+    const rows = named.length ? named : [...section.querySelectorAll("table.data > tbody > tr")];
     if (rows.length < LEAST) return;
-    const groups = [...section.querySelectorAll("details")];
+    const groups = named.length ? [] : [...section.querySelectorAll("details")];
     const input = make("input", { type: "search", autocomplete: "off" });
     const said = make("output", { className: "quiet" });
     const label = make("label", { className: "filter" });
-    label.append("Filter rows", input, said);
+    label.append("Filter", input, said);
     const show = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       const fits = (row) => words.every((word) => row.textContent.toLowerCase().includes(word));
@@ -64,8 +66,8 @@
     };
     input.addEventListener("input", show);
     show();
-    let first = rows[0].closest(".scroll");
-    for (let at = first; at !== section; at = at.parentElement) if (at.tagName === "DETAILS") first = at;
+    let first = rows[0];
+    while (first.parentElement !== section) first = first.parentElement;
     first.before(label);
   }
 
