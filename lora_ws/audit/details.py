@@ -54,6 +54,7 @@ def _identity(finding: Finding) -> dict[str, str]:
         "scales": _counts(facts.scales),
         "norm": f"{facts.norm:.4g}" if facts.norms else "",
         "warnings": "; ".join(facts.warnings),
+        "read in part": "holds tensors that are in no update" if finding.partly_read else "",
     }
 
 
