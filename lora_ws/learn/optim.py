@@ -13,6 +13,8 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 # Defaults of torch's ReduceLROnPlateau: a lower loss counts from this share on, and a smaller
 # change of the learning rate is not made.
 THRESHOLD, SMALLEST = 1e-4, 1e-8
+# What torch's clip_grad_norm_ adds to the norm.
+CLIP_EPS = 1e-6
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], fit: FitSpec) -> torch.optim.Optimizer:
@@ -45,12 +47,14 @@ def lr_share(fit: FitSpec, epochs: float) -> float | None:
 
 
 class ManyAdam:
-    """Adam on stacked parameters, with a learning rate for each model.
+    """Adam or AdamW on stacked parameters, with a learning rate for each model.
 
-    The update of `torch.optim.Adam` with its default betas.
+    The updates of `torch.optim.Adam` and `torch.optim.AdamW` with their default betas, after each
+    model's gradient is clipped as `torch.nn.utils.clip_grad_norm_` does.
 
     Args:
         parameters: each ``[models, ...]``.
+        fit: which of the two, weight decay and clipping; None takes plain Adam.
 
     Example:
         >>> weights = [torch.zeros(2, 3)]
@@ -59,8 +63,8 @@ class ManyAdam:
         tensor([-0.1000, -0.2000])
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Sequence[Tensor], fit: FitSpec | None = None) -> None:
+        self.parameters, self.fit = list(parameters), fit or FitSpec()
         # All parameters of a model side by side, so that one call updates all.
         self._widths = [p[0].numel() for p in self.parameters]
         self.mean = self.parameters[0].new_zeros(len(self.parameters[0]), sum(self._widths))
@@ -79,6 +83,10 @@ class ManyAdam:
         # Into memory that is there: fresh pages cost a quarter of the time on a CPU.
         gradient, scale = self._scratch
         torch.cat([value.flatten(1) for value in gradients], 1, out=gradient)
+        if self.fit.grad_clip is not None:
+            norms = gradient.norm(dim=1, keepdim=True)
+            gradient.mul_((self.fit.grad_clip / (norms + CLIP_EPS)).clamp(max=1))
+        self._decay(gradient, lr)
         self.mean.lerp_(gradient, 1 - BETAS[0])
         self.square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         # The correction of the second average, taken out of the root and the quotient.
@@ -89,6 +97,16 @@ class ManyAdam:
         parts = update.split(self._widths, 1)
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.sub_(part.view_as(parameter))
+
+    def _decay(self, gradient: Tensor, lr: Tensor) -> None:
+        """Take weight decay into the gradients (Adam) or off the parameters (AdamW)."""
+        decay = self.fit.weight_decay
+        parts = gradient.split(self._widths, 1) if decay else ()
+        for parameter, part in zip(self.parameters, parts, strict=bool(decay)):
+            if self.fit.optimizer == "adam":
+                part.add_(parameter.flatten(1), alpha=decay)
+            else:
+                parameter.mul_((1 - lr * decay).view(-1, *[1] * (parameter.ndim - 1)))
 
     def keep(self, models: Tensor) -> None:
         """Forget all models but these; the parameters are compacted by their owner."""
@@ -143,6 +161,8 @@ class PlateauAndStop:
         self.plateau_best = torch.where(lower, losses, self.plateau_best)
         self.plateau_waits = torch.where(lower, 0, self.plateau_waits + 1)
         plateau = self.plateau_waits > self.fit.lr_patience
+        if self.fit.schedule != "plateau":
+            plateau = torch.zeros_like(plateau)
         self.plateau_waits = torch.where(plateau, 0, self.plateau_waits)
         lr = self.lr * self.fit.lr_factor
         self.lr = torch.where(plateau & (self.lr - lr > SMALLEST), lr, self.lr)

@@ -84,8 +84,7 @@ class FitSpec:
     def changed(self) -> tuple[str, ...]:
         """Settings that the batched engine does not have."""
         plain = FitSpec()
-        names = ("optimizer", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "weights")
-        return tuple(name for name in names if getattr(self, name) != getattr(plain, name))
+        return tuple(n for n in ("ema", "weights") if getattr(self, n) != getattr(plain, n))
 
 
 @dataclass(frozen=True)

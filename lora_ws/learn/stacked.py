@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_ws.learn.data import EVAL_BYTES
-from lora_ws.learn.optim import ManyAdam, PlateauAndStop
+from lora_ws.learn.optim import ManyAdam, PlateauAndStop, lr_share
 from lora_ws.learn.result import History, diverged
 from lora_ws.learn.spec import FitSpec
 from lora_ws.learn.tasks import Task
@@ -96,7 +96,7 @@ class StackedTrainer:
         self._all = data
         self._running = torch.arange(len(seeds))
         self._orders = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._adam = ManyAdam(list(models.parameters()))
+        self._adam = ManyAdam(list(models.parameters()), fit)
         self._patience = PlateauAndStop(len(seeds), fit)
 
     def train(self, file: Path | None = None, every: int = 100) -> None:
@@ -185,9 +185,14 @@ class StackedTrainer:
         orders = [torch.randperm(rows.shape[1], generator=order) for order in self._orders]
         rows = rows.expand(len(orders), -1).gather(1, torch.stack(orders).to(device))
         parameters = list(self.models.parameters())
-        lr = self._patience.lr.to(device, parameters[0].dtype)
-        total = torch.zeros_like(lr)
+        total = torch.zeros(len(orders), device=device, dtype=parameters[0].dtype)
+        lr, seen = self._patience.lr.to(total), 0
         for part in rows.split(self.fit.batch_size, 1):
+            seen += part.shape[1]
+            share = lr_share(self.fit, self.epoch - 1 + seen / rows.shape[1])
+            if share is not None:
+                for rates in (lr, self._patience.lr):
+                    rates.fill_(share * self.fit.lr)
             losses = self._losses(self.models(self.data.take(part)), part).mean(1)
             # Each loss depends on its own model's weights only: the gradient of the sum is theirs.
             self._adam.step(torch.autograd.grad(losses.sum(), parameters), lr)

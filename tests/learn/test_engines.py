@@ -36,7 +36,8 @@ FITS = {
     "clipped": replace(PLATEAUS, grad_clip=0.5, max_epochs=12),
     "averaged": replace(PLATEAUS, ema=0.9),
 }
-PLAIN = ("plateaus",)
+CASES = [*((name, "classification") for name in FITS), ("plateaus", "regression")]
+UNSTACKED = {"averaged": FITS["averaged"], "last": replace(PLATEAUS, weights="last")}
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +86,11 @@ def check(fitted: Fitted, job: Job) -> None:
         torch.testing.assert_close(value, expected.best[name], rtol=EXACT, atol=EXACT)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
-@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+@pytest.mark.parametrize(("name", "task"), CASES)
 def test_lightning_takes_the_steps_of_the_loop(
-    job: Callable[..., Job], fit: FitSpec, task: str, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], name: str, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fit = FITS[name]
     made, rates = job(fit, task), []
     end = LoraModule.on_train_epoch_end
 
@@ -104,19 +105,18 @@ def test_lightning_takes_the_steps_of_the_loop(
     assert fit.schedule == "constant" or fit.grad_clip or len(set(rates)) > 2
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
-@pytest.mark.parametrize("fit", [FITS[name] for name in PLAIN], ids=PLAIN)
+@pytest.mark.parametrize(("name", "task"), [case for case in CASES if case[0] not in UNSTACKED])
 def test_the_stack_takes_the_steps_of_the_loop(
-    job: Callable[..., Job], fit: FitSpec, task: str
+    job: Callable[..., Job], name: str, task: str
 ) -> None:
-    made = job(fit, task)
+    made = job(FITS[name], task)
     batched = replace(made.spec, trainer=TrainerSpec("cpu", engine="batched"))
     jobs = [made._replace(spec=batched, seed=seed) for seed in (3, 4)]
     for fitted, one in zip(fit_batched(jobs), jobs, strict=True):
         check(fitted, one)
 
 
-@pytest.mark.parametrize("fit", [v for k, v in FITS.items() if k not in PLAIN])
+@pytest.mark.parametrize("fit", UNSTACKED.values(), ids=UNSTACKED)
 def test_the_stack_refuses_what_it_does_not_do(
     fit: FitSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
