@@ -44,6 +44,7 @@ OLD_FLAGS: dict[str, dict[str, str]] = {
 EXTRAS = {
     **dict.fromkeys(("diffusers", "transformers", "tokenizers"), "diffusion"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
+    "optuna": "tune",
 }
 MAIN = ("train", "predict", "scan", "similar", "compose")
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)

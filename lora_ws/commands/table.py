@@ -62,6 +62,12 @@ COMMANDS = {
         "--subset per_adapter/class --model SVC --seeds 3",
         ("dataset", "subset", "featurizer", "model", "seeds"),
     ),
+    "tune": Command(
+        "lora_ws.commands.tune:tune",
+        "search hyper-parameters",
+        "--model DeepSets --search '{fit.lr: {low: 1e-4, high: 1e-2, log: true}}' --trials 20",
+        ("search", "trials", "dataset", "model", "seeds"),
+    ),
     "sweep": Command(
         "lora_ws.commands.reproduce:sweep",
         "train on each layer or matrix alone",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="HasChoices")
+T = TypeVar("T")
 # What may be chosen; everything else decides which question is asked, or of which rows.
 ROOTS = ("model", "featurizer", "fit", "matrices")
 
@@ -55,18 +56,31 @@ def candidates(spec: S) -> list[Candidate[S]]:
     """
     choices = dict(spec.choose)
     for key, values in choices.items():
-        if key.partition(".")[0] not in ROOTS:
-            raise ConfigError(f"choose: expected keys of {', '.join(ROOTS)}, got `{key}`")
         if not values:
             raise ConfigError(f"choose.{key}: expected at least one value, got none")
     plain, found = replace(spec, choose={}), []
     for values in product(*choices.values()):
         chosen = dict(zip(choices, values, strict=True))
-        candidate = plain
-        for key, value in chosen.items():
-            candidate = _with(candidate, key, value, key)
-        found.append(Candidate(chosen, candidate))
+        found.append(Candidate(chosen, with_values(plain, chosen)))
     return found
+
+
+def with_values(spec: T, values: Mapping[str, Any], flag: str = "choose") -> T:
+    """A copy of an experiment with other values.
+
+    Args:
+        spec: the experiment.
+        values: by dotted key, such as ``model.C``.
+        flag: what the user calls them, for errors.
+
+    Raises:
+        ConfigError: a key is none of the model, featurizer, fit or matrices.
+    """
+    for key, value in values.items():
+        if key.partition(".")[0] not in ROOTS:
+            raise ConfigError(f"{flag}: expected keys of {', '.join(ROOTS)}, got `{key}`")
+        spec = _with(spec, key, value, f"{flag}.{key}")
+    return spec
 
 
 def best(qualities: Sequence[float]) -> int:
@@ -92,10 +106,10 @@ def _with(owner: Any, key: str, value: Any, whole: str) -> Any:
     elif hasattr(owner, "get_params"):
         known = list(owner.get_params(deep=False))
     else:
-        raise ConfigError(f"choose.{whole}: {owner!r} has no `{name}`; leave it out")
+        raise ConfigError(f"{whole}: {owner!r} has no `{name}`; leave it out")
     if name not in known:
         where = type(owner).__name__
-        raise ConfigError(f"choose.{whole}: no `{name}` in {where}{nearest(name, known)}")
+        raise ConfigError(f"{whole}: no `{name}` in {where}{nearest(name, known)}")
     if rest:
         value = _with(getattr(owner, name), rest, value, whole)
     if is_dataclass(owner) and not isinstance(owner, type):

@@ -32,6 +32,7 @@ _shtab_lora_ws_commands() {
     similar:'find the adapters most like one'
     sweep:'train on each layer or matrix alone'
     train:'train and evaluate classifiers'
+    tune:'search hyper-parameters'
     zoo:zoo
   )
   _describe 'lora-ws commands' _commands
@@ -588,6 +589,63 @@ _shtab_lora_ws_train_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_train_defaults_added=0
 
+_shtab_lora_ws_tune_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--dataset[a collection\'s name, or the folder of a store.]:dataset:"
+  "--subset[a subset of it]:subset:"
+  "--split[column that records each row\'s part (train, val or test), such as \`\`leaf_part\`\` of lora-ws-mini, whose parts share no leaf class]:split:"
+  "--revision[Hub revision instead of the card\'s.]:revision:"
+  "--label[column to predict]:label:"
+  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel Regression)"
+  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding]:task:(Classification Embedding MultiLabel Regression)"
+  "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
+  "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
+  "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
+  "--model.help[Show the help for the given subclass of \{Metanetwork,BaseEstimator\} and exit.]:model.help:(DeepSets GLNet LeftGram MLP MVProbe ModuleTransformer OAlignMLP ProbeX SignNet SketchTransformer SpectralMLP W2T)"
+  "--model[the network, by class name or dotted path, or a scikit-learn classifier\: SVC, LogisticRegression and others by name, any by its dotted path.]:model:(DeepSets GLNet LeftGram MLP MVProbe ModuleTransformer OAlignMLP ProbeX SignNet SketchTransformer SpectralMLP W2T)"
+  "--augment.help[Show the help for the given subclass of Augmentation and exit.]:augment.help:"
+  "--augment[changes of the training rows, by class name, such as FactorNoise, each with a probability]:augment:"
+  "--choose[candidate values by dotted key, such as \`\`model.C\`\` or \`\`featurizer.whiten\`\`]:choose:"
+  "--metadata[a control\: represent adapters by these columns of the table, not by weights.]:metadata:"
+  "--shuffle_labels[a control\: give the rows each other\'s labels, anew for every seed.]:shuffle_labels:(true false)"
+  "--first_rows[use only so many rows of each part, the first ones.]:first_rows:"
+  "--protocol[how the experiment was set up]:protocol:(clean paper as-run)"
+  "--fit[Path to a configuration file.]:fit:_files"
+  "--fit.optimizer[Adam, or AdamW, whose weight decay is apart from the gradient.]:fit.optimizer:(adam adamw)"
+  "--fit.lr[learning rate.]:fit.lr:"
+  "--fit.weight_decay[of the optimizer.]:fit.weight_decay:"
+  "--fit.batch_size[adapters per step.]:fit.batch_size:"
+  "--fit.max_epochs[upper bound on epochs.]:fit.max_epochs:"
+  "--fit.patience[epochs without a lower validation loss after which training stops.]:fit.patience:"
+  "--fit.schedule[of the learning rate\: lower at plateaus of the validation loss, along half a cosine down to 0 at max_epochs, or constant.]:fit.schedule:(plateau cosine constant)"
+  "--fit.lr_factor[factor on the learning rate at a plateau of the validation loss.]:fit.lr_factor:"
+  "--fit.lr_patience[epochs that make a plateau.]:fit.lr_patience:"
+  "--fit.warmup[epochs in which the learning rate rises from 0, step by step.]:fit.warmup:"
+  "--fit.grad_clip[largest norm of the gradient of a step]:fit.grad_clip:"
+  "--fit.ema[decay per step of an exponential moving average of the weights, which then is what is measured and kept]:fit.ema:"
+  "--fit.weights[which epoch\'s weights are measured\: those of the lowest validation loss, or the last ones, as the published scripts do.]:fit.weights:(best last)"
+  "--trainer[Path to a configuration file.]:trainer:_files"
+  "--trainer.accelerator[Lightning\'s accelerator]:trainer.accelerator:(auto cpu gpu)"
+  "--trainer.devices[how many of them on each node, a process each.]:trainer.devices:"
+  "--trainer.num_nodes[how many machines.]:trainer.num_nodes:"
+  "--trainer.strategy[ddp shares every batch among the devices]:trainer.strategy:(auto ddp)"
+  "--trainer.checkpoint_every[epochs between checkpoints, from which a seed that was cut off goes on]:trainer.checkpoint_every:"
+  "--trainer.threads[CPU threads of one process]:trainer.threads:"
+  "--trainer.precision[of the numbers in training, by Lightning\'s names]:trainer.precision:(32-true bf16-mixed)"
+  "--trainer.loggers[Lightning\'s, by class name or dotted path, with parameters\: WandbLogger (project, entity, tags, offline), TensorBoardLogger, MLFlowLogger. The run folder always has a CSV file.]:trainer.loggers:"
+  "--trainer.callbacks[Lightning\'s or yours, alike\: LearningRateMonitor, say.]:trainer.callbacks:"
+  "--trainer.engine[\`\`one-by-one\`\` trains a seed after another with Lightning, \`\`batched\`\` all seeds in one stack]:trainer.engine:(auto one-by-one batched)"
+  "--seeds[how many, from 0 up]:seeds:"
+  "--out[folder of the run]:out:_files"
+  "--search[where to look, by dotted key of model, featurizer, fit or matrices\: a list of values, or a range \`\`\{low\: 1e-4, high\: 1e-2, log\: true\}\`\`, of whole numbers where both ends are.]:search:"
+  "--trials[how many settings to try in all, counting those of earlier calls.]:trials:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_tune_defaults_added=0
+
 _shtab_lora_ws_zoo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
 )
@@ -797,6 +855,7 @@ _shtab_lora_ws() {
         similar) _arguments -C -s $_shtab_lora_ws_similar_options ;;
         sweep) _arguments -C -s $_shtab_lora_ws_sweep_options ;;
         train) _arguments -C -s $_shtab_lora_ws_train_options ;;
+        tune) _arguments -C -s $_shtab_lora_ws_tune_options ;;
         zoo) _shtab_lora_ws_zoo ;;
       esac
   esac

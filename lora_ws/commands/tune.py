@@ -1,0 +1,39 @@
+"""`lora-ws tune`: hyper-parameters by Optuna."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from lora_ws.learn.tune_spec import TuneSpec
+
+# Trials that are listed.
+SHOWN = 5
+
+
+def tune(spec: TuneSpec) -> None:
+    """Search hyper-parameters with Optuna: validation rows judge, and the best is run and tested.
+
+    A search that was cut off, or is asked for more trials, goes on.
+    """
+    import optuna  # noqa: F401  a missing extra is said before Lightning is loaded
+
+    from lora_ws.learn.tune import tune as search
+    from lora_ws.report.grid import Cell, Grid, show
+    from lora_ws.report.metrics import metric_of
+    from lora_ws.report.tables import headline
+
+    out = spec.out or Path("runs", "tune", Path(spec.dataset).name, spec.subset or "", spec.slug)
+    found = search(spec, out)
+    tried = [(t.value, t.user_attrs) for t in found.study.trials if t.value is not None]
+    best = sorted(tried, key=lambda one: -one[0])[:SHOWN]
+    keys = tuple(spec.search)
+    rows = [
+        (*(Cell(values[key]) for key in keys), Cell(f"{100 * quality:.2f}"))
+        for quality, values in best
+    ]
+    title = metric_of(spec.kind.selects).title
+    console = Console(highlight=False, soft_wrap=True)
+    caption = f"The best of {len(tried)} trials, mean of {spec.seeds} seeds."
+    show(console, Grid((*keys, f"validation {title}"), tuple(rows), caption, left=len(keys)))
+    console.print(f"{found.spec.name}: {headline(found.records)}, n = {len(found.records)}")
+    console.print(f"The run: {found.folder}. Its recipe: {found.folder / 'config.yaml'}")
