@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,8 +13,11 @@ from lora_ws.adapters.header import shown
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, LayoutError
-from lora_ws.functional.sketch import update_norm
+from lora_ws.functional.kronecker import KroneckerProduct
+from lora_ws.functional.sketch import Factor, update_norm
 
+# Numbers of a factor that a Kronecker product is formed to: 512 MiB.
+MOST_FORMED = 1 << 27
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -51,7 +55,7 @@ class Module:
     needs_base: bool = False
 
     def __repr__(self) -> str:
-        shape = f"{self.down.shape[-1]} -> {self.up.shape[0]}"
+        shape = f"{self.inputs} -> {self.outputs}"
         said = f"{self.method}, rank {self.rank}, {shape}, scale {self.scale:g}"
         return f"Module({self.component} {self.path}: {said})"
 
@@ -66,9 +70,74 @@ class Module:
         return self.up * np.float32(self.scale)
 
     @property
+    def factors(self) -> tuple[Factor, Factor]:
+        """A and B for whoever measures the update: `functional.sketch`."""
+        return self.down, self.up
+
+    @property
     def rank(self) -> int:
         """Columns of B."""
-        return self.up.shape[1]
+        return self.factors[1].shape[1]
+
+    @property
+    def inputs(self) -> int:
+        """Columns of A."""
+        return self.factors[0].shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Rows of B."""
+        return self.factors[1].shape[0]
+
+
+class KroneckerModule(Module):
+    """A module whose factors are Kronecker products, each formed when it is asked for.
+
+    Args:
+        down: A.
+        up: B.
+        rest: the other fields of `Module`.
+    """
+
+    def __init__(self, down: KroneckerProduct, up: KroneckerProduct, **rest: Any) -> None:
+        for name, value in {
+            "kernel": (),
+            "needs_base": False,
+            **rest,
+            "_sides": (down, up),
+        }.items():
+            # As a frozen dataclass does.
+            object.__setattr__(self, name, value)
+
+    @property
+    def factors(self) -> tuple[KroneckerProduct, KroneckerProduct]:
+        """A and B, not formed."""
+        return vars(self)["_sides"]
+
+    @property
+    def down(self) -> Float[np.ndarray, "rank inputs"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A, float32 ``[rank, inputs]``."""
+        return self._formed(0)
+
+    @property
+    def up(self) -> Float[np.ndarray, "outputs rank"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """B, float32 ``[outputs, rank]``."""
+        return self._formed(1)
+
+    def _formed(self, side: int) -> np.ndarray:
+        """A factor; forming it takes as many numbers as the module's weight has, and more.
+
+        Raises:
+            AdapterError: there are too many.
+        """
+        factor = self.factors[side]
+        if math.prod(factor.shape) > MOST_FORMED:
+            raise AdapterError(
+                f"{shown(self.name)}: expected a factor of at most {MOST_FORMED} numbers, got a "
+                f"Kronecker product of {math.prod(factor.shape)}",
+                "too-large",
+            )
+        return factor.form()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,8 +213,7 @@ class Adapter:
                 "foreign",
             )
         return Layout.from_layers(
-            LayerSpec(name, m.down.shape[1], m.up.shape[0], m.rank)
-            for name, m in self.linear.items()
+            LayerSpec(name, m.inputs, m.outputs, m.rank) for name, m in self.linear.items()
         )
 
     def row(self, layout: Layout) -> Float[np.ndarray, " params"]:
@@ -175,14 +243,16 @@ def check_finite(module: Module, file: str) -> None:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         # Each is at least as large as any number of the factors and of the product.
-        norms = [math.sqrt(v.ravel().dot(v.ravel())) for v in (module.down, module.up)]
+        norms = [_size(factor) for factor in module.factors]
         scale = abs(module.scale)
         sizes = *norms, scale, norms[1] * scale, norms[0] * norms[1] * scale
         if all(size <= FLOAT32_MAX for size in sizes):
             return
-        factors = module.down, module.up, module.up * np.float32(module.scale)
-        finite = all(np.isfinite(values).all() for values in factors)
-        norm = update_norm([(module.name, factors[0], factors[2], 1.0)]) if finite else math.inf
+        norm = math.inf
+        if not isinstance(module, KroneckerModule):
+            factors = module.down, module.scaled_up, module.up
+            if all(np.isfinite(values).all() for values in factors):
+                norm = update_norm([(module.name, factors[0], factors[1], 1.0)])
     if not norm <= FLOAT32_MAX:
         raise AdapterError(
             f"{file}: the update of {shown(module.name)} is beyond float32: its matrices and scale "
@@ -190,6 +260,14 @@ def check_finite(module: Module, file: str) -> None:
             "training went wrong, or the file is damaged",
             "not-finite",
         )
+
+
+def _size(factor: Factor) -> float:
+    """Norm of a factor, in float32: infinite or NaN where it is too large for that."""
+    if isinstance(factor, KroneckerProduct):
+        return _size(factor.first) * _size(factor.second)
+    flat = factor.ravel()
+    return math.sqrt(flat.dot(flat))
 
 
 def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, " params"]:

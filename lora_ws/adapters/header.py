@@ -88,6 +88,8 @@ class Limits:
         dims: dimensions of a tensor.
         elements: numbers in a tensor, and the size of each dimension.
         total_bytes: the data part.
+        factor_bytes: the factors that an adapter's tensors are made into, as float32.
+        cpu_seconds: what reading them and measuring their update takes, about.
     """
 
     header_bytes: int = 32_000_000
@@ -97,6 +99,8 @@ class Limits:
     dims: int = 8
     elements: int = 2**28
     total_bytes: int = 4 * 2**30
+    factor_bytes: int = 4 * 2**30
+    cpu_seconds: float = 60.0
 
 
 LIMITS = Limits()

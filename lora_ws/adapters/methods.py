@@ -1,8 +1,9 @@
 """How the tensors of a module become two factors whose product is its update, for every method.
 
 No update is ever formed: LoHa's product of products is a product of Khatri-Rao factors, LoKr's
-Kronecker product one of Kronecker factors. Shapes: A ``[rank, inputs]``, B ``[outputs, rank]``; of
-a convolution, inputs are channels times kernel, as `torch.nn.functional.unfold` counts them.
+Kronecker product one of Kronecker factors, which stay products themselves where they are large.
+Shapes: A ``[rank, inputs]``, B ``[outputs, rank]``; of a convolution, inputs are channels times
+kernel, as `torch.nn.functional.unfold` counts them.
 """
 
 import math
@@ -12,12 +13,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lora_ws.functional.kronecker import KroneckerProduct
+from lora_ws.functional.sketch import Factor
+
 Tensors = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+# Numbers of both factors up to which a Kronecker product is formed: four MiB.
+FORMED = 1 << 20
 
 
 class Factors(NamedTuple):
     """Two factors of an update, before its scale."""
+
+    down: Factor
+    up: Factor
+
+
+class Plain(NamedTuple):
+    """Two factors that are matrices."""
 
     down: Float[np.ndarray, "rank inputs"]
     up: Float[np.ndarray, "outputs rank"]
@@ -34,6 +47,8 @@ class Form(NamedTuple):
         outputs: rows of B.
         kernel: of a convolution.
         roles: of the tensors that `factors` takes; others of the module need not be read.
+        sides: ``(rank, inputs, outputs)`` of the two matrices of a Kronecker product that is not
+            formed; none of others.
     """
 
     method: str
@@ -43,6 +58,19 @@ class Form(NamedTuple):
     outputs: int
     kernel: tuple[int, ...] = ()
     roles: tuple[str, ...] = ()
+    sides: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def numbers(self) -> int:
+        """How many the factors hold."""
+        sides = self.sides or ((self.factors_rank, self.inputs, self.outputs),)
+        return sum(rank * (inputs + outputs) for rank, inputs, outputs in sides)
+
+    @property
+    def work(self) -> int:
+        """Multiplications that the norm of the update takes, about."""
+        sides = self.sides or ((self.factors_rank, self.inputs, self.outputs),)
+        return sum(r * min(r * (i + o), i * o) for r, i, o in sides)
 
 
 class ShapeError(ValueError):
@@ -86,9 +114,9 @@ def factors(form: Form, tensors: Tensors) -> Factors:
     if form.method == "loha":
         return _loha(tensors)
     if form.method == "lokr":
-        return _lokr(tensors)
+        return _lokr(tensors, bool(form.sides))
     if form.method == "full":
-        return _dense(tensors["diff"].reshape(form.outputs, form.inputs))
+        return Factors(*_dense(tensors["diff"].reshape(form.outputs, form.inputs)))
     down, up = tensors["down"], tensors["up"]
     if form.method == "tucker":
         mixed = np.einsum("mnkl,ni->mikl", tensors["mid"], down.reshape(len(down), -1))
@@ -154,7 +182,10 @@ def _lokr_form(shapes: Shapes) -> Form:
             rank = shapes[f"lokr_w{k}_b"][0]
     (o1, i1, _, r1), (o2, i2, kernel, r2) = first, second
     roles = tuple(role for role in shapes if role.startswith("lokr_"))
-    return Form("lokr", rank, r1 * r2, i1 * i2, o1 * o2, kernel, roles)
+    form = Form("lokr", rank, r1 * r2, i1 * i2, o1 * o2, kernel, roles)
+    if form.numbers <= FORMED:
+        return form
+    return form._replace(sides=((r1, i1, o1), (r2, i2, o2)))
 
 
 def _lokr_side(shapes: Shapes, k: int) -> tuple[int, int, tuple[int, ...], int]:
@@ -189,12 +220,13 @@ def _loha(tensors: Tensors) -> Factors:
     )
 
 
-def _lokr(tensors: Tensors) -> Factors:
+def _lokr(tensors: Tensors, large: bool) -> Factors:
     first, second = (_lokr_factors(tensors, k) for k in (1, 2))
-    return Factors(np.kron(first.down, second.down), np.kron(first.up, second.up))
+    pairs = KroneckerProduct(first.down, second.down), KroneckerProduct(first.up, second.up)
+    return Factors(*(pairs if large else (product.form() for product in pairs)))
 
 
-def _lokr_factors(tensors: Tensors, k: int) -> Factors:
+def _lokr_factors(tensors: Tensors, k: int) -> Plain:
     name = f"lokr_w{k}"
     if name in tensors:
         whole = tensors[name]
@@ -202,16 +234,16 @@ def _lokr_factors(tensors: Tensors, k: int) -> Factors:
     up, down = tensors[f"{name}_a"], tensors[f"{name}_b"]
     if f"lokr_t{k}" in tensors:
         core = tensors[f"lokr_t{k}"]
-        return Factors(np.einsum("ijkl,jr->irkl", core, down).reshape(len(core), -1), up.T)
-    return Factors(down.reshape(len(down), -1), up)
+        return Plain(np.einsum("ijkl,jr->irkl", core, down).reshape(len(core), -1), up.T)
+    return Plain(down.reshape(len(down), -1), up)
 
 
-def _dense(matrix: np.ndarray) -> Factors:
+def _dense(matrix: np.ndarray) -> Plain:
     """A matrix as a product with the identity on its shorter side."""
     outputs, inputs = matrix.shape
     if inputs <= outputs:
-        return Factors(np.eye(inputs, dtype=matrix.dtype), matrix)
-    return Factors(matrix, np.eye(outputs, dtype=matrix.dtype))
+        return Plain(np.eye(inputs, dtype=matrix.dtype), matrix)
+    return Plain(matrix, np.eye(outputs, dtype=matrix.dtype))
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:

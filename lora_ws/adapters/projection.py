@@ -1,7 +1,7 @@
 """An adapter of any rank and modules, brought into a layout."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from lora_ws.adapters.adapter import Adapter, Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, old_names
 from lora_ws.functional.factors import Cut, cut_to_rank, product_energy
+from lora_ws.functional.kronecker import KroneckerProduct, cut_kronecker
 
 # A layer that is missing counts as no update; with more missing the verdict would be on little.
 MAX_MISSING = 0.5
@@ -61,8 +62,7 @@ def project_adapter(
             continue
         _check_shape(adapter, module, layer)
         if module.rank != layer.rank:
-            scaled = module.up * np.float64(module.scale)
-            cuts[layer.name] = cut_to_rank(module.down, scaled, layer.rank)
+            cuts[layer.name] = _cut(module, layer.rank)
     if len(missing) > MAX_MISSING * len(wanted):
         raise AdapterError(
             f"{adapter.source}: {len(missing)} of {len(wanted)} layers that are read are "
@@ -71,7 +71,7 @@ def project_adapter(
             "foreign",
         )
     ready = {
-        name: replace(found[name], down=cut.down, up=cut.up, scale=1.0)
+        name: Module(*_place(found[name]), cut.down, cut.up, 1.0, "cut to the rank")
         for name, cut in cuts.items()
     }
     row = lay_out(found | ready, layout)
@@ -80,6 +80,18 @@ def project_adapter(
     whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing
     return Projection(layout, row, _energy(list(cuts.values()), whole), missing, exact)
+
+
+def _place(module: Module) -> tuple[str, str, str]:
+    return module.component, module.path, module.method
+
+
+def _cut(module: Module, rank: int) -> Cut:
+    down, up = module.factors
+    if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct) and not up.rows:
+        first = up.first * np.float64(module.scale)
+        return cut_kronecker(down, KroneckerProduct(first, up.second), rank)
+    return cut_to_rank(module.down, module.up * np.float64(module.scale), rank)
 
 
 def _energy(cuts: list[Cut], whole: list[Module]) -> float:
@@ -91,7 +103,7 @@ def _energy(cuts: list[Cut], whole: list[Module]) -> float:
 
 
 def _check_shape(adapter: Adapter, module: Module, layer: LayerSpec) -> None:
-    shape = module.up.shape[0], module.down.shape[1]
+    shape = module.outputs, module.inputs
     if shape != (layer.out_features, layer.in_features):
         raise AdapterError(
             f"{adapter.source}: layer `{layer.name}` maps {shape[1]} to {shape[0]}, expected "

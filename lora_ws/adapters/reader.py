@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from lora_ws.adapters.adapter import Adapter, Module, check_finite
+from lora_ws.adapters.adapter import Adapter, KroneckerModule, Module, check_finite
 from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
@@ -20,9 +20,10 @@ from lora_ws.adapters.pickled import convert_pickle
 from lora_ws.adapters.scale import ScaleRules, scale_rules
 from lora_ws.adapters.settings import NO_CONFIGS, Configs, read_configs
 from lora_ws.adapters.source import LocalSource, Source
-from lora_ws.adapters.structure import Entry, Structure, check_complete, structure_of
+from lora_ws.adapters.structure import Entry, Structure, check_budget, check_complete, structure_of
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
+from lora_ws.functional.kronecker import KroneckerProduct
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +61,15 @@ class AdapterFile:
         """Check a header.
 
         Raises:
-            AdapterError: damaged, not safetensors, or no adapter of a kind that is read.
+            AdapterError: damaged, not safetensors, no adapter of a kind that is read, or one that
+                takes too much.
         """
         header = read_header(source, limits)
         configs = read_configs(header.metadata, config, source.name)
         shapes = {key: info.shape for key, info in header.tensors.items()}
         found = structure_of(shapes, source.name)
         check_complete(found, source.name)
+        check_budget(found, limits, source.name)
         return cls(source, header, found, config, configs)
 
     def __enter__(self) -> Self:
@@ -212,17 +215,19 @@ def _modules(
     found = []
     for part in entry.parts:
         whole = len(entry.parts) == 1 and len(part.rows) == 1
-        rows = up if whole else np.concatenate([up[rows] for rows in part.rows])
-        found.append(
-            Module(
-                entry.component,
-                part.path,
-                form.method,
-                down,
-                rows,
-                *scale,
-                form.kernel,
-                entry.needs_base,
-            )
-        )
+        rest = {
+            "component": entry.component,
+            "path": part.path,
+            "method": form.method,
+            "scale": scale.value,
+            "scale_source": scale.source,
+            "kernel": form.kernel,
+            "needs_base": entry.needs_base,
+        }
+        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
+            found.append(KroneckerModule(down, up if whole else up.take(part.rows), **rest))
+        else:
+            a, b = np.asarray(down), np.asarray(up)
+            rows = b if whole else np.concatenate([b[rows] for rows in part.rows])
+            found.append(Module(down=a, up=rows, **rest))
     return found

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from lora_ws.adapters.fused import Part, is_fused, parts
-from lora_ws.adapters.header import shown
+from lora_ws.adapters.header import Limits, shown
 from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, parse_key, split_ending
 from lora_ws.adapters.methods import Form, ShapeError, form_of
 from lora_ws.errors import AdapterError
@@ -18,6 +18,8 @@ REMEMBERED = 4096
 # Above this share of modules that nothing here knows, a file is refused: a verdict on the rest
 # would be a verdict on another adapter.
 MAX_UNMAPPED = 0.1
+# Of one core: to read, widen and hash a number; to multiply and add two.
+SECONDS_A_NUMBER, SECONDS_A_PRODUCT = 3e-8, 1e-10
 BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
 
 
@@ -152,8 +154,9 @@ def _entry(component: str, path: str, keys: Mapping[str, str], shapes: Shapes) -
         return None
     if min(form.rank or 1, form.factors_rank, form.inputs, form.outputs) < 1:
         raise AdapterError(f"layer {shown(path)} has a side of length 0", "shape")
-    if form.rank > MAX_RANK or form.factors_rank > max(MAX_RANK, form.inputs, form.outputs):
-        rank = max(form.rank, form.factors_rank)
+    factors_rank = max(rank for rank, *_ in form.sides or ((form.factors_rank,),))
+    if form.rank > MAX_RANK or factors_rank > max(MAX_RANK, form.inputs, form.outputs):
+        rank = max(form.rank, factors_rank)
         raise AdapterError(f"rank {rank} of {shown(path)} is above {MAX_RANK}", "too-large")
     if not is_fused(path):
         return Entry(component, path, keys, form, (Part(path, (slice(0, form.outputs),)),))
@@ -173,6 +176,25 @@ def _check_twice(entries: list[Entry]) -> None:
                     f"{shown(key)} names layer {shown(part.path)} a second time", "twice"
                 )
             seen.add(place)
+
+
+def check_budget(found: Structure, limits: Limits, file: str) -> None:
+    """Refuse, by shapes alone, a file whose factors take more than the limits.
+
+    Raises:
+        AdapterError: naming what it would take.
+    """
+    numbers = sum(entry.form.numbers for entry in found.entries)
+    seconds = numbers * SECONDS_A_NUMBER + sum(
+        entry.form.work * SECONDS_A_PRODUCT for entry in found.entries
+    )
+    if 4 * numbers > limits.factor_bytes or seconds > limits.cpu_seconds:
+        raise AdapterError(
+            f"{file}: expected factors of at most {limits.factor_bytes} bytes, read in at most "
+            f"{limits.cpu_seconds:g} CPU seconds; got {4 * numbers} bytes and {seconds:.0f} "
+            "seconds",
+            "too-large",
+        )
 
 
 def check_complete(found: Structure, file: str) -> None:

@@ -12,7 +12,7 @@ from lora_ws.adapters.header import shown
 from lora_ws.adapters.reader import AdapterFile
 from lora_ws.adapters.structure import Entry, Structure
 from lora_ws.errors import printable
-from lora_ws.functional.sketch import update_norm
+from lora_ws.functional.sketch import module_norms
 
 # Facts of training that files claim; other entries are left out.
 CLAIMS = ("ss_", "modelspec.", "lora_adapter_metadata")
@@ -73,7 +73,8 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
     """
     entries = file.structure.entries
     read = list(adapter.modules.values()) if adapter else []
-    norms = {printable(m.name): update_norm([(m.name, m.down, m.up, m.scale)]) for m in read}
+    found = module_norms((m.name, *m.factors, m.scale) for m in read)
+    norms = {printable(m.name): float(norm) for m, norm in zip(read, found, strict=True)}
     return AdapterSummary(
         base=file.base.name,
         evidence=printable(file.base.evidence),

@@ -262,7 +262,7 @@ class Index:
 def adapter_modules(adapter: Adapter) -> Iterator[Module]:
     """List the modules of an adapter that was read from a file, as `sketch` takes them."""
     for name, module in adapter.modules.items():
-        yield name, module.down, module.up, module.scale
+        yield name, *module.factors, module.scale
 
 
 def marked_hash(adapter: Adapter, update_hash: str) -> str:

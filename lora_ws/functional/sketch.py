@@ -7,12 +7,14 @@ Three answers of rising cost, none of which depends on how a file spells the upd
 * `overlap`: the exact cosine, and what the updates write and read in common.
 
 An adapter is an iterable of modules ``(name, down, up, scale)``. Modules of the same name and
-widths are compared; one that an adapter lacks counts as an update of zero.
+widths are compared; one that an adapter lacks counts as an update of zero. Factors that are
+Kronecker products are never formed.
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +22,18 @@ from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.delta_gram import delta_gram, update_norms
+from lora_ws.functional.kronecker import KroneckerProduct, kronecker_norm
 
-Module = tuple[str, np.ndarray, np.ndarray, float]
+Factor = np.ndarray | KroneckerProduct
+Module = tuple[str, Factor, Factor, float]
 Modules = Iterable[Module]
 SIDE = 16
 # Names this way of sketching. Another one gets another name, as their sketches do not compare.
 METHOD = "lora_ws bilinear signs 1"
+# Signs of all modules of SDXL and their likes take half of it.
+MOST_SIGNS = 1 << 26
+# Share of what it might be below which a sum of products of many signs is not to be trusted.
+CANCELLED = 1e-6
 
 
 def sketch(modules: Modules, side: int = SIDE) -> Float[np.ndarray, "*rows size"]:
@@ -89,8 +97,23 @@ def update_norm(modules: Modules) -> float:
         >>> update_norm([("to_v", np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]), 0.5)])
         5.0
     """
-    norms = [abs(s) * update_norms(down[None], up[None])[0] for _, down, up, s in checked(modules)]
-    return float(np.linalg.norm(norms))
+    return float(np.linalg.norm(module_norms(modules)))
+
+
+def module_norms(modules: Modules) -> Float[np.ndarray, " modules"]:
+    """Frobenius norms of the updates of each module of one adapter.
+
+    Args:
+        modules: As for `sketch`.
+
+    Raises:
+        ConfigError: As for `sketch`.
+
+    Example:
+        >>> module_norms([("to_v", np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]), 0.5)])
+        array([5.])
+    """
+    return np.array([abs(s) * _factor_norm(down, up) for _, down, up, s in checked(modules)])
 
 
 def update_hash(modules: Modules) -> str:
@@ -119,12 +142,19 @@ def update_hash(modules: Modules) -> str:
         >>> a == update_hash([("to_v", down, up, 3.0)])
         False
     """
-    found = {_place(n, down, up): _components(down, up, s) for n, down, up, s in checked(modules)}
+    found = {_place(n, down, up): (down, up, s) for n, down, up, s in checked(modules)}
     digest = hashlib.sha256()
     for place in sorted(found):
-        if found[place]:
-            digest.update(f"{place} {len(found[place])}\n".encode())
-            digest.update(b"".join(found[place]))
+        down, up, scale = found[place]
+        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
+            sides, what = _kronecker_components(down, up, scale), f"kronecker {up.rows} "
+        else:
+            sides, what = [_components(_formed(down), _formed(up), scale)], ""
+        if all(sides):
+            counts = " ".join(str(len(side)) for side in sides)
+            digest.update(f"{place} {what}{counts}\n".encode())
+            for side in sides:
+                digest.update(b"".join(side))
     return digest.hexdigest()
 
 
@@ -183,8 +213,10 @@ def overlap(a: Modules, b: Modules) -> Overlap:
         >>> [round(value, 3) for value in found.total], round(found.ratio, 3)
         ([0.0, 0.0, 1.0], 3.0)
     """
-    mine = {_place(n, down, up): (down, up, s) for n, down, up, s in checked(a)}
-    others = {_place(n, down, up): (down, up, s) for n, down, up, s in checked(b)}
+    mine, others = (
+        {_place(n, down, up): (_formed(down), _formed(up), s) for n, down, up, s in checked(side)}
+        for side in (a, b)
+    )
     places = list(dict.fromkeys([*mine, *others]))
     rows = np.zeros((len(places), 5))
     for row, place in zip(rows, places, strict=True):
@@ -230,35 +262,109 @@ def checked(modules: Modules, *, stacks: bool = False) -> Iterator[Module]:
         yield name, down, up, scale
 
 
-@lru_cache(maxsize=1024)
-def _signs(place: str, side: int, width: int) -> Float[np.ndarray, "side width"]:
-    """Signs from the bits of SHAKE-256: the same on any machine, whatever the version of numpy."""
-    stream = hashlib.shake_256(f"{METHOD} {place}".encode()).digest(-(-side * width // 8))
-    bits = np.unpackbits(np.frombuffer(stream, np.uint8), count=side * width)
-    signs = (1 - 2 * bits.astype(np.float32)).reshape(side, width)
-    signs.flags.writeable = False
-    return signs
+class _Signs:
+    """Signs that were drawn, as bytes, up to some of them; the longest unused goes first."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = 0
+        self.kept: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
+        self.lock = Lock()
+
+    def get(self, place: str, side: int, width: int) -> Float[np.ndarray, "side width"]:
+        key = place, side, width
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key].astype(np.float64)
+        # From the bits of SHAKE-256: the same on any machine, whatever the version of numpy.
+        stream = hashlib.shake_256(f"{METHOD} {place}".encode()).digest(-(-side * width // 8))
+        bits = np.unpackbits(np.frombuffer(stream, np.uint8), count=side * width)
+        signs = (1 - 2 * bits.astype(np.int8)).reshape(side, width)
+        with self.lock:
+            if key not in self.kept and signs.nbytes <= self.most:
+                self.kept[key] = signs
+                self.size += signs.nbytes
+            while self.size > self.most:
+                self.size -= self.kept.popitem(last=False)[1].nbytes
+        return signs.astype(np.float64)
 
 
-def _place(name: str, down: np.ndarray, up: np.ndarray) -> str:
+_signs = _Signs(MOST_SIGNS).get
+
+
+def _formed(factor: Factor) -> np.ndarray:
+    return factor.form() if isinstance(factor, KroneckerProduct) else factor
+
+
+def _factor_norm(down: Factor, up: Factor) -> float:
+    """Norm of ``up @ down`` in float64, by the cheapest way that is exact."""
+    if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
+        return kronecker_norm(down, up)
+    a, b = _formed(down).astype(np.float64), _formed(up).astype(np.float64)
+    rank, inputs = a.shape
+    if rank >= min(inputs, len(b)):
+        # A whole matrix beside the identity, or so many components that the product is smaller.
+        if rank == inputs and np.array_equal(a, np.eye(rank)):
+            return float(np.linalg.norm(b))
+        if rank == len(b) and np.array_equal(b, np.eye(rank)):
+            return float(np.linalg.norm(a))
+        return float(np.linalg.norm(b @ a))
+    read, written = a @ a.T, b.T @ b
+    square, most = float(np.vdot(read, written)), float(read.trace() * written.trace())
+    if CANCELLED * most < square < np.inf and most > np.finfo(np.float64).tiny:
+        return float(np.sqrt(square))
+    return float(update_norms(a[None], b[None])[0])
+
+
+def _place(name: str, down: Factor, up: Factor) -> str:
     return f"{name} {up.shape[-2]}x{down.shape[-1]}"
 
 
 def _components(down: np.ndarray, up: np.ndarray, scale: float) -> list[bytes]:
     """Rank-1 components in a form that exact changes of their spelling leave alone, sorted."""
+    rows, columns = _canonical(down, up, scale)
+    return sorted(row.tobytes() for row in np.concatenate([rows, columns], axis=1))
+
+
+def _canonical(
+    down: np.ndarray, up: np.ndarray, scale: float
+) -> tuple[Float[np.ndarray, "n inputs"], Float[np.ndarray, "n outputs"]]:
+    """Components that are not zero: rows of A led by a positive number, the largest below one."""
     # A file's float32 factors and scale give float32 products, as when the scale is folded in.
-    rows = down.astype(np.float32).astype(np.float64)
-    columns = (up.astype(np.float32) * np.float32(scale)).astype(np.float64).T
-    found = []
-    for row, column in zip(rows, columns, strict=True):
-        if not (row.any() and column.any()):
-            continue
-        exponent = np.frexp(np.abs(row).max())[1]
-        sign = np.sign(row[np.flatnonzero(row)[0]])
-        # Adding zero turns -0.0 into 0.0.
-        pair = (sign * np.ldexp(row, -exponent), sign * np.ldexp(column, exponent))
-        found.append(b"".join((part + 0.0).astype("<f8").tobytes() for part in pair))
-    return sorted(found)
+    rows = down.astype(np.float32, copy=False)
+    columns = (up.astype(np.float32, copy=False) * np.float32(scale)).T
+    there = rows.any(axis=1) & columns.any(axis=1)
+    if not there.all():
+        rows, columns = rows[there], columns[there]
+    lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)] if len(rows) else rows[:, 0]
+    exponents = np.frexp(np.abs(rows).max(axis=1))[1]
+    # Powers of two of float32 are exact in float64; adding zero turns -0.0 into 0.0.
+    shift = np.copysign(np.ldexp(1.0, -exponents), lead)[:, None]
+    return _times(rows, shift), _times(columns, np.sign(shift) / np.abs(shift))
+
+
+def _times(values: np.ndarray, factor: np.ndarray) -> Float[np.ndarray, "n width"]:
+    product = np.multiply(values, factor, dtype="<f8", order="C")
+    product += 0.0
+    return product
+
+
+def _kronecker_components(
+    down: KroneckerProduct, up: KroneckerProduct, scale: float
+) -> list[list[bytes]]:
+    """Those of the two sides; what is free between them, a sign and a power of two, is taken out.
+
+    The same update as a plain product has another hash: forming it may take all memory.
+    """
+    rows, columns = _canonical(down.first, up.first, scale)
+    if not len(rows):
+        return [[]]
+    order = np.lexsort(rows.T[::-1])
+    lead = columns[order[0]][np.flatnonzero(columns[order[0]])[0]]
+    shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
+    sides = (down.first, up.first, scale * shift), (down.second, up.second, 1 / shift)
+    return [_components(*side) for side in sides]
 
 
 def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,171 @@
+"""Small files that stand for large updates: what they take, and that nothing else changes."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tolerances import rounding
+
+from lora_ws.adapters import AdapterRef, LayerSpec, Layout, methods, read_adapter, structure
+from lora_ws.adapters.adapter import KroneckerModule
+from lora_ws.adapters.header import Limits
+from lora_ws.adapters.projection import project_adapter
+from lora_ws.adapters.reader import open_adapter
+from lora_ws.adapters.summary import summarize
+from lora_ws.audit.classify import classify_files
+from lora_ws.audit.similar import adapter_modules
+from lora_ws.errors import AdapterError
+from lora_ws.functional.sketch import _Signs, sketch
+
+Shape = tuple[int, ...]
+# Fused matrices whose thirds are whole blocks of the second side, and not; a plain one; factors.
+CASES: dict[str, tuple[str, dict[str, Shape]]] = {
+    "whole": ("lora_unet_mid_block_attentions_0_proj_in", {"w1": (4, 4), "w2": (6, 5)}),
+    "queries, keys, values": (
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        {"w1": (6, 4), "w2": (6, 3)},
+    ),
+    "blocks that cross": ("lora_unet_single_blocks_0_linear1", {"w1": (7, 4), "w2": (12, 3)}),
+    "factors": (
+        "lora_unet_single_blocks_0_linear2",
+        {"w1": (4, 4), "w2_a": (6, 2), "w2_b": (2, 5)},
+    ),
+    "both in factors": (
+        "lora_unet_single_blocks_0_linear2",
+        {"w1_a": (4, 1), "w1_b": (1, 4), "w2_a": (6, 2), "w2_b": (2, 5)},
+    ),
+    "a convolution": (
+        "lora_unet_down_blocks_0_resnets_0_conv1",
+        {"w1": (4, 4), "w2": (6, 5, 3, 3)},
+    ),
+}
+
+
+def written(file: Path, *modules: tuple[str, dict[str, Shape]]) -> Path:
+    random = np.random.default_rng(0)
+    save_file(
+        {
+            f"{stem}.lokr_{role}": random.standard_normal(shape, dtype=np.float32) / 64
+            for stem, shapes in modules
+            for role, shape in shapes.items()
+        },
+        file,
+    )
+    return file
+
+
+def form_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every Kronecker product as it is; what was remembered of shapes is another answer."""
+    monkeypatch.setattr(methods, "FORMED", 0)
+    monkeypatch.setattr(structure, "_sorted_again", structure._sorted)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_product_that_is_not_formed_is_the_same_update(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "a.safetensors", CASES[case])
+    formed = read_adapter(file).modules
+    form_nothing(monkeypatch)
+    with open_adapter(file) as opened:
+        kept = opened.read()
+        facts = summarize(opened, kept)
+    assert all(isinstance(module, KroneckerModule) for module in kept.modules.values())
+    assert list(kept.modules) == list(formed)
+    error = rounding(64)
+    for name, module in kept.modules.items():
+        other = formed[name]
+        assert (module.inputs, module.outputs, module.rank) == (
+            other.inputs,
+            other.outputs,
+            other.rank,
+        )
+        dense = other.scale * other.up @ other.down
+        np.testing.assert_allclose(
+            module.scale * module.up @ module.down, dense, rtol=error, atol=error
+        )
+        assert facts.norms[name] == pytest.approx(np.linalg.norm(dense), rel=error)
+    np.testing.assert_allclose(
+        sketch(adapter_modules(kept)),
+        sketch((m.name, m.down, m.up, m.scale) for m in formed.values()),
+        atol=error,
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_it_is_cut_to_a_rank_without_being_formed(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "a.safetensors", CASES["whole"])
+    (name, module), *_ = read_adapter(file).modules.items()
+    layout = Layout.from_layers([LayerSpec(name, module.inputs, module.outputs, rank)])
+    expected = project_adapter(read_adapter(file), layout)
+    form_nothing(monkeypatch)
+    monkeypatch.setattr(KroneckerModule, "_formed", None)
+    found = project_adapter(read_adapter(file), layout)
+    np.testing.assert_allclose(found.weights, expected.weights, atol=rounding(64))
+    assert found.energy == pytest.approx(expected.energy, rel=rounding(64))
+
+
+def test_a_file_of_large_products_takes_what_its_own_numbers_take(tmp_path: Path) -> None:
+    """Formed, the factors of each of these modules are 75 million numbers."""
+    sides = {"w1": (72, 48), "w2": (128, 64)}
+    stems = [f"lora_unet_double_blocks_{k}_img_attn_qkv" for k in range(4)]
+    file = written(tmp_path / "a.safetensors", *((stem, sides) for stem in stems))
+    tracemalloc.start()
+    try:
+        finding = classify_files([AdapterRef.parse(file)])[0].finding
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert finding is not None
+    assert finding.facts is not None
+    assert finding.facts.modules == {"transformer": 12}
+    # Signs of its widths, sixteen a number, as float64, and what einsum makes of them.
+    assert peak < 64e6
+
+
+def test_a_factor_that_is_asked_for_has_a_limit(tmp_path: Path) -> None:
+    stem, _ = CASES["whole"]
+    file = written(tmp_path / "a.safetensors", (stem, {"w1": (200, 200), "w2": (100, 100)}))
+    (module,) = read_adapter(file).modules.values()
+    with pytest.raises(AdapterError, match="Kronecker product of 400000000") as error:
+        _ = module.up
+    assert error.value.reason == "too-large"
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(factor_bytes=1000), Limits(cpu_seconds=1e-6)], ids=["bytes", "seconds"]
+)
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr", "full"])
+def test_what_takes_too_much_is_refused_before_it_is_read(
+    method: str, limits: Limits, tmp_path: Path
+) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    shapes = {
+        "lora": {"lora_down.weight": (4, 64), "lora_up.weight": (64, 4)},
+        "loha": dict(zip(("hada_w1_a", "hada_w2_a"), [(64, 2)] * 2, strict=True))
+        | dict(zip(("hada_w1_b", "hada_w2_b"), [(2, 64)] * 2, strict=True)),
+        "lokr": {"lokr_w1": (8, 8), "lokr_w2": (8, 8)},
+        "full": {"diff": (64, 64)},
+    }[method]
+    # Of values that would be refused too, had they been read.
+    tensors = {f"{stem}.{role}": np.full(s, np.nan, np.float32) for role, s in shapes.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match=r"at most .* CPU seconds; got \d+ bytes and") as error:
+        open_adapter(tmp_path / "a.safetensors", limits=limits)
+    assert error.value.reason == "too-large"
+
+
+def test_signs_that_are_kept_are_few_and_the_same_again() -> None:
+    signs = _Signs(most=1000)
+    wide = signs.get("a", 16, 4096)
+    first = [signs.get(f"{k}", 16, 20) for k in range(10)]
+    assert signs.size <= 1000
+    assert len(signs.kept) == 3
+    again = [signs.get(f"{k}", 16, 20) for k in range(10)]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert np.array_equal(wide, signs.get("a", 16, 4096))
+    assert set(np.unique(wide)) == {-1.0, 1.0}
