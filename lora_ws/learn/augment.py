@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lora_ws.adapters.layout import Layout
@@ -190,6 +190,40 @@ class ScaleJitter(Augmentation):
 
 
 @final
+class Mixup(Augmentation):
+    """Mixes the embeddings of pairs of adapters, and their losses alike (Verma et al. 2019).
+
+    Embeddings, not factors: signs and order of factors differ between equal updates, so that their
+    means mean nothing.
+
+    Args:
+        alpha: of the Beta distribution, the same on both sides, that shares are drawn from; small
+            values leave most pairs nearly apart.
+        probability: of mixing another into an adapter.
+    """
+
+    def __init__(self, *, alpha: float = 0.2, probability: float = 1.0) -> None:
+        self.alpha = alpha
+        self.probability = probability
+
+    def change(self, pairs: Pairs) -> Pairs:
+        """Leave the factors as they are."""
+        return pairs
+
+    def draw(self, rows: int) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """The share that each row keeps of itself, and whose it takes the rest from.
+
+        Raises:
+            ConfigError: alpha is not positive.
+        """
+        if self.alpha <= 0:
+            raise ConfigError(f"augment: expected alpha above 0, got {self.alpha} of Mixup")
+        shares = torch.distributions.Beta(self.alpha, self.alpha).sample((rows,))
+        chosen = torch.rand(rows) < self.probability
+        return torch.where(chosen, shares, 1.0), torch.randperm(rows)
+
+
+@final
 class Augment:
     """Applies augmentations, one after another, to batches of raw rows.
 
@@ -197,8 +231,11 @@ class Augment:
         augmentations: what is done to an adapter, each with its probability.
         layout: which columns are which factor.
 
+    Attributes:
+        mixup: the one that mixes embeddings, which is left to whoever has them.
+
     Raises:
-        ConfigError: a probability is not between 0 and 1.
+        ConfigError: a probability is not between 0 and 1, or there are several Mixups.
 
     Example:
         >>> augment = Augment([FactorNoise(size=0.1)], Layout.known("tiny_sd_qv"))
@@ -214,7 +251,11 @@ class Augment:
                     f"augment: expected a probability from 0 to 1, got {one.probability} of "
                     f"{type(one).__name__}"
                 )
-        self.augmentations = tuple(augmentations)
+        mixups = [one for one in augmentations if isinstance(one, Mixup)]
+        if len(mixups) > 1:
+            raise ConfigError(f"augment: expected one Mixup at most, got {len(mixups)}")
+        self.mixup = mixups[0] if mixups else None
+        self.augmentations = tuple(one for one in augmentations if one is not self.mixup)
         self.factors = Factors(layout)
 
     def __call__(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters params"]:

@@ -68,11 +68,9 @@ class LoraModule(L.LightningModule):
         total = self._train_sum.to(self.device)
         for rows, targets, size in batches:
             rows, targets = rows.to(self.device), targets.to(self.device)
-            if self.augment is not None:
-                rows = self.augment(rows)
             optimizer.zero_grad()
             # Ranks average their gradients: the average of these is that of the whole batch's mean.
-            loss = self.task.loss(self.model(rows), targets) / (size / self.trainer.world_size)
+            loss = self._loss(rows, targets) / (size / self.trainer.world_size)
             self.manual_backward(loss)
             self._train_rows += size
             self._step(optimizer)
@@ -138,6 +136,20 @@ class LoraModule(L.LightningModule):
             optimizer, factor=self.fit_spec.lr_factor, patience=self.fit_spec.lr_patience
         )
         return [optimizer], [schedule]
+
+    def _loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the loss over augmented rows."""
+        if self.augment is None:
+            return self.task.loss(self.model(rows), targets)
+        rows, mixup = self.augment(rows), self.augment.mixup
+        if mixup is None:
+            return self.task.loss(self.model(rows), targets)
+        shares, others = (drawn.to(rows.device) for drawn in mixup.draw(len(rows)))
+        shares, embedding = shares.to(rows), self.model.embed(rows)
+        own, other = shares[:, None] * embedding, (1 - shares)[:, None] * embedding[others]
+        outputs = self.model.head(own + other)
+        first, second = (self.task.loss(outputs, t, "none") for t in (targets, targets[others]))
+        return (shares * first + (1 - shares) * second).sum()
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step at the rate of the moment, from gradients of bounded norm."""

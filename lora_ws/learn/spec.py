@@ -20,7 +20,7 @@ from sklearn.utils import get_tags
 from lora_ws.config import DEPRECATED, load_spec, to_plain
 from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, Featurizer, FlatVec, UpdateKernel
-from lora_ws.learn.augment import Augmentation
+from lora_ws.learn.augment import Augmentation, Mixup
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task, task_of
 from lora_ws.learn.trainer_spec import TrainerSpec
@@ -167,6 +167,7 @@ class ExperimentSpec:
                 f"metadata: expected no featurizer beside it, got {describe(self.featurizer)}"
             )
         self._check_model()
+        self._check_mixup()
         if self.featurizer is None and not self.metadata and self._takes_kernel:
             object.__setattr__(self, "featurizer", UpdateKernel())
         if self.matrices is not None and not self.takes_matrices:
@@ -212,6 +213,13 @@ class ExperimentSpec:
         """Whether the model is a classifier of a kernel that is computed before."""
         plain = isinstance(self.model, Metanetwork)
         return not plain and bool(get_tags(self.model).input_tags.pairwise)
+
+    def _check_mixup(self) -> None:
+        if not self.kind.by_row and any(isinstance(one, Mixup) for one in self.augment):
+            raise ConfigError(
+                f"augment: expected no Mixup with task={self.kind.name}, whose loss of a row hangs "
+                "on the others; leave it out"
+            )
 
     def _check_trainer(self) -> None:
         """Refuse what several devices or the batched engine cannot do."""

@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from tolerances import EXACT
 from torch import Tensor
 
 from lora_ws.adapters import LayerSpec, Layout
@@ -19,6 +20,7 @@ from lora_ws.learn.augment import (
     Augmentation,
     FactorNoise,
     GaugeScramble,
+    Mixup,
     ModuleDropout,
     Pairs,
     RankOrder,
@@ -31,7 +33,8 @@ from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.module import LoraModule
 from lora_ws.learn.run import run
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
-from lora_ws.models import DeepSets
+from lora_ws.learn.tasks import task_of
+from lora_ws.models import DeepSets, InputSpec
 from lora_ws.models.factors import Factors
 
 ALL: list[Augmentation] = [
@@ -195,3 +198,44 @@ def test_what_makes_no_sense_is_refused(store: str) -> None:
             augment=(SignFlips(),),
             trainer=TrainerSpec(engine="batched"),
         )
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_mixup_shares_embeddings_and_losses(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the shares drawn, the loss of a mixed pair is that of both targets, row by row."""
+    rows, classes = draw(5), torch.tensor([0, 2, 1, 1, 0])
+    targets = classes if task == "classification" else classes.double()
+    kind = task_of(task).fit(targets.numpy(), ("x", "y", "z"))
+    network = DeepSets(width=4).build(InputSpec.of(LAYOUT), kind.outputs).double().eval()
+    shares, others = torch.tensor([1.0, 0.25, 0.5, 0.0, 0.75]), torch.tensor([3, 0, 2, 1, 4])
+    monkeypatch.setattr(Mixup, "draw", lambda self, count: (shares, others))
+    module = LoraModule(network, kind, FitSpec(), Augment([Mixup()], LAYOUT))
+    expected = 0.0
+    with torch.no_grad():
+        found = float(module._loss(rows, targets))
+        made = network.embed(rows)
+        for row, (share, other) in enumerate(zip(shares.tolist(), others.tolist(), strict=True)):
+            outputs = network.head(share * made[[row]] + (1 - share) * made[[other]])
+            for weight, place in ((share, row), (1 - share, other)):
+                expected += weight * float(kind.loss(outputs, targets[[place]]))
+    assert found == pytest.approx(expected, rel=EXACT)
+
+
+def test_mixup_draws_as_often_as_it_says() -> None:
+    torch.manual_seed(0)
+    shares, others = Mixup(alpha=0.5, probability=0.25).draw(4000)
+    mixed = shares < 1
+    assert abs(float(mixed.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
+    own = shares[mixed].double()
+    assert abs(float(own.mean()) - 0.5) < 4 * (0.125 / len(own)) ** 0.5
+    assert sorted(others.tolist()) == list(range(4000))
+
+
+def test_mixup_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected no Mixup with task=embedding"):
+        ExperimentSpec(task="embedding", model=DeepSets(), augment=(Mixup(),))
+    with pytest.raises(ConfigError, match="expected alpha above 0, got 0"):
+        Mixup(alpha=0).draw(3)
+    with pytest.raises(ConfigError, match="expected one Mixup at most, got 2"):
+        Augment([Mixup(), Mixup()], LAYOUT)

@@ -34,6 +34,7 @@ class Task(Parametrized, ABC):
         gives_probabilities: whether predictions are probabilities of named classes or labels, so
             that they can be calibrated and a bundle can hold the network.
         takes_classifiers: whether a classifier of scikit-learn can stand for the network.
+        by_row: whether the loss of a row depends on that row alone.
         stratifies: whether parts are to hold the label's values alike; else the card's classes.
 
     Example:
@@ -48,6 +49,7 @@ class Task(Parametrized, ABC):
     needs_label: str = ""
     gives_probabilities: ClassVar[bool] = False
     takes_classifiers: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
     stratifies: ClassVar[bool] = False
 
     @abstractmethod

@@ -44,6 +44,7 @@ class Embedding(Task):
     name = "embedding"
     quality = "nearest_in_batch"
     selects = "map"
+    by_row = False
     stratifies = True
 
     def __init__(
