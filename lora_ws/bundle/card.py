@@ -44,10 +44,12 @@ the validation adapters: {}.
 
 """
 UNCALIBRATED = "Probabilities are not calibrated, and the bundle abstains from every verdict."
+VALIDATION = "validation adapters, which also chose the epoch"
+OUT_OF_FOLD = "training adapters, each by a reader that was fitted without it"
 CALIBRATED = """Probabilities are calibrated (temperature {temperature:.3g}) on the {rows}
-validation adapters, which also chose the epoch. It abstains where an adapter agrees with none of
+{source}. It abstains where an adapter agrees with none of
 the classes, and where its features are much smaller or larger than known ones. The first flags at
-most {rate} % of adapters like the validation ones; a concept it was never shown can still pass.
+most {rate} % of adapters like these; a concept it was never shown can still pass.
 Conformal sets (LAC) are to hold the class of {held} % of known adapters. On the test adapters:
 
 | measure | value |
@@ -154,6 +156,7 @@ def _confidence(confidence: Confidence, classes: tuple[str, ...]) -> str:
     return labels + CALIBRATED.format(
         temperature=calibration.temperature,
         rows=calibration.rows,
+        source=OUT_OF_FOLD if calibration.out_of_fold else VALIDATION,
         rate=f"{100 * calibration.abstention_rate:.3g}",
         held=f"{100 * (1 - calibration.alpha):.3g}",
         measures="".join(

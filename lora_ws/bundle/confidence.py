@@ -71,10 +71,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The numbers fitted on validation rows, and what they do on the test rows.
+    """The numbers fitted on rows that were not trained on, and what they do on the test rows.
 
     Attributes:
-        rows: how many validation rows.
+        rows: how many: validation rows, or all trained on where ``out_of_fold``.
         temperature: what logits are divided by.
         abstention_rate: share of known adapters that may be taken for out of distribution.
         median_alignment: of the validation rows, see `NetworkOutputs.alignment`.
@@ -86,6 +86,8 @@ class Calibration:
         train_norm: None, or, where training rows are further above it than that (a kernel has met
             them), how far above an answered one may be that is at least as aligned as these, and
             the least alignment of these.
+        out_of_fold: whether networks of the same spec, each fitted without some of the training
+            rows, told what to expect of these.
         test: on the test rows, ``ece_raw`` and ``ece`` (expected calibration error before and after
             the temperature), ``abstained``, ``accuracy_answered`` (None without any), ``coverage``
             and mean ``set_size`` of the conformal sets.
@@ -101,6 +103,7 @@ class Calibration:
     alpha: float
     conformal: float
     train_norm: tuple[float, float] | None = None
+    out_of_fold: bool = False
     test: dict[str, float | None] = field(default_factory=dict)
 
 

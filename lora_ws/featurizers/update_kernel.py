@@ -27,7 +27,8 @@ class UpdateKernel(UpdateFeaturizer):
             ``delta``, whole updates; ``probe``, what they answer to the inputs on which updates of
             a class agree; or several joined by ``+``.
         weights: ``alignment`` weighs the kernel of each layer by its centred alignment with the
-            labels, none below 0 (Cortes et al. 2012); ``equal``, or no labels, takes all alike.
+            labels, none below 0; ``alignf`` chooses the non-negative weights whose sum of kernels
+            is best aligned (Cortes et al. 2012); ``equal``, or no labels, takes all alike.
         probes: how many inputs, where the kernel is ``probe``.
         normalize: scale every layer of every adapter to a kernel of 1 with itself, so that
             neither the size of an update nor that of a layer counts.
@@ -53,7 +54,7 @@ class UpdateKernel(UpdateFeaturizer):
         layout: Layout | None = None,
         matrices: Sequence[str] | None = None,
         kernel: str = "left+probe",
-        weights: Literal["equal", "alignment"] = "alignment",
+        weights: Literal["equal", "alignment", "alignf"] = "alignment",
         probes: int = 4,
         normalize: bool = True,
         whiten: float | None = None,

@@ -10,7 +10,13 @@ from lora_ws.adapters.bases import reads_text
 from lora_ws.adapters.layout import LayerSpec
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Featurizer
-from lora_ws.functional.alignment import agreement, kernel_alignment, leading_inputs, scatter
+from lora_ws.functional.alignment import (
+    agreement,
+    kernel_alignment,
+    leading_inputs,
+    nonnegative_weights,
+    scatter,
+)
 from lora_ws.functional.delta_gram import (
     KERNELS,
     Directions,
@@ -44,13 +50,14 @@ class UpdateFeaturizer(Featurizer, ABC):
     Attributes:
         bytes_per_value: of memory that a fit takes for each kernel value.
         probes: inputs in P.
-        weights: what the layers' kernels count: all alike, or by ``alignment`` with the labels.
+        weights: what the layers' kernels count: all alike, each by its ``alignment`` with the
+            labels, or by that of their sum, ``alignf``.
     """
 
     invariant = True
     bytes_per_value: ClassVar[int]
     probes: int = 4
-    weights: Literal["equal", "alignment"] = "equal"
+    weights: Literal["equal", "alignment", "alignf"] = "equal"
 
     kernel: str
     normalize: bool
@@ -103,6 +110,12 @@ class UpdateFeaturizer(Featurizer, ABC):
                 self._add(gram, flat, columns, shapes)
             elif weights[part]:
                 self._add(gram, flat, columns, shapes, weights[part])
+        return gram
+
+    def _part(self, flat: np.ndarray, columns: slice, shapes: list[tuple[int, int]]) -> np.ndarray:
+        """One layer's kernel of rows of directions with the landmarks."""
+        gram = np.zeros((len(flat), len(self.landmarks_)))
+        self._add(gram, flat, columns, shapes)
         return gram
 
     def _add(
@@ -196,20 +209,49 @@ class UpdateFeaturizer(Featurizer, ABC):
 
     def _fit_weights(self, labels: np.ndarray | None) -> np.ndarray:
         """Weight of each layer's kernel, with a mean of 1; none where all count alike."""
-        if self.weights not in ("equal", "alignment"):
+        if self.weights not in ("equal", "alignment", "alignf"):
             raise ConfigError(
-                f"{type(self).__name__}(weights={self.weights!r}): expected equal or alignment"
+                f"{type(self).__name__}(weights={self.weights!r}): expected equal, alignment or "
+                "alignf"
             )
         if self.weights == "equal" or labels is None:
             return np.zeros(0)
-        found = []
-        for columns, shapes, _ in self._parts():
-            gram = np.zeros((len(self.landmarks_), len(self.landmarks_)))
-            self._add(gram, self.landmarks_, columns, shapes)
-            aligned = max(0.0, kernel_alignment(gram, labels))
-            found.append(aligned / scatter(gram) if aligned else 0.0)
-        weights = np.array(found)
+        if self.weights == "alignf":
+            weights = self._joint_weights(labels)
+        else:
+            grams = (self._part(self.landmarks_, *part[:2]) for part in self._parts())
+            weights = np.array([_alignment(gram, labels) for gram in grams])
         return weights / weights.mean() if weights.any() else np.zeros(0)
+
+    def _joint_weights(self, labels: np.ndarray) -> np.ndarray:
+        """Weights of the sum of kernels that is nearest to the kernel of equal labels.
+
+        As in `kernel_alignment`, kernels are centred, and a row with itself does not count.
+        """
+        parts, landmarks = list(self._parts()), self.landmarks_
+        n, wanted = len(landmarks), (labels[:, None] == labels).astype(np.float64)
+        means, sizes = [], []
+        for columns, shapes, _ in parts:
+            gram = self._part(landmarks, columns, shapes)
+            # A kernel that is the same everywhere has no scatter but rounding.
+            level, spread = np.abs(gram).max(initial=0.0), scatter(gram)
+            means.append(gram.mean(axis=0))
+            sizes.append(spread if spread > 1e-12 * n * level else np.inf)
+        moment, aligned = np.zeros((len(parts), len(parts))), np.zeros(len(parts))
+        step = max(1, BLOCK_BYTES // (8 * n * len(parts)))
+        for start in range(0, n, step):
+            block = slice(start, start + step)
+            rows = np.arange(n)[block]
+            target = _centred(wanted[block], wanted.mean(axis=0), block)
+            target[np.arange(len(rows)), rows] = 0.0
+            flat = []
+            for (columns, shapes, _), mean, size in zip(parts, means, sizes, strict=True):
+                own = _centred(self._part(landmarks[block], columns, shapes), mean, block) / size
+                own[np.arange(len(rows)), rows] = 0.0
+                flat.append(own.ravel())
+            moment += np.stack(flat) @ np.stack(flat).T
+            aligned += np.stack(flat) @ target.ravel()
+        return nonnegative_weights(moment, aligned) / np.array(sizes)
 
     def _fit_whiteners(self, rows: np.ndarray) -> np.ndarray:
         """Whitening matrices of every layer and side, one after the other in a vector."""
@@ -292,6 +334,17 @@ def _all_norms(rows: np.ndarray, pairs: Sequence[tuple[LayerSpec, slice, slice]]
         for layer, down, up in pairs
     ]
     return np.stack(norms, axis=1)
+
+
+def _alignment(gram: np.ndarray, labels: np.ndarray) -> float:
+    """What a kernel of unit scatter would count; nothing where it speaks against the labels."""
+    aligned = max(0.0, kernel_alignment(gram, labels))
+    return aligned / scatter(gram) if aligned else 0.0
+
+
+def _centred(rows: np.ndarray, mean: np.ndarray, block: slice) -> np.ndarray:
+    """Some rows of a symmetric matrix, less the means of rows and columns."""
+    return rows - mean - mean[block][:, None] + mean.mean()
 
 
 def _source(layer: LayerSpec) -> str:

@@ -36,6 +36,37 @@ def kernel_alignment(gram: Float[np.ndarray, "n n"], labels: Shaped[np.ndarray, 
     return float(np.vdot(own, wanted) / (size * ideal))
 
 
+def nonnegative_weights(
+    moment: Float[np.ndarray, "k k"], aligned: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, " k"]:
+    """Solve non-negative least squares from its normal equations: ``alignf`` of Cortes et al.
+
+    Weights ``v >= 0`` minimise ``|sum_k v_k K_k - Y|^2``, which is the sum of centred kernels of
+    highest alignment with a target kernel Y: kernels that say the same share one weight, where
+    weights by `kernel_alignment` alone count each in full.
+
+    Args:
+        moment: ``<K_k, K_l>``, symmetric and positive semi-definite.
+        aligned: ``<K_k, Y>``.
+
+    Returns:
+        Weights, 0 where a kernel adds nothing.
+
+    Example:
+        >>> nonnegative_weights(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 0.0]))
+        array([1.5, 0. ])
+    """
+    from scipy.optimize import nnls  # slow to import, and only fitting needs it
+
+    values, vectors = np.linalg.eigh(moment)
+    # Directions in which kernels do not differ but for rounding decide nothing.
+    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    if not kept.any():
+        return np.zeros(len(moment))
+    root = np.sqrt(values[kept])[:, None]
+    return nnls(root * vectors[:, kept].T, (vectors[:, kept].T @ aligned) / root[:, 0])[0]
+
+
 def scatter(gram: Float[np.ndarray, "n n"]) -> float:
     """Mean squared distance of the rows to their mean, in the space of a kernel.
 

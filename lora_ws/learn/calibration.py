@@ -3,7 +3,8 @@
 All of it is fitted on the validation rows, which also chose the epoch: that makes temperature and
 conformal sets slightly optimistic, as the record of the test rows in `Calibration.test` shows. For
 a network that reads features abstention looks at these alone, and is therefore unaffected by the
-choice of the epoch; for one that reads factors it looks at the network's embedding.
+choice of the epoch; for one that reads factors it looks at the network's embedding. Where
+validation rows are trained on too, it is fitted on out-of-fold outputs (`lora_ws.learn.refit`).
 """
 
 from dataclasses import replace
@@ -48,8 +49,22 @@ class Reliabilities(NamedTuple):
     after: Reliability
 
 
-def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
-    """Fit temperature, abstention and conformal sets on the validation rows of a finished seed.
+class HeldOut(NamedTuple):
+    """What networks make of rows that they were not fitted on.
+
+    Attributes:
+        outputs: of each row.
+        labels: of each row.
+    """
+
+    outputs: NetworkOutputs
+    labels: np.ndarray
+
+
+def fit_confidence(
+    prepared: Prepared, network: MetanetModule, out_of_fold: HeldOut | None = None
+) -> Reliabilities:
+    """Fit temperature, abstention and conformal sets on rows that were not trained on.
 
     With few validation rows the rate of abstention is the lowest that they can promise: one in as
     many as there are, plus one.
@@ -57,10 +72,11 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
     Args:
         prepared: the data that the seed saw, with classes.
         network: of the seed, on the CPU.
+        out_of_fold: what to fit on; None takes the validation rows.
     """
-    bare = _directions(prepared, network)
-    outputs = _outputs(bare, prepared, network, "val")
-    labels = prepared.labels[prepared.split.val]
+    bare = class_directions(prepared, network)
+    val = prepared.split.val
+    outputs, labels = out_of_fold or run_rows(bare, prepared, network, val)
     rate = max(RATE, 1 / (len(labels) + 1))
     usual, log_norm = float(np.median(outputs.alignment)), float(np.median(outputs.log_norm))
     # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
@@ -72,7 +88,7 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
     conformal = conformal_threshold(probabilities[true], truth[true], ALPHA) if true.any() else 1.0
     thresholds = prepared.task.thresholds(sigmoid(outputs.logits / temperature), labels)
     spread = max(SLACK * float(np.abs(outputs.log_norm - log_norm).max()), SMALLEST_GAP)
-    trained = _outputs(bare, prepared, network, "train")
+    trained = run_rows(bare, prepared, network, prepared.split.train).outputs
     held = Calibration(
         rows=len(labels),
         temperature=temperature,
@@ -84,6 +100,7 @@ def fit_confidence(prepared: Prepared, network: MetanetModule) -> Reliabilities:
         train_norm=_train_norm(trained, log_norm, spread, rate),
         alpha=ALPHA,
         conformal=conformal,
+        out_of_fold=out_of_fold is not None,
     )
     fitted = replace(bare, calibration=held, thresholds=thresholds)
     return _tested(fitted, prepared, network)
@@ -103,9 +120,9 @@ def _train_norm(
 
 def _tested(confidence: Confidence, prepared: Prepared, network: MetanetModule) -> Reliabilities:
     """With what it does on the test rows."""
-    rows, held = prepared.split.test, confidence.calibration
+    held = confidence.calibration
     assert held is not None
-    labels, outputs = prepared.labels[rows], _outputs(confidence, prepared, network, "test")
+    outputs, labels = run_rows(confidence, prepared, network, prepared.split.test)
     found = confidence.predict(outputs)
     logits, truth = _decisions(outputs.logits, labels)
     before = expected_calibration_error(softmax(logits), truth)
@@ -119,17 +136,18 @@ def _decisions(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     return yes_no(logits, labels) if labels.ndim == 2 else (logits, labels)
 
 
-def _outputs(
-    confidence: Confidence, prepared: Prepared, network: MetanetModule, part: str
-) -> NetworkOutputs:
-    rows, parts = getattr(prepared.split, part), []
+def run_rows(
+    confidence: Confidence, prepared: Prepared, network: MetanetModule, rows: np.ndarray
+) -> HeldOut:
+    """Outputs of a network for some rows, and their labels."""
+    parts = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
         parts.append(confidence.run(network, block))
-    return NetworkOutputs.join(parts)
+    return HeldOut(NetworkOutputs.join(parts), prepared.labels[rows])
 
 
-def _directions(prepared: Prepared, network: MetanetModule) -> Confidence:
+def class_directions(prepared: Prepared, network: MetanetModule) -> Confidence:
     """Where the classes lie among the embedded training rows; no direction for an empty class."""
     embeddings, train = _embed(prepared, network)
     members = prepared.task.members(prepared.labels[prepared.split.train])

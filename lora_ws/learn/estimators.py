@@ -1,8 +1,9 @@
-"""Classifiers that scikit-learn fits, as finished seeds like any other."""
+"""Classifiers and regressors that scikit-learn fits, as finished seeds like any other."""
 
 import time
 
 import torch
+from sklearn.base import is_regressor
 from torch import Tensor
 
 from lora_ws.collection import Split
@@ -17,32 +18,20 @@ ROWS_AT_ONCE = 1024
 
 
 def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> Fitted:
-    """Fit a classifier on the training rows, and measure it on the test rows once.
+    """Fit an estimator on the training rows, and measure it on the test rows once.
 
     Args:
-        spec: whose model is a classifier of scikit-learn.
+        spec: whose model is a classifier or regressor of scikit-learn.
         prepared: the data as the seed sees them.
-        seed: of what the classifier draws.
+        seed: of what the estimator draws.
 
     Raises:
-        ConfigError: the classifier cannot be fitted.
+        ConfigError: the estimator cannot be fitted.
     """
-    # Here, because it loads much of scikit-learn.
-    from lora_ws.models.estimators import fit_estimator
-
     start, task = time.perf_counter(), prepared.task
-    assert not isinstance(spec.model, Metanetwork)
     with threads(spec.trainer.threads):
-        network = fit_estimator(
-            spec.model,
-            prepared.normalizer,
-            prepared.features,
-            prepared.labels,
-            prepared.split.train,
-            task.outputs,
-            seed,
-        )
-        outputs = {part: _outputs(network, prepared, part) for part in Split._fields}
+        network = fit_network(spec, prepared, seed)
+        outputs = {part: network_outputs(network, prepared, part) for part in Split._fields}
 
     def parts(part: str) -> tuple[Tensor, Tensor]:
         found, truth = outputs[part]
@@ -60,8 +49,31 @@ def fit_estimator_seed(spec: ExperimentSpec, prepared: Prepared, seed: int) -> F
     return Fitted(job, record, network, history, test)
 
 
+def fit_network(spec: ExperimentSpec, prepared: Prepared, seed: int) -> MetanetModule:
+    """Fit the estimator of a spec on the training rows alone.
+
+    Raises:
+        ConfigError: it cannot be fitted.
+    """
+    # Here, because it loads much of scikit-learn.
+    from lora_ws.models.estimators import fit_estimator
+
+    model, labels = spec.model, prepared.labels
+    assert not isinstance(model, Metanetwork)
+    targets = prepared.task.numbers(labels) if is_regressor(model) else labels
+    return fit_estimator(
+        model,
+        prepared.normalizer,
+        prepared.features,
+        targets,
+        prepared.split.train,
+        prepared.task.outputs,
+        seed,
+    )
+
+
 @torch.inference_mode()
-def _outputs(network: MetanetModule, prepared: Prepared, part: str) -> tuple[Tensor, Tensor]:
+def network_outputs(network: MetanetModule, prepared: Prepared, part: str) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a part."""
     rows = getattr(prepared.split, part)
     blocks = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]

@@ -123,6 +123,31 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     )
 
 
+def refit_features(spec: ExperimentSpec, prepared: Prepared, rows: np.ndarray) -> Prepared:
+    """The same data, with everything that learns fitted on other training rows.
+
+    Args:
+        spec: the experiment, whose network reads features.
+        prepared: its data.
+        rows: which rows to fit on; the other parts stay.
+    """
+    featurizer, features = prepared.featurizer, np.asarray(prepared.features)
+    adapters, labels = prepared.adapters, prepared.labels
+    if featurizer is not None:
+        featurizer = with_layout(spec.representation, adapters)
+        features = represent(featurizer, adapters.weights, rows, labels[rows])
+    inputs = InputSpec(features.shape[1])
+    return replace(
+        prepared,
+        featurizer=featurizer,
+        features=torch.from_numpy(features),
+        task=spec.kind.fit(labels[rows], prepared.task.classes),
+        split=prepared.split._replace(train=rows),
+        inputs=inputs,
+        normalizer=normalizer_for(inputs).fit(features, rows),
+    )
+
+
 def input_spec(spec: ExperimentSpec, layout: Layout, width: int) -> InputSpec:
     """What the network of a spec is told of its rows.
 

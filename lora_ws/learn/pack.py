@@ -45,7 +45,8 @@ def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
         layout=prepared.adapters.layout,
         classes=prepared.task.classes,
         training=fitted.record.to_dict(),
-        confidence=confidence or fit_confidence(prepared, fitted.network).confidence,
+        confidence=confidence
+        or fit_confidence(prepared, fitted.network, fitted.out_of_fold).confidence,
     )
 
 

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from lora_ws.errors import TrainingError
+from lora_ws.learn.calibration import HeldOut
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.metrics import Measured
 from lora_ws.learn.spec import ExperimentSpec, describe
@@ -22,13 +23,17 @@ class Job(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A finished job: record, network on the CPU, curves by epoch, predictions of test rows."""
+    """A finished job: record, network on the CPU, curves by epoch, predictions of test rows.
+
+    Where validation rows were trained on too, ``out_of_fold`` is what to calibrate on.
+    """
 
     job: Job
     record: RunRecord
     network: MetanetModule
     history: History
     test: Measured
+    out_of_fold: HeldOut | None = None
 
 
 def diverged(name: str) -> TrainingError:

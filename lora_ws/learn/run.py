@@ -25,6 +25,7 @@ from lora_ws.learn.grid_search import GridSearch
 from lora_ws.learn.module import LoraModule
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.ranks import Ranks, join
+from lora_ws.learn.refit import refit
 from lora_ws.learn.result import Fitted, Job, diverged, make_record
 from lora_ws.learn.run_folder import FEATURES, STATE, RunWriter, describe_run, enter
 from lora_ws.learn.spec import ExperimentSpec, identity
@@ -203,9 +204,9 @@ def _one_by_one(
         if spec.choose:
             fitted = search.fit_best(seed, fit_seed)
             log_history(fitted, folder)
-            yield fitted
         else:
-            yield fit_seed(spec, prepared, seed, folder)
+            fitted = fit_seed(spec, prepared, seed, folder)
+        yield refit(fitted) if spec.refit else fitted
 
 
 def fit_seed(

@@ -77,7 +77,7 @@ class RunWriter(NamedTuple):
 
 def _fit_confidence(fitted: Fitted, plot: Path) -> Confidence:
     """How far to believe the classifier, and a picture of it."""
-    found = fit_confidence(fitted.job.prepared, fitted.network)
+    found = fit_confidence(fitted.job.prepared, fitted.network, fitted.out_of_fold)
     plot_reliability({"softmax": found.before, "calibrated": found.after}, plot)
     return found.confidence
 

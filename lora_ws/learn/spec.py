@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import sklearn.linear_model  # noqa: F401  loaded classes are found by their short names
+import sklearn.kernel_ridge  # noqa: F401  loaded classes are found by their short names
+import sklearn.linear_model  # noqa: F401
 import sklearn.neighbors  # noqa: F401
 import sklearn.svm  # noqa: F401
 import yaml
-from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier, is_regressor
 from sklearn.utils import get_tags
 
 from lora_ws.config import DEPRECATED, load_spec, to_plain
@@ -25,6 +26,8 @@ from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task, task_of
 from lora_ws.learn.trainer_spec import TrainerSpec
 from lora_ws.models import MLP, Metanetwork
+from lora_ws.models.gaussian_process import GaussianProcess  # noqa: F401  found by its name
+from lora_ws.models.one_vs_rest import OneVsRestSVC  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,15 @@ class ExperimentSpec:
         featurizer: the representation, by class name or dotted path; null takes the paper's five,
             the weights themselves for a network that reads factors, or UpdateKernel for a
             classifier of a precomputed kernel.
-        model: the network, by class name or dotted path, or a scikit-learn classifier: SVC,
-            LogisticRegression and others by name, any by its dotted path.
+        model: the network, by class name or dotted path, or a scikit-learn classifier or regressor:
+            SVC, OneVsRestSVC, KernelRidge, GaussianProcess, LogisticRegression and others by name,
+            any by its dotted path. A regressor reads classes by least squares on 1 and -1.
         augment: changes of the training rows, by class name, such as FactorNoise, each with a
             probability; for networks that read factors.
         choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; every
             combination is fitted, and the best on the validation rows is kept.
+        refit: once the validation rows have chosen, fit on them too; how far to believe the result
+            then comes from out-of-fold outputs. Classifiers and regressors of scikit-learn alone.
         metadata: a control: represent adapters by these columns of the table, not by weights.
         shuffle_labels: a control: give the rows each other's labels, anew for every seed.
         first_rows: use only so many rows of each part, the first ones.
@@ -140,6 +146,7 @@ class ExperimentSpec:
     model: Metanetwork | BaseEstimator = field(default_factory=MLP)
     augment: tuple[Augmentation, ...] = ()
     choose: dict[str, list[Any]] = field(default_factory=dict)
+    refit: bool = False
     metadata: tuple[str, ...] = ()
     shuffle_labels: bool = False
     first_rows: int | None = None
@@ -178,20 +185,29 @@ class ExperimentSpec:
             )
         if self.choose:
             candidates(self)
+        if self.refit and isinstance(self.model, Metanetwork):
+            raise ConfigError(
+                f"refit: expected a classifier or regressor of scikit-learn, got "
+                f"{describe(self.model)}, which needs validation rows to stop; leave it out"
+            )
         self._check_trainer()
 
     def _check_model(self) -> None:
         """Refuse what no engine fits; a network that reads factors gets the weights themselves."""
-        if not (isinstance(self.model, Metanetwork) or is_classifier(self.model)):
-            raise ConfigError(
-                f"model: expected a network or a classifier of scikit-learn, got "
-                f"{describe(self.model)}; use MLP, say"
-            )
-        if not isinstance(self.model, Metanetwork) and not self.kind.takes_classifiers:
-            raise ConfigError(
-                f"model: expected a network for task={self.kind.name}, got "
-                f"{describe(self.model)}, a classifier; use MLP, say"
-            )
+        model, kind = self.model, self.kind
+        if not isinstance(model, Metanetwork):
+            if not (is_classifier(model) or is_regressor(model)):
+                raise ConfigError(
+                    f"model: expected a network, or a classifier or regressor of scikit-learn, got "
+                    f"{describe(model)}; use MLP, say"
+                )
+            word = "regressor" if is_regressor(model) else "classifier"
+            if not getattr(kind, f"takes_{word}s"):
+                other = " or a regressor" if kind.takes_regressors else ""
+                raise ConfigError(
+                    f"model: expected a network{other} for task={kind.name}, got "
+                    f"{describe(model)}, a {word}; use MLP, say"
+                )
         if not self.reads_factors:
             if self.augment:
                 raise ConfigError(

@@ -1,8 +1,9 @@
-"""Classifiers that scikit-learn fits, as networks on the same rows.
+"""Classifiers and regressors that scikit-learn fits, as networks on the same rows.
 
 Most of those in use become tensors: a `KernelMachine`, a `Linear` layer or `Neighbours`, which a
-bundle can hold and which need no scikit-learn to predict. Any other classifier is wrapped: it
-trains and is measured, but no bundle holds it.
+bundle can hold and which need no scikit-learn to predict. Any other one is wrapped: it trains and
+is measured, but no bundle holds it. A regressor fits numbers by least squares; what they mean, a
+class or an amount, is the caller's affair.
 """
 
 import copy
@@ -12,12 +13,15 @@ from typing import Any, NoReturn, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, clone, is_classifier
+from jaxtyping import Float, Int, Shaped
+from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    LinearRegression,
     LogisticRegression,
     Perceptron,
+    Ridge,
     RidgeClassifier,
     RidgeClassifierCV,
     SGDClassifier,
@@ -30,10 +34,12 @@ from torch import Tensor
 from lora_ws.errors import ConfigError
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.fitted import FittedModule, Identity
+from lora_ws.models.gaussian_process import GaussianProcess
 from lora_ws.models.kernel_machine import LINEAR, KernelMachine
 from lora_ws.models.linear import Linear
 from lora_ws.models.neighbours import Neighbours, log_shares
 from lora_ws.models.normalizers import Normalizer
+from lora_ws.models.one_vs_rest import OneVsRestSVC
 
 Tensors = dict[str, np.ndarray]
 
@@ -46,27 +52,29 @@ def fit_estimator(
     estimator: BaseEstimator,
     normalizer: Normalizer,
     features: Float[np.ndarray, "adapters features"] | Float[Tensor, "adapters features"],
-    labels: Int[np.ndarray, " adapters"],
+    targets: Shaped[np.ndarray, "..."],
     train_rows: Int[np.ndarray, " chosen"],
-    classes: int,
+    outputs: int,
     seed: int,
 ) -> MetanetModule:
-    """Fit a copy of a classifier on normalized training rows.
+    """Fit a copy of an estimator on normalized training rows.
 
     Args:
-        estimator: with ``predict_proba`` or ``decision_function``; left as it is.
-        normalizer: fitted; not used where the classifier takes a kernel (``precomputed``).
+        estimator: a classifier with ``predict_proba`` or ``decision_function``, or a regressor;
+            left as it is.
+        normalizer: fitted; not used where the estimator takes a kernel (``precomputed``).
         features: of all rows.
-        labels: class of each row, from 0 up.
+        targets: of a classifier, the class of each row, from 0 up ``[adapters]``; of a regressor,
+            numbers ``[adapters, outputs]``, of which it fits what differs from their mean.
         train_rows: which rows to fit on.
-        classes: how many there are.
-        seed: becomes every ``random_state`` of the classifier.
+        outputs: how many classes or numbers there are.
+        seed: becomes every ``random_state`` of the estimator.
 
     Returns:
         A network of tensors where `to_network` makes one, else an `EstimatorModule`.
 
     Raises:
-        ConfigError: it is no such classifier, scikit-learn refuses its parameters or the rows, a
+        ConfigError: it is no such estimator, scikit-learn refuses its parameters or the rows, a
             class has no training row, or a kernel is not one with all training rows.
     """
     name = type(estimator).__name__
@@ -80,36 +88,44 @@ def fit_estimator(
             f"model: {name} takes a kernel with each of the {rows.shape[0]} training rows, got "
             f"{rows.shape[1]} columns; use --featurizer UpdateKernel with landmarks null"
         )
+    wanted, offset = targets[train_rows], np.zeros(outputs)
+    if is_regressor(fitted):
+        offset = wanted.mean(axis=0)
+        # Many regressors of scikit-learn refuse a column.
+        wanted = wanted[:, 0] - offset if outputs == 1 else wanted - offset
     try:
-        fitted.fit(rows, labels[train_rows])
+        fitted.fit(rows, wanted)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model: {name} cannot be fitted: {error}") from error
-    _check_classes(fitted, classes)
     inputs = InputSpec(rows.shape[1])
     module: MetanetModule
     try:
-        _, module = to_network(fitted, inputs, classes)
+        _, module = to_network(fitted, inputs, outputs, offset)
     except NotStorableError:
-        module = EstimatorModule(fitted, inputs)
+        module = EstimatorModule(fitted, inputs, offset)
     module.normalizer = normalizer
     return module.eval()
 
 
 def to_network(
-    estimator: BaseEstimator, inputs: InputSpec, outputs: int
+    estimator: BaseEstimator,
+    inputs: InputSpec,
+    outputs: int,
+    offset: Float[np.ndarray, " outputs"] | float = 0.0,
 ) -> tuple[Metanetwork, FittedModule]:
-    """Turn a fitted classifier into tensors.
+    """Turn a fitted classifier or regressor into tensors.
 
     Args:
-        estimator: fitted on labels from 0 to ``outputs - 1``.
+        estimator: fitted; a classifier on labels from 0 to ``outputs - 1``.
         inputs: what its rows are.
-        outputs: classes.
+        outputs: classes or numbers.
+        offset: added to what a regressor predicts.
 
     Returns:
         A spec, and the module that it builds, filled; its normalizer is not fitted. The class of
         the largest output is that of ``predict``, of an ``SVC`` that of ``break_ties=True``. The
         softmax of the outputs is ``predict_proba`` of a `LogisticRegression` and, up to rounding
-        zeros to eps, of a `KNeighborsClassifier`.
+        zeros to eps, of a `KNeighborsClassifier`. Outputs of a regressor are its predictions.
 
     Raises:
         NotStorableError: no network computes what it does.
@@ -118,6 +134,8 @@ def to_network(
     _check_classes(estimator, outputs)
     convert = next((make for kinds, make in CONVERTERS if isinstance(estimator, kinds)), _refuse)
     network, tensors = convert(estimator)
+    if is_regressor(estimator):
+        tensors["layer.bias"] = tensors["layer.bias"] + offset
     module = network.build(inputs, outputs)
     assert isinstance(module, FittedModule)
     filled = {name: torch.tensor(value) for name, value in tensors.items()}
@@ -127,16 +145,18 @@ def to_network(
 
 @final
 class EstimatorModule(MetanetModule):
-    """A fitted classifier of scikit-learn that no tensors stand for.
+    """A fitted classifier or regressor of scikit-learn that no tensors stand for.
 
     Args:
-        estimator: the classifier.
+        estimator: the estimator.
         inputs: what its rows are.
+        offset: added to what a regressor predicts ``[outputs]``.
     """
 
-    def __init__(self, estimator: Any, inputs: InputSpec) -> None:
+    def __init__(self, estimator: Any, inputs: InputSpec, offset: np.ndarray) -> None:
         super().__init__(inputs)
         self.estimator = estimator
+        self.offset = offset
 
     @property
     def network(self) -> Metanetwork:
@@ -152,9 +172,12 @@ class EstimatorModule(MetanetModule):
         return rows
 
     def head(self, embedding: Float[Tensor, "rows features"]) -> Float[Tensor, "rows outputs"]:
-        """Logarithms of ``predict_proba`` if there is one, else ``decision_function``."""
+        """Predictions, logarithms of ``predict_proba`` if there is one, or decisions."""
         rows = self.normalizer(embedding).detach().cpu().numpy()
-        if hasattr(self.estimator, "predict_proba"):
+        if is_regressor(self.estimator):
+            found = torch.as_tensor(self.estimator.predict(rows).reshape(len(rows), -1))
+            found = found + torch.as_tensor(self.offset)
+        elif hasattr(self.estimator, "predict_proba"):
             found = log_shares(torch.as_tensor(self.estimator.predict_proba(rows)))
         else:
             found = torch.as_tensor(self.estimator.decision_function(rows))
@@ -166,9 +189,10 @@ class EstimatorModule(MetanetModule):
 def _copy(estimator: BaseEstimator, seed: int) -> BaseEstimator:
     """Clone, with the seed wherever it draws."""
     gives = ("predict_proba", "decision_function")
-    if not is_classifier(estimator) or not any(hasattr(estimator, name) for name in gives):
+    classifies = is_classifier(estimator) and any(hasattr(estimator, name) for name in gives)
+    if not classifies and not is_regressor(estimator):
         raise ConfigError(
-            f"model: expected a classifier with {' or '.join(gives)}, got "
+            f"model: expected a classifier with {' or '.join(gives)}, or a regressor, got "
             f"{type(estimator).__name__}; use sklearn.svm.SVC, say"
         )
     copied: Any = clone(estimator)
@@ -177,7 +201,7 @@ def _copy(estimator: BaseEstimator, seed: int) -> BaseEstimator:
 
 
 def _check_classes(estimator: Any, classes: int) -> None:
-    if not np.array_equal(estimator.classes_, np.arange(classes)):
+    if is_classifier(estimator) and not np.array_equal(estimator.classes_, np.arange(classes)):
         raise ConfigError(
             f"model: {type(estimator).__name__} was fitted on the classes "
             f"{list(estimator.classes_)}, expected training rows of each from 0 to {classes - 1}"
@@ -231,7 +255,27 @@ def _linear(estimator: Any) -> tuple[Metanetwork, Tensors]:
     bias = np.broadcast_to(estimator.intercept_, len(weight))
     if len(weight) == 1:
         weight, bias = (np.concatenate([-value / 2, value / 2]) for value in (weight, bias))
+    network = Linear(normalize=not isinstance(estimator, OneVsRestSVC))
+    return network, {"layer.weight": weight, "layer.bias": bias}
+
+
+def _regression(estimator: Any) -> tuple[Metanetwork, Tensors]:
+    weight = np.atleast_2d(estimator.coef_)
+    bias = np.broadcast_to(estimator.intercept_, len(weight))
     return Linear(), {"layer.weight": weight, "layer.bias": bias}
+
+
+def _kernel_regression(estimator: Any) -> tuple[Metanetwork, Tensors]:
+    """On a kernel that is the row itself, or made of products with it, a linear layer."""
+    kernel = getattr(estimator, "kernel", "precomputed")
+    if kernel not in LINEAR:
+        _refuse(estimator, "its kernel is neither linear nor precomputed")
+    dual = estimator.dual_coef_
+    weight = dual.reshape(len(dual), -1).T
+    if kernel == "linear":
+        weight = weight @ estimator.X_fit_
+    network = Linear(normalize=kernel != "precomputed")
+    return network, {"layer.weight": weight, "layer.bias": np.zeros(len(weight))}
 
 
 def _centroids(estimator: Any) -> tuple[Metanetwork, Tensors]:
@@ -272,12 +316,15 @@ CONVERTERS: tuple[tuple[tuple[type, ...], Callable[[Any], tuple[Metanetwork, Ten
             RidgeClassifier,
             RidgeClassifierCV,
             LinearSVC,
+            OneVsRestSVC,
             SGDClassifier,
             Perceptron,
             LinearDiscriminantAnalysis,
         ),
         _linear,
     ),
+    ((KernelRidge, GaussianProcess), _kernel_regression),
+    ((Ridge, LinearRegression), _regression),
     ((KNeighborsClassifier,), _neighbours),
     ((NearestCentroid,), _centroids),
 )

@@ -41,6 +41,8 @@ class RunRecord:
         feature_seconds: time to make the features, once for all seeds.
         split: column that gave the parts, where it was not the collection's own rule.
         task: kind of label.
+        refit: whether the network was fitted again on training and validation rows, ``n_train``
+            of them, once ``val`` was measured.
         chosen: values that the validation rows chose, by key of the experiment.
         model: the network, with the parameters that are not defaults; those of an MLP are in the
             config.
@@ -81,11 +83,13 @@ class RunRecord:
     split: str = ""
     task: str = "classification"
     model: str = "MLP"
+    refit: bool = False
     chosen: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON; the usual task and network, and no choice, go without saying."""
-        data, usual = asdict(self), {"task": "classification", "model": "MLP", "chosen": {}}
+        """Plain data, for JSON; what is usual goes without saying."""
+        data = asdict(self)
+        usual = {"task": "classification", "model": "MLP", "refit": False, "chosen": {}}
         return {k: v for k, v in data.items() if usual.get(k) != v or k not in usual}
 
     def timeless(self) -> dict[str, Any]:

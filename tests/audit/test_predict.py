@@ -32,7 +32,7 @@ def test_the_shipped_reader_names_classes_whatever_the_prompt_and_the_start(subs
     bundle = PredictSpec().bundle()
     adapters, rows, truth = test_rows(subset)
     guess = np.array(bundle.classes)[bundle.predict_proba(adapters.weights[rows]).argmax(1)]
-    # Measured: 90, 89 and 86 %; ties between votes may fall otherwise elsewhere.
+    # Measured: 91, 90 and 87 %; ties between votes may fall otherwise elsewhere.
     assert (guess == truth).mean() > 0.84
 
 
@@ -60,7 +60,8 @@ def test_a_name_that_is_not_shipped_is_refused() -> None:
 
 @pytest.mark.slow
 def test_the_recipe_makes_the_shipped_reader(tmp_path: Path) -> None:
-    spec = load_spec(ExperimentSpec, spec_root("training") / "metanetworks/update_kernel.yaml")
+    recipe = spec_root("training") / "metanetworks/update_kernel_refit.yaml"
+    spec = load_spec(ExperimentSpec, recipe)
     run(replace(spec, subset="per_adapter/constant"), tmp_path / "run")
     made, shipped = Bundle.load(tmp_path / "run" / "bundle"), PredictSpec().bundle()
     adapters, rows, _ = test_rows("per_adapter/constant")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 from sklearn.decomposition import KernelPCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -131,7 +132,7 @@ def test_without_landmarks_alone_the_columns_are_the_training_rows() -> None:
     [
         ({"kernel": "both"}, r"UpdateKernel\(kernel='both'\).*left, right, delta, probe"),
         ({"probes": 0}, r"UpdateKernel\(probes=0\): expected at least 1"),
-        ({"weights": "best"}, r"UpdateKernel\(weights='best'\): expected equal or alignment"),
+        ({"weights": "best"}, r"UpdateKernel\(weights='best'\): expected equal, alignment or"),
         ({"landmarks": 0}, r"UpdateKernel\(landmarks=0\).*use None to keep all"),
         ({"whiten": 2.0}, "above 0 and up to 1"),
         ({"max_memory_mb": 0}, "UpdateKernel.*no number of landmarks fits"),
@@ -215,6 +216,45 @@ def reference_alignment(gram: np.ndarray, same: np.ndarray) -> float:
     pairs = np.triu_indices(len(gram), 1)
     a, b = centred(gram)[pairs], centred(same)[pairs]
     return float(a @ b / np.sqrt(a @ a * (b @ b)))
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_joint_weights_are_non_negative_least_squares_on_the_kernel_of_labels(rank: int) -> None:
+    layout, y = text_layout(rank), np.arange(14) % 3
+    X = np.random.default_rng(rank).standard_normal((14, layout.size))
+    pairs = np.triu_indices(14, 1)
+    grams = []
+    for layer in layout.layers:
+        for kernel in ("left", "right", "delta"):
+            one = UpdateKernel(layout=layout, matrices=(layer.name,), kernel=kernel)
+            gram = one.set_params(weights="equal").fit_transform(X)
+            # The same kernel twice: together they count once.
+            grams += [gram, gram] if layer.name.startswith("mid") and kernel == "left" else [gram]
+    parts = np.stack([centred(gram)[pairs] / np.trace(centred(gram)) for gram in grams], axis=1)
+    target = centred((y[:, None] == y).astype(float))[pairs]
+    best, distance = nnls(parts, target)
+    fitted = UpdateKernel(layout=layout, kernel="left+right+delta", weights="alignf").fit(X, y)
+    assert 0 < np.count_nonzero(fitted.weights_) < 9
+    got = fitted.transform(X)
+    wanted = sum(w / np.trace(centred(k)) * k for w, k in zip(best, grams, strict=True))
+    np.testing.assert_allclose(got / np.trace(got), wanted / np.trace(wanted), atol=1e-9)
+    # No other weights bring the sum of kernels nearer to the labels.
+    cosine = reference_alignment(got, (y[:, None] == y).astype(float))
+    assert cosine == pytest.approx(np.sqrt(1 - distance**2 / (target @ target)), abs=1e-9)
+    for weights in ("equal", "alignment"):
+        other = UpdateKernel(layout=layout, kernel="left+right+delta", weights=weights)
+        theirs = reference_alignment(other.fit(X, y).transform(X), (y[:, None] == y).astype(float))
+        assert theirs <= cosine + 1e-9
+
+
+def test_joint_weights_in_blocks_are_those_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = planted()
+    fitted = UpdateKernel(layout=LAYOUT, kernel="left", weights="alignf").fit(X, y)
+    monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_BYTES", 8 * 60 * 3 * 7)
+    blocks = UpdateKernel(layout=LAYOUT, kernel="left", weights="alignf").fit(X, y)
+    np.testing.assert_allclose(blocks.weights_, fitted.weights_, rtol=0, atol=EXACT)
+    assert fitted.weights_.argmax() == 2
+    assert not UpdateKernel(layout=LAYOUT, weights="alignf").fit(X, np.zeros(60)).weights_.size
 
 
 def test_weights_take_the_layer_that_tells_classes_and_drop_noise() -> None:

@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.base import BaseEstimator, clone
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -20,9 +23,11 @@ from lora_ws.config import parse
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers import StatsFlatVec, UpdateKernel
 from lora_ws.learn.features import prepare
-from lora_ws.learn.run import run, run_one
+from lora_ws.learn.pack import pack
+from lora_ws.learn.run import fit_seeds, run, run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.models import DeepSets, ProbeX
+from lora_ws.models.gaussian_process import GaussianProcess
 
 
 @pytest.fixture
@@ -146,8 +151,8 @@ def test_each_seed_chooses_its_module(
     ("changes", "message"),
     [
         (
-            {"model": Ridge()},
-            "expected a network or a classifier of scikit-learn, got Ridge",
+            {"model": PCA()},
+            "a network, or a classifier or regressor of scikit-learn, got PCA",
         ),
         ({"trainer": TrainerSpec(engine="batched")}, "one-by-one with model LogisticRegression"),
         ({"trainer": TrainerSpec(devices=2)}, "expected 1 with model LogisticRegression"),
@@ -166,13 +171,55 @@ def test_what_cannot_be_is_refused_at_once(
 
 @pytest.mark.parametrize("model", [LogisticRegression(), DummyClassifier()])
 def test_a_task_without_classes_is_refused(spec: ExperimentSpec, model: BaseEstimator) -> None:
-    with pytest.raises(ConfigError, match="expected a network for task=regression"):
+    with pytest.raises(ConfigError, match="a network or a regressor for task=regression"):
         replace(spec, task="regression", label="size", model=model)
+    with pytest.raises(ConfigError, match="expected a network for task=embedding, got Ridge"):
+        replace(spec, task="embedding", model=Ridge())
+
+
+@pytest.mark.parametrize("model", [KernelRidge(kernel="precomputed"), GaussianProcess()])
+def test_regressors_read_classes_and_numbers(
+    spec: ExperimentSpec,
+    model: BaseEstimator,
+    make_zoo: Callable[..., AdapterSet],
+    tmp_path: Path,
+) -> None:
+    """Against scikit-learn's kernel ridge on the same kernel, with the ratio that is its alpha."""
+    zoo = make_zoo(n=60)
+    counts = pa.array(np.arange(60) % 4 + 0.5)
+    store = replace(zoo, rows=zoo.rows.append_column("count", counts)).save(tmp_path / "counts")
+    kernel = replace(spec, dataset=str(store), featurizer=UpdateKernel(kernel="left"), model=model)
+    for task, label in (("classification", None), ("regression", "count")):
+        one = replace(kernel, task=task, label=label)
+        prepared = prepare(one)
+        (found,) = fit_seeds(one, prepared, [0])
+        train, _, test = prepared.split
+        rows = np.asarray(prepared.features, float)
+        numbers = prepared.task.numbers(prepared.labels)
+        mean = numbers[train].mean(axis=0)
+        alpha = getattr(clone(model).fit(rows[train], numbers[train] - mean), "ratio_", 1.0)
+        ridge = KernelRidge(alpha=alpha, kernel="precomputed")
+        wanted = ridge.fit(rows[train], numbers[train] - mean).predict(rows[test]) + mean
+        if task == "classification":
+            hits = accuracy_score(prepared.labels[test], wanted.argmax(1))
+            assert found.record.test["accuracy"] == pytest.approx(hits)
+            pack(found, tmp_path / "bundle")
+            bundle = Bundle.load(tmp_path / "bundle")
+            guess = bundle.predict_proba(prepared.adapters.weights[test]).argmax(1)
+            np.testing.assert_array_equal(guess, wanted.argmax(1))
+        else:
+            spread, truth = prepared.task.std_, prepared.labels[test]
+            error = np.abs(wanted[:, 0] * spread + prepared.task.mean_ - truth).mean()
+            assert found.record.test["mae"] == pytest.approx(error, rel=1e-4)
 
 
 def test_a_classifier_is_found_by_name_and_a_kernel_machine_reads_updates() -> None:
     read = parse(ExperimentSpec, ["--model", "SVC", "--model.kernel", "precomputed"], "train")()
     assert isinstance(read.model, SVC)
     assert isinstance(read.featurizer, UpdateKernel)
+    ridge = parse(ExperimentSpec, ["--model", "KernelRidge", "--model.alpha", "2"], "train")()
+    assert (ridge.model.alpha, ridge.featurizer) == (2, None)
+    process = parse(ExperimentSpec, ["--model", "GaussianProcess"], "train")()
+    assert isinstance(process.featurizer, UpdateKernel)
     assert ExperimentSpec(model=SVC()).featurizer is None
     assert ExperimentSpec(model=SVC(kernel="precomputed"), metadata=("rank",)).featurizer is None

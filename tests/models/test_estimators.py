@@ -1,4 +1,4 @@
-"""Classifiers of scikit-learn as tensors compute what scikit-learn computes.
+"""Classifiers and regressors of scikit-learn as tensors compute what scikit-learn computes.
 
 Networks compute in float32, scikit-learn in float64 from the same rows, so bounds follow from
 float32 alone: a sum of n products errs by at most (n + 1) eps times the sum of their sizes.
@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    LinearRegression,
     LogisticRegression,
     Perceptron,
     Ridge,
@@ -29,14 +31,17 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC, LinearSVC, NuSVC
+from tolerances import rounding
 
 from lora_ws.errors import ConfigError
 from lora_ws.models import InputSpec
 from lora_ws.models.estimators import EstimatorModule, fit_estimator, to_network
 from lora_ws.models.fitted import Identity
+from lora_ws.models.gaussian_process import GaussianProcess
 from lora_ws.models.kernel_machine import KernelMachine, KernelMachineModule
 from lora_ws.models.neighbours import Neighbours
 from lora_ws.models.normalizers import ColumnScaler
+from lora_ws.models.one_vs_rest import OneVsRestSVC
 
 EPS = float(np.finfo(np.float32).eps)
 WIDTH = 12
@@ -134,6 +139,29 @@ def check_machine(fitted: Any, module: Any, new: np.ndarray, classes: int) -> No
     np.testing.assert_array_equal(got.argmax(1)[clear], fitted.predict(new)[clear])
 
 
+@some_classes
+def test_one_machine_a_class_is_that_of_scikit_learn(classes: int) -> None:
+    rows, labels = blobs(classes)
+    new, _ = blobs(classes, seed=1)
+    train, test = (rbf_kernel(some, rows, gamma=0.05).astype(np.float32) for some in (rows, new))
+    fitted = OneVsRestSVC(C=10).fit(train, labels)
+    theirs = OneVsRestClassifier(SVC(kernel="precomputed", C=10)).fit(train, labels)
+    expected = theirs.decision_function(test)
+    # Both add the same float64 products, in another order.
+    size = np.abs(fitted.coef_).sum(axis=1).max()
+    np.testing.assert_allclose(fitted.decision_function(test), expected, rtol=0, atol=1e-9 * size)
+    np.testing.assert_array_equal(fitted.predict(test), theirs.predict(test))
+    scaler = ColumnScaler(len(rows)).fit(train, np.arange(len(rows)))
+    every = np.arange(len(rows))
+    module: Any = fit_estimator(OneVsRestSVC(C=10), scaler, train, labels, every, classes, 0)
+    got = outputs(module, test)
+    if classes == 2:
+        expected = expected[:, None] / 2 * [-1, 1]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=rounding(len(rows), size=size))
+    assert isinstance(module.normalizer, Identity)
+    assert module.network.normalize is False
+
+
 LINEAR = {
     "logistic": LogisticRegression(C=0.5),
     "logistic without intercept": LogisticRegression(fit_intercept=False),
@@ -208,6 +236,48 @@ def test_neighbours_give_probabilities(estimator: Any, classes: int) -> None:
     assert (np.abs(np.exp(got) - expected) <= bound).all()
     if estimator.weights == "distance":
         np.testing.assert_array_equal(got.argmax(1), fitted.predict(new))
+
+
+REGRESSORS = {
+    "kernel ridge": KernelRidge(alpha=0.3, kernel="precomputed"),
+    "linear kernel ridge": KernelRidge(alpha=0.3),
+    "Gaussian process": GaussianProcess(),
+    "ridge": Ridge(),
+    "least squares": LinearRegression(),
+    "rbf kernel ridge": KernelRidge(kernel="rbf"),
+    "forest": RandomForestRegressor(5, random_state=7),
+}
+
+
+@pytest.mark.parametrize("outputs_", [1, 3])
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_regressors_predict_what_differs_from_the_mean(name: str, outputs_: int) -> None:
+    rows, labels = blobs(3)
+    new, _ = blobs(3, seed=1)
+    numbers = np.eye(3)[labels][:, :outputs_] + 5
+    scaler = ColumnScaler(WIDTH).fit(rows, np.arange(len(rows)))
+    if pairwise := name in ("kernel ridge", "Gaussian process"):
+        rows, new = (rbf_kernel(some, rows, gamma=0.05).astype(np.float32) for some in (rows, new))
+    every, given = np.arange(len(rows)), REGRESSORS[name]
+    module: Any = fit_estimator(given, scaler, rows, numbers, every, outputs_, seed=7)
+    mine, theirs = (
+        some if pairwise else scaler(torch.from_numpy(some)).numpy() for some in (rows, new)
+    )
+    wanted = numbers - numbers.mean(axis=0)
+    # A column is refused, or warned about, by some.
+    fitted: Any = clone(given).fit(mine, wanted if outputs_ > 1 else wanted[:, 0])
+    expected = fitted.predict(theirs).reshape(len(new), -1) + numbers.mean(axis=0)
+    got = outputs(module, new)
+    size = 6.0
+    if pairwise:
+        size += (np.abs(theirs) @ np.abs(fitted.dual_coef_.reshape(len(rows), -1))).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=rounding(len(rows), size=size))
+    assert isinstance(module.normalizer, Identity) == pairwise
+    stored = not isinstance(module, EstimatorModule)
+    assert stored == (name not in ("rbf kernel ridge", "forest"))
+    if not stored:
+        with pytest.raises(ConfigError, match=r"cannot be stored as tensors.*KernelRidge"):
+            _ = module.network
 
 
 STORED = {**SVCS, **LINEAR, **NEIGHBOURS, "centroid": NearestCentroid()}
@@ -318,7 +388,7 @@ def test_every_random_state_is_the_seed_and_the_given_classifier_stays() -> None
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (Ridge(), "expected a classifier with predict_proba or decision_function, got Ridge"),
+        (PCA(), "predict_proba or decision_function, or a regressor, got PCA"),
         (KNeighborsClassifier(100), r"k=100, vectors=45.*k from 1 to vectors"),
         (SVC(C=-1), "SVC cannot be fitted: The 'C' parameter"),
     ],

@@ -35,6 +35,7 @@ class Task(Parametrized, ABC):
             that they can be calibrated and a bundle can hold the network.
         takes_classifiers: whether a classifier of scikit-learn can stand for the network.
         by_row: whether the loss of a row depends on that row alone.
+        takes_regressors: whether a regressor can, by least squares on ``numbers``.
         stratifies: whether parts are to hold the label's values alike; else the card's classes.
 
     Example:
@@ -50,6 +51,7 @@ class Task(Parametrized, ABC):
     gives_probabilities: ClassVar[bool] = False
     takes_classifiers: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
+    takes_regressors: ClassVar[bool] = False
     stratifies: ClassVar[bool] = False
 
     @abstractmethod
@@ -129,6 +131,10 @@ class Task(Parametrized, ABC):
     def members(self, targets: Shaped[np.ndarray, "..."]) -> Bool[np.ndarray, "rows classes"]:
         """Which classes or labels each row has; asked of tasks that give probabilities alone."""
         raise NotImplementedError(f"{self.name} names no classes")
+
+    def numbers(self, targets: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "rows outputs"]:
+        """What least squares fits outputs to: 1 where a class or label is the row's, else -1."""
+        return 2.0 * self.members(targets) - 1.0
 
     def thresholds(
         self,

@@ -30,6 +30,7 @@ class Classification(Task):
     selects = "auroc"
     gives_probabilities = True
     takes_classifiers = True
+    takes_regressors = True
     stratifies = True
 
     def read(

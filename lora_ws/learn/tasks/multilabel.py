@@ -47,6 +47,7 @@ class MultiLabel(Task):
     quality = "jaccard"
     selects = "average_precision"
     gives_probabilities = True
+    takes_regressors = True
 
     def __init__(self, *, columns: tuple[str, ...] = (), pos_weight: bool = False) -> None:
         self.columns = columns

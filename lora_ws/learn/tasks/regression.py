@@ -35,6 +35,7 @@ class Regression(Task):
     quality = "mae"
     selects = "r2"
     needs_label = "a column of numbers"
+    takes_regressors = True
 
     def __init__(self, *, reduce: Literal["last", "mean"] = "last") -> None:
         self.reduce: Literal["last", "mean"] = reduce
@@ -54,6 +55,10 @@ class Regression(Task):
     def outputs(self) -> int:
         """One, in standard deviations from the mean."""
         return 1
+
+    def numbers(self, targets: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "rows one"]:
+        """Standard deviations from the mean."""
+        return ((targets - self.mean_) / self.std_)[:, None]
 
     def loss(
         self,
