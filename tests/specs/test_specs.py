@@ -35,6 +35,7 @@ ZOO_RECIPES = {
     "zoo/lora_ws_mini": ZooSpec,
     "zoo/lora_ws_mini_flagged": ZooSpec,
     "zoo/lora_ws_small": ZooSpec,
+    "zoo/lora_ws_small_class": ZooSpec,
     "zoo/lora_ws_mini_rank4": ZooSpec,
     "zoo/lora_ws_sd15": ZooSpec,
 }
