@@ -57,6 +57,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage())  # noqa: T201
         return 0
+    if args[1:] in (["-h"], ["--help"]) and (started := group_of(args[0])):
+        print(f"usage: lora-ws {args[0]} COMMAND [--help]\n\ncommands:\n{listed(started)}")  # noqa: T201
+        return 0
     if args[0] == "--version":
         from importlib.metadata import version
 
@@ -89,11 +92,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Format the list of commands, those to start with first."""
-    width = max(map(len, COMMANDS))
-    rest = [name for name in COMMANDS if name not in MAIN]
-    groups = [
-        [f"  {name:<{width}}  {COMMANDS[name].text}" for name in names] for names in (MAIN, rest)
-    ]
     return "\n".join(
         [
             "Read what a LoRA adapter learned from its weights alone.",
@@ -104,12 +102,23 @@ def usage() -> str:
             "usage: lora-ws COMMAND [--help], or lora-ws --version",
             "",
             "main commands:",
-            *groups[0],
+            listed(MAIN),
             "",
             "more commands:",
-            *groups[1],
+            listed([name for name in COMMANDS if name not in MAIN]),
         ]
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """A line for each command."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name].text}" for name in names)
+
+
+def group_of(word: str) -> list[str]:
+    """The commands that begin with a word: those of ``data``, say."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
 
 def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -122,8 +131,7 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
             return name, _renamed(list(args[words:]), OLD_FLAGS.get(name, {}))
     from lora_ws.config import nearest
 
-    started = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
-    if started:
+    if started := group_of(args[0]):
         raise ConfigError(f"`{args[0]}` needs one of: {', '.join(n.split()[1] for n in started)}")
     raise ConfigError(f"unknown command `{args[0]}`{nearest(args[0], list(COMMANDS))}")
 

@@ -13,7 +13,7 @@ class AttributeSpec:
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        adapters: files, PEFT folders, or hub:owner/name/file.safetensors; of this base.
+        adapters: files, PEFT folders, or hf://owner/name/file.safetensors; of this base.
         prompt: what was drawn.
         scales: one per adapter; null takes all of each.
         from_image: image of A1111 or ComfyUI whose metadata fill in what is not given.

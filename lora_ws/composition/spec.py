@@ -18,7 +18,7 @@ class ComposeSpec(GenerationSpec):
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        adapters: files, PEFT folders, or hub:owner/name/file.safetensors; of this base.
+        adapters: files, PEFT folders, or hf://owner/name/file.safetensors; of this base.
         prompt: what to draw.
         method: how the adapters act together, by class name or dotted path, with its own options
             such as --method.tau; null adds them all, as Merge does.

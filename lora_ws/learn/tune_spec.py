@@ -41,9 +41,8 @@ class TuneSpec(ExperimentSpec):
 
 def _check(key: str, domain: Any) -> None:
     if isinstance(domain, Mapping):
-        low, high = domain.get("low"), domain.get("high")
-        numbers = isinstance(low, int | float) and isinstance(high, int | float)
-        if {*domain} <= RANGE and numbers and low < high:
+        ends = [end for k in ("low", "high") if isinstance(end := domain.get(k), int | float)]
+        if {*domain} <= RANGE and len(ends) == 2 and ends[0] < ends[1]:
             return
     elif isinstance(domain, list | tuple) and domain:
         return

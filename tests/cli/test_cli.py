@@ -109,6 +109,15 @@ def test_every_public_name_resolves() -> None:
         lora_ws.Flatvec  # noqa: B018
 
 
+def test_help_of_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["concepts", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"^  (concepts \w+)", said, re.MULTILINE) == [
+        "concepts erase",
+        "concepts amplify",
+    ]
+
+
 def test_data_list_and_info() -> None:
     done = call("data", "list")
     assert "lora-ws-mini" in done.stdout
