@@ -21,11 +21,16 @@ def to_arrow(weights: np.ndarray, layout: Layout, rows: pa.Table) -> pa.Table:
     """Write the rows' columns, and one of fixed-size lists of lists for each factor."""
     table = rows
     for matrix in layout.matrices:
-        numbers = pa.array(np.ascontiguousarray(weights[:, matrix.columns]).ravel())
-        lists = pa.FixedSizeListArray.from_arrays(numbers, matrix.shape[1])
-        lists = pa.FixedSizeListArray.from_arrays(lists, matrix.shape[0])
-        table = table.append_column(column_name(matrix.layer.name, matrix.role), lists)
+        factors = np.asarray(weights[:, matrix.columns]).reshape(-1, *matrix.shape)
+        table = table.append_column(column_name(matrix.layer.name, matrix.role), lists_of(factors))
     return table
+
+
+def lists_of(matrices: np.ndarray) -> pa.Array:
+    """Write ``[rows, m, n]`` numbers as fixed-size lists of lists."""
+    _, m, n = matrices.shape
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(matrices.ravel()), n)
+    return pa.FixedSizeListArray.from_arrays(inner, m)
 
 
 def to_frame(weights: np.ndarray, layout: Layout, rows: pa.Table) -> "DataFrame":

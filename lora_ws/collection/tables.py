@@ -9,6 +9,7 @@ from lora_ws.adapters.keys import parse_key
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
+from lora_ws.collection.columns import lists_of
 from lora_ws.collection.decode import OURS, decode_matrix, first_shape, metadata_columns
 from lora_ws.errors import DataError
 
@@ -72,8 +73,10 @@ def _arrow(table: Any) -> pa.Table:
     names = [name for name in map(str, table.columns) if parse_key(name)]
     rows = pa.Table.from_pandas(table.drop(columns=names), preserve_index=False)
     for name in names:
-        cells = pa.array([np.asarray(cell).tolist() for cell in table[name]])
-        rows = rows.append_column(name, cells)
+        cells = [np.asarray(cell) for cell in table[name]]
+        alike = len({cell.shape for cell in cells}) == 1 and cells[0].ndim == 2
+        lists = lists_of(np.stack(cells)) if alike else pa.array([cell.tolist() for cell in cells])
+        rows = rows.append_column(name, lists)
     return rows
 
 
