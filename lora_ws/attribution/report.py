@@ -1,6 +1,7 @@
 """A page that shows which adapter did what to a picture."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from lora_ws.attribution.run import Attributed
 from lora_ws.attribution.shapley import Shapley
 from lora_ws.report.charts import chart_shares
 from lora_ws.report.grid import Cell, Grid, ranked
-from lora_ws.report.images import save_grid
+from lora_ws.report.images import save_grid, to_png
 from lora_ws.report.page import Figure, Section, to_page
 
 # Pixels per side that a picture has at least.
@@ -31,7 +32,7 @@ def write_attribution(
         learned: name -> what a classifier says an adapter learned.
     """
     generation, ablation = done.generation, done.ablation
-    grid = shares_grid(ablation, done.shapley, learned)
+    grid = with_thumbnails(shares_grid(ablation, done.shapley, learned), ablation)
     picture = save_pictures(ablation, folder / "attribution.png")
     text = (
         f"Prompt: {generation.prompt}. Seed {generation.seed}, "
@@ -86,6 +87,17 @@ def shares_grid(
         columns = {"learned": [Cell(learned.get(n, "")) for n in ablation.names], **columns}
     rows = tuple(zip(names, *columns.values(), strict=True))
     return Grid(("adapter", *columns), rows, caption, 2 if learned else 1, "largest")
+
+
+def with_thumbnails(grid: Grid, ablation: Ablation) -> Grid:
+    """Put before each adapter's row where it changed the picture."""
+    maps = ablation.maps / ablation.maps.max().clamp(min=1e-12)
+    cells = [
+        Cell(f"what {name} changed", image=to_png(over(ablation.full, change)))
+        for name, change in zip(ablation.names, maps, strict=True)
+    ]
+    rows = tuple((cell, *row) for cell, row in zip(cells, grid.rows, strict=True))
+    return replace(grid, head=("", *grid.head), rows=rows, left=grid.left + 1)
 
 
 def boxes_grid(scores: BoxScores) -> Grid:

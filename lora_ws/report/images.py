@@ -1,6 +1,7 @@
 """Grids of images as PNG."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,16 @@ import torch
 from torch import Tensor
 
 LABEL_WIDTH, TEXT_SIZE = 220, 14
+
+
+def to_png(image: Tensor) -> bytes:
+    """Encode an image ``[3, height, width]`` from -1 to 1 as PNG, a pixel a pixel."""
+    from PIL import Image
+
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    written = BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")
+    return written.getvalue()
 
 
 def save_grid(

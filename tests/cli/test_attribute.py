@@ -63,7 +63,7 @@ def test_a_page_shows_shares_and_maps(
     assert shares[0] > shares[1]
     page = tmp_path / "out" / "attribution.html"
     dom, probe = open_page(page, tmp_path)
-    assert (probe["images"], probe["shown"], probe["fetched"]) == (3, 3, [])
+    assert (probe["images"], probe["shown"], probe["fetched"]) == (3 + 2, 3 + 2, [])
     assert "from 4 pictures" in dom
 
 

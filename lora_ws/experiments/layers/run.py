@@ -11,6 +11,8 @@ from lora_ws.experiments.layers.sweep import run_sweep
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.recipes import recipe_file
 from lora_ws.experiments.trials import Trial
+from lora_ws.report.modules import short_name
+from lora_ws.report.records import RunRecord
 
 
 def run(spec: LayersSpec, options: Options) -> Path:
@@ -21,6 +23,7 @@ def run(spec: LayersSpec, options: Options) -> Path:
     """
     home, sections = options.run_folder(options.name), []
     trials: list[Trial] = []
+    compared: dict[str, list[RunRecord]] = {}
     for over, name in spec.recipes.items():
         sweep = load_spec(SweepSpec, recipe_file(name))
         sweep = replace(
@@ -33,4 +36,5 @@ def run(spec: LayersSpec, options: Options) -> Path:
         points = run_sweep(sweep, home)
         sections.append(layers_section(spec, over, points, sweep.top, options.folder))
         trials += [Trial(sweep, home / over / point.name) for point in points]
-    return report.write(options, spec, sections, trials)
+        compared = compared or {short_name(point.name): point.records for point in points}
+    return report.write(options, spec, sections, trials, compared)

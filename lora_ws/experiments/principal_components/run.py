@@ -28,4 +28,6 @@ def run(spec: PrincipalComponentsSpec, options: Options) -> Path:
     records = {k: first_records(folder, own.seeds) for k, folder in folders.items()}
     missing = {k: why_missing(folder) for k, folder in folders.items()}
     section = components_section(spec, records, missing, options.folder)
-    return report.write(options, spec, [section], [Trial(own, f) for f in folders.values()])
+    trials = [Trial(own, folder) for folder in folders.values()]
+    compared = {f"K = {k}": found for k, found in records.items() if found}
+    return report.write(options, spec, [section], trials, compared)

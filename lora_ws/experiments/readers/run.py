@@ -62,7 +62,10 @@ def run(spec: ReadersSpec, options: Options) -> Path:
     }
     costs = {name: _cost(row[spec.columns[0].name]) for name, row in plan.items()}
     sections = readers_sections(spec, records, costs, options.folder)
-    return report.write(options, spec, sections, trials)
+    first, controls = spec.columns[0].name, {one.name for one in spec.groups.get("controls", ())}
+    compared = {name: row[first] for name, row in records.items() if name not in controls}
+    compared = compared or {name: row[first] for name, row in records.items()}
+    return report.write(options, spec, sections, trials, compared)
 
 
 def draws(count: int) -> list[Draw]:

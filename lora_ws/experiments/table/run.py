@@ -48,7 +48,7 @@ def run(spec: TableSpec, options: Options) -> Path:
     sections = table_sections(spec, by_protocol, by_condition, subset, figures)
     if spec.layer_by:
         sections += [*layers, *detection_sections(plan, options.folder)]
-    return report.write(options, spec, sections, trials)
+    return report.write(options, spec, sections, trials, next(iter(by_protocol.values())))
 
 
 def _choose(spec: TableSpec, names: tuple[str, ...] | None) -> TableSpec:
