@@ -11,7 +11,7 @@ import httpx
 import pytest
 import schemathesis
 import uvicorn
-from browser import open_tab
+from browser import assert_readable, open_tab
 from factories import write_adapter as write_row
 from fastapi import FastAPI
 from hub_server import HubServer
@@ -277,6 +277,7 @@ def test_a_person_chooses_a_file_and_sees_the_verdict(
         sandbox = tab.value("document.getElementById('report').sandbox.value")
         assert sandbox == "allow-scripts allow-downloads"
         assert 'class="heat"' in tab.value("document.getElementById('report').srcdoc")
+        assert_readable(tab)
         tab.choose("#file", tmp_path / "none.txt")
         tab.value("document.getElementById('id').value = '/etc/passwd'")
         tab.value("document.getElementById('hub').requestSubmit()")
