@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests start many processes; none of them compiles what another one has.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test plain checked kernels slow check help examples notebooks docs bench install clean
+.PHONY: train test plain checked kernels slow check help tables examples notebooks docs bench install clean
 
 train: install
 	$(BIN)/lora-ws train
@@ -64,6 +64,9 @@ notebooks: install
 # The site, into build/site; a broken link or a name without a place fails. Nothing is fetched.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+# Modules of the denoisers of the installed diffusers; run it after diffusers was updated.
+tables: install
+	$(BIN)/python -c "from lora_ws.diffusion.module_table import *; TABLE.write_text(table_text(), encoding='utf-8')"
 
 bench: install
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

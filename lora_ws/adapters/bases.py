@@ -8,11 +8,17 @@ from lora_ws.adapters.fused import Part
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.methods import Form
+from lora_ws.adapters.model_classes import Layer, model_classes, rank_classes, template
 from lora_ws.adapters.structure import Entry
 
 # Width of the text embedding that cross-attention reads.
 CONTEXTS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL", 64: "tiny-sd"}
-FLUX_WIDTH = 3072
+FLUX, FLUX_WIDTH = "FLUX.1", 3072
+FLUX2_WIDTHS = {3072: "FLUX.2 Klein 4B", 4096: "FLUX.2 Klein 9B", 6144: "FLUX.2"}
+# Above this share of modules that Stable Diffusion's U-Net does not have, a file is of another one.
+MOST_ODD = 1 / 4
+# Models of the same modules that are named as evidence.
+ALIKE = 3
 # Width of the context that FLUX' first layer reads.
 FLUX_CONTEXTS = {4096: "FLUX.1", 7680: "FLUX.2 Klein 4B", 12288: "FLUX.2 Klein 9B", 15360: "FLUX.2"}
 TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CLIP-G (SDXL)"}
@@ -63,6 +69,19 @@ def detect_base(entries: Iterable[Entry]) -> Base:
 
 
 def _unet(denoiser: Sequence[Entry]) -> Base:
+    layers = [Layer(entry.path, entry.form.inputs, entry.form.outputs) for entry in denoiser]
+    ours = next(iter(model_classes().values())).modules
+    odd = tuple(layer.path for layer in layers if template(layer.path) not in ours)
+    # Other U-Nets have all that Stable Diffusion has, and more: a module of theirs names none.
+    if len(odd) > MOST_ODD * len(layers) and (ranked := rank_classes(layers)):
+        kind, count, _ = ranked[0]
+        said = f"{count} of {len(layers)} modules are its own, such as `{odd[0]}`"
+        return Base(kind.name, said)
+    base = _stable_diffusion(denoiser)
+    return base._replace(odd=(*base.odd, *odd))
+
+
+def _stable_diffusion(denoiser: Sequence[Entry]) -> Base:
     reading = [entry for entry in denoiser if reads_text(entry.path)]
     if reading:
         ((width, _),) = Counter(entry.form.inputs for entry in reading).most_common(1)
@@ -97,16 +116,48 @@ def _entry(layer: LayerSpec) -> Entry:
 
 
 def _transformer(entries: Sequence[Entry]) -> Base:
-    for entry in entries:
-        if entry.path == "context_embedder":
-            width = entry.form.inputs
-            name = FLUX_CONTEXTS.get(width, f"unknown DiT with a context of {width}")
-            return Base(name, f"`{entry.path}` reads {width} numbers of text")
-    named = [e for e in entries if "single_" in e.path or "double_" in e.path]
-    widths = {min(entry.form.inputs, entry.form.outputs) for entry in entries}
-    if named and FLUX_WIDTH in widths:
-        return Base("FLUX.1", f"`{named[0].path}`, width {FLUX_WIDTH}")
-    return Base("unknown DiT", f"`{entries[0].path}`, widths {sorted(widths)}")
+    layers = [
+        Layer(
+            part.path,
+            entry.form.inputs,
+            sum(len(range(*rows.indices(entry.form.outputs))) for rows in part.rows),
+        )
+        for entry in entries
+        for part in entry.parts
+    ]
+    ranked = rank_classes(layers)
+    if not ranked:
+        widths = sorted({min(layer.inputs, layer.outputs) for layer in layers})
+        return Base("unknown DiT", f"`{layers[0].path}`, widths {widths}")
+    (best, count, fitting), *_ = ranked
+    odd = tuple(layer.path for layer in layers if template(layer.path) not in best.modules)
+    alike = [kind.name for kind, _, fits in ranked[1:] if fits == fitting]
+    such = f", as {', '.join(alike[:ALIKE])} have" if alike else ""
+    said = f"{count} of {len(layers)} modules are its own, such as `{layers[0].path}`{such}"
+    if best.name == FLUX:
+        return _flux(layers, said, odd)
+    if alike and not fitting:
+        return Base(f"unknown DiT, perhaps {best.name}", said, odd)
+    return Base(best.name, said, odd)
+
+
+def _flux(layers: Sequence[Layer], said: str, odd: tuple[str, ...]) -> Base:
+    """FLUX.1, or FLUX.2 by FLUX.1's names: its middle layers are of another width."""
+    for layer in layers:
+        if layer.path == "context_embedder":
+            name = FLUX_CONTEXTS.get(layer.inputs, f"unknown DiT with a context of {layer.inputs}")
+            return Base(name, f"`{layer.path}` reads {layer.inputs} numbers of text", odd)
+    for layer in layers:
+        if (
+            layer.path.endswith((".ff.net.0.proj", ".proj_mlp"))
+            and layer.outputs == 6 * layer.inputs
+        ):
+            name = FLUX2_WIDTHS.get(layer.inputs, "FLUX.2")
+            return Base(name, f"`{layer.path}` has {layer.outputs} outputs of {layer.inputs}", odd)
+    widths = {min(layer.inputs, layer.outputs) for layer in layers}
+    if FLUX_WIDTH in widths:
+        return Base(FLUX, f"{said}, width {FLUX_WIDTH}", odd)
+    return Base("unknown DiT", f"{said}; widths {sorted(widths)}", odd)
 
 
 def _text_only(entries: list[Entry]) -> Base:

@@ -6,6 +6,8 @@ Splitting changes the singular values of a module, so it comes before anything t
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lora_ws.adapters.architectures import FUSED_DOUBLE, FUSED_SINGLE, FUSED_TOP
+
 _IMAGE = ("img_attn.qkv", "processor.qkv1")
 
 
@@ -18,7 +20,9 @@ class Part(NamedTuple):
 
 def is_fused(path: str) -> bool:
     """Whether a path names a matrix of several modules."""
-    return path.startswith(("double_blocks.", "single_blocks.", "final_layer."))
+    kind, _, rest = path.partition(".")
+    names = {"double_blocks": FUSED_DOUBLE, "single_blocks": FUSED_SINGLE}.get(kind, ())
+    return path in FUSED_TOP or rest.partition(".")[2] in names
 
 
 def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:

@@ -4,12 +4,11 @@ A key is *prefix + module path + ending*. Add a row to read another naming schem
 """
 
 import re
-from functools import cache
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from lora_ws.adapters.architectures import by_underscores, flux_name, indexed, sgm_name
-
-Style = Literal["dots", "underscores"]
+from lora_ws.adapters.model_classes import find_module, last_name, unet_last_names
 
 # What the tensor is to its module. Later rows are for what earlier ones leave; ``n`` is an
 # adapter's name or, at XLabs, the number of a stream.
@@ -34,49 +33,77 @@ ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.(?P<role>hada_(w[12]_[ab]|t[12]))", ""),
         (r"\.(?P<role>lokr_(w[12](_[ab])?|t[12]))", ""),
         (r"\.dora_scale", "magnitude"),
-        (r"\.lora_magnitude_vector(\.[^.]+)?(\.weight)?", "magnitude"),
+        (r"\.(lora_|dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?", "magnitude"),
         (r"\.diff", "diff"),
         (r"\.(?P<role>diff_b|w_norm|b_norm|oft_blocks|oft_diag|rescale|on_input)", ""),
         (r"\.(?P<role>[ab][12]|bm)\.weight", ""),
+        (r"\.(?P<role>oft_[rR]|boft_[Rs]|ia3_l|hra_u|vera_lambda_[bd])(\.[^.]+)?(\.weight)?", ""),
+        (r"\.(?P<role>fourierft_spectrum|shira_weight)(\.[^.]+)?", ""),
         (r"\.lora_B(\.[^.]+)?\.bias", "bias"),
         (r"\.(?P<role>lora_embedding_[AB])(\.[^.]+)?", ""),
     )
 )
-# Roles of updates that nothing here can make into two factors.
-FOREIGN_ROLES = ("oft_blocks", "oft_diag", "on_input", "a1", "a2", "b1", "b2", "bm")
-# Longest first; "" as component: the path tells.
-PREFIXES: tuple[tuple[str, str, Style], ...] = (
-    ("base_model.model.unet.", "unet", "dots"),
-    ("base_model.model.", "", "dots"),
-    ("diffusion_model.", "", "dots"),
-    ("lora_transformer_", "transformer", "underscores"),
-    ("text_encoder_2.", "text_encoder_2", "dots"),
-    ("text_encoder_3.", "text_encoder_3", "dots"),
-    ("text_encoder.", "text_encoder", "dots"),
-    ("transformer.", "transformer", "dots"),
-    # A conversion that went wrong once and is about.
-    ("lora_unet_unet_", "unet", "underscores"),
-    ("lora_unet_", "", "underscores"),
-    ("lora_te1_", "text_encoder", "underscores"),
-    ("lora_te2_", "text_encoder_2", "underscores"),
-    ("lora_te3_", "text_encoder_3", "underscores"),
-    ("lora_te_", "text_encoder", "underscores"),
-    ("lycoris_", "", "underscores"),
-    ("unet.", "unet", "dots"),
-    ("", "", "dots"),
+# Roles of updates that are functions of the base model's weights -> their method.
+FOREIGN_ROLES = {
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_r", "oft_R"), "OFT"),
+    **dict.fromkeys(("boft_R", "boft_s"), "BOFT"),
+    **dict.fromkeys(("on_input", "ia3_l"), "IA3"),
+    **dict.fromkeys(("a1", "a2", "b1", "b2", "bm"), "GLoRA"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), "VeRA"),
+    "hra_u": "HRA",
+    "fourierft_spectrum": "FourierFT",
+    "shira_weight": "SHiRA",
+}
+# What stands before a module's path, in any order and number. A text encoder says which it is; what
+# denoiser a path is of, the path tells, as trainers say `unet` and `diffusion_model` for all.
+PREFIXES: tuple[tuple[str, str], ...] = (
+    ("base_model.model.", ""),
+    ("diffusion_model.", ""),
+    ("lora_transformer_", ""),
+    ("lora_unet_", ""),
+    ("lycoris_", ""),
+    ("transformer.", ""),
+    ("unet.", ""),
+    ("unet_", ""),
+    ("text_encoders.clip_l.", "text_encoder"),
+    ("text_encoders.clip_g.", "text_encoder_2"),
+    ("text_encoders.", "other_text_encoder"),
+    ("text_encoder_2.", "text_encoder_2"),
+    ("text_encoder_3.", "text_encoder_3"),
+    ("text_encoder.", "text_encoder"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te3_", "text_encoder_3"),
+    ("lora_te_", "text_encoder"),
 )
 DENOISERS = ("unet", "transformer")
+# Of kinds that nothing here reads, such as T5 beside FLUX; listed, and no part of a verdict.
+OTHER_ENCODER = "other_text_encoder"
+# Where the modules of U-Nets are, those of one's own too.
+_UNET = re.compile(r"(down_blocks|mid_block|up_blocks)\.")
 _INDEXED = re.compile(r"(unet|text_encoder):(\d+):(down|up)\Z")
-_UNET = re.compile(r"(down_blocks|mid_block|up_blocks|conv_(in|out)|(time|add)_embedding)\b")
-_FLUX = re.compile(r"(single_)?transformer_blocks\.|double_blocks\.|single_blocks\.|final_layer\.")
 _OLD_TEXT = re.compile(r"self_attn\.to_(q|k|v|out)\Z")
+# Names of Wan's own repository -> those of diffusers, with underscores.
+_WAN = {
+    **{f"self_attn_{x}": f"attn1_to_{x}" for x in "qkv"},
+    **{f"cross_attn_{x}": f"attn2_to_{x}" for x in "qkv"},
+    "self_attn_o": "attn1_to_out_0",
+    "cross_attn_o": "attn2_to_out_0",
+    "cross_attn_k_img": "attn2_add_k_proj",
+    "cross_attn_v_img": "attn2_add_v_proj",
+    "ffn_0": "ffn_net_0_proj",
+    "ffn_2": "ffn_net_2",
+}
+_WAN_BLOCK = re.compile(r"(blocks_\d+_)(\w+)")
+REMEMBERED = 1 << 15
 
 
 class Key(NamedTuple):
     """A parsed key.
 
     Attributes:
-        component: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2`` or ``_3``.
+        component: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2``, ``_3``, or
+            `OTHER_ENCODER`.
         path: dotted module path inside it, as diffusers spells it; fused modules of FLUX keep
             their own (`adapters/fused.py`).
         role: what the tensor is to the module.
@@ -125,40 +152,50 @@ def parse_key(key: str) -> Key | None:
     if ending is None:
         return None
     stem, role = ending
-    prefix, component, style = next(row for row in PREFIXES if stem.startswith(row[0]))
-    place = _dotted(stem[len(prefix) :], component) if style == "dots" else None
-    if style == "underscores":
-        place = _underscored(stem[len(prefix) :], component)
+    place = _place(stem)
     return Key(*place, role) if place else None
 
 
-def _dotted(path: str, component: str) -> tuple[str, str] | None:
-    if not component:
-        # PEFT saves a component alone, without its name; ComfyUI says diffusion_model for all.
-        text = path.startswith("text_model.")
-        component = "text_encoder" if text else "unet" if _UNET.match(path) else ""
-        if not component and not (_FLUX.match(path) or flux_name(path)):
-            return None
-        component = component or "transformer"
-    if component == "transformer":
-        own = re.match(r"double_blocks|single_blocks", path) or flux_name(path)
-        path = flux_name(path) or ("" if own else path)
-        return (component, path) if path else None
-    if component == "unet":
-        # Old files name the attention processor between the layer and its projection.
-        path = path.replace(".processor.", ".")
-        path = re.sub(r"\.to_out\Z", ".to_out.0", path)
-        return (component, path) if _UNET.match(path) else None
-    path = _OLD_TEXT.sub(r"self_attn.\1_proj", path)
-    return component, path
+@lru_cache(REMEMBERED)
+def _place(stem: str) -> tuple[str, str] | None:
+    """Component and path of a module, by whatever name."""
+    prefix, component = next((row for row in PREFIXES if stem.startswith(row[0])), ("", ""))
+    path = stem[len(prefix) :]
+    if component:
+        return _text(path, component)
+    # A prefix may be part of a name too: `transformer.layers` is not UVit's `transformer_layers`.
+    if prefix and (found := _place(path)):
+        return found
+    if found := _denoiser(stem):
+        return found
+    return _text(stem, "text_encoder") if stem.startswith("text_model.") else None
 
 
-@cache
-def _underscored(path: str, component: str) -> tuple[str, str] | None:
-    for name in (component,) if component else ("unet", "transformer", "text_encoder"):
-        plain = sgm_name(path.replace("_processor_", "_")) if name == "unet" else path
-        if plain.endswith("_to_out"):
-            plain += "_0"
-        if dotted := by_underscores(name).get(plain):
-            return (name, flux_name(dotted) or dotted) if name == "transformer" else (name, dotted)
+def _denoiser(path: str) -> tuple[str, str] | None:
+    """Of U-Nets by either numbering, of FLUX by either naming, and of every class of diffusers."""
+    plain = path.replace(".", "_")
+    # Old files name the attention processor between the layer and its projection.
+    bare = sgm_name(plain.replace("_processor_", "_"))
+    for name in (bare, f"{bare}_0" if bare.endswith("_to_out") else ""):
+        if dotted := by_underscores("unet").get(name):
+            return "unet", dotted
+        if found := find_module(name):
+            return found
+    dotted = by_underscores("transformer").get(plain)
+    # HunyuanVideo has `img_attn_qkv` where FLUX has `img_attn.qkv`.
+    if dotted and ("." not in path or path == dotted):
+        return "transformer", flux_name(dotted) or dotted
+    if (block := _WAN_BLOCK.fullmatch(plain)) and (new := _WAN.get(block[2])):
+        return find_module(block[1] + new)
+    if _UNET.match(path) and last_name(path) in unet_last_names():
+        return "unet", path
     return None
+
+
+def _text(path: str, component: str) -> tuple[str, str]:
+    """Of CLIP by either separator; other encoders keep their paths, and a name of their own."""
+    path = path.removeprefix("transformer.")
+    if "." not in path:
+        dotted = by_underscores("text_encoder").get(path)
+        return (component, dotted) if dotted else (OTHER_ENCODER, path)
+    return component, _OLD_TEXT.sub(r"self_attn.\1_proj", path)

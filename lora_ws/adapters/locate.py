@@ -16,6 +16,7 @@ PEFT_PICKLE = "adapter_model.bin"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz")
 HUB = "hub:"
+POINTER = b"version https://git-lfs"
 # Longer ones are no settings.
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -87,7 +88,8 @@ class AdapterRef:
             return self._open_remote()
         file = self.file()
         name = readable(file) if self.path.is_dir() else self.name
-        _refuse_other_kinds(name)
+        if not _is_pointer(file):
+            _refuse_other_kinds(name)
         return LocalSource(file, name), settings_beside(file)
 
     def file(self) -> Path:
@@ -150,6 +152,12 @@ def settings_beside(file: Path) -> str | None:
         return None
     with LocalSource(beside) as source:
         return _text(source)
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether Git LFS has not fetched a file yet, which reading its header says."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
 
 
 def _refuse_other_kinds(file: str) -> None:

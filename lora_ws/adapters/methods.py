@@ -17,6 +17,8 @@ from lora_ws.functional.kronecker import KroneckerProduct
 from lora_ws.functional.sketch import Factor
 
 Tensors = Mapping[str, np.ndarray]
+# Of a matrix, and of convolutions over one to three axes.
+DIMENSIONS = (2, 3, 4, 5)
 Shapes = Mapping[str, tuple[int, ...]]
 # Numbers of both factors up to which a Kronecker product is formed: four MiB.
 FORMED = 1 << 20
@@ -130,7 +132,7 @@ def _lora_form(shapes: Shapes) -> Form:
     _need(shapes, "down", "up")
     down, up = shapes["down"], shapes["up"]
     for role in ("down", "up"):
-        if len(shapes[role]) not in (2, 4):
+        if len(shapes[role]) not in DIMENSIONS:
             raise ShapeError(
                 f"expected `{role}` to be a matrix or a convolution, got shape {shapes[role]}"
             )
@@ -140,7 +142,7 @@ def _lora_form(shapes: Shapes) -> Form:
             f"down has rank {rank} (shape {down}) but up has rank {math.prod(up[1:])} (shape "
             f"{up}); the two must agree"
         )
-    kernel = tuple(down[2:]) if len(down) == 4 else ()
+    kernel = tuple(down[2:])
     if "mid" in shapes:
         mid = shapes["mid"]
         if len(mid) != 4 or mid[:2] != (rank, rank):
@@ -247,7 +249,7 @@ def _dense(matrix: np.ndarray) -> Plain:
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
-    if len(shape) not in (2, 4):
+    if len(shape) not in DIMENSIONS:
         raise ShapeError(f"expected a matrix or a convolution, got shape {shape}")
     return shape[0], math.prod(shape[1:]), tuple(shape[2:])
 

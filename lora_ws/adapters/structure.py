@@ -1,5 +1,6 @@
 """What a file holds, by its header alone: which modules, of which method and sizes, spelt how."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -7,11 +8,13 @@ from functools import lru_cache
 
 from lora_ws.adapters.fused import Part, is_fused, parts
 from lora_ws.adapters.header import Limits, shown
-from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, parse_key, split_ending
+from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, OTHER_ENCODER, parse_key, split_ending
 from lora_ws.adapters.methods import Form, ShapeError, form_of
+from lora_ws.adapters.model_classes import LANGUAGE_MODEL, has_module, original_model
 from lora_ws.errors import AdapterError
 
 Shapes = Mapping[str, tuple[int, ...]]
+Place = tuple[str, str]
 MAX_RANK = 4096
 # Up to so many tensors are remembered.
 REMEMBERED = 4096
@@ -55,16 +58,18 @@ class Structure:
         entries: modules in the file's order.
         other_keys: tensors that are no part of an update: embeddings, norms, biases.
         unmapped: tensors that are part of one, of a module or method that is not known.
+        other_encoders: tensors that are part of one, of a text encoder that is not read.
     """
 
     entries: tuple[Entry, ...]
     other_keys: tuple[str, ...]
     unmapped: tuple[str, ...]
+    other_encoders: tuple[str, ...] = ()
 
     @property
     def unread(self) -> tuple[str, ...]:
         """Tensors that no update, hash or verdict covers, whatever they do."""
-        return *self.other_keys, *self.unmapped
+        return *self.other_keys, *self.unmapped, *self.other_encoders
 
     @property
     def modules_unread(self) -> int:
@@ -73,9 +78,10 @@ class Structure:
 
     @property
     def unmapped_share(self) -> float:
-        """Share of the modules that are not known."""
+        """Share of the denoiser's modules that are not known."""
         lost = len({(split_ending(key) or (key,))[0] for key in self.unmapped})
-        return lost / max(1, lost + len(self.entries))
+        known = sum(entry.component in DENOISERS for entry in self.entries)
+        return lost / max(1, lost + known)
 
     def choose(self, patterns: tuple[str, ...] | None) -> tuple[Entry, ...]:
         """Entries of the denoiser whose path, or a part of it, fits a pattern; None takes all."""
@@ -114,10 +120,13 @@ def structure_of(shapes: Shapes, file: str) -> Structure:
 
 def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
     shapes = dict(items)
-    modules: dict[tuple[str, str], dict[str, str]] = {}
-    other, unmapped = [], []
+    modules: dict[Place, dict[str, str]] = {}
+    other, unmapped, encoders = [], [], []
     for key in shapes:
         parsed = parse_key(key)
+        if parsed is not None and parsed.component == OTHER_ENCODER:
+            encoders.append(key)
+            continue
         if parsed is None or parsed.role in FOREIGN_ROLES:
             (unmapped if split_ending(key) else other).append(key)
             continue
@@ -128,7 +137,7 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
             )
         roles[parsed.role] = key
     entries = []
-    for (component, path), keys in modules.items():
+    for (component, path), keys in _of_one_denoiser(modules).items():
         entry = _entry(component, path, keys, shapes)
         if entry is None:
             beside = set(keys) <= set(BESIDE)
@@ -137,7 +146,20 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
             entries.append(entry)
             other += [key for role, key in keys.items() if role in BESIDE[1:]]
     _check_twice(entries)
-    return Structure(tuple(entries), tuple(other), tuple(unmapped))
+    return Structure(tuple(entries), tuple(other), tuple(unmapped), tuple(encoders))
+
+
+def _of_one_denoiser(modules: dict[Place, dict[str, str]]) -> dict[Place, dict[str, str]]:
+    """Names that U-Nets and transformers share are of the kind that most of the others are of."""
+    counts = Counter(component for component, _ in modules)
+    if not all(counts[name] for name in DENOISERS):
+        return modules
+    most = max(DENOISERS, key=counts.__getitem__)
+    moved = {}
+    for (component, path), keys in modules.items():
+        shared = component in DENOISERS and (most, path) not in modules and has_module(most, path)
+        moved[most if shared else component, path] = keys
+    return moved
 
 
 # Files of one trainer and base have the same tensors.
@@ -203,16 +225,41 @@ def check_complete(found: Structure, file: str) -> None:
     Raises:
         AdapterError: naming the first tensor in question.
     """
-    if not found.entries and not found.unmapped:
-        what = f"got names such as {shown(found.other_keys[0])}" if found.other_keys else "none"
-        raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", "not-an-adapter")
     if found.unmapped and found.unmapped_share > MAX_UNMAPPED:
-        parsed = parse_key(found.unmapped[0])
-        rotates = parsed is not None and parsed.role in FOREIGN_ROLES
-        what = "method" if rotates else "module"
+        raise _unmapped(found, file)
+    if found.entries:
+        return
+    if found.other_encoders:
         raise AdapterError(
-            f"{file}: {100 * found.unmapped_share:.0f} % of its modules are of a {what} that is "
-            f"not known, such as {shown(found.unmapped[0])}; a verdict on the rest would be one on "
-            "another adapter",
-            "needs-base" if rotates else "unmapped" if found.entries else "not-an-adapter",
+            f"{file}: expected modules of a denoiser or of CLIP, got only a text encoder of "
+            f"another kind, such as {shown(found.other_encoders[0])}",
+            "unmapped",
         )
+    what = f"got names such as {shown(found.other_keys[0])}" if found.other_keys else "none"
+    raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", "not-an-adapter")
+
+
+def _unmapped(found: Structure, file: str) -> AdapterError:
+    """Why the modules that are not known are not, as far as their names tell."""
+    key = found.unmapped[0]
+    role = (split_ending(key) or ("", ""))[1]
+    share = f"{file}: {100 * found.unmapped_share:.0f} % of its modules are"
+    if method := FOREIGN_ROLES.get(role):
+        return AdapterError(
+            f"{share} of {method}, such as {shown(key)}: its updates are made of the base model's "
+            "weights, which are not in the file",
+            "needs-base",
+        )
+    model = original_model(key)
+    if model == LANGUAGE_MODEL:
+        return AdapterError(
+            f"{share} of a language model, such as {shown(key)}; expected an adapter of a "
+            "diffusion model",
+            "foreign",
+        )
+    whose = f"of {model} by names that are not read" if model else "not known"
+    return AdapterError(
+        f"{share} {whose}, such as {shown(key)}; a verdict on the rest would be one on another "
+        "adapter",
+        "unmapped",
+    )

@@ -119,6 +119,11 @@ def _warnings(structure: Structure, norms: dict[str, float]) -> list[str]:
         notes.append(f"{len(silent)} modules have no effect, such as {shown(silent[0])}")
     if directions := [entry for entry in structure.entries if entry.needs_base]:
         notes.append(f"{len(directions)} modules are of DoRA: their size needs the base model")
-    if others := structure.unread:
+    if others := (*structure.other_keys, *structure.unmapped):
         notes.append(f"{len(others)} tensors are no part of an update, such as {shown(others[0])}")
+    if encoders := structure.other_encoders:
+        notes.append(
+            f"{len(encoders)} tensors are of a text encoder that is not read, such as "
+            f"{shown(encoders[0])}"
+        )
     return notes

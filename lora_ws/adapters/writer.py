@@ -81,7 +81,7 @@ def _tensors(module: Module, stem: str, to: FileFormat) -> dict[str, np.ndarray]
     down = module.down.astype(np.float32)
     if module.kernel:
         down = down.reshape(len(down), -1, *module.kernel)
-        up = up[:, :, None, None]
+        up = up.reshape(*up.shape, *(1 for _ in module.kernel))
     if to == "peft":
         return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     if to == "diffusers":

@@ -36,7 +36,9 @@ def _show(report: Report, alike: Copies | None, new: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     show(console, report.grid())
     if alike and (alike.equal or alike.near):
-        console.print(f"copies: {len(alike.equal)} groups the same, {len(alike.near)} near")
+        console.print(
+            f"copies: {len(alike.equal)} groups of equal updates, {len(alike.near)} of near ones"
+        )
     for finding, flags, _ in report.flagged[:SHOWN]:
         text = f"{finding.file}: {'; '.join(flags)} ({said(finding)})"
         console.print(f"flagged: {escape(printable(text))}")

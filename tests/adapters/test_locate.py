@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import lora_ws.adapters
-from lora_ws.adapters import AdapterRef, find_adapters
+from lora_ws.adapters import AdapterRef, find_adapters, open_adapter
 from lora_ws.errors import AdapterError, DeprecatedName
 
 
@@ -22,6 +22,15 @@ def test_an_archive_is_refused_as_one(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="unpack it") as refused:
         AdapterRef.parse(file).open()
     assert refused.value.reason == "archive"
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "safetensors"])
+def test_a_pointer_of_git_lfs_is_refused_as_one(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(AdapterError) as refused:
+        open_adapter(file)
+    assert refused.value.reason == "lfs-pointer"
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "bin", "pt", "pth", "pkl"])

@@ -87,7 +87,9 @@ def test_names_that_overlap_give_each_file_once(folder: Path) -> None:
 def test_a_peft_file_with_other_settings_is_another_adapter(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text(f'{{"lora_alpha": "{name}"}}')
+        (tmp_path / name / "adapter_config.json").write_text(
+            f'{{"lora_alpha": "{name}"}}', encoding="utf-8"
+        )
     (tmp_path / "one" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "two" / "adapter_model.safetensors").symlink_to(
         tmp_path / "one" / "adapter_model.safetensors"

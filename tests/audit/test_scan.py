@@ -146,7 +146,7 @@ def test_triage_from_python_is_what_the_command_does(
     assert lines(files[0]) == lines(files[1])
     assert (len(found.scan), found.report.counts["flagged"]) == (len(EXPECTED), 4)
     assert found.copies
-    assert f"copies: {len(found.copies.equal)} groups the same" in shown
+    assert f"copies: {len(found.copies.equal)} groups of equal updates" in shown
 
 
 def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: Path) -> None:

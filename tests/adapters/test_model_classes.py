@@ -1,0 +1,259 @@
+"""Every denoiser of diffusers, in every spelling that trainers use: read by its own names."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+
+from lora_ws.adapters.bases import detect_base
+from lora_ws.adapters.model_classes import TABLE, model_classes
+from lora_ws.adapters.structure import Structure, check_complete, structure_of
+from lora_ws.diffusion.module_table import ARGUMENTS, LAYERS, table_text
+from lora_ws.errors import AdapterError
+
+Shapes = dict[str, tuple[int, ...]]
+SPELLINGS: dict[str, Callable[[str, str], str]] = {
+    "component, A and B": lambda kind, path: f"{kind}.{path}.lora_A",
+    "component, down and up": lambda kind, path: f"{kind}.{path}.lora.down",
+    "PEFT": lambda _, path: f"base_model.model.{path}.lora_A",
+    "component, then PEFT": lambda kind, path: f"{kind}.base_model.model.{path}.lora_A",
+    "bare": lambda _, path: f"{path}.lora_A.default",
+    "diffusion_model": lambda _, path: f"diffusion_model.{path}.lora_A",
+    "kohya": lambda _, path: f"lora_unet_{path.replace('.', '_')}.lora_down",
+    "kohya, dots": lambda _, path: f"lora_unet_{path}.lora_down",
+    "lora_transformer": lambda _, path: f"lora_transformer_{path.replace('.', '_')}.lora_down",
+    "LyCORIS": lambda _, path: f"lycoris_{path.replace('.', '_')}.lora_down",
+}
+UP = (("lora_A", "lora_B"), ("down", "up"))
+
+
+@cache
+def layers(name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a class, as diffusers builds it."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(diffusers, name)(**ARGUMENTS.get(name, {}))
+    named = model.named_modules()
+    return {path: tuple(m.weight.shape) for path, m in named if isinstance(m, LAYERS)}
+
+
+def spelt(name: str, spelling: str) -> Shapes:
+    """Tensors of an adapter of rank 1 of every layer; names other than numbers and letters too."""
+    found: Shapes = {}
+    for path, (outputs, inputs, *kernel) in layers(name).items():
+        key = SPELLINGS[spelling](model_classes()[name].component, path)
+        down, up = next(pair for pair in UP if pair[0] in key)
+        up = up.join(key.rsplit(down, 1))
+        found[f"{key}.weight"] = (1, inputs, *kernel)
+        found[f"{up}.weight"] = (outputs, 1, *(1 for _ in kernel))
+    return found
+
+
+def read(name: str, spelling: str) -> Structure:
+    structure = structure_of(spelt(name, spelling), name)
+    check_complete(structure, name)
+    return structure
+
+
+def modules(structure: Structure) -> list[str]:
+    return [entry.path for entry in structure.entries]
+
+
+def check(name: str, spelling: str) -> None:
+    """All of its modules by their own names, and a base that has exactly these."""
+    known = model_classes()
+    structure = read(name, spelling)
+    assert modules(structure) == list(layers(name))
+    assert {entry.component for entry in structure.entries} == {known[name].component}
+    base = detect_base(structure.entries).name
+    ours = known[name].modules.keys()
+    same = {kind.name for kind in known.values() if kind.modules.keys() >= ours}
+    if "Stable Diffusion" not in same:
+        assert base.removeprefix("unknown DiT, perhaps ") in same, base
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", ["ZImageTransformer2DModel", "SanaTransformer2DModel"])
+def test_a_class_is_read_in_every_spelling(name: str, spelling: str) -> None:
+    check(name, spelling)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", model_classes())
+def test_every_class_is_read_in_every_spelling(name: str) -> None:
+    for spelling in SPELLINGS:
+        check(name, spelling)
+
+
+@pytest.mark.slow
+def test_the_table_is_that_of_the_installed_diffusers() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert TABLE.read_text(encoding="utf-8") == table_text(), "run `make tables`"
+
+
+ATTENTION = "single_transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "transformer.single_transformer_blocks.0.attn.to_qq",
+        "transformer.single_transformer_blocks.0.attn",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_qq",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_qq",
+        "diffusion_model.double_blocks.0.img_attn.qkvv",
+    ],
+)
+def test_a_module_that_no_class_has_is_not_read(path: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        check_complete(structure_of(pair(path, 8, 8), "f"), "f")
+    assert refused.value.reason == "unmapped"
+
+
+def pair(path: str, outputs: int, inputs: int) -> Shapes:
+    down, up = ("lora_down", "lora_up") if "lora_" in path else ("lora_A", "lora_B")
+    return {f"{path}.{down}.weight": (1, inputs), f"{path}.{up}.weight": (outputs, 1)}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("transformer.base_model.model.", "transformer"),
+        ("base_model.model.transformer.", "transformer"),
+        ("base_model.model.diffusion_model.", "transformer"),
+        ("unet.", "transformer"),
+        ("unet.base_model.model.", "transformer"),
+    ],
+)
+def test_prefixes_are_nested_in_any_order(prefix: str, expected: str) -> None:
+    (entry,) = structure_of(pair(prefix + ATTENTION, 3072, 3072), "f").entries
+    assert (entry.component, entry.path) == (expected, ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("input_blocks.4.1.transformer_blocks.1.attn2.to_k", "down_blocks.1.attentions.0"),
+        ("output_blocks.5.1.transformer_blocks.0.ff.net.2", "up_blocks.1.attentions.2"),
+        ("middle_block.1.transformer_blocks.9.attn1.to_out.0", "mid_block.attentions.0"),
+    ],
+)
+@pytest.mark.parametrize("form", ["unet.{}", "diffusion_model.{}", "lora_unet_{}", "dots to _"])
+def test_sdxls_own_numbers_with_dots(path: str, expected: str, form: str) -> None:
+    key = f"lora_unet_{path.replace('.', '_')}" if form == "dots to _" else form.format(path)
+    (entry,) = structure_of(pair(key, 640, 2048), "f").entries
+    assert entry.path == f"{expected}.{path[path.index('transformer_blocks') :]}"
+
+
+@pytest.mark.parametrize(
+    ("width", "wide", "base"),
+    [
+        (3072, 4, "FLUX.1"),
+        (3072, 6, "FLUX.2 Klein 4B"),
+        (4096, 6, "FLUX.2 Klein 9B"),
+        (6144, 6, "FLUX.2"),
+        (64, 4, "unknown DiT"),
+    ],
+)
+def test_flux_by_its_middle_layers(width: int, wide: int, base: str) -> None:
+    shapes = pair("lora_unet_double_blocks_0_img_attn_proj", width, width)
+    mlp = pair("lora_unet_double_blocks_0_img_mlp_0", wide * width, width)
+    fused = pair("lora_unet_single_blocks_0_linear1", (3 + wide) * width, width)
+    for middle in (mlp, fused):
+        assert detect_base(structure_of(shapes | middle, "f").entries).name == base
+
+
+ORIGINAL = {
+    "SD3": "lora_unet_joint_blocks_0_x_block_attn_qkv",
+    "HunyuanVideo": "diffusion_model.double_blocks.0.img_attn_qkv",
+    "Z-Image or Lumina 2": "diffusion_model.layers.0.attention.qkv",
+    "Stable Cascade": "lora_unet_down_blocks_0_2_attention_attn_to_q",
+}
+
+
+@pytest.mark.parametrize("base", ORIGINAL)
+def test_a_base_by_names_that_are_not_read_is_named(base: str) -> None:
+    with pytest.raises(AdapterError, match=base) as refused:
+        check_complete(structure_of(pair(ORIGINAL[base], 192, 64), "f"), "f")
+    assert refused.value.reason == "unmapped"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj",
+        "base_model.model.transformer.h.0.attn.c_attn",
+        "base_model.model.encoder.layer.0.attention.self.query",
+        "model.layers.3.mlp.down_proj",
+    ],
+)
+def test_an_adapter_of_a_language_model_is_said_to_be_one(path: str) -> None:
+    with pytest.raises(AdapterError, match="a language model") as refused:
+        check_complete(structure_of(pair(path, 64, 64), "f"), "f")
+    assert refused.value.reason == "foreign"
+
+
+@pytest.mark.parametrize(
+    ("ending", "method"),
+    [
+        ("oft_blocks", "OFT"),
+        ("oft_R.default.weight", "OFT"),
+        ("on_input", "IA3"),
+        ("ia3_l", "IA3"),
+        ("a1.weight", "GLoRA"),
+        ("vera_lambda_b", "VeRA"),
+        ("boft_R", "BOFT"),
+        ("hra_u", "HRA"),
+    ],
+)
+def test_a_method_that_is_not_read_is_named(ending: str, method: str) -> None:
+    key = f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.{ending}"
+    with pytest.raises(AdapterError, match=f"of {method}, such") as refused:
+        check_complete(structure_of({key: (4, 2, 2)}, "f"), "f")
+    assert refused.value.reason == "needs-base"
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "base_model.model.text_model.encoder.layers.0.self_attn.q_proj",
+    ],
+)
+@pytest.mark.parametrize(
+    "other",
+    [
+        "text_encoders.t5xxl.transformer.encoder.block.{}.layer.0.SelfAttention.q",
+        "lora_te3_encoder_block_{}_layer_0_SelfAttention_q",
+        "text_encoders.qwen25_7b.transformer.model.layers.{}.self_attn.q_proj",
+    ],
+)
+def test_other_encoders_are_listed_apart(clip: str, other: str) -> None:
+    shapes = pair(f"transformer.{ATTENTION}", 3072, 3072) | pair(clip, 768, 768)
+    for number in range(9):
+        shapes |= pair(other.format(number), 64, 64)
+    structure = structure_of(shapes, "f")
+    check_complete(structure, "f")
+    assert [entry.component for entry in structure.entries] == ["transformer", "text_encoder"]
+    assert len(structure.other_encoders) == 18
+    assert set(structure.other_encoders) <= set(structure.unread)
+    with pytest.raises(AdapterError, match="text encoder of another kind"):
+        check_complete(structure_of(pair(other.format(0), 64, 64), "f"), "f")
+
+
+def test_what_is_added_does_not_name_the_base() -> None:
+    """Classes that have all that Stable Diffusion has, and more."""
+    layer = "down_blocks.0.attentions.{}.transformer_blocks.0.attn2.to_k"
+    shapes: Shapes = {}
+    for number in range(4):
+        shapes |= pair("unet." + layer.format(number), 320, 768)
+    shapes |= pair("unet.down_blocks.0.motion_modules.0.proj_in", 320, 320)
+    base = detect_base(structure_of(shapes, "f").entries)
+    assert base.name == "SD1.x"
+    assert base.odd == ("down_blocks.0.motion_modules.0.proj_in",)
