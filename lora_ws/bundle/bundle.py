@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 
 from lora_ws.adapters import Adapter, Layout
 from lora_ws.adapters.bases import layout_base
@@ -27,7 +26,8 @@ from lora_ws.bundle.confidence import (
     Prediction,
     Predictions,
 )
-from lora_ws.bundle.formats import read_files, under, write_files
+from lora_ws.bundle.formats import DAMAGE, read_files, under, write_files
+from lora_ws.bundle.heads import Head, answers_of
 from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.bundle.state import fitted_state, restore, restore_model
 from lora_ws.config import to_plain
@@ -41,16 +41,6 @@ CARD = "README.md"
 SPACE = ("centre", "scale", "directions")
 # Higher ranks are cut to it even for a network that reads any, so that rows stay of a size.
 MAX_RANK = 16
-DAMAGE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +57,7 @@ class Bundle:
         training: the record of the run that made it.
         confidence: calibration and abstention; without calibration in bundles of format 1.
         revision: Hub commit it was read from, or empty.
+        heads: what its further outputs mean, behind those of the classes.
 
     Example:
         >>> from lora_ws.bundle.hub import SHIPPED
@@ -84,6 +75,7 @@ class Bundle:
     training: dict[str, Any]
     confidence: Confidence
     revision: str = ""
+    heads: tuple[Head, ...] = ()
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
@@ -98,6 +90,11 @@ class Bundle:
     def gauge(self) -> Literal["raw", "invariant"]:
         """Whether it sees the same in ``B @ G, inv(G) @ A`` as in ``B, A``: the same update."""
         return "invariant" if any(map(is_invariant, (self.featurizer, self.model))) else "raw"
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the network: a logit per class, then those of the heads."""
+        return len(self.classes) + sum(head.outputs for head in self.heads)
 
     @cached_property
     def base(self) -> str:
@@ -175,10 +172,14 @@ class Bundle:
         Raises:
             LayoutError: the rows are of another layout.
         """
-        found = self.predict_arrays(weights, layout)
+        outputs = self._outputs(weights, layout)
+        found = self._first(outputs)
         if self.gauge == "raw":
             found = found.abstain(np.asarray(projected, bool), "projected")
-        return found.per_adapter(self.classes, self.confidence.thresholds)
+        predictions = found.per_adapter(self.classes, self.confidence.thresholds)
+        further, silent = outputs.logits[:, len(self.classes) :], found.reasons != ""
+        answers = answers_of(self.heads, further, silent)
+        return [replace(p, answers=a) for p, a in zip(predictions, answers, strict=True)]
 
     def verdict(self, *args: Any, **keywords: Any) -> list[Prediction]:
         """Deprecated: `predict_batch`."""
@@ -198,10 +199,18 @@ class Bundle:
         Raises:
             LayoutError: the rows are of another layout.
         """
+        return self._first(self._outputs(weights, layout))
+
+    def _first(self, outputs: NetworkOutputs) -> Predictions:
+        """Predict the classes; further outputs are those of heads."""
+        own = outputs.logits[:, : len(self.classes)]
+        return self.confidence.predict(outputs._replace(logits=own))
+
+    def _outputs(self, weights: np.ndarray, layout: Layout | None) -> NetworkOutputs:
+        """What the network makes of rows; NaN of those that are not finite."""
         layout = self.layout if layout is None else layout
         network = self._network_at(layout)
-        classes = len(self.classes)
-        outputs = [NetworkOutputs(np.empty((0, classes)), np.empty(0), np.empty(0))]
+        outputs = [NetworkOutputs(np.empty((0, self.outputs)), np.empty(0), np.empty(0))]
         finite = np.ones(len(weights), bool)
         for start in range(0, len(weights), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
@@ -210,7 +219,7 @@ class Bundle:
             outputs.append(self.confidence.run(network, torch.from_numpy(features)))
         whole = NetworkOutputs.join(outputs)
         whole.logits[~finite] = np.nan
-        return self.confidence.predict(whole)
+        return whole
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
         """Class probabilities of one adapter, the likeliest first.
@@ -237,6 +246,7 @@ class Bundle:
             "gauge": self.gauge,
             "calibration": calibration and asdict(calibration),
             "thresholds": self.confidence.thresholds,
+            "heads": [asdict(head) for head in self.heads],
             "training": self.training,
         }
         write_files(folder, info, tensors)
@@ -276,6 +286,7 @@ class Bundle:
                     calibration=Calibration(**held) if held else None,
                     thresholds=tuple(info["thresholds"]),
                 ),
+                heads=tuple(map(Head.from_dict, info["heads"])),
             )
             bundle.check()
         except DAMAGE as error:
@@ -317,6 +328,7 @@ class Bundle:
             self.classes,
             self.layout,
             self.confidence,
+            heads=self.heads,
             gauge=self.gauge,
             size_mb=self.size_mb,
             repo_id=repo_id,
@@ -325,7 +337,7 @@ class Bundle:
     @cached_property
     def network(self) -> MetanetModule:
         """The network, built from its spec and filled with its state."""
-        network = self.model.build(self.inputs, len(self.classes))
+        network = self.model.build(self.inputs, self.outputs)
         network.load_state_dict({n: torch.from_numpy(v) for n, v in self.tensors.items()})
         return network.eval()
 
@@ -349,7 +361,7 @@ class Bundle:
 
     def _build(self, layout: Layout) -> MetanetModule:
         read = layout.choose(getattr(self.featurizer, "matrices", None)).layout
-        return self.model.build(InputSpec.of(read), len(self.classes))
+        return self.model.build(InputSpec.of(read), self.outputs)
 
     def _features(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         if layout == self.layout:
@@ -368,7 +380,7 @@ class Bundle:
             outputs = self.network.head(embedding)
         width, classes = embedding.shape[1], len(self.classes)
         found = [getattr(self.confidence, name).shape for name in SPACE]
-        if found != [(width,), (width,), (classes, width)] or outputs.shape[1] != classes:
+        if found != [(width,), (width,), (classes, width)] or outputs.shape[1] != self.outputs:
             raise ValueError(f"outputs of shape {tuple(outputs.shape)}, confidence of {found}")
 
 

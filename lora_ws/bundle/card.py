@@ -5,6 +5,8 @@ from typing import Any
 
 from lora_ws.adapters import Layout
 from lora_ws.bundle.confidence import Confidence
+from lora_ws.bundle.heads import Head
+from lora_ws.report.metrics import metric_of
 
 TEXT = """---
 {metadata}
@@ -13,7 +15,7 @@ TEXT = """---
 # {name} on {dataset}
 
 Names the class of a LoRA adapter from its weights: {classes}.
-
+{heads}
 ```python
 import lora_ws
 
@@ -26,7 +28,7 @@ Trained on `{dataset}`{subset} ({n_train} adapters, data version `{data_version}
 protocol {protocol}. It reads {layers} layers ({size} numbers, layout `{fingerprint}`) and refuses
 other adapters. {gauge} Its arrays take {size_mb:.1f} MiB.
 
-Test metrics of this seed on {n_test} adapters, percent:
+Test metrics of this seed on {n_test} adapters, shares in percent:
 
 | metric | value |
 |---|--:|
@@ -71,6 +73,7 @@ def card_text(
     layout: Layout,
     confidence: Confidence,
     *,
+    heads: tuple[Head, ...] = (),
     gauge: str,
     size_mb: float,
     repo_id: str = "...",
@@ -82,6 +85,7 @@ def card_text(
         classes: what it names.
         layout: what it reads.
         confidence: how far to believe it, if that was measured.
+        heads: what else it says.
         gauge: ``raw`` or ``invariant``.
         size_mb: MiB of its arrays.
         repo_id: where on the Hub it will be found.
@@ -93,6 +97,7 @@ def card_text(
         dataset=record["dataset"],
         subset=f", subset `{record['subset']}`" if record["subset"] else "",
         classes=", ".join(classes),
+        heads="".join(map(_head, heads)),
         n_train=record["n_train"],
         n_test=record["n_test"],
         data_version=record["data_version"][:12],
@@ -103,7 +108,7 @@ def card_text(
         fingerprint=layout.fingerprint,
         gauge=GAUGES[gauge],
         size_mb=size_mb,
-        metrics="".join(f"| {m} | {100 * v:.2f} |\n" for m, v in record["test"].items()),
+        metrics="".join(map(_metric, record["test"].items())),
         confidence=_confidence(confidence, classes),
     )
 
@@ -136,6 +141,17 @@ def _metadata(record: dict[str, Any]) -> str:
         eval_results=results,
     )
     return data.to_yaml()
+
+
+def _head(head: Head) -> str:
+    """What a further task says."""
+    return f"\nIts `{head.name}`: {', '.join(head.classes) or 'a number'}.\n"
+
+
+def _metric(found: tuple[str, float]) -> str:
+    name, value = found
+    share = 100 * value if metric_of(name).percent else value
+    return f"| {name} | {share:.2f} |\n"
 
 
 def measure_text(name: str, value: float | None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 
+from lora_ws.bundle.heads import Answer, named
 from lora_ws.functional.calibrate import (
     conformal_sets,
     expected_calibration_error,
@@ -29,9 +30,6 @@ ABSTENTIONS = {
 }
 
 
-NO_LABEL = "none of the labels"
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What a bundle predicts for one adapter.
@@ -47,6 +45,7 @@ class Prediction:
             that the calibration states; all of them where the bundle is not calibrated.
         labels: of a bundle whose labels do not exclude each other, those whose probability reaches
             their threshold, the likeliest first.
+        answers: of a bundle of several tasks, what the further ones say, by column.
     """
 
     label: str | None
@@ -56,6 +55,7 @@ class Prediction:
     reason: str
     conformal_set: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    answers: dict[str, Answer] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; ``score`` is the old name of ``ood_score``, for one release."""
@@ -66,7 +66,8 @@ class Prediction:
         """Inverse of `to_dict`, also after JSON."""
         kept = {name: value for name, value in data.items() if name != "score"}
         tuples = {name: tuple(kept.get(name, ())) for name in ("conformal_set", "labels")}
-        return cls(**{**kept, **tuples})
+        answers = {k: Answer.from_dict(v) for k, v in kept.get("answers", {}).items()}
+        return cls(**{**kept, **tuples, "answers": answers})
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,7 @@ class Predictions(NamedTuple):
             str(self.reasons[row]),
             self.ood_scores[row],
         )
-        order = np.argsort(-values).tolist()
-        label, labels = classes[order[0]], ()
-        if thresholds:
-            labels = tuple(classes[k] for k in order if values[k] >= thresholds[k])
-            label = ", ".join(labels) or NO_LABEL
+        order, label, labels = named(values, classes, thresholds)
         return Prediction(
             label=None if reason else label,
             confidence=float(values[order[0]]),

@@ -1,7 +1,8 @@
 """A bundle's two files: checked by hash, and those of earlier formats translated to today's.
 
 Format 1 knew no confidence; format 2 had one network, an MLP, and its scaler beside it; format 3
-names the network by class path and arguments; format 4 has thresholds of labels.
+names the network by class path and arguments; format 4 has thresholds of labels; format 5 has heads
+of further tasks, and networks inside networks.
 """
 
 import hashlib
@@ -11,14 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_ws.adapters.source import file_sha256
 from lora_ws.errors import DataError, NotAvailableError
 
 MODEL, INFO = "model.safetensors", "bundle.json"
-FORMAT = 4
+FORMAT = 5
 Tensors = dict[str, np.ndarray]
+# What files that are no bundle raise on the way to one.
+DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+)
 # Numbers of a calibration that formats 1 and 2 called otherwise.
 CALIBRATION = {
     "rate": "abstention_rate",
@@ -61,7 +74,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], Tensors]:
     tensors = load_file(folder / MODEL)
     if info["format"] < 3:
         info, tensors = _translate(info, tensors)
-    return {"thresholds": (), **info}, tensors
+    return {"thresholds": (), "heads": (), **info}, tensors
 
 
 def under(prefix: str, tensors: Tensors) -> Tensors:

@@ -94,6 +94,10 @@ def _construct(
             f"the bundle's {role} `{path}` is not part of lora_ws; if you trust it, pass "
             f'allow_classes=("{path}",)'
         )
-    module, _, name = path.rpartition(".")
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in info["init_args"].items()}
-    return getattr(importlib.import_module(module), name)(**arguments)
+    module, _, kind = path.rpartition(".")
+    arguments = {}
+    for name, value in info["init_args"].items():
+        if isinstance(value, dict) and "class_path" in value:
+            value = _construct(value, role, allow_classes)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return getattr(importlib.import_module(module), kind)(**arguments)

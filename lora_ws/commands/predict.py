@@ -40,6 +40,9 @@ def predict(files: list[str], /, spec: PredictSpec) -> int:
         for rank, (name, value) in enumerate(list(verdict.probabilities.items())[: spec.top]):
             first = (printable(file), label) if rank == 0 else ("", "")
             lines.append(tuple(map(Cell, (*first, name, f"{value:.3f}"))))
+        for column, answer in verdict.answers.items():
+            said = f"{column}: {answer.label or 'abstains'}"
+            lines.append(tuple(map(Cell, ("", said, "", ""))))
         reasons |= {verdict.reason} - {""}
     if not spec.as_json and failed < len(files):
         console = Console(highlight=False, soft_wrap=True)

@@ -9,7 +9,9 @@ from rich.table import Column, Table
 
 from lora_ws.adapters import AdapterRef
 from lora_ws.audit.prompt import TEMPLATES, PromptReader
-from lora_ws.audit.prompt_search import library_files, read_queries, search_text
+from lora_ws.audit.prompt_search import Hit, library_files, read_queries, search_text
+from lora_ws.audit.text_search import TextHit, search_bundle
+from lora_ws.bundle import Bundle
 from lora_ws.errors import ConfigError, LoraWsError
 
 NONE = "(none of these)"
@@ -76,17 +78,23 @@ def search(
     /,
     *,
     index: str,
+    model: str | None = None,
     base: str = "tiny-sd",
     templates: list[str] | None = None,
     top: int = 10,
     device: str = "cpu",
     as_json: bool = False,
 ) -> int:
-    """Find the adapters whose prompt of training most probably held a text; nothing is trained.
+    """Find the adapters that a text describes: by their prompts, or with a zero-shot bundle.
+
+    Without --model nothing is trained: adapters are ranked by the probability that their prompt of
+    training held the text.
 
     Args:
         text: words, or "a photo of" them.
         index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
+        model: a bundle trained by --task zero_shot, or its Hub repository; adapters are then
+            ranked by the probability of the text among the names that it knows.
         base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
         templates: frames that prompts may have had, with {} for the words; default:
             five common ones.
@@ -96,6 +104,10 @@ def search(
     """
     if top < 1:
         raise ConfigError(f"--top: expected at least 1, got {top}")
+    if model and templates:
+        raise ConfigError(
+            "--templates: expected none with --model, which has its own; leave it out"
+        )
     failed = 0
 
     def skipped(_: str, error: LoraWsError) -> None:
@@ -103,13 +115,20 @@ def search(
         failed += 1
         print(f"lora-ws: {error}", file=sys.stderr)  # noqa: T201
 
-    reader = PromptReader(base, tuple(templates or TEMPLATES), device=device)
-    hits = search_text(reader, library_files(index), text, skipped)
-    table = Table(Column("adapter", overflow="fold"), "probability", "template", box=None)
+    hits: list[Hit] | list[TextHit]
+    if model:
+        bundle = Bundle.from_pretrained(model)
+        hits = search_bundle(bundle, library_files(index), text, skipped, device)
+    else:
+        reader = PromptReader(base, tuple(templates or TEMPLATES), device=device)
+        hits = search_text(reader, library_files(index), text, skipped)
+    why = "abstains" if model else "template"
+    table = Table(Column("adapter", overflow="fold"), "probability", why, box=None)
     for hit in hits[:top]:
         if as_json:
             print(json.dumps(hit._asdict()))  # noqa: T201
-        table.add_row(escape(hit.file), f"{hit.probability:.3f}", escape(hit.template))
+        name, probability, note = hit
+        table.add_row(escape(name), f"{probability:.3f}", escape(note))
     if not as_json and hits:
         Console(highlight=False, soft_wrap=True).print(table)
     return 1 if failed else 0

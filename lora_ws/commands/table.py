@@ -178,9 +178,9 @@ COMMANDS = {
     ),
     "search": Command(
         "lora_ws.commands.prompt:search",
-        "find adapters by words of their prompt",
+        "find adapters that a text describes",
         "'a photo of a dog' --index my-loras",
-        ("index", "base", "templates", "top", "device"),
+        ("index", "model", "base", "top", "device"),
     ),
     "compose": Command(
         "lora_ws.commands.compose:compose",

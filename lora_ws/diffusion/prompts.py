@@ -70,3 +70,10 @@ def encode_generation(
     """Text embeddings of all images: where guided, the negative prompt's come first."""
     without = [generation.negative_prompt] * (images * generation.guided)
     return encode_prompts(pipeline, without + generation.prompts(images))
+
+
+@torch.no_grad()
+def pooled_features(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n width"]:
+    """One vector a prompt: what the text encoder makes of the token that ends it."""
+    ids = token_ids(pipeline, prompts).to(pipeline.text_encoder.device)
+    return pipeline.text_encoder(input_ids=ids).pooler_output

@@ -96,8 +96,7 @@ def _kind(job: Job) -> str:
     # Rows of several experiments lie in one tensor, which mapped arrays are too large for.
     mapped = 0 if isinstance(prepared.features, Tensor) else id(prepared)
     model = to_plain(spec.model)
-    task = (prepared.task.name, vars(prepared.task))
-    return repr((model, prepared.inputs, task, rows, mapped, spec.fit, spec.trainer))
+    return repr((model, prepared.inputs, prepared.task.state, rows, mapped, spec.fit, spec.trainer))
 
 
 def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
@@ -107,7 +106,8 @@ def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
         free = torch.cuda.mem_get_info(device)[0] / 2**31 if device.type == "cuda" else None
         memory_gb = CPU_MEMORY_GB if free is None else free
     with torch.device("meta"):
-        model = _model(job.spec).build(job.prepared.inputs, job.prepared.task.outputs)
+        task = job.prepared.task
+        model = task.network(_model(job.spec)).build(job.prepared.inputs, task.outputs)
     weights = sum(value.numel() for value in model.parameters())
     return max(1, int(memory_gb * 2**30) // (4 * COPIES * weights))
 
@@ -117,7 +117,8 @@ def _fit_stack(jobs: Sequence[Job], checkpoint: Path | None, every: int) -> list
     device = device_of(jobs[0].spec.trainer)
     data = _data(jobs, device)
     spec, task = jobs[0].spec, jobs[0].prepared.task
-    models = _model(spec).stack([_initial(job) for job in jobs]).to(device, data.dtype)
+    network = task.network(_model(spec))
+    models = network.stack([_initial(job) for job in jobs]).to(device, data.dtype)
     names = [f"{job.spec.name}, seed {job.seed}" for job in jobs]
     stack = StackedTrainer(models, data, [job.seed for job in jobs], task, spec.fit, names)
     file = None

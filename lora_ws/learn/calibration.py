@@ -8,7 +8,7 @@ validation rows are trained on too, it is fitted on out-of-fold outputs (`lora_w
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lora_ws.bundle.confidence import (
     measures,
     yes_no,
 )
+from lora_ws.bundle.heads import Head
 from lora_ws.functional.calibrate import (
     Reliability,
     conformal_threshold,
@@ -70,18 +71,20 @@ def fit_confidence(
     many as there are, plus one.
 
     Args:
-        prepared: the data that the seed saw, with classes.
+        prepared: the data that the seed saw, with classes; of several tasks, the first has them.
         network: of the seed, on the CPU.
         out_of_fold: what to fit on; None takes the validation rows.
     """
+    if prepared.task.heads:
+        first = prepared.task.heads[0]
+        prepared = replace(prepared, task=first.task, labels=first.own(prepared.labels))
     bare = class_directions(prepared, network)
     val = prepared.split.val
     outputs, labels = out_of_fold or run_rows(bare, prepared, network, val)
     rate = max(RATE, 1 / (len(labels) + 1))
     usual, log_norm = float(np.median(outputs.alignment)), float(np.median(outputs.log_norm))
-    # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
+    temperature = _temperature(outputs.logits, labels)
     logits, truth = _decisions(outputs.logits, labels)
-    temperature = fit_temperature(logits, truth, smoothing=1 / (len(labels) + 1))
     probabilities = softmax(logits / temperature)
     # A set is to hold what is true: of labels, those that apply.
     true = truth > 0 if labels.ndim == 2 else np.ones(len(truth), bool)
@@ -104,6 +107,37 @@ def fit_confidence(
     )
     fitted = replace(bare, calibration=held, thresholds=thresholds)
     return _tested(fitted, prepared, network)
+
+
+def fit_heads(prepared: Prepared, network: MetanetModule) -> tuple[Head, ...]:
+    """Fit what the tasks behind the first say, on the validation rows of a finished seed.
+
+    Args:
+        prepared: the data that the seed saw.
+        network: of the seed, on the CPU.
+    """
+    if not prepared.task.heads:
+        return ()
+    rows, found = prepared.split.val, []
+    with torch.inference_mode():
+        outputs = network(torch.as_tensor(prepared.features[rows])).numpy().astype(np.float64)
+    for head in prepared.task.heads[1:]:
+        name, task = head.name, head.task
+        if task.target == "number":
+            known: Any = task
+            found.append(Head(name, mean=known.mean_, std=known.std_))
+            continue
+        labels, logits = head.own(prepared.labels[rows]), outputs[:, head.outputs]
+        temperature = _temperature(logits, labels)
+        thresholds = task.thresholds(sigmoid(logits / temperature), labels)
+        found.append(Head(name, task.classes, temperature, thresholds))
+    return tuple(found)
+
+
+def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """What logits are to be divided by."""
+    # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
+    return fit_temperature(*_decisions(logits, labels), smoothing=1 / (len(labels) + 1))
 
 
 def _train_norm(
@@ -144,7 +178,10 @@ def run_rows(
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
         parts.append(confidence.run(network, block))
-    return HeldOut(NetworkOutputs.join(parts), prepared.labels[rows])
+    whole = NetworkOutputs.join(parts)
+    # Outputs of further tasks lie behind these.
+    own = whole._replace(logits=whole.logits[:, : prepared.task.outputs])
+    return HeldOut(own, prepared.labels[rows])
 
 
 def class_directions(prepared: Prepared, network: MetanetModule) -> Confidence:

@@ -61,7 +61,7 @@ class Prepared:
 
     def network(self, model: Metanetwork) -> MetanetModule:
         """Build a network for these rows; torch's generator draws its initial weights."""
-        network = model.build(self.inputs, self.task.outputs)
+        network = self.task.build(model, self.inputs)
         network.normalizer.load_state_dict(self.normalizer.state_dict())
         return network
 
@@ -185,6 +185,7 @@ def split_rows(adapters: AdapterSet, spec: ExperimentSpec) -> Split:
     labels, classes = kind.read(adapters, spec.label)
     kind.check(name, labels, classes, LEAST)
     parts = adapters.split(spec.label if kind.stratifies else None)
+    parts = kind.assign(parts, labels, classes)
     split = Split(*(part[: spec.first_rows] for part in parts))
     for part, rows in split._asdict().items():
         if not len(rows):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -125,6 +125,35 @@ def label_metrics(
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+def zero_shot_metrics(
+    scores: Float[np.ndarray, "rows classes"],
+    truth: Int[np.ndarray, " rows"],
+    seen: Bool[np.ndarray, " classes"],
+) -> dict[str, float]:
+    """Accuracy on rows of seen and of unseen classes, among these alone and among all classes.
+
+    *Generalised* is the accuracy among all classes (Chao et al. 2016), with the harmonic mean of
+    both kinds of rows (Xian et al. 2017); chance is one in as many as there are candidates.
+
+    Args:
+        scores: the higher, the more likely.
+        truth: class of each row.
+        seen: whether training rows show a class.
+    """
+    own = np.where(seen == seen[truth][:, None], scores, -np.inf).argmax(axis=1) == truth
+    among_all = scores.argmax(axis=1) == truth
+    values = {"accuracy": float(own.mean())}
+    for kind, members in (("seen", seen), ("unseen", ~seen)):
+        if (rows := members[truth]).any():
+            values[f"accuracy_{kind}"] = float(own[rows].mean())
+            values[f"chance_{kind}"] = 1 / int(members.sum())
+            values[f"generalised_{kind}"] = float(among_all[rows].mean())
+    both = [values[key] for key in ("generalised_seen", "generalised_unseen") if key in values]
+    if len(both) == 2:
+        values["generalised"] = 2 * both[0] * both[1] / sum(both) if all(both) else 0.0
+    return values
 
 
 def embedding_metrics(

@@ -10,7 +10,7 @@ from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Confidence
 from lora_ws.config import class_path
 from lora_ws.errors import ConfigError, LoraWsError
-from lora_ws.learn.calibration import fit_confidence
+from lora_ws.learn.calibration import fit_confidence, fit_heads
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.result import Fitted
 from lora_ws.models import Metanetwork
@@ -31,7 +31,8 @@ def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
     """
     spec, prepared, _ = fitted.job
     if not prepared.task.gives_probabilities:
-        raise ConfigError(f"a bundle holds probabilities; a {prepared.task.name} has none")
+        named = [head.task.name for head in prepared.task.heads] or [prepared.task.name]
+        raise ConfigError(f"a bundle holds probabilities; a {named[0]} has none")
     if prepared.featurizer is None:
         raise ConfigError("a network on metadata reads no weights; nothing to bundle")
     network: Any = fitted.network
@@ -39,7 +40,9 @@ def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
     return Bundle(
         featurizer=prepared.featurizer,
         # What scikit-learn fitted is a network of another spec.
-        model=spec.model if isinstance(spec.model, Metanetwork) else network.network,
+        model=prepared.task.network(
+            spec.model if isinstance(spec.model, Metanetwork) else network.network
+        ),
         inputs=prepared.inputs,
         tensors={name: value.detach().cpu().numpy() for name, value in state},
         layout=prepared.adapters.layout,
@@ -47,6 +50,7 @@ def make_bundle(fitted: Fitted, confidence: Confidence | None = None) -> Bundle:
         training=fitted.record.to_dict(),
         confidence=confidence
         or fit_confidence(prepared, fitted.network, fitted.out_of_fold).confidence,
+        heads=fit_heads(prepared, fitted.network),
     )
 
 

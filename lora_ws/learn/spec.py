@@ -103,7 +103,8 @@ class ExperimentSpec:
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
         task: what is asked of the label, by name (classification, multilabel, regression,
-            embedding; see docs/tasks.md), or a task by class name or dotted path, with parameters.
+            embedding, zero_shot, multitask; see docs/tasks.md), or a task by class name or dotted
+            path, with parameters.
         matrices: names of the layers or matrices to read, ``*`` standing for anything (see
             `Layout.choose`); null reads all.
         featurizer: the representation, by class name or dotted path; null takes the paper's five,

@@ -62,7 +62,15 @@ class Metric(NamedTuple):
 
 
 METRICS = {
+    "mean_over_tasks": Metric("Mean over tasks"),
     "accuracy": Metric("Accuracy"),
+    "accuracy_seen": Metric("Accuracy, seen classes"),
+    "accuracy_unseen": Metric("Accuracy, unseen classes"),
+    "chance_seen": Metric("Chance, seen classes"),
+    "chance_unseen": Metric("Chance, unseen classes"),
+    "generalised_seen": Metric("Generalised accuracy, seen classes"),
+    "generalised_unseen": Metric("Generalised accuracy, unseen classes"),
+    "generalised": Metric("Generalised accuracy, harmonic mean"),
     "auroc": Metric("AUROC"),
     "precision": Metric("Precision"),
     "recall": Metric("Recall"),
@@ -90,7 +98,15 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """How a metric is shown; one that is not listed under its own name, as it is."""
+    """How a metric is shown; one that is not listed under its own name, as it is.
+
+    Example:
+        >>> metric_of("num_images.mae").title
+        'num_images: Mean absolute error'
+    """
+    column, _, own = name.rpartition(".")
+    if column and own in METRICS:
+        return METRICS[own]._replace(title=f"{column}: {METRICS[own].title}")
     return METRICS.get(name, Metric(name, percent=False))
 
 

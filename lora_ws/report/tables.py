@@ -32,7 +32,7 @@ def results_grid(groups: Groups) -> Grid:
         metric = metric_of(name)
         head.append(metric.title)
         columns.append(metric.column([measured(records, name) for records in groups.values()]))
-    if _first(groups).confusion:
+    if _names_classes(groups):
         head.append("p (chance)")
         columns.append([Cell(_chance(records)) for records in groups.values()])
     return Grid(tuple(head), tuple(zip(*columns, strict=True)), caption(groups))
@@ -49,7 +49,7 @@ def caption(groups: Groups) -> str:
     first, names = _first(groups), metrics_of(groups.values())
     percent = all(metric_of(name).percent for name in names)
     text = _basis(groups, " in percent" if percent else "")
-    if first.confusion:
+    if _names_classes(groups):
         text += (
             f" Always naming the largest class scores {100 * majority(first):.1f} % accuracy; p is "
             "the chance of the mean test accuracy under that guess (one-sided binomial test)."
@@ -93,6 +93,12 @@ def p_chance(records: Sequence[RunRecord]) -> float | None:
 def _chance(records: Sequence[RunRecord]) -> str:
     p = p_chance(records)
     return MISSING if p is None else f"{p:.0e}"
+
+
+def _names_classes(groups: Groups) -> bool:
+    """Whether accuracy can be held against naming the largest class."""
+    first = _first(groups)
+    return bool(first.confusion) and "accuracy" in first.test
 
 
 def _first(groups: Groups) -> RunRecord:

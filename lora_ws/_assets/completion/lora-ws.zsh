@@ -27,7 +27,7 @@ _shtab_lora_ws_commands() {
     push:'upload a trained classifier to the Hub'
     reproduce:'tables and figures of `eval/`'
     scan:'triage folders, lists and Hub repositories'
-    search:'find adapters by words of their prompt'
+    search:'find adapters that a text describes'
     serve:'serve a web page and an API for single files'
     similar:'find the adapters most like one'
     sweep:'train on each layer or matrix alone'
@@ -432,6 +432,7 @@ _shtab_lora_ws_search_options=(
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--templates[frames that prompts may have had, with \{\} for the words]:templates:"
   "--index[where to look\: a folder, a .txt list, a name on the Hub, or the folder of an index]:index:"
+  "--model[a bundle trained by --task zero_shot, or its Hub repository]:model:"
   "--base[of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub.]:base:"
   "--top[how many.]:top:"
   "--device[that the base runs on.]:device:"
@@ -484,8 +485,8 @@ _shtab_lora_ws_sweep_options=(
   "--split[column that records each row\'s part (train, val or test), such as \`\`leaf_part\`\` of lora-ws-mini, whose parts share no leaf class]:split:"
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
-  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel Regression)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding]:task:(Classification Embedding MultiLabel Regression)"
+  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
@@ -544,8 +545,8 @@ _shtab_lora_ws_train_options=(
   "--split[column that records each row\'s part (train, val or test), such as \`\`leaf_part\`\` of lora-ws-mini, whose parts share no leaf class]:split:"
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
-  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel Regression)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding]:task:(Classification Embedding MultiLabel Regression)"
+  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
@@ -600,8 +601,8 @@ _shtab_lora_ws_tune_options=(
   "--split[column that records each row\'s part (train, val or test), such as \`\`leaf_part\`\` of lora-ws-mini, whose parts share no leaf class]:split:"
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
-  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel Regression)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding]:task:(Classification Embedding MultiLabel Regression)"
+  "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"

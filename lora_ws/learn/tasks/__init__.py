@@ -8,10 +8,13 @@ from lora_ws.learn.tasks.base import Parts, Task
 from lora_ws.learn.tasks.classification import Classification
 from lora_ws.learn.tasks.embedding import Embedding
 from lora_ws.learn.tasks.multilabel import MultiLabel
+from lora_ws.learn.tasks.multitask import MultiTask
 from lora_ws.learn.tasks.regression import Regression
+from lora_ws.learn.tasks.zero_shot import ZeroShot
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Regression, Embedding)
+    task.name: task
+    for task in (Classification, MultiLabel, Regression, Embedding, ZeroShot, MultiTask)
 }
 
 
@@ -33,8 +36,10 @@ __all__ = [
     "Classification",
     "Embedding",
     "MultiLabel",
+    "MultiTask",
     "Parts",
     "Regression",
     "Task",
+    "ZeroShot",
     "task_of",
 ]

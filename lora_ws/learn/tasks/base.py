@@ -3,18 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lora_ws.collection import AdapterSet
+from lora_ws.collection import AdapterSet, Split
+from lora_ws.models import InputSpec, MetanetModule, Metanetwork
 from lora_ws.parameters import Parametrized
 
 if TYPE_CHECKING:
     from lora_ws.learn.metrics import Measured
 
+T = TypeVar("T", np.ndarray, Tensor)
 # Predictions and targets of a part, by its name: train, val or test.
 Parts = Callable[[str], tuple[Tensor, Tensor]]
 
@@ -30,6 +32,8 @@ class Task(Parametrized, ABC):
         quality: what curves show beside the loss, as a key.
         selects: metric on the validation rows by which the best of several experiments is chosen;
             higher is better.
+        target: what the target of a row is: the number of its class, 0 or 1 for each of several
+            labels, or a number, which outputs give in ``std_`` from ``mean_``; empty for others.
         needs_label: what kind of column a label has to name; empty where the card's own will do.
         gives_probabilities: whether predictions are probabilities of named classes or labels, so
             that they can be calibrated and a bundle can hold the network.
@@ -47,6 +51,7 @@ class Task(Parametrized, ABC):
     name: ClassVar[str]
     quality: ClassVar[str]
     selects: ClassVar[str]
+    target: ClassVar[Literal["class", "labels", "number", ""]] = ""
     needs_label: str = ""
     gives_probabilities: ClassVar[bool] = False
     takes_classifiers: ClassVar[bool] = False
@@ -57,14 +62,17 @@ class Task(Parametrized, ABC):
     @abstractmethod
     def read(
         self, adapters: AdapterSet, label: str | None
-    ) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]:
-        """Read a target per adapter, and the names of classes if there are any."""
+    ) -> tuple[Shaped[np.ndarray, "..."], tuple[Any, ...]]:
+        """Read a target per adapter, and the names of classes if there are any.
+
+        Of several tasks, the names of each.
+        """
 
     def check(
         self,
         name: str,
         targets: Shaped[np.ndarray, "..."],
-        classes: tuple[str, ...],
+        classes: tuple[Any, ...],
         least: int,
     ) -> None:
         """Refuse rows that cannot serve this task; all can unless a task says otherwise.
@@ -77,14 +85,21 @@ class Task(Parametrized, ABC):
         """
         _ = name, targets, classes, least
 
-    def fit(self, targets: Shaped[np.ndarray, "..."], classes: tuple[str, ...] = ()) -> Self:
+    def assign(
+        self, parts: Split, targets: Shaped[np.ndarray, "..."], classes: tuple[Any, ...]
+    ) -> Split:
+        """Say which rows are which part; those of the collection's split unless a task differs."""
+        _ = targets, classes
+        return parts
+
+    def fit(self, targets: Shaped[np.ndarray, "..."], classes: tuple[Any, ...] = ()) -> Self:
         """Learn from the training targets what outputs mean; returns a fitted copy."""
         fitted = copy(self)
         fitted.learn(targets, classes)
         return fitted
 
     @abstractmethod
-    def learn(self, targets: Shaped[np.ndarray, "..."], classes: tuple[str, ...]) -> None:
+    def learn(self, targets: Shaped[np.ndarray, "..."], classes: tuple[Any, ...]) -> None:
         """Set the fitted attributes."""
 
     @property
@@ -96,6 +111,24 @@ class Task(Parametrized, ABC):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes or labels; none where there are no names."""
         return ()
+
+    @property
+    def heads(self) -> tuple["TaskHead", ...]:
+        """The tasks that this one is made of; none where it is one."""
+        return ()
+
+    @property
+    def state(self) -> object:
+        """What tasks that train in one stack have in common."""
+        return self.name, vars(self)
+
+    def network(self, model: Metanetwork) -> Metanetwork:
+        """The network that answers: the model, unless a task puts something on top of it."""
+        return model
+
+    def build(self, model: Metanetwork, inputs: InputSpec) -> MetanetModule:
+        """Make the network; torch's generator draws its initial weights."""
+        return self.network(model).build(inputs, self.outputs)
 
     @abstractmethod
     def loss(
@@ -144,3 +177,64 @@ class Task(Parametrized, ABC):
         """The probability of each label from which on it applies; none of exclusive classes."""
         _ = probabilities, targets
         return ()
+
+
+class TaskHead(NamedTuple):
+    """One of several tasks of a network.
+
+    Attributes:
+        name: column of the table that it is asked of.
+        task: what is asked.
+        outputs: its columns of the outputs, and of predictions.
+        targets: its columns of the targets.
+    """
+
+    name: str
+    task: Task
+    outputs: slice
+    targets: slice
+
+    def own(self, targets: T) -> T:
+        """Targets as the task knows them, out of those of all tasks ``[..., columns]``."""
+        found = targets[..., self.targets]
+        if self.task.target == "labels":
+            return found
+        found = found[..., 0]
+        if self.task.target == "number":
+            return found
+        return found.long() if isinstance(found, Tensor) else found.astype(np.int64)
+
+    def parts(self, parts: Parts) -> Parts:
+        """Predictions and targets of this task alone."""
+
+        def of(part: str) -> tuple[Tensor, Tensor]:
+            scores, truth = parts(part)
+            scores = scores[..., self.outputs]
+            return scores[..., 0] if self.task.target == "number" else scores, self.own(truth)
+
+        return of
+
+
+class NamedTask(Task):
+    """A task with a logit for each name: of classes, or of labels.
+
+    Attributes:
+        classes_: the names.
+    """
+
+    gives_probabilities = True
+
+    def learn(self, targets: Shaped[np.ndarray, "..."], classes: tuple[str, ...]) -> None:
+        """Take the names."""
+        _ = targets
+        self.classes_ = classes
+
+    @property
+    def outputs(self) -> int:
+        """A logit per name."""
+        return len(self.classes_)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names, in the order of the outputs."""
+        return self.classes_

@@ -1,6 +1,6 @@
 """`Classification`: one of several classes."""
 
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -9,14 +9,13 @@ from torch.nn import functional as F
 
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import DataError
-from lora_ws.learn.tasks.base import Parts, Task
+from lora_ws.learn.tasks.base import NamedTask, Parts
 
 if TYPE_CHECKING:
     from lora_ws.learn.metrics import Measured
 
 
-@final
-class Classification(Task):
+class Classification(NamedTask):
     """Choose one of several classes: cross-entropy, the paper's metrics.
 
     Example:
@@ -25,10 +24,10 @@ class Classification(Task):
     """
 
     name = "classification"
+    target = "class"
     quality = "accuracy"
     # Accuracy on few validation rows cannot tell experiments apart.
     selects = "auroc"
-    gives_probabilities = True
     takes_classifiers = True
     takes_regressors = True
     stratifies = True
@@ -48,20 +47,6 @@ class Classification(Task):
             DataError: there is one.
         """
         check_classes(name, targets, classes, least)
-
-    def learn(self, targets: Int[np.ndarray, " rows"], classes: tuple[str, ...]) -> None:
-        """Take the names."""
-        self.classes_ = classes
-
-    @property
-    def outputs(self) -> int:
-        """A logit per class."""
-        return len(self.classes_)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-        return self.classes_
 
     def loss(
         self,

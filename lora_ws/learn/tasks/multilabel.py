@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import DataError
 from lora_ws.functional.thresholds import f1_threshold
-from lora_ws.learn.tasks.base import Parts, Task
+from lora_ws.learn.tasks.base import NamedTask, Parts
 
 if TYPE_CHECKING:
     from lora_ws.learn.metrics import Measured
@@ -21,7 +21,7 @@ HEAVIEST = 10.0
 
 
 @final
-class MultiLabel(Task):
+class MultiLabel(NamedTask):
     """Say which of several labels apply: binary cross-entropy of each.
 
     Labels come from a column of lists, such as ``attributes`` of lora-ws-mini, or from several
@@ -44,9 +44,9 @@ class MultiLabel(Task):
     """
 
     name = "multilabel"
+    target = "labels"
     quality = "jaccard"
     selects = "average_precision"
-    gives_probabilities = True
     takes_regressors = True
 
     def __init__(self, *, columns: tuple[str, ...] = (), pos_weight: bool = False) -> None:
@@ -85,19 +85,9 @@ class MultiLabel(Task):
             )
 
     def learn(self, targets: Float[np.ndarray, "rows labels"], classes: tuple[str, ...]) -> None:
-        """Take the names and the shares."""
-        self.classes_ = classes
+        """Take the names, and the share of the rows that has each."""
+        super().learn(targets, classes)
         self.shares_ = tuple(targets.mean(axis=0).tolist())
-
-    @property
-    def outputs(self) -> int:
-        """A logit per label."""
-        return len(self.classes_)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels."""
-        return self.classes_
 
     def loss(
         self,

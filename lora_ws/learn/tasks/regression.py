@@ -32,6 +32,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    target = "number"
     quality = "mae"
     selects = "r2"
     needs_label = "a column of numbers"
