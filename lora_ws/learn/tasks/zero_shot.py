@@ -52,6 +52,7 @@ class ZeroShot(Classification):
     name = "zero_shot"
     selects = "accuracy"
     takes_classifiers = False
+    takes_regressors = False
     stratifies = False
 
     def __init__(
