@@ -68,7 +68,10 @@ class DatasetCard:
         base_model: model the adapters were trained on.
         split: how it is split.
         subset: column that names the subsets; empty when there are none.
-        subsets: their names; `train` takes each, whatever takes one takes the first.
+        subsets: their names; whatever takes one takes the first.
+        main_subset: the one that `lora-ws train` takes; empty for the first.
+        references: test accuracy of what is no reader of weights, by name and column of the split,
+            such as that of a classifier of the photos.
         licence: terms, as far as known.
         citation: what to cite.
         source: where these facts come from.
@@ -98,6 +101,8 @@ class DatasetCard:
     split: SplitRule = field(default_factory=SplitRule)
     subset: str = ""
     subsets: tuple[str, ...] = ()
+    main_subset: str = ""
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
     licence: str = ""
     citation: str = ""
     source: str = ""

@@ -1,91 +1,110 @@
 """`lora-ws train`: the main job."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from lora_ws.audit.examples import COLLECTION, examples
 from lora_ws.collection import load
+from lora_ws.commands.next_steps import command, show_next
+from lora_ws.experiments.recipes import names_no_reader, readers
 from lora_ws.learn.ranks import Ranks, join
-from lora_ws.learn.spec import ExperimentSpec, slug
-from lora_ws.learn.tasks import TASKS
+from lora_ws.learn.spec import ExperimentSpec
 
-TABLE = "table.md"
+TABLE, ALL = "table.md", "all"
 
 
 def train(spec: ExperimentSpec) -> None:
-    """Train and evaluate classifiers on the weights of adapters, and print the table.
+    """Train and evaluate classifiers on the weights of adapters: one table and one page.
 
-    Without flags: the paper's five representations on each subset of the bundled adapters, three
-    seeds each. A run that was cut off continues when the same command is given again.
+    Without flags: the paper's five representations, a kernel reader and a network over factors on
+    the bundled adapters, three seeds each, in a minute or two. Runs that are finished are used
+    again, and one that was cut off continues.
     """
     ranks = join(spec.trainer)
     console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
-    out = spec.out or default_folder(spec)
-    subsets = () if spec.subset else ranks.first(lambda: _subsets(spec))
+    subsets = ranks.first(lambda: _subsets(spec))
     for subset in subsets:
-        console.print(f"\n[bold]{spec.dataset}, {subset}[/bold]")
-        _train(replace(spec, subset=subset), out / subset, console, ranks)
-    if not subsets:
-        _train(spec, out, console, ranks)
+        what = " ".join(filter(None, [spec.dataset, subset]))
+        console.print(f"[bold]{what}[/bold]: {spec.seeds} seeds a reader; finished runs are kept")
+        own = replace(spec, subset=subset or None)
+        _train(own, _folder(spec, subset), console, ranks)
+    if names_no_reader(spec):
+        show_next(console, _next(spec, _folder(spec, subsets[0])))
 
 
-def default_folder(spec: ExperimentSpec) -> Path:
-    """`runs/<dataset>`, and the subset if one is named."""
-    return Path("runs") / Path(spec.dataset).name / (spec.subset or "")
+def _folder(spec: ExperimentSpec, subset: str) -> Path:
+    """`runs/<dataset>/<subset>`, or the folder asked for, where each of all has its own."""
+    if spec.out is None:
+        return Path("runs", Path(spec.dataset).name, subset)
+    return spec.out / subset if spec.subset == ALL else spec.out
 
 
 def _subsets(spec: ExperimentSpec) -> tuple[str, ...]:
-    return tuple(load(spec.dataset, revision=spec.revision).card.subsets)
+    """The subset asked for, the card's main one, or each; a collection may have none."""
+    if spec.subset not in (None, ALL):
+        return (spec.subset,)
+    card = load(spec.dataset, revision=spec.revision).card
+    if spec.subset == ALL and card.subsets:
+        return card.subsets
+    return (card.main_subset or next(iter(card.subsets), ""),)
 
 
 def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -> None:
-    """Run the representations; make table and bundle from all experiments the folder holds."""
+    """Run the readers; make table, page and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
     from lora_ws.learn.run import run
     from lora_ws.learn.run_folder import folder_for
-    from lora_ws.report.tables import headline
 
-    rows = spec.rows()
-    homes = [ranks.first(partial(folder_for, row, folder / row.slug)) for row in rows]
-    for row, home in zip(rows, homes, strict=True):
+    homes = dict[str, Path]()
+    for title, row in ranks.first(lambda: readers(spec)).items():
+        home = ranks.first(partial(folder_for, row, folder / row.slug))
         if home.name != row.slug:
-            console.print(f"{row.name}: other settings than {folder / row.slug}, in {home.name}")
-        records = run(row, home)
-        console.print(f"{row.name}: {headline(records)}, n = {len(records)}")
-    ranks.first(lambda: _report(homes[0], folder, console))
+            console.print(f"{title}: other settings than {folder / row.slug}, in {home.name}")
+        run(row, home)
+        homes[title] = home
+    ranks.first(lambda: _report(spec, homes, folder, console))
 
 
-def _report(own: Path, folder: Path, console: Console) -> None:
-    from lora_ws.learn.run import best_run
-    from lora_ws.learn.run_folder import BUNDLE, RECORDS
+def _report(
+    spec: ExperimentSpec, homes: Mapping[str, Path], folder: Path, console: Console
+) -> None:
+    from lora_ws.experiments.comparison import Comparison, write_page
+    from lora_ws.learn.run_folder import BUNDLE
     from lora_ws.report.grid import markdown, show
     from lora_ws.report.metrics import metric_of
-    from lora_ws.report.records import read_records
-    from lora_ws.report.tables import results_grid
 
-    held = {file.parent: read_records(file) for file in sorted(folder.glob(f"*/{RECORDS}"))}
-    first = held[own][0]
-    wanted = (first.data_version, first.task, first.classes)
-    same = [(path, records[0]) for path, records in held.items() if records]
-    same = [(p, r) for p, r in same if (r.data_version, r.task, r.classes) == wanted]
-    homes = {_label(record.name, path.name): path for path, record in same}
-    groups = {name: held[path] for name, path in homes.items()}
-    grid = results_grid(groups)
-    (folder / TABLE).write_text(markdown(grid) + "\n", encoding="utf-8")
-    show(console, grid)
-    best, by = best_run(groups), metric_of(TASKS[first.task].selects).title
-    bundle = homes[best] / BUNDLE
+    runs = Comparison.of(spec, homes, folder)
+    (folder / TABLE).write_text(markdown(runs.grid) + "\n", encoding="utf-8")
+    show(console, runs.grid)
+    by = metric_of(runs.spec.kind.selects).title
+    bundle = runs.homes[runs.best] / BUNDLE
     if bundle.is_dir():
         shutil.copytree(bundle, folder / BUNDLE, dirs_exist_ok=True)
-        console.print(f"Best by validation {by}: {best}. Bundle: {folder / BUNDLE}")
+        console.print(f"Best by validation {by}: {runs.best}. Bundle: {folder / BUNDLE}")
     else:
-        console.print(f"Best by validation {by}: {best}; no bundle can hold it")
+        console.print(f"Best by validation {by}: {runs.best}; no bundle can hold it")
+    console.print(f"Open {write_page(runs)}")
 
 
-def _label(name: str, folder: str) -> str:
-    """Name of a row: the experiment's, and the settings that its folder's name adds."""
-    settings = folder.removeprefix(slug(name)).lstrip("-")
-    return f"{name}, {settings}" if settings else name
+def _next(spec: ExperimentSpec, folder: Path) -> dict[str, str]:
+    """What to type next, by what it does."""
+    own = spec.dataset == COLLECTION
+    data = [] if own else ["--dataset", spec.dataset]
+    data += ["--subset", spec.subset] if spec.subset else []
+    data += ["--out", str(spec.out)] if spec.out else []
+    file = examples()[0].file if own else "my_lora.safetensors"
+    other = ("train", *data, "--featurizer", "DeltaPCA", "--model", "LogisticRegression")
+    steps = {
+        "judge a file": command("predict", file, "--model", folder / "bundle"),
+        "one more reader in the same table": command(*other),
+        "every reader on five questions": command("reproduce", "readers"),
+    }
+    if own and spec.subset != ALL:
+        del steps["every reader on five questions"]
+        steps["the other starts and prompts"] = command("train", "--subset", ALL)
+    return steps

@@ -4,7 +4,7 @@ import gc
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -108,6 +108,7 @@ def run(
                     prepared = prepare_once(spec, ranks, out / FEATURES)
             ranks.first(lambda: describe_run(spec, out, records))
             records = _run_seeds(spec, prepared, RunWriter(out, full), records, todo, ranks)
+        ranks.first(lambda: RunWriter(out, full).draw(records, again=bool(todo)))
     return sorted((r for r in records if r.seed < spec.seeds), key=lambda record: record.seed)
 
 
@@ -150,16 +151,24 @@ def _run_seeds(
     ranks: Ranks,
 ) -> list[RunRecord]:
     records = list(held)
-    with progress(spec.name, spec.seeds, len(records), shown=ranks.rank == 0) as advance:
+    shown = progress(spec.name, spec.seeds, len(records), shown=ranks.rank == 0)
+    with shown as advance, _little_garbage():
         for fitted in fit_seeds(spec, prepared, todo, writer.out, full=writer.full):
             records.append(ranks.first(partial(writer.seed, fitted, records)))
             advance(title=f"{spec.name} seed {fitted.record.seed}")
-            # Trainers are circles of references, which would fill the memory; looking for them
-            # takes long beside a seed of a sweep.
-            if writer.full:
-                gc.collect()
-    gc.collect()
+            # Trainers are circles of references, which would fill the memory.
+            gc.collect()
     return records
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Have `gc.collect` look at what is new alone: all that was imported takes it half a second."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def fit_seeds(

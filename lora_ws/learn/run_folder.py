@@ -1,24 +1,28 @@
 """The folder of a run: what lies in it, whose it is, and how finished seeds get there.
 
 ``config.yaml``, ``versions.json``, ``records.jsonl`` and ``curves.jsonl`` (one line per seed),
-``seed-<k>/`` with logs and plots, and ``bundle/``, the network of the seed with the lowest
-validation loss.
+``seed-<k>/`` with logs, plots of all seeds, and ``bundle/``, the network of the seed with the
+lowest validation loss.
 """
 
 import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lora_ws import journal
 from lora_ws.bundle.confidence import Confidence
 from lora_ws.config import dump_yaml, to_plain
 from lora_ws.errors import ConfigError, DataError
-from lora_ws.learn.calibration import fit_confidence
+from lora_ws.functional.calibrate import Reliability
+from lora_ws.learn.calibration import Reliabilities, fit_confidence
 from lora_ws.learn.features import open_data
 from lora_ws.learn.pack import pack
 from lora_ws.learn.result import Fitted
@@ -27,7 +31,7 @@ from lora_ws.report.plots import plot_confusion, plot_curves, plot_reliability
 from lora_ws.report.records import RunRecord, read_records
 
 RECORDS, CONFIG, VERSIONS, BUNDLE = "records.jsonl", "config.yaml", "versions.json", "bundle"
-CURVES = "curves.jsonl"
+CURVES, PLOTS = "curves.jsonl", ("curves.png", "confusion.png", "reliability.png")
 # Letters of a folder's name that say what is different in it.
 MAX_NAME = 100
 LOCK, NO_BUNDLE, FEATURES, STATE = ".lock", "no_bundle.txt", ".features.npy", ".state"
@@ -45,26 +49,51 @@ class RunWriter(NamedTuple):
     full: bool
 
     def seed(self, fitted: Fitted, records: list[RunRecord]) -> RunRecord:
-        """Plots, the bundle, curves; the record last, as it closes the seed."""
+        """The bundle and curves; the record last, as it closes the seed."""
         record, folder = fitted.record, self.out / f"seed-{fitted.record.seed}"
         for other in records[:1]:
             _check_data(record, other, self.out)
+        found = None
         if self.full:
-            rows = f"{record.n_train} rows to train, {record.n_val} to validate"
-            title = f"{record.name}, seed {record.seed}; {rows}"
-            plot_curves(fitted.history, record.best_epoch, folder / "curves.png", title=title)
-            confidence = None
-            if record.confusion:
-                plot_confusion(record.confusion, record.classes, folder / "confusion.png")
             if fitted.job.prepared.task.gives_probabilities:
-                confidence = _fit_confidence(fitted, folder / "reliability.png")
+                held = fitted.out_of_fold
+                found = fit_confidence(fitted.job.prepared, fitted.network, held)
             if all(record.val_loss < other.val_loss for other in records):
-                self._bundle(fitted, confidence)
-        journal.append(self.out / CURVES, [_curves(fitted)])
+                self._bundle(fitted, found and found.confidence)
+        journal.append(self.out / CURVES, [_curves(fitted, found)])
         journal.append(self.out / RECORDS, [record.to_dict()])
         for used in folder.glob("*.ckpt"):
             used.unlink()
         return record
+
+    def draw(self, records: Sequence[RunRecord], *, again: bool = True) -> None:
+        """Plots of all seeds: drawing them one by one would cost as much as training them.
+
+        Args:
+            records: of the folder.
+            again: also where there are plots.
+        """
+        if not self.full or (not again and (self.out / PLOTS[0]).is_file()):
+            return
+        held = {line["seed"]: line for line in journal.read(self.out / CURVES)}
+        drawn = [record for record in records if record.seed in held]
+        if not drawn:
+            return
+        first, n = records[0], len(drawn)
+        rows = f"{first.n_train} rows to train, {first.n_val} to validate"
+        plot_curves(
+            [held[record.seed]["curves"] for record in drawn],
+            [record.best_epoch for record in drawn],
+            self.out / PLOTS[0],
+            title=f"{first.name}, {n} seeds; {rows}",
+        )
+        if first.confusion:
+            together = np.sum([record.confusion for record in drawn], axis=0).tolist()
+            plot_confusion(together, first.classes, self.out / PLOTS[1], seeds=n)
+        # Seeds share their test rows: those of all would only look like more.
+        kept = held[min(drawn, key=lambda record: record.val_loss).seed]
+        if tables := kept.get("reliability"):
+            plot_reliability({k: _table(one) for k, one in tables.items()}, self.out / PLOTS[2])
 
     def _bundle(self, fitted: Fitted, confidence: Confidence | None) -> None:
         """A network or representation that no bundle can hold costs the bundle, not the seed."""
@@ -75,20 +104,24 @@ class RunWriter(NamedTuple):
             (self.out / NO_BUNDLE).write_text(f"{error}\n", encoding="utf-8")
 
 
-def _fit_confidence(fitted: Fitted, plot: Path) -> Confidence:
-    """How far to believe the classifier, and a picture of it."""
-    found = fit_confidence(fitted.job.prepared, fitted.network, fitted.out_of_fold)
-    plot_reliability({"softmax": found.before, "calibrated": found.after}, plot)
-    return found.confidence
-
-
-def _curves(fitted: Fitted) -> dict[str, Any]:
-    """What charts of a seed need: history, and for two classes the scores behind ROC curves."""
+def _curves(fitted: Fitted, found: Reliabilities | None) -> dict[str, Any]:
+    """What charts of a seed need: history, reliability, and of two classes the scores of ROC."""
     line: dict[str, Any] = {"seed": fitted.record.seed, "curves": fitted.history}
+    if found is not None:
+        tables = {"softmax": found.before, "calibrated": found.after}
+        line["reliability"] = {
+            name: {key: np.nan_to_num(value).tolist() for key, value in table._asdict().items()}
+            for name, table in tables.items()
+        }
     if len(fitted.record.confusion) == 2:
         line["scores"] = fitted.test.scores[:, 1].tolist()
         line["truth"] = fitted.test.truth.tolist()
     return line
+
+
+def _table(plain: dict[str, Any]) -> Reliability:
+    bins = {key: np.asarray(value) for key, value in plain.items() if key != "error"}
+    return Reliability(plain["error"], **bins)
 
 
 def enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> list[RunRecord]:

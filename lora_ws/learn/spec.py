@@ -96,7 +96,8 @@ class ExperimentSpec:
 
     Attributes:
         dataset: a collection's name, or the folder of a store.
-        subset: a subset of it; null takes the card's first, and `lora-ws train` each.
+        subset: a subset of it; null takes the card's first. `lora-ws train` takes the card's main
+            one, and ``all`` for each.
         split: column that records each row's part (train, val or test), such as ``leaf_part`` of
             lora-ws-mini, whose parts share no leaf class; or a rule by name: ``fold-0-of-5``,
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.

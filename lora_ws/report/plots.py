@@ -13,29 +13,32 @@ from lora_ws.report.metrics import metric_of
 
 
 def plot_curves(
-    history: Sequence[dict[str, float]], best_epoch: int, path: Path, *, title: str
+    histories: Sequence[Sequence[dict[str, float]]],
+    best_epochs: Sequence[int],
+    path: Path,
+    *,
+    title: str,
 ) -> None:
-    """Plot the loss and what stands beside it by epoch; a line marks the epoch kept.
+    """Plot the loss and what stands beside it by epoch, a line per seed; marks are epochs kept.
 
     Args:
-        history: of one seed, an entry per epoch.
-        best_epoch: the epoch kept.
+        histories: of each seed, an entry per epoch.
+        best_epochs: the epoch kept of each.
         path: where the PNG goes.
-        title: says which seed, and of how many rows.
+        title: says which experiment, and of how many rows.
     """
-    quality = next(key for key in history[0] if key.startswith("val_") and key != "val_loss")
+    quality = next(k for k in histories[0][0] if k.startswith("val_") and k != "val_loss")
     name = quality.removeprefix("val_")
     top = 1 if metric_of(name).percent else None
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _curve(left, history, "train_loss", "training", 0)
-    _curve(left, history, "val_loss", "validation", 1)
-    _curve(right, history, quality, "validation", 1)
+    _curves(left, histories, "train_loss", "training", 0)
+    _curves(left, histories, "val_loss", "validation", 1, best_epochs)
+    _curves(right, histories, quality, "validation", 1, best_epochs)
     figure.suptitle(title)
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel=name, ylim=(0, top))
     for axes in (left, right):
-        axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.legend(frameon=False)
     save(figure, path, vector=False)
 
@@ -104,10 +107,19 @@ def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
     save(figure, path, vector=False)
 
 
-def _curve(
-    axes: Axes, history: Sequence[dict[str, float]], key: str, label: str, number: int
+def _curves(
+    axes: Axes,
+    histories: Sequence[Sequence[dict[str, float]]],
+    key: str,
+    label: str,
+    number: int,
+    best_epochs: Sequence[int] = (),
 ) -> None:
-    points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
-    color, _, line = look(number)
-    style = {"color": color, "linestyle": line, "marker": ".", "markersize": 4}
-    axes.plot(*zip(*points, strict=True), label=label, **style)
+    color, marker, line = look(number)
+    style = {"color": color, "linestyle": line, "alpha": 0.6, "linewidth": 1.2}
+    for k, history in enumerate(histories):
+        points = {entry["epoch"]: entry[key] for entry in history if key in entry}
+        axes.plot(*zip(*points.items(), strict=True), label="" if k else label, **style)
+        if best_epochs:
+            kept, name = best_epochs[k], "" if k else "epoch kept"
+            axes.plot(kept, points[kept], marker, color=color, markersize=5, label=name)

@@ -19,11 +19,12 @@ def headline(records: Sequence[RunRecord]) -> str:
     return f"test {metric.name} {metric.text(measured(records, name))}{unit}"
 
 
-def results_grid(groups: Groups) -> Grid:
+def results_grid(groups: Groups, references: Mapping[str, float] | None = None) -> Grid:
     """One row per experiment: every metric as mean ± std over seeds, best in bold.
 
     Args:
         groups: experiment -> records of its seeds.
+        references: accuracy of what the experiments are held against, as shares: rows below.
     """
     head = ["Representation", "Numbers"]
     columns = [[Cell(name) for name in groups]]
@@ -35,7 +36,11 @@ def results_grid(groups: Groups) -> Grid:
     if _names_classes(groups):
         head.append("p (chance)")
         columns.append([Cell(_chance(records)) for records in groups.values()])
-    return Grid(tuple(head), tuple(zip(*columns, strict=True)), caption(groups))
+    rows = list(zip(*columns, strict=True))
+    for name, value in (references or {}).items():
+        known = {head[0]: name, metric_of("accuracy").title: f"{100 * value:.1f}"}
+        rows.append(tuple(Cell(known.get(title, MISSING)) for title in head))
+    return Grid(tuple(head), tuple(rows), caption(groups))
 
 
 def _numbers(records: Sequence[RunRecord]) -> str:

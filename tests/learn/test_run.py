@@ -159,7 +159,7 @@ def test_a_regression_runs_in_a_folder_without_a_bundle(
     spec = with_numbers(make_zoo(), np.arange(120.0), tmp_path / "numbers")
     (record,) = run(replace(spec, seeds=1, fit=FAST), tmp_path / "run")
     assert read_records(tmp_path / "run" / "records.jsonl") == [record]
-    assert (tmp_path / "run" / "seed-0" / "curves.png").is_file()
+    assert (tmp_path / "run" / "curves.png").is_file()
     assert "a regression has none" in (tmp_path / "run" / "no_bundle.txt").read_text(
         encoding="utf-8"
     )
@@ -249,10 +249,10 @@ def test_run_folder_explains_itself(spec: ExperimentSpec, tmp_path: Path) -> Non
     assert config["featurizer"]["class_path"] == "lora_ws.featurizers.StatsLayer"
     assert load_spec(ExperimentSpec, out / "config.yaml").fit == FAST
     assert json.loads((out / "versions.json").read_text(encoding="utf-8"))["torch"]
+    for plot in ("curves.png", "confusion.png", "reliability.png"):
+        assert (out / plot).read_bytes().startswith(b"\x89PNG")
     for seed in range(2):
         folder = out / f"seed-{seed}"
-        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
         curve = pd.read_csv(folder / "metrics.csv")
         assert len(curve) == records[seed].epochs
         assert {"train_loss", "val_loss", "val_accuracy"} <= set(curve.columns)

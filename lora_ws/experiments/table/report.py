@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lora_ws import journal
+from lora_ws.experiments.maps import draw_map
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.grids import (
     controls_grid,
@@ -20,7 +21,7 @@ from lora_ws.experiments.trials import Trial
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run_folder import CURVES
 from lora_ws.learn.spec import ExperimentSpec
-from lora_ws.report.charts import chart_bars, chart_curves, chart_map
+from lora_ws.report.charts import chart_bars, chart_curves
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.plots import plot_confusion
 from lora_ws.report.records import RunRecord, summarise
@@ -123,14 +124,6 @@ def pictures(
 
 
 def _map(spec: ExperimentSpec, file: Path) -> Path:
-    from sklearn.manifold import TSNE
-
     prepared = prepare(spec)
     features = prepared.normalizer(torch.as_tensor(prepared.features)).numpy()
-    # A layout needs neighbours; thousands of rows more would only hide each other.
-    rows = np.linspace(0, len(features) - 1, min(len(features), 2000)).astype(int)
-    points = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=0).fit_transform(
-        features[rows]
-    )
-    title = "All adapters by t-SNE"
-    return chart_map(points, prepared.labels[rows], prepared.task.classes, file, title=title)
+    return draw_map(features, prepared.labels, prepared.task.classes, file)
