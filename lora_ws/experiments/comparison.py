@@ -179,9 +179,8 @@ def _errors(runs: Comparison, home: Path) -> tuple[Figure, ...]:
     seeds = f"{n} seeds" if n > 1 else "one seed"
     texts = (
         f"Test rows by true class (row) and predicted class (column), {seeds} together.",
-        "How often the named class is right by how sure the classifier is, test rows by the bundle, "
-        "before and after calibration on the validation rows. On the dotted line it is right as "
-        "often as it says.",
+        "How often the named class is right by how sure the bundle is, on the test rows: before "
+        "and after calibration on the validation rows. On the dotted line it is as right as sure.",
     )
     pairs = zip(PLOTS[1:], texts, strict=True)
     return tuple(Figure(home / name, text) for name, text in pairs if (home / name).is_file())

@@ -276,6 +276,13 @@ def test_train_prints_a_table_and_leaves_a_folder(trained: Path) -> None:
     table = (trained / "table.md").read_text(encoding="utf-8")
     assert table.startswith("| Representation | Numbers | Accuracy |")
     assert "350/50/100" in table
+    assert re.search(r"^\| chance \| – \| 10\.0 \| –", table, re.MULTILINE)
+    assert re.search(r"^\| image oracle \| – \| 86\.0 \| –", table, re.MULTILINE)
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert [title.split()[0] for title in titles] == ["Result", "Training", "Where", "Map", "Which"]
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "it needs nothing beside it"
     assert (trained / "bundle" / "model.safetensors").is_file()
     assert (
         len((trained / "StatsFlatVec" / "records.jsonl").read_text(encoding="utf-8").splitlines())

@@ -58,7 +58,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
-    quick = ["--subset", "shared/class", "--seeds", "1", "--fit.max_epochs", "1"]
+    quick = ["--seeds", "1", "--fit.max_epochs", "1"]
     assert main(["train", "--featurizer", "StatsFlatVec", *quick]) == 0
     zoo = load("lora-ws-mini")
     tensors = {
