@@ -221,27 +221,6 @@ class Bundle:
         whole.logits[~finite] = np.nan
         return whole
 
-    def embed(
-        self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
-    ) -> Float[np.ndarray, "adapters width"]:
-        """Embed adapters as the network's last layer sees them: to map, group or search them.
-
-        Args:
-            weights: rows in the bundle's layout.
-            layout: see `predict_arrays`.
-
-        Raises:
-            LayoutError: the rows are of another layout.
-        """
-        layout = self.layout if layout is None else layout
-        network, parts = self._network_at(layout), [np.empty((0, len(self.confidence.centre)))]
-        for start in range(0, len(weights), ROWS_AT_ONCE):
-            rows, _ = _without_nan(weights[start : start + ROWS_AT_ONCE])
-            features = torch.from_numpy(np.array(self._features(rows, layout), np.float32))
-            with torch.inference_mode():
-                parts.append(network.embed(features).numpy())
-        return np.concatenate(parts).astype(np.float32)
-
     def predict(self, adapter: Adapter) -> dict[str, float]:
         """Class probabilities of one adapter, the likeliest first.
 

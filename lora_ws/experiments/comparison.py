@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from lora_ws import journal
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.collection import AdapterSet, load
-from lora_ws.experiments.maps import draw_map
+from lora_ws.experiments.maps import draw_map, map_rows
 from lora_ws.learn.features import open_data, split_rows
 from lora_ws.learn.run import best_run
 from lora_ws.learn.run_folder import BUNDLE, CONFIG, CURVES, PLOTS, RECORDS
@@ -188,7 +189,11 @@ def _errors(runs: Comparison, home: Path) -> tuple[Figure, ...]:
 
 def _map(runs: Comparison, bundle: Bundle, adapters: AdapterSet) -> Figure:
     labels, names = runs.spec.kind.read(adapters, runs.spec.label)
-    file = draw_map(bundle.embed(adapters.weights), labels, names, runs.folder / "map.png")
+    rows = map_rows(len(adapters))
+    features = np.array(bundle.featurizer.transform(np.array(adapters.weights[rows])), np.float32)
+    with torch.inference_mode():
+        embedded = bundle.network.embed(torch.from_numpy(features)).numpy()
+    file = draw_map(embedded, labels[rows], names, runs.folder / "map.png")
     return Figure(
         file,
         f"Every adapter, as {runs.best} sees it, laid out by t-SNE without looking at labels, "

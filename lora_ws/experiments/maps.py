@@ -12,6 +12,16 @@ from lora_ws.report.charts import chart_map
 MOST_ROWS = 2000
 
 
+def map_rows(count: int) -> Int[np.ndarray, " rows"]:
+    """Which rows a map shows: all, or evenly chosen ones where there are very many.
+
+    Example:
+        >>> len(map_rows(500)), len(map_rows(50_000))
+        (500, 2000)
+    """
+    return np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(int)
+
+
 def draw_map(
     features: Float[np.ndarray, "rows features"],
     labels: Int[np.ndarray, " rows"],
@@ -21,7 +31,7 @@ def draw_map(
     """Lay rows out in a plane by t-SNE, which does not see the labels, and colour them by class.
 
     Args:
-        features: of every adapter; evenly chosen rows of them where there are very many.
+        features: of every adapter shown.
         labels: number of each row's class.
         classes: their names.
         file: PNG to write.
@@ -29,7 +39,6 @@ def draw_map(
     from sklearn.manifold import TSNE
 
     # A layout needs neighbours.
-    rows = np.linspace(0, len(features) - 1, min(len(features), MOST_ROWS)).astype(int)
-    layout = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=0)
-    points, title = layout.fit_transform(features[rows]), "All adapters by t-SNE"
-    return chart_map(points, labels[rows], classes, file, title=title)
+    layout = TSNE(init="pca", perplexity=min(30, len(features) // 4), random_state=0)
+    points, title = layout.fit_transform(features), "All adapters by t-SNE"
+    return chart_map(points, labels, classes, file, title=title)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lora_ws import journal
-from lora_ws.experiments.maps import draw_map
+from lora_ws.experiments.maps import draw_map, map_rows
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.grids import (
     controls_grid,
@@ -126,4 +126,5 @@ def pictures(
 def _map(spec: ExperimentSpec, file: Path) -> Path:
     prepared = prepare(spec)
     features = prepared.normalizer(torch.as_tensor(prepared.features)).numpy()
-    return draw_map(features, prepared.labels, prepared.task.classes, file)
+    rows = map_rows(len(features))
+    return draw_map(features[rows], prepared.labels[rows], prepared.task.classes, file)
