@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.policy import Reviewed
+from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Details, Facts, Part
 
@@ -25,7 +26,7 @@ def details(one: Reviewed, title: str, anchor: str, *, opened: bool = False) -> 
 
 def _parts(one: Reviewed) -> Iterator[Part]:
     values = {"file": one.finding.file, **_identity(one.finding), **_judged(one)}
-    yield Facts({name: Cell(value) for name, value in values.items() if value})
+    yield Facts({name: Cell(printable(value)) for name, value in values.items() if value})
     if one.finding.verdict:
         rows = list(one.finding.verdict.probabilities.items())[:NAMED]
         cells = tuple((Cell(name), Cell(f"{share:.3f}")) for name, share in rows)
