@@ -154,7 +154,8 @@ def update_hash(modules: Modules) -> str:
             counts = " ".join(str(len(side)) for side in sides)
             digest.update(f"{place} {what}{counts}\n".encode())
             for side in sides:
-                digest.update(b"".join(side))
+                for component in side:
+                    digest.update(component)
     return digest.hexdigest()
 
 
@@ -321,47 +322,60 @@ def _place(name: str, down: Factor, up: Factor) -> str:
     return f"{name} {up.shape[-2]}x{down.shape[-1]}"
 
 
-def _components(down: np.ndarray, up: np.ndarray, scale: float) -> list[bytes]:
+def _components(down: np.ndarray, up: np.ndarray, scale: float) -> list[np.ndarray]:
     """Rank-1 components in a form that exact changes of their spelling leave alone, sorted."""
-    rows, columns = _canonical(down, up, scale)
-    return sorted(row.tobytes() for row in np.concatenate([rows, columns], axis=1))
+    joined, _ = _canonical(down, up, scale)
+    # Most components differ in their first numbers.
+    keys = [(row[:8].tobytes(), k) for k, row in enumerate(joined)]
+    if len({start for start, _ in keys}) < len(keys):
+        keys = [(row.tobytes(), k) for k, row in enumerate(joined)]
+    return [joined[k] for _, k in sorted(keys)]
 
 
 def _canonical(
     down: np.ndarray, up: np.ndarray, scale: float
-) -> tuple[Float[np.ndarray, "n inputs"], Float[np.ndarray, "n outputs"]]:
-    """Components that are not zero: rows of A led by a positive number, the largest below one."""
+) -> tuple[Float[np.ndarray, "n inputs_and_outputs"], int]:
+    """Components that are not zero: rows of A led by a positive number, the largest below one.
+
+    Returns:
+        A row beside its column, in little-endian float64; and where the column begins.
+    """
     # A file's float32 factors and scale give float32 products, as when the scale is folded in.
-    rows = down.astype(np.float32, copy=False)
-    columns = (up.astype(np.float32, copy=False) * np.float32(scale)).T
+    inputs = down.shape[1]
+    joined = np.empty((len(down), inputs + len(up)), "<f8")
+    rows, columns = joined[:, :inputs], joined[:, inputs:]
+    rows[:] = down.astype(np.float32, copy=False)
+    columns[:] = (up.astype(np.float32, copy=False) * np.float32(scale)).T
     there = rows.any(axis=1) & columns.any(axis=1)
     if not there.all():
-        rows, columns = rows[there], columns[there]
-    lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)] if len(rows) else rows[:, 0]
+        joined = joined[there]
+        rows, columns = joined[:, :inputs], joined[:, inputs:]
+    if not len(joined):
+        return joined, inputs
+    lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)]
     exponents = np.frexp(np.abs(rows).max(axis=1))[1]
-    # Powers of two of float32 are exact in float64; adding zero turns -0.0 into 0.0.
+    # Powers of two of float32 are exact in float64.
     shift = np.copysign(np.ldexp(1.0, -exponents), lead)[:, None]
-    return _times(rows, shift), _times(columns, np.sign(shift) / np.abs(shift))
-
-
-def _times(values: np.ndarray, factor: np.ndarray) -> Float[np.ndarray, "n width"]:
-    product = np.multiply(values, factor, dtype="<f8", order="C")
-    product += 0.0
-    return product
+    rows *= shift
+    columns *= 1 / shift
+    # Turns -0.0 into 0.0.
+    joined += 0.0
+    return joined, inputs
 
 
 def _kronecker_components(
     down: KroneckerProduct, up: KroneckerProduct, scale: float
-) -> list[list[bytes]]:
+) -> list[list[np.ndarray]]:
     """Those of the two sides; what is free between them, a sign and a power of two, is taken out.
 
     The same update as a plain product has another hash: forming it may take all memory.
     """
-    rows, columns = _canonical(down.first, up.first, scale)
-    if not len(rows):
+    joined, inputs = _canonical(down.first, up.first, scale)
+    if not len(joined):
         return [[]]
-    order = np.lexsort(rows.T[::-1])
-    lead = columns[order[0]][np.flatnonzero(columns[order[0]])[0]]
+    columns = joined[:, inputs:]
+    first = columns[np.lexsort(joined[:, :inputs].T[::-1])[0]]
+    lead = first[np.flatnonzero(first)[0]]
     shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
     sides = (down.first, up.first, scale * shift), (down.second, up.second, 1 / shift)
     return [_components(*side) for side in sides]
