@@ -18,8 +18,8 @@ from lora_ws.adapters.header import LIMITS, Limits
 from lora_ws.adapters.projection import Projection, project_adapter
 from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
-from lora_ws.audit.index_store import HASH_LENGTH, Signature
-from lora_ws.audit.similar import adapter_modules, marked_hash
+from lora_ws.audit.index_store import Signature
+from lora_ws.audit.similar import MARK, adapter_modules, marked_hash
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
@@ -124,6 +124,7 @@ def classify_files(
     *,
     whole: bool | None = None,
     evidence: bool = False,
+    hashes: bool = True,
     known: Container[str] = (),
     limits: Limits = LIMITS,
 ) -> list[FileResult]:
@@ -136,13 +137,14 @@ def classify_files(
             that it needs, and of files of another base the header alone. None reads files on this
             machine whole and those on the Hub in parts.
         evidence: say what each layer adds to a verdict: as many classifications as layers.
+        hashes: tell the `update_hash` of what is read whole.
         known: keys of contents that need not be read again.
         limits: on what a file may be.
 
     Returns:
         One result per file, in their order. Whatever is wrong with a file stands in its finding.
     """
-    read = [_read(ref, bundle, whole, known, limits) for ref in refs]
+    read = [_read(ref, bundle, whole, hashes, known, limits) for ref in refs]
     judged = [found.judged for found in read]
     found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
@@ -170,6 +172,7 @@ def _read(
     ref: AdapterRef,
     bundle: Bundle | None,
     whole: bool | None,
+    hashes: bool,
     known: Container[str],
     limits: Limits,
 ) -> _Read:
@@ -184,7 +187,8 @@ def _read(
             key = _key(source, config, whole)
             if key in known:
                 return _Read(FileResult(key, None))
-            return _examine(ref, key, AdapterFile.of(source, config, limits), bundle, whole)
+            file = AdapterFile.of(source, config, limits)
+            return _examine(ref, key, file, bundle, whole, hashes)
         except AdapterError as error:
             reason, why = error.reason, str(error)
         except NotAvailableError as error:
@@ -225,7 +229,12 @@ def _key(source: Source, config: str | None, whole: bool) -> str:
 
 
 def _examine(
-    ref: AdapterRef, key: str, file: AdapterFile, bundle: Bundle | None, whole: bool
+    ref: AdapterRef,
+    key: str,
+    file: AdapterFile,
+    bundle: Bundle | None,
+    whole: bool,
+    hashes: bool,
 ) -> _Read:
     why_not = NO_MODEL if bundle is None else _foreign(file, bundle)
     adapter, row = file.read() if whole else None, None
@@ -238,7 +247,7 @@ def _examine(
                 raise
             why_not = str(error)
     facts = summarize(file, adapter)
-    signature = _signature(adapter, facts.norm) if adapter and whole else None
+    signature = _signature(adapter, facts.norm, hashes) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
     ignored = sum(facts.modules.values()) - judged + file.structure.modules_unread
     finding = Finding(
@@ -246,7 +255,7 @@ def _examine(
         sha256=file.source.sha256 or "",
         revision=file.source.revision,
         facts=facts,
-        update_hash=signature.hash[:HASH_LENGTH] if signature else "",
+        update_hash=signature.hash.partition(MARK)[0] if signature else "",
         no_prediction_reason=why_not,
         retained_energy=row.energy if row else None,
         layers_missing=len(row.missing) if row else 0,
@@ -268,6 +277,7 @@ def _foreign(file: AdapterFile, bundle: Bundle) -> str:
     )
 
 
-def _signature(adapter: Adapter, norm: float) -> Signature:
+def _signature(adapter: Adapter, norm: float, hashes: bool) -> Signature:
     modules = list(adapter_modules(adapter))
-    return Signature(sketch(modules), norm, marked_hash(adapter, update_hash(modules)))
+    told = update_hash(modules) if hashes else ""
+    return Signature(sketch(modules), norm, marked_hash(adapter, told))

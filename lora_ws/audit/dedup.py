@@ -53,6 +53,8 @@ def groups(index: Index, equal: float = EQUAL, near: float = NEAR) -> Groups:
     norms = index.rows["norm"].to_numpy()
     # One hash is one number to begin with, which links rows of updates of zero too.
     hashes = index.rows["hash"].to_numpy(zero_copy_only=False)
+    # One that was not computed tells nothing.
+    hashes = np.array([found or f"row {row}" for row, found in enumerate(hashes)], object)
     same = np.unique(hashes, return_inverse=True)[1].astype(np.int64)
     whole = ~np.array([is_partial(found) for found in hashes], bool)
     alike = same.copy()

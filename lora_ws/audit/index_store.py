@@ -34,7 +34,7 @@ class Signature(NamedTuple):
     """What an index keeps of an adapter: `sketch`, `update_norm` and `update_hash`.
 
     The hash of a file that holds more than its update goes on with what tells the file apart: the
-    update alone does not make it equal to another.
+    update alone does not make it equal to another. It is empty where it was not asked for.
     """
 
     sketch: Float[np.ndarray, " size"]

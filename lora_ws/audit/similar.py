@@ -25,6 +25,8 @@ EQUAL = 1 - 1e-5
 EQUAL_NORMS = 1e-3
 # Of the 1000 such twins all but one are above it; no two adapters of other images reach 0.74.
 NEAR = 0.8
+# Between the hash of an update and what tells its file apart.
+MARK = "+"
 # Up to here every sketch is compared with, in a tenth of a second; beyond, a graph is walked.
 EXACT_ROWS = 1_000_000
 _BLOCK_ROWS, _BLOCK_QUERIES = 8192, 256
@@ -274,12 +276,12 @@ def marked_hash(adapter: Adapter, update_hash: str) -> str:
     """
     if not adapter.partly_read:
         return update_hash
-    return f"{update_hash}+{adapter.sha256 or adapter.source}"
+    return f"{update_hash}{MARK}{adapter.sha256 or adapter.source}"
 
 
 def is_partial(marked_hash: str) -> bool:
     """Tell whether the hash of a `Signature` is of a part of its file."""
-    return len(marked_hash) > index_store.HASH_LENGTH
+    return MARK in marked_hash
 
 
 def signature(modules: Modules, side: int = SIDE) -> Signature:

@@ -50,6 +50,10 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     bundle = spec.bundle()
     made = Provenance.now(model, spec.model, spec.policy)
     rules.check(bundle.classes if bundle else (), spec.index is not None)
+    if (rules.deny or rules.allow) and not spec.hashes:
+        raise ConfigError(
+            "hashes: expected true, as the policy has a deny or allow list, got false"
+        )
     for file in (spec.out, spec.json, spec.csv):
         if file and not file.absolute().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.parent} to write to; make it")
