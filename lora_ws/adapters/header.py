@@ -34,6 +34,8 @@ REMEMBERED_BYTES = 1 << 18
 DEPTH = 32
 # Brackets and commas of one tensor's entry, with its shape, and of the metadata.
 TOKENS_A_TENSOR, TOKENS_OF_METADATA = 16, 100_000
+# What may be no unsigned 64 bits; also where it stands in a name, which costs time alone.
+ODD_NUMBER = re.compile(rb"[:,\[]\s*-|\d{19}")
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -212,7 +214,7 @@ def _parse(raw: bytes, limits: Limits) -> tuple[dict[str, TensorInfo], dict[str,
         data = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_int=_natural,
+            parse_int=_natural if ODD_NUMBER.search(raw) else None,
             parse_float=_finite,
             parse_constant=_no_number,
         )

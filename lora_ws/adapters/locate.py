@@ -88,7 +88,8 @@ class AdapterRef:
             return self._open_remote()
         file = self.file()
         name = readable(file) if self.path.is_dir() else self.name
-        if not _is_pointer(file):
+        # A header says it of a safetensors file, which is opened once.
+        if file.suffix.lower() != SAFETENSORS and not _is_pointer(file):
             _refuse_other_kinds(name)
         return LocalSource(file, name), settings_beside(file)
 
@@ -156,8 +157,11 @@ def settings_beside(file: Path) -> str | None:
 
 def _is_pointer(file: Path) -> bool:
     """Whether Git LFS has not fetched a file yet, which reading its header says."""
-    with file.open("rb") as opened:
-        return opened.read(len(POINTER)) == POINTER
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def _refuse_other_kinds(file: str) -> None:

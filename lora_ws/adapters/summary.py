@@ -111,6 +111,9 @@ def _oddities(file: AdapterFile) -> Iterator[str]:
     if odd := file.base.odd:
         such = f"such as {shown(odd[0])}"
         yield f"{len(odd)} modules are of another base model than the others, {such}"
+    if unknown := file.structure.unmapped:
+        such = f"such as {shown(unknown[0])}"
+        yield f"{len(unknown)} tensors are of modules or methods that are not known, {such}"
 
 
 def _warnings(structure: Structure, norms: dict[str, float]) -> list[str]:

