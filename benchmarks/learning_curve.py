@@ -15,7 +15,7 @@ fail.
 
 reads stores of one collection, such as shares of ``lora-ws zoo build --shard``; without any,
 lora-ws-mini's ``per_adapter/constant``. What records.jsonl of the folder holds already is not
-measured again; without ``--draws`` it is reported as it stands.
+measured again; with ``--draws 0`` it is reported as it stands.
 """
 
 import argparse
@@ -252,7 +252,7 @@ def main() -> None:
     """Measure what is missing, fit, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stores", nargs="*", help="folders of stores of one collection")
-    parser.add_argument("--draws", type=int, default=0, help="orders of the training rows")
+    parser.add_argument("--draws", type=int, default=3, help="orders of the training rows")
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--out", type=Path, default=Path("runs", "learning_curve"))
     options = parser.parse_args()
@@ -262,6 +262,8 @@ def main() -> None:
         points = [Point(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
     if options.draws:
         adapters = read(options.stores)
+        if any(p.tested != (adapters.column(p.split) == "test").sum() for p in points):
+            parser.error(f"--out: expected records of these stores in {file}, got of others")
         for asked in missing(adapters, options.readers, options.draws, points):
             points.append(measure(adapters, *asked))
             with file.open("a", encoding="utf-8") as out:
