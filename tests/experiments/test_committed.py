@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_ws.experiments.attribution import report as attribution
@@ -92,6 +93,27 @@ def test_the_list_of_networks_gives_the_accuracies_of_the_readers_page() -> None
     rows = re.findall(r"^\| `\w+` \|.*training/(\S+)\.yaml\) \| (.+) \|$", text, re.MULTILINE)
     assert len(rows) == 12
     assert dict(rows) == {recipe: readers[recipe] for recipe, _ in rows}
+
+
+def test_the_learning_curve_says_what_its_records_say() -> None:
+    errors = defaultdict(list)
+    for line in map(json.loads, lines("learning_curve")):
+        share = 100 * int(line["wrong"], 16).bit_count() / line["tested"]
+        errors[line["split"], line["reader"], line["size"]].append(share)
+    text = (RESULTS.parents[1] / "docs/readers.md").read_text(encoding="utf-8")
+    _, *parts = text.split("## With more adapters")[1].split("unseen, ")
+    seen = 0
+    for split, part in zip(("part", "leaf_part"), parts, strict=True):
+        head, *rows = re.findall(r"^(?:\| )?(.+) \|$", part, re.MULTILINE)
+        sizes = [int(size.replace(" ", "")) for size in head.split(" | ")[1:]]
+        for row in rows[:5]:
+            name, *cells = row.replace("`", "").split(" | ")
+            for size, cell in zip(sizes, cells, strict=True):
+                found = errors[split, name, size]
+                spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+                assert cell == f"{np.mean(found):.1f}{spread}", (name, size)
+                seen += 1
+    assert seen == len(errors) == 60
 
 
 def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
