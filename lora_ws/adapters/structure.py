@@ -1,11 +1,13 @@
 """What a file holds, by its header alone: which modules, of which method and sizes, spelt how."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from lora_ws.adapters.architectures import FLUX_TOP
 from lora_ws.adapters.fused import Part, is_fused, parts
 from lora_ws.adapters.header import Limits, shown
 from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, OTHER_ENCODER, parse_key, split_ending
@@ -23,6 +25,8 @@ REMEMBERED = 4096
 MAX_UNMAPPED = 0.1
 # Of one core: to read, widen and hash a number; to multiply and add two.
 SECONDS_A_NUMBER, SECONDS_A_PRODUCT = 3e-8, 1e-10
+# As FLUX's own repository names its blocks; JoyImageEdit does too, with other names inside.
+_FLUX_BLOCK = re.compile(r"(?:double|single)_blocks[._]\d")
 BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
 
 
@@ -137,7 +141,7 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
             )
         roles[parsed.role] = key
     entries = []
-    for (component, path), keys in _of_one_denoiser(modules).items():
+    for (component, path), keys in _of_flux(_of_one_denoiser(modules)):
         entry = _entry(component, path, keys, shapes)
         if entry is None:
             beside = set(keys) <= set(BESIDE)
@@ -160,6 +164,17 @@ def _of_one_denoiser(modules: dict[Place, dict[str, str]]) -> dict[Place, dict[s
         shared = component in DENOISERS and (most, path) not in modules and has_module(most, path)
         moved[most if shared else component, path] = keys
     return moved
+
+
+def _of_flux(modules: dict[Place, dict[str, str]]) -> list[tuple[Place, dict[str, str]]]:
+    """Names such as `img_in`, which other models have too, are FLUX's beside blocks of FLUX."""
+    flux = any(
+        _FLUX_BLOCK.search(key) and (is_fused(path) or "transformer_blocks." in path)
+        for (_, path), keys in modules.items()
+        for key in keys.values()
+    )
+    named = FLUX_TOP if flux else {}
+    return [((part, named.get(path, path)), keys) for (part, path), keys in modules.items()]
 
 
 # Files of one trainer and base have the same tensors.

@@ -167,6 +167,40 @@ def test_flux_by_its_middle_layers(width: int, wide: int, base: str) -> None:
         assert detect_base(structure_of(shapes | middle, "f").entries).name == base
 
 
+# Modules outside the blocks that FLUX's repository names as other models do.
+FLUX_TOP = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "final_layer.linear": "proj_out",
+}
+
+
+@pytest.mark.parametrize("block", ["double_blocks.0.img_mlp.0", "single_blocks.3.linear1"])
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model.", "transformer."])
+def test_names_of_flux_beside_its_blocks(prefix: str, block: str) -> None:
+    def key(path: str) -> str:
+        return prefix + (path.replace(".", "_") if prefix[-1] == "_" else path)
+
+    beside = pair(key(block), 7 * 3072, 3072)
+    shapes = {k: v for path in FLUX_TOP for k, v in pair(key(path), 3072, 3072).items()}
+    of_flux = {entry.path for entry in structure_of(shapes | beside, "f").entries}
+    assert of_flux.issuperset(FLUX_TOP.values())
+    assert of_flux.isdisjoint(FLUX_TOP)
+    # Alone they stay what the models have that call them so.
+    alone = {entry.path for entry in structure_of(shapes, "f").entries}
+    assert alone == set(FLUX_TOP)
+    joy = pair(key("double_blocks.0.attn.img_attn_qkv"), 3 * 3072, 3072)
+    assert set(FLUX_TOP) < {entry.path for entry in structure_of(shapes | joy, "f").entries}
+
+
+def test_a_module_of_flux_by_both_names_is_refused() -> None:
+    names = ("double_blocks.0.img_mlp.0", "img_in", "x_embedder")
+    shapes = {k: v for n in names for k, v in pair(f"diffusion_model.{n}", 64, 64).items()}
+    with pytest.raises(AdapterError, match="a second time"):
+        structure_of(shapes, "f")
+
+
 ORIGINAL = {
     "SD3": "lora_unet_joint_blocks_0_x_block_attn_qkv",
     "HunyuanVideo": "diffusion_model.double_blocks.0.img_attn_qkv",
