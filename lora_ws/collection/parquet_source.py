@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lora_ws.adapters.keys import parse_key
+from lora_ws.adapters.keys import parse_key, split_ending
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns, plain
@@ -105,6 +105,8 @@ class ParquetSource:
         named = {}
         for name in schema.names:
             key = parse_key(name)
+            if key is None and (split_ending(name) or ("", ""))[1] in ("down", "up"):
+                raise DataError(f"column `{name}` is not part of the layout")
             if key is None or key.component != "unet":
                 continue
             if (held := named.get((key.path, key.role))) is not None:

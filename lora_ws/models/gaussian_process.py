@@ -1,7 +1,6 @@
 """`GaussianProcess`: regression on a kernel computed before, its noise by marginal likelihood."""
 
 import math
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -48,7 +47,9 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
     def __init__(self, *, noise: float | None = None) -> None:
         self.noise = noise
 
-    def fit(self, X: Float[np.ndarray, "rows rows"], y: Float[np.ndarray, "..."]) -> Self:
+    def fit(
+        self, X: Float[np.ndarray, "rows rows"], y: Float[np.ndarray, "..."]
+    ) -> "GaussianProcess":
         """Find both variances, and what each training row adds to a prediction.
 
         Args:

@@ -1,7 +1,5 @@
 """`OneVsRestSVC`: a support vector machine per class, whose margins a temperature calibrates."""
 
-from typing import Self
-
 import numpy as np
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -34,7 +32,9 @@ class OneVsRestSVC(ClassifierMixin, BaseEstimator):
     def __init__(self, *, C: float = 1.0) -> None:
         self.C = C
 
-    def fit(self, X: Float[np.ndarray, "rows rows"], y: Shaped[np.ndarray, " rows"]) -> Self:
+    def fit(
+        self, X: Float[np.ndarray, "rows rows"], y: Shaped[np.ndarray, " rows"]
+    ) -> "OneVsRestSVC":
         """Fit each class's machine.
 
         Args:
