@@ -4,10 +4,12 @@
 `Index` by the same keys. Signatures are written first, so that a finding that counts has its own.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,26 @@ from lora_ws.functional.sketch import SIDE
 # How a line starts, so that keys are read without the rest.
 START, KEY_LENGTH = b'{"key": "', 64
 SETTINGS, FINDINGS, SIGNATURES = "settings.json", "findings.jsonl", "signatures"
+# What makes findings, beside the bundle: folders of the package, and a table of modules' names.
+MAKERS = ("adapters", "audit", "bundle", "featurizers", "functional", "models")
+TABLE = "_assets/modules.json"
+PACKAGE = Path(__file__).parents[1]
+
+
+@lru_cache(maxsize=1)
+def code_hash(root: Path = PACKAGE) -> str:
+    """Hash the code that makes findings: what it found is not kept for other code.
+
+    Args:
+        root: folder of this package.
+
+    Example:
+        >>> len(code_hash())
+        64
+    """
+    sources = sorted(file for folder in MAKERS for file in (root / folder).rglob("*.py"))
+    hashes = [hashlib.sha256(file.read_bytes()).digest() for file in (*sources, root / TABLE)]
+    return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 @dataclass(eq=False)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +12,7 @@ from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.adapters.source import file_sha256
 from lora_ws.audit import index_store
 from lora_ws.audit.classify import FileResult, Finding, classify_files, refused
-from lora_ws.audit.ledger import Ledger, read_starts
+from lora_ws.audit.ledger import Ledger, code_hash, read_starts
 from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.formats import INFO
@@ -152,7 +151,7 @@ def scan(
     spec = spec.fetched()
     settings = {
         "format": FORMAT,
-        "lora_ws": version("lora_ws"),
+        "code": code_hash(),
         "bundle": spec.model and file_sha256(Path(spec.model) / INFO),
         "evidence": spec.evidence and spec.model is not None,
         "hashes": spec.hashes,

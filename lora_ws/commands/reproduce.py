@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.kinds import kind_of, run_eval, trained
+from lora_ws.experiments.kinds import kind_of, load_eval, run_eval, trained
 from lora_ws.experiments.layers.spec import SweepSpec
 from lora_ws.experiments.options import Options, ReproduceSpec
 from lora_ws.learn.spec import slug
@@ -16,7 +16,8 @@ ALL = "all"
 def reproduce(what: str, /, flags: ReproduceSpec) -> None:
     """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
 
-    A run that was cut off continues when the same command is given again.
+    What a run takes is said before it starts. One that was cut off continues when the same command
+    is given again.
 
     Args:
         what: name of a file in eval/, such as table1; all runs every table and figure that trains
@@ -29,7 +30,10 @@ def reproduce(what: str, /, flags: ReproduceSpec) -> None:
     home = Path("runs", "reproduce")
     home = home / slug(flags.dataset or "bundled") / (flags.subset or "") if trains else home / what
     console = Console(highlight=False, soft_wrap=True)
-    for name in trained() if what == ALL else [what]:
+    names = trained() if what == ALL else [what]
+    for name in names:
+        console.print(f"{name}: {load_eval(name)[1].cost}")
+    for name in names:
         report = run_eval(Options(name, flags.out or home, flags)) / "report.html"
         console.print(f"{name}: {report}")
 

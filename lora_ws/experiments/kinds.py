@@ -48,11 +48,32 @@ class EvalSpec:
         kind: one of `KINDS`, which says what other keys the file has.
         title: of the report.
         source: of the published numbers.
+        cpu_minutes: of one core, as the committed records say; null where they do not.
     """
 
     kind: str
     title: str
     source: str
+    cpu_minutes: float | None = None
+
+    @property
+    def cost(self) -> str:
+        """Say what a run takes, for who is about to start one.
+
+        Example:
+            >>> EvalSpec(kind="table", title="", source="", cpu_minutes=18.6).cost
+            'at least 9 minutes on two cores, by the committed records of a run without flags'
+            >>> EvalSpec(kind="cad", title="", source="").cost
+            'how long it takes was not measured'
+        """
+        if self.cpu_minutes is None:
+            return "how long it takes was not measured"
+        minutes = max(1, round(self.cpu_minutes / 2))
+        plural = "s" * (minutes > 1)
+        return (
+            f"at least {minutes} minute{plural} on two cores, "
+            "by the committed records of a run without flags"
+        )
 
 
 def eval_file(name: str) -> Path:

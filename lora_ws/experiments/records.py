@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Record)
 K = TypeVar("K", bound=Hashable)
 RECORDS, CONFIG = "records.jsonl", "config.json"
 # Of a spec, what does not change what is measured.
-WORDS = ("kind", "title", "source", "published")
+WORDS = ("kind", "title", "source", "published", "cpu_minutes")
 
 
 class Records(Generic[R]):

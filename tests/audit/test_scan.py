@@ -18,6 +18,7 @@ from warm import COMMAND, Warm
 
 from lora_ws.adapters import find_adapters, read_adapter
 from lora_ws.adapters.writer import write_adapter
+from lora_ws.audit.ledger import TABLE, code_hash
 from lora_ws.audit.lookup import DedupSpec, SimilarSpec, find_copies, find_similar
 from lora_ws.audit.scan import ScanSpec, scan
 from lora_ws.audit.triage import triage
@@ -209,6 +210,31 @@ def test_two_scans_at_once_do_not_mix(folder: Path, bundle: Path, tmp_path: Path
 
     scan(places, spec, second)
     assert len(refused) == len(places)
+
+
+def test_findings_do_not_outlive_the_code_that_made_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = find_adapters(str(folder))
+    spec = ScanSpec(model=None, hashes=False, cache=tmp_path / "cache")
+    first, again = scan(places, spec), scan(places, spec)
+    assert again.new < first.new
+    monkeypatch.setattr("lora_ws.audit.scan.code_hash", lambda: "of other code")
+    assert scan(places, spec).new == first.new
+
+
+@pytest.mark.parametrize("changed", ["models/deep/net.py", "audit/judge.py", TABLE])
+def test_the_hash_of_the_code_is_of_its_content(changed: str, tmp_path: Path) -> None:
+    def code(name: str, text: str) -> str:
+        root = tmp_path / name
+        for file in ("models/deep/net.py", "audit/judge.py", "report/page.py", TABLE):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text("1", encoding="utf-8")
+        (root / changed).write_text(text, encoding="utf-8")
+        (root / "report/page.py").write_text(name, encoding="utf-8")
+        return code_hash(root)
+
+    assert code("here", "1") == code("there", "1") != code("elsewhere", "2")
 
 
 def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: Path) -> None:

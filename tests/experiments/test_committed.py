@@ -21,7 +21,7 @@ from lora_ws.experiments.cad.report import cad_sections
 from lora_ws.experiments.cad.spec import CadRecord
 from lora_ws.experiments.composition import report as composition
 from lora_ws.experiments.composition.spec import CompositionRecord
-from lora_ws.experiments.kinds import eval_file, load_eval, run_eval
+from lora_ws.experiments.kinds import eval_file, load_eval, run_eval, trained
 from lora_ws.experiments.layers import report as layers
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.principal_components import report as principal_components
@@ -164,6 +164,15 @@ def test_figure3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 "not applicable: rank 349\n", encoding="utf-8"
             )
     assert_committed("figure3", run_eval(options), "records.jsonl")
+
+
+@pytest.mark.parametrize("name", trained())
+def test_what_a_run_takes_is_what_the_records_say(name: str) -> None:
+    found = [json.loads(line) for line in lines(name)]
+    # Features are made once for all seeds.
+    features = {(r["experiment"], r["protocol"]): r["feature_seconds"] for r in found}
+    seconds = sum(r["seconds"] for r in found) + sum(features.values())
+    assert load_eval(name)[1].cpu_minutes == pytest.approx(seconds / 60, abs=0.05)
 
 
 def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

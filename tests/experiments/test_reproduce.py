@@ -1,6 +1,7 @@
 """`lora-ws reproduce`: report, records and page of a table and a figure on a small collection."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -44,7 +45,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     made = Made(tmp_path_factory.mktemp("table"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ws.experiments.options.recipe", short_recipe)
-        assert "report.html" in made.run()
+        cost, *_, report = made.run().splitlines()
+        assert re.fullmatch(r"table1: at least \d+ minutes on two cores, .*", cost)
+        assert "report.html" in report
         yield made
 
 
