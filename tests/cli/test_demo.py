@@ -24,6 +24,7 @@ def test_demo_judges_the_files_that_are_shipped_and_names_commands_that_exist(
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
     bundle = Bundle.from_pretrained("tiny-sd")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for example in examples():
         adapter = read_adapter(example.file)
         said = bundle.predict_batch(adapter.flat()[None], adapter.layout)[0]
@@ -31,6 +32,7 @@ def test_demo_judges_the_files_that_are_shipped_and_names_commands_that_exist(
         assert (said.label or "abstains") in line
         assert f"{said.confidence:.2f}" in line
         assert f"{example.leaf} ({example.label})" in line
+        assert line.rstrip() in readme
     lines = [line.strip() for line in out.partition("Next:")[2].splitlines()]
     typed = [shlex.split(line) for line in lines if line and not line.startswith("#")]
     assert len(typed) == 3

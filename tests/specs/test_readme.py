@@ -1,17 +1,18 @@
 """What README and documentation tell people to type is what works."""
 
+import importlib
 import re
 import shlex
+import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
+from lora_ws.audit.examples import examples
 from lora_ws.cli import find_command, main
-from lora_ws.collection import load
 from lora_ws.commands.table import function_of
 from lora_ws.config import parse
 
@@ -27,6 +28,8 @@ def commands(page: Path) -> list[str]:
     return [line for line in found if line.startswith("lora-ws ") and "COMMAND" not in line]
 
 
+# Of the table of all readers, those that README shows.
+COLUMNS = ("constant prompt", "constant, unseen leaves", "shared start")
 EVERY = [(page.name, line) for page in PAGES for line in commands(page)]
 
 
@@ -52,26 +55,49 @@ def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyP
     assert callable(parse(function_of(name), args, prog=name))
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    """The cells of tables by the first of their row, without bold and underline."""
+    lines = [re.sub(r"\*\*|</?u>", "", line) for line in text.splitlines() if line[:1] == "|"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_results_of_the_readme_are_those_of_the_report() -> None:
+    shown = _rows((ROOT / "README.md").read_text(encoding="utf-8"))
+    report = (ROOT / "eval/results/readers/report.md").read_text(encoding="utf-8")
+    measured = _rows(report[: report.index("## Against the best")])
+    columns = [measured["Reader"].index(name) for name in COLUMNS]
+    readers = {name: re.sub(r" \(.*\)$", "", name) for name in shown}
+    known = measured.keys() - {"Reader", "---"}
+    found = {name: reader for name, reader in readers.items() if reader in known}
+    assert len(found) == 6
+    for name, reader in found.items():
+        assert shown[name] == [measured[reader][k] for k in columns], name
+
+
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, own = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    quick = ["--seeds", "1", "--fit.max_epochs", "1"]
-    assert main(["train", "--featurizer", "StatsFlatVec", *quick]) == 0
-    zoo = load("lora-ws-mini")
-    tensors = {
-        f"unet.{m.layer.name}.lora.{m.role}.weight": np.array(
-            zoo.weights[0, m.columns].reshape(m.shape)
-        )
-        for m in zoo.layout.matrices
-    }
-    save_file(tensors, "file.safetensors")
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert names["X"].shape == (2000, 448)  # type: ignore[attr-defined]
-    assert len(names["records"]) == 2  # type: ignore[arg-type]
+    shutil.copy(examples()[1].file, "file.safetensors")
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert names["adapters"].weights.shape == (500, 7072)
+    assert round(names["record"].test["accuracy"], 2) == 0.90
+    assert max(names["probabilities"], key=names["probabilities"].get) == "flower"
+    made = types.ModuleType("mine")
+    exec(own, vars(made))
+    monkeypatch.setitem(sys.modules, "mine", made)
+    quick = ["--subset", "shared/class", "--seeds", "1", "--fit.max_epochs", "1"]
+    assert main(["train", "--featurizer", "mine.Peaks", *quick]) == 0
+    table = text[text.index("## What you can do") : text.index("## Results")]
+    for module, name in re.findall(r"`(lora_ws[\w.]*)\.(\w+)`", table):
+        assert callable(getattr(importlib.import_module(module), name)), name
 
 
 def test_links_lead_somewhere() -> None:
