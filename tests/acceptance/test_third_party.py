@@ -64,6 +64,7 @@ def train(*more: str) -> None:
     run("train", "--dataset", "store", "--model", NETWORK, "--model.width", "16", *FAST, *more)
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict_and_scan(
     work: Path, zoo: AdapterSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

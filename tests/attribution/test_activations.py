@@ -99,6 +99,7 @@ def by_hand(pipeline: Any, latents: Tensor, time: Tensor) -> dict[str, np.ndarra
     return seen
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
     stack = make_stack(pipeline, "", FIRST)
     rows = torch.tensor([[1.0, 1.0], [0.7, 0.0], [0.0, -0.5]])

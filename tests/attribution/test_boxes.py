@@ -83,6 +83,7 @@ def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any
     return float((cells * error).sum() / cells.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_directional_scores_are_finite_differences(
     pipeline: Any, stack: AdapterStack, probe: Probe, sign: int

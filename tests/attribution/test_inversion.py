@@ -81,6 +81,7 @@ def off(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.slow
 def test_there_and_back_is_within_a_hundredth(pipeline: Any) -> None:
     stack, generation = make_stack(pipeline), replace(GENERATION, num_inference_steps=10)
     last = trajectory(pipeline, stack, generation)[-1]
@@ -210,6 +211,7 @@ def test_agreement_is_of_tops_maps_and_shares() -> None:
     assert np.isnan(blind.map_correlation)
 
 
+@pytest.mark.slow
 def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any) -> None:
     stack = make_stack(pipeline, 0.2)
     generations = [

@@ -58,6 +58,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_killed_imports_end_as_if_nothing_had_happened(source: Path, tmp_path: Path, warm: Warm):
     store = tmp_path / "s"
     random = np.random.default_rng()

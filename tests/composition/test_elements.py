@@ -48,6 +48,7 @@ def test_elements_are_drawn_as_they_say() -> None:
     assert torch.equal(sun[..., 5:, 5:], one[..., 5:, 5:])
 
 
+@pytest.mark.slow
 def test_the_judge_is_right_on_digits_it_has_not_seen(judge: ElementJudge) -> None:
     accuracy = judge.accuracy
     assert min(accuracy[c] for c in accuracy if c != "character") > 0.95

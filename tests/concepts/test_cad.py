@@ -93,6 +93,7 @@ def test_the_derivative_of_shrinking_all_is_the_sum_of_scores(
     assert (changes[1] - changes[0]) / 2e-2 == pytest.approx(total, rel=CURVED)
 
 
+@pytest.mark.slow
 def test_scores_rank_single_weights_as_taking_them_away_does(
     pipeline: Any, objective: Objective, scores: dict[str, Tensor]
 ) -> None:

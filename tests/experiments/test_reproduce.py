@@ -164,6 +164,7 @@ def test_a_protocol_without_recipes_is_answered(capsys: pytest.CaptureFixture[st
     assert "protocol: table1 has no recipe for as-run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     zoo = small_zoo(61)
     keep = [k for k in range(61) if k % 3 or k < 4]

@@ -195,6 +195,7 @@ def test_keys_of_the_last_version_still_count_and_say_so() -> None:
     assert to_plain(spec) == to_plain(ExperimentSpec(task="regression", label="n"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_last_version_goes_on(spec: ExperimentSpec, tmp_path: Path) -> None:
     (first,) = run(replace(spec, seeds=1), tmp_path / "run")
     file = tmp_path / "run" / "config.yaml"
@@ -284,6 +285,7 @@ def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_p
         run(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_changed_settings_get_a_folder_that_names_them(
     spec: ExperimentSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +342,7 @@ def test_large_features_stay_mapped_and_give_the_same(
     np.testing.assert_allclose(blocks, scores, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_third_party_transformer_by_dotted_path(
     spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

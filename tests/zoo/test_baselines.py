@@ -78,6 +78,7 @@ def test_a_collection_without_parts_is_refused(zoo: AdapterSet) -> None:
         measure_baselines(plain)
 
 
+@pytest.mark.slow
 def test_command_finds_the_photos_of_the_recipe(tmp_path: Path, capsys) -> None:
     store = tmp_path / "zoo"
     assert main(["zoo", "build", "--out", str(store), "--finetune.steps", "2"]) == 0

@@ -64,6 +64,7 @@ def double(pipeline: Any) -> Any:
     return pipeline
 
 
+@pytest.mark.slow
 def test_batched_training_equals_peft_one_by_one() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
