@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_ws.commands.help import help_file
 from lora_ws.commands.table import COMMANDS, described, function_of
-from lora_ws.errors import ConfigError, DeprecatedName, LoraWsError
+from lora_ws.errors import ConfigError, DeprecatedName, LoraWsError, Notice
 from lora_ws.system import write_utf8
 
 # What was called otherwise until now, taken for one release with a notice.
@@ -189,12 +189,12 @@ def _run(name: str, target: Callable[..., int | None], args: list[str]) -> int:
 
 @contextmanager
 def _notices() -> Iterator[None]:
-    """Say in one line each what is deprecated."""
+    """Say in one line each what is deprecated, not used or left out."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if category is DeprecatedName:
+            if issubclass(category, DeprecatedName | Notice):
                 print(f"lora-ws: {message}", file=sys.stderr)  # noqa: T201
             else:
                 shown(message, category, *where)

@@ -118,6 +118,15 @@ def deprecated(old: str, new: str) -> None:
     )
 
 
+class Notice(UserWarning):
+    """Something that was not used or left out, which whoever gave it should know."""
+
+
+def notice(message: str) -> None:
+    """Say in one line what was not used or left out."""
+    warnings.warn(printable(message), Notice, stacklevel=3)
+
+
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a module that answers to old names for one release.
 

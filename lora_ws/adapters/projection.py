@@ -1,6 +1,7 @@
 """An adapter of any rank and modules, brought into a layout."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from lora_ws.functional.kronecker import KroneckerProduct, cut_kronecker
 
 # A layer that is missing counts as no update; with more missing the verdict would be on little.
 MAX_MISSING = 0.5
+# A common layout has no higher rank, and the layers that this share of adapters has.
+MAX_COMMON_RANK, COMMON = 16, 0.5
 __getattr__ = old_names(__name__, {"project": f"{__name__}:project_adapter"})
 
 
@@ -80,6 +83,32 @@ def project_adapter(
     whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing
     return Projection(layout, row, _energy(list(cuts.values()), whole), missing, exact)
+
+
+def common_layout(found: Sequence[tuple[str, Layout]]) -> Layout:
+    """Choose a layout that most adapters fit: the base that most have, the layers of at least half.
+
+    Its rank is the highest of theirs, up to 16, so that lower ones lose nothing.
+
+    Args:
+        found: base model and layout of each adapter, at least one.
+
+    Example:
+        >>> one, two = (Layout.known("tiny_sd_qv").at_rank(rank) for rank in (1, 2))
+        >>> common_layout([("tiny", one), ("tiny", two)]) == two
+        True
+    """
+    if len({layout for _, layout in found}) == 1:
+        return found[0][1]
+    base = Counter(name for name, _ in found).most_common(1)[0][0]
+    layouts = [layout for name, layout in found if name == base]
+    rank = min(MAX_COMMON_RANK, max(x.rank for layout in layouts for x in layout.layers))
+    counts = Counter(x for layout in layouts for x in layout.at_rank(rank).layers)
+    shapes: dict[str, LayerSpec] = {}
+    for layer, _ in counts.most_common():
+        shapes.setdefault(layer.name, layer)
+    kept = [layer for layer in shapes.values() if counts[layer] >= COMMON * len(layouts)]
+    return Layout.from_layers(kept or layouts[0].at_rank(rank).layers)
 
 
 def _place(module: Module) -> tuple[str, str, str]:

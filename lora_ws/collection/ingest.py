@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from lora_ws.errors import DataError
 from lora_ws.report.progress import progress
 
 OnError = Literal["raise", "skip"]
+CATEGORY = DatasetCard.label
 
 
 def import_collection(
@@ -28,6 +29,8 @@ def import_collection(
     *,
     card: DatasetCard | None = None,
     layout: Layout | None = None,
+    project: bool = False,
+    min_energy: float = 0.0,
     on_error: OnError = "raise",
     origin: Mapping[str, Any] | None = None,
 ) -> AdapterSet:
@@ -39,8 +42,12 @@ def import_collection(
     Args:
         paths: parquet files, adapter files, or folders of either.
         out: folder of the new store.
-        card: what the collection is; a nameless card by default.
+        card: what the collection is; by default one named like the folder, whose label is that of
+            a table of labels, if there is one.
         layout: the layout that every row must have; by default the card's, else the first row's.
+        project: bring adapter files of other ranks and modules into the layout, by default the one
+            that most files have in common, with columns ``retained_energy`` and ``layers_missing``.
+        min_energy: share of the squared norm of an update that has to fit the layout.
         on_error: "raise" stops at the first row that cannot be imported; "skip" lists such rows
             in ``quarantine.jsonl`` and goes on.
         origin: facts to record in the manifest, such as the Hub commit.
@@ -60,8 +67,27 @@ def import_collection(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     out = Path(out)
-    card = card or DatasetCard(name=out.name)
-    source = find_source([Path(path) for path in listed], card)
+    source = find_source([Path(path) for path in listed], card or DatasetCard(name=out.name))
+    if project and not isinstance(source, FilesSource):
+        raise DataError("--project: expected adapter files, got parquet files of one layout")
+    if isinstance(source, FilesSource):
+        source = replace(source, project=project, min_energy=min_energy)
+        card = card or DatasetCard(name=out.name, label=source.tables.label or CATEGORY)
+    return import_source(
+        source, out, card or DatasetCard(name=out.name), layout, on_error=on_error, origin=origin
+    )
+
+
+def import_source(
+    source: ImportSource,
+    out: Path,
+    card: DatasetCard,
+    layout: Layout | None = None,
+    *,
+    on_error: OnError = "raise",
+    origin: Mapping[str, Any] | None = None,
+) -> AdapterSet:
+    """Import what a source holds into a store; see `import_collection`."""
     total = source.count()
     if card.rows and total != card.rows:
         said = f"card `{card.name}` says {card.rows} rows, the files hold {total}"

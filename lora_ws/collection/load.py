@@ -1,5 +1,7 @@
 """`load`: a name or a path becomes an `AdapterSet`: bundled, then local store, then Hub."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,13 @@ from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.hub import fetch
 from lora_ws.collection.ingest import OnError, import_collection
 from lora_ws.collection.labels import join_labels
-from lora_ws.collection.store import MANIFEST, partial_path
+from lora_ws.collection.store import MANIFEST, QUARANTINE, partial_path
 from lora_ws.config import cache_dir, spec_root
-from lora_ws.errors import DataError, NotAvailableError
+from lora_ws.errors import DataError, NotAvailableError, notice
 from lora_ws.journal import locked
+
+# What an import of adapter files looks at.
+READ = (".safetensors", ".json", ".info", ".csv", ".jsonl")
 
 
 def load(
@@ -21,7 +26,9 @@ def load(
     """Open an adapter collection.
 
     Args:
-        name_or_path: name of a card in ``datasets/``, or the folder of a store.
+        name_or_path: name of a card in ``datasets/``, the folder of a store, or a folder of adapter
+            files: these are imported into the cache, projected to what most of them have in common,
+            and again when the folder has changed.
         subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
         revision: Hub branch, tag or commit, instead of the card's.
 
@@ -37,10 +44,7 @@ def load(
     if (path / MANIFEST).is_file() or partial_path(path).is_dir():
         adapters = AdapterSet.open(path)
     elif str(name_or_path) not in card_names() and path.exists():
-        raise NotAvailableError(
-            f"{path} is not an adapter store; make one with "
-            f"`lora-ws data import {path} --out STORE`"
-        )
+        adapters = _from_folder(path)
     else:
         adapters = _by_name(find_card(str(name_or_path)), revision)
     return adapters if subset is None else adapters.subset(subset)
@@ -93,6 +97,33 @@ def import_from_hub(
         )
     _point(folder, revision, snapshot.commit)
     return AdapterSet.open(path)
+
+
+def _from_folder(folder: Path) -> AdapterSet:
+    """The store of a folder of adapter files as it is now; what does not fit is said."""
+    if not folder.is_dir() or not any(folder.rglob("*.safetensors")):
+        raise NotAvailableError(
+            f"{folder} is neither an adapter store nor a folder of adapter files; make a store "
+            f"with `lora-ws data import {folder} --out STORE`"
+        )
+    folder = folder.resolve()
+    beside = sorted(file for file in folder.rglob("*") if file.suffix in READ and file.is_file())
+    state = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in beside]
+    key = hashlib.sha256(json.dumps([str(folder), state]).encode()).hexdigest()[:16]
+    store = cache_dir() / "stores" / "folders" / f"{folder.name}-{key}" / folder.name
+    if not (store / MANIFEST).is_file():
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with locked(store.with_suffix(".import")):
+            if not (store / MANIFEST).is_file():
+                import_collection(folder, store, project=True, on_error="skip")
+    adapters = AdapterSet.open(store)
+    if lost := adapters.manifest["quarantined"]:
+        first = json.loads((store / QUARANTINE).read_text(encoding="utf-8").splitlines()[0])
+        notice(
+            f"{folder}: {lost} of {lost + len(adapters)} files are left out, such as "
+            f"{first['source']}: {first['reason']}; all stand in {store / QUARANTINE}"
+        )
+    return adapters
 
 
 def _by_name(card: DatasetCard, revision: str | None) -> AdapterSet:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +72,8 @@ def import_(
     out: Path | None = None,
     card: str | None = None,
     layout: str | None = None,
+    project: str | None = None,
+    min_energy: float = 0.0,
     label: str | None = None,
     revision: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -82,7 +85,11 @@ def import_(
         out: folder of the new store; needed for files
         card: what the files are: name of a card in datasets/, or a YAML file like those
         layout: name of the layout that every row must have; default: the card's or the first row's
-        label: column of the class, where there is no card; default category_label
+        project: auto brings adapters of other ranks and modules into the layout that most files
+            have in common; or name of the layout to bring them into; null refuses them
+        min_energy: share of an update's squared norm that has to fit the layout of --project
+        label: column of the class, where there is no card; default: that of a table of labels
+            beside the files, else the sub-folder
         revision: Hub branch, tag or commit instead of the card's
         on_error: raise stops at the first bad row; skip lists bad rows in quarantine.jsonl
     """
@@ -95,16 +102,23 @@ def import_(
     else:
         if out is None and card is None:
             raise ConfigError("--out: expected a folder for the new store, got none")
-        described = _card(card) if card else DatasetCard(name=Path(str(out)).name)
-        if out is None and described.bundled:
+        described = _card(card) if card else None
+        if described and label:
+            described = replace(described, label=label)
+        elif label:
+            described = DatasetCard(name=Path(str(out)).name, label=label)
+        if out is None and described and described.bundled:
             raise ConfigError(f"--card: `{card}` is bundled and stays as it is; give --out")
-        if label:
-            described = DatasetCard(**{**vars(described), "label": label})
+        if project and layout:
+            raise ConfigError("--layout, --project: expected one of them, got both")
+        named = layout or (project if project != "auto" else None)
         adapters = import_collection(
             sources,
-            out or local_store(described, revision),
+            out or local_store(_card(str(card)), revision),
             card=described,
-            layout=Layout.known(layout) if layout else None,
+            layout=Layout.known(named) if named else None,
+            project=project is not None,
+            min_energy=min_energy,
             on_error=on_error,
         )
     console = Console()

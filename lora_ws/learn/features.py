@@ -15,7 +15,7 @@ from sklearn.base import TransformerMixin, clone
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, Split, load
-from lora_ws.errors import ConfigError, DataError
+from lora_ws.errors import ConfigError, DataError, notice
 from lora_ws.featurizers import Featurizer
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
@@ -84,12 +84,20 @@ class Prepared:
 
 
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
-    """The collection of a spec with its split, and the name of the subset taken."""
+    """The collection of a spec with its split, and the name of the subset taken.
+
+    Rows without a value of the label are left out, and said.
+    """
     adapters = load(spec.dataset, revision=spec.revision)
     if spec.split is not None:
         adapters = adapters.split_by(spec.split)
     subset = spec.subset or next(iter(adapters.card.subsets), "")
-    return (adapters.subset(subset) if subset else adapters), subset
+    adapters = adapters.subset(subset) if subset else adapters
+    label = spec.label or adapters.card.label
+    if label in adapters.rows.column_names and (lost := adapters.rows[label].null_count):
+        notice(f"{adapters.card.name}: {lost} rows without a `{label}` are left out")
+        adapters = adapters.select(adapters.rows[label].is_valid().to_numpy())
+    return adapters, subset
 
 
 def prepare(spec: ExperimentSpec) -> Prepared:

@@ -23,6 +23,11 @@ def test_a_class_of_two_is_named() -> None:
         split_rows(few, ExperimentSpec())
 
 
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(DataError, match="expected two classes or more, got only `cat`"):
+        split_rows(small_zoo().select(list(CATS)), ExperimentSpec())
+
+
 def test_a_class_that_training_never_sees_is_named() -> None:
     zoo = small_zoo()
     parts = np.full(90, "train", dtype=object)

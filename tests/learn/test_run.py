@@ -24,7 +24,7 @@ from warm import COMMAND, Warm
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet
 from lora_ws.config import dump_yaml, load_spec, to_plain
-from lora_ws.errors import ConfigError, DataError, TrainingError
+from lora_ws.errors import ConfigError, DataError, Notice, TrainingError
 from lora_ws.featurizers import FlatVec, FlatVecPCA, StatsFlatVec, StatsLayer
 from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
@@ -169,7 +169,6 @@ def test_a_regression_runs_in_a_folder_without_a_bundle(
     ("values", "says"),
     [
         (["many"] * 120, "expected finite numbers, got string"),
-        ([None] + [1.0] * 119, "rows without a label"),
         ([float("nan")] + [1.0] * 119, "expected finite numbers"),
     ],
 )
@@ -179,6 +178,15 @@ def test_labels_that_are_no_numbers(
     spec = with_numbers(make_zoo(), values, tmp_path / "numbers")
     with pytest.raises(DataError, match=says):
         prepare(spec)
+
+
+def test_rows_without_a_label_are_left_out_and_said(
+    make_zoo: Callable[..., AdapterSet], tmp_path: Path
+) -> None:
+    spec = with_numbers(make_zoo(), [None, *np.arange(1.0, 120.0)], tmp_path / "numbers")
+    with pytest.warns(Notice, match="1 rows without a `"):
+        prepared = prepare(spec)
+    np.testing.assert_array_equal(prepared.labels, np.arange(1, 120, dtype=np.float32))
 
 
 def test_a_regression_needs_a_column() -> None:

@@ -229,6 +229,8 @@ _shtab_lora_ws_data_import_options=(
   "--out[folder of the new store]:out:_files"
   "--card[what the files are\: name of a card in datasets\/, or a YAML file like those]:card:"
   "--layout[name of the layout that every row must have]:layout:"
+  "--project[auto brings adapters of other ranks and modules into the layout that most files have in common]:project:"
+  "--min_energy[share of an update\'s squared norm that has to fit the layout of --project]:min_energy:"
   "--label[column of the class, where there is no card]:label:"
   "--revision[Hub branch, tag or commit instead of the card\'s]:revision:"
   "--on_error[raise stops at the first bad row]:on_error:(raise skip)"

@@ -97,6 +97,11 @@ def check_classes(
     Raises:
         DataError: there is one.
     """
+    if len(classes) < 2:
+        raise DataError(
+            f"{name}: expected two classes or more, got only `{classes[0]}`; add adapters of "
+            "another class, such as ones of nothing in particular, or choose another --label"
+        )
     counts = np.bincount(targets, minlength=len(classes))
     if counts.min() < least:
         raise DataError(

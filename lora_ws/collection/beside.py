@@ -1,0 +1,207 @@
+"""Labels from where people keep them: tables and sidecars beside files, and files' own metadata."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_ws.collection.decode import OURS
+from lora_ws.errors import DataError, notice, printable
+
+# The column of a table that names the file of each row, as folders of `datasets` have it.
+KEY = "file_name"
+TABLES = (".csv", ".jsonl")
+# Longer ones are no sidecars. Of lists the first so many are kept, of text so many characters.
+MAX_BYTES, MAX_LIST, MAX_TEXT = 1 << 22, 64, 256
+# What Civitai's record of a version says of its content.
+CIVITAI = ("baseModel", "trainedWords", "model.name", "model.nsfw", "model.tags")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """Tables of labels in the folders of a collection, a row for each file.
+
+    Attributes:
+        rows: path below the root, with slashes -> columns.
+        files: the tables.
+        label: the column that is the label by its name or because there is no other; or empty.
+    """
+
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    label: str = ""
+
+
+def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
+    """Read the CSV and JSON-lines tables that stand beside adapter files.
+
+    A table has a column ``file_name``: paths from its folder, with or without the suffix. It is
+    said of a table without one, and of names without a file, that they are not used.
+
+    Args:
+        root: folder of the collection.
+        files: adapters below it.
+
+    Raises:
+        DataError: a table is damaged, or two say something of one file.
+    """
+    known = {file.relative_to(root).as_posix() for file in files}
+    rows: dict[str, Row] = {}
+    used: list[Path] = []
+    for table in _tables(root, files):
+        held = list(_lines(table))
+        if not all(KEY in line for line in held) or not held:
+            notice(f"{table}: not used, as a table of labels has a column `{KEY}`")
+            continue
+        used.append(table)
+        above = table.parent.relative_to(root)
+        names = [(above / str(line[KEY]).strip()).as_posix() for line in held]
+        names = [name if name in known else f"{name}.safetensors" for name in names]
+        if lost := [str(held[k][KEY]) for k, name in enumerate(names) if name not in known]:
+            notice(f"{table}: {len(lost)} of its files are not here, such as `{lost[0]}`")
+        for name, line in zip(names, held, strict=True):
+            if name in rows:
+                raise DataError(
+                    f"{table}: expected one row for each file, got a second one for `{name}`; "
+                    "leave one out"
+                )
+            rows[name] = _ours({key: value for key, value in line.items() if key != KEY})
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    only = columns[0] if len(columns) == 1 else ""
+    return LabelTables(rows, tuple(used), "label" if "label" in columns else only)
+
+
+def sidecars(file: Path) -> Row:
+    """Read what stands beside a file under its name: ``<name>.json``, ``<name>.civitai.info``.
+
+    Of the first its numbers, text and lists of text, of the second the content's name, tags and
+    words, as ``civitai.model.tags``. One that is no JSON object is said and left out.
+
+    Args:
+        file: an adapter.
+    """
+    plain = _json_object(file.with_suffix(".json"))
+    found = {key: value for key, value in plain.items() if _is_plain(value) and key != "lora_ws"}
+    record = _json_object(file.with_suffix(".civitai.info"))
+    model = record.get("model")
+    whole = {**record, **{f"model.{k}": v for k, v in (_object(model)).items()}}
+    kept = {f"civitai.{key}": whole[key] for key in CIVITAI if _is_plain(whole.get(key))}
+    return _ours({**found, **kept})
+
+
+def own_metadata(metadata: Mapping[str, str]) -> Row:
+    """Read what a file's header says of its content: ``modelspec.*``, and its training tags.
+
+    Claims of whoever wrote the file. Tags are those of ``ss_tag_frequency``, the most frequent
+    first.
+
+    Args:
+        metadata: of the header.
+
+    Example:
+        >>> own_metadata({"ss_tag_frequency": '{"10_cat": {"fur": 2, "cat": 9}}'})
+        {'tags': ['cat', 'fur']}
+    """
+    found: Row = {
+        key: printable(value)[:MAX_TEXT]
+        for key, value in metadata.items()
+        if key.startswith("modelspec.") and value and "thumbnail" not in key
+    }
+    counts: dict[str, float] = {}
+    for tags in _object(_parsed(metadata.get("ss_tag_frequency", ""))).values():
+        for tag, count in _object(tags).items():
+            name = printable(tag.strip())[:MAX_TEXT]
+            counts[name] = counts.get(name, 0) + (count if isinstance(count, int) else 0)
+    if counts:
+        found["tags"] = sorted(counts, key=lambda tag: (-counts[tag], tag))[:MAX_LIST]
+    return found
+
+
+def _tables(root: Path, files: Sequence[Path]) -> Iterator[Path]:
+    """Tables in the folders of the files and above them, up to the root."""
+    folders = {
+        folder for file in files for folder in file.parents if root in (folder, *folder.parents)
+    }
+    for folder in sorted(folders):
+        yield from sorted(f for f in folder.iterdir() if f.suffix in TABLES and f.is_file())
+
+
+def _lines(table: Path) -> Iterator[Row]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table}: expected text in UTF-8 ({error}); mend or move it") from error
+    if table.suffix == ".csv":
+        yield from _csv_lines(table, text)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        found = _parsed(line)
+        if not isinstance(found, dict):
+            raise DataError(f"{table}, line {number}: expected a JSON object, got `{line[:60]}`")
+        yield found
+
+
+def _csv_lines(table: Path, text: str) -> Iterator[Row]:
+    """Rows of a CSV; an empty cell is no label. Columns of numbers are numbers."""
+    reader = csv.DictReader(text.splitlines())
+    held = list(reader)
+    for number, row in enumerate(held, start=2):
+        if None in row or None in row.values():
+            raise DataError(
+                f"{table}, line {number}: expected {len(reader.fieldnames or ())} cells as in the "
+                "first line; quote cells that hold commas"
+            )
+    names = [name for name in reader.fieldnames or () if name != KEY]
+    numbers = {name for name in names if _are_numbers([row[name] for row in held])}
+    for row in held:
+        yield {k: _number(v) if k in numbers and v else (v.strip() or None) for k, v in row.items()}
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    try:
+        return all(_number(cell) is not None for cell in cells if cell)
+    except ValueError:
+        return False
+
+
+def _number(cell: str) -> float | int:
+    return int(cell) if cell.strip().lstrip("+-").isdecimal() else float(cell)
+
+
+def _json_object(file: Path) -> Row:
+    if not file.is_file() or file.name == "metadata.json":
+        return {}
+    found = (
+        _parsed(file.read_text("utf-8", "replace")) if file.stat().st_size <= MAX_BYTES else None
+    )
+    if not isinstance(found, dict):
+        notice(f"{file}: not used, as it holds no JSON object")
+        return {}
+    return found
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str | int | float | bool)
+
+
+def _ours(row: Row) -> Row:
+    """Columns that an import adds keep their names; those of others get another."""
+    return {f"original_{key}" if key in OURS else key: value for key, value in row.items()}

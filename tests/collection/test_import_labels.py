@@ -1,0 +1,159 @@
+"""Labels from tables, sidecars and headers; ranks and modules brought into one layout."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import SMALL, matrices, weights, write_adapter
+from safetensors.numpy import save_file
+
+from lora_ws import load
+from lora_ws.collection import import_collection
+from lora_ws.errors import DataError, Notice
+
+LINES = ["file_name,label,steps", "a.safetensors,cat,10", "sub/b,dog,20", "c.safetensors,,30"]
+
+
+def write_three(root: Path) -> None:
+    for name, vector in zip(("a", "c", "sub/b"), weights(3), strict=True):
+        write_adapter(root / f"{name}.safetensors", vector)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.csv", "metadata.jsonl"])
+def test_table_beside_the_files(name: str, tmp_path: Path):
+    write_three(tmp_path / "in")
+    text = "\n".join(LINES)
+    if name.endswith("jsonl"):
+        rows = [("a.safetensors", "cat", 10), ("sub/b", "dog", 20), ("c.safetensors", None, 30)]
+        keys = ("file_name", "label", "steps")
+        text = "\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows)
+    (tmp_path / "in" / name).write_text(text, encoding="utf-8-sig")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    assert zoo.card.label == "label"
+    told = dict(
+        zip(
+            zoo.column("source"),
+            zip(*(zoo.rows[k].to_pylist() for k in ("label", "steps")), strict=True),
+            strict=True,
+        )
+    )
+    assert told == {
+        "a.safetensors": ("cat", 10),
+        "sub/b.safetensors": ("dog", 20),
+        "c.safetensors": (None, 30),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name,label\na.safetensors,cat\n",
+            "not used, as a table of labels has a column `file_name`",
+        ),
+        ("file_name,label\na.safetensors,cat\nx,dog\n", "1 of its files are not here, such as `x`"),
+    ],
+)
+def test_what_a_table_says_in_vain_is_said(text: str, message: str, tmp_path: Path):
+    write_three(tmp_path / "in")
+    (tmp_path / "in" / "t.csv").write_text(text, encoding="utf-8")
+    with pytest.warns(Notice, match=re.escape(message)):
+        import_collection(tmp_path / "in", tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,label\na,cat\na.safetensors,dog\n", "a second one for `a.safetensors`"),
+        ("file_name,label\na,cat,dog\n", "line 2: expected 2 cells"),
+    ],
+)
+def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path):
+    write_three(tmp_path / "in")
+    (tmp_path / "in" / "t.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        import_collection(tmp_path / "in", tmp_path / "s")
+
+
+def test_sidecars_and_headers(tmp_path: Path):
+    tensors = {k: np.ascontiguousarray(v) for k, v in matrices(weights(1)[0], SMALL).items()}
+    tags = {"3_x": {"fur": 1, "cat": 4}, "1_y": {"fur": 2}}
+    header = {"ss_tag_frequency": json.dumps(tags), "modelspec.title": "My\x1bcat"}
+    save_file(tensors, tmp_path / "a.safetensors", metadata=header)
+    (tmp_path / "a.json").write_text('{"label": "cat", "nested": {"x": 1}}', encoding="utf-8")
+    record = {"trainedWords": ["sks"], "model": {"nsfw": True, "id": 7}}
+    (tmp_path / "a.civitai.info").write_text(json.dumps(record), encoding="utf-8")
+    (row,) = import_collection(tmp_path, tmp_path / "s").rows.to_pylist()
+    told = {k: row[k] for k in ("tags", "modelspec.title", "label", "civitai.trainedWords")}
+    assert told == {
+        "tags": ["cat", "fur"],
+        "modelspec.title": "My\\x1bcat",
+        "label": "cat",
+        "civitai.trainedWords": ["sks"],
+    }
+    assert row["civitai.model.nsfw"] is True
+    assert "nested" not in row
+
+
+def mixed(root: Path) -> dict[str, np.ndarray]:
+    """Files of ranks 1, 2 and 4, one without the second layer; returns updates of the first."""
+    rng, updates = np.random.default_rng(0), {}
+    for k, rank in enumerate((1, 2, 4, 4)):
+        layers = SMALL[:1] if k == 3 else SMALL
+        size = sum(rank * (inputs + outputs) for _, inputs, outputs in layers)
+        vector = rng.standard_normal(size, dtype=np.float32)
+        tensors = matrices(vector, layers, rank)
+        root.mkdir(exist_ok=True)
+        named = {name: np.ascontiguousarray(m) for name, m in tensors.items()}
+        save_file(named, root / f"r{k}.safetensors")
+        down, up = list(named.values())[:2]
+        updates[f"r{k}.safetensors"] = up @ down
+    return updates
+
+
+def test_ranks_and_modules_come_into_one_layout(tmp_path: Path):
+    updates = mixed(tmp_path / "in")
+    with pytest.raises(DataError, match="--project auto"):
+        import_collection(tmp_path / "in", tmp_path / "s")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s", project=True)
+    assert [layer.rank for layer in zoo.layout.layers] == [4, 4]
+    assert zoo.rows["layers_missing"].to_pylist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(zoo.rows["retained_energy"].to_pylist(), 1, atol=1e-6)
+    down, up = zoo.layer(SMALL[0][0])
+    for row, name in enumerate(zoo.column("source")):
+        # Two float32 matrices out of a decomposition: a few roundings of the largest number.
+        scale = np.abs(updates[name]).max()
+        np.testing.assert_allclose(up[row] @ down[row], updates[name], atol=1e-5 * scale)
+    assert not zoo.layer(SMALL[1][0])[0][3].any()
+
+
+def test_energy_that_does_not_fit_is_a_column_and_a_threshold(tmp_path: Path):
+    mixed(tmp_path / "in")
+    layout = import_collection(tmp_path / "in", tmp_path / "s", project=True).layout.at_rank(1)
+    zoo = import_collection(tmp_path / "in", tmp_path / "t", layout=layout, project=True)
+    energy = np.array(zoo.rows["retained_energy"].to_pylist())
+    assert energy[0] == 1
+    assert (energy[1:] < 1).all()
+    least = float(energy[1:].max()) + 1e-6
+    some = import_collection(
+        tmp_path / "in",
+        tmp_path / "u",
+        layout=layout,
+        project=True,
+        min_energy=least,
+        on_error="skip",
+    )
+    assert some.column("source").tolist() == ["r0.safetensors"]
+    assert some.manifest["quarantined"] == 3
+
+
+def test_load_imports_a_folder_once_and_again_when_it_changed(tmp_path: Path):
+    mixed(tmp_path / "in")
+    first = load(tmp_path / "in")
+    assert len(first) == 4
+    assert load(tmp_path / "in").version == first.version
+    (tmp_path / "in" / "r0.safetensors").write_bytes(b"no adapter")
+    with pytest.warns(Notice, match=r"1 of 4 files are left out, such as r0\.safetensors"):
+        assert len(load(tmp_path / "in")) == 3
