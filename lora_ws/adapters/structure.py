@@ -18,13 +18,16 @@ from lora_ws.errors import AdapterError
 Shapes = Mapping[str, tuple[int, ...]]
 Place = tuple[str, str]
 MAX_RANK = 4096
+# Inputs or outputs of a module; vocabularies of language models have as many.
+MAX_WIDTH = 1 << 18
 # Up to so many tensors are remembered.
 REMEMBERED = 4096
 # Above this share of modules that nothing here knows, a file is refused: a verdict on the rest
 # would be a verdict on another adapter.
 MAX_UNMAPPED = 0.1
-# Of one core: to read, widen and hash a number; to multiply and add two.
-SECONDS_A_NUMBER, SECONDS_A_PRODUCT = 3e-8, 1e-10
+# Of one core: to read, widen and hash a number; to multiply and add two; to draw the random signs
+# of a row or column.
+SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_SIGN = 3e-8, 1e-10, 2e-7
 # As FLUX's own repository names its blocks; JoyImageEdit does too, with other names inside.
 _FLUX_BLOCK = re.compile(r"(?:double|single)_blocks[._]\d")
 BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
@@ -195,6 +198,9 @@ def _entry(component: str, path: str, keys: Mapping[str, str], shapes: Shapes) -
     if form.rank > MAX_RANK or factors_rank > max(MAX_RANK, form.inputs, form.outputs):
         rank = max(form.rank, factors_rank)
         raise AdapterError(f"rank {rank} of {shown(path)} is above {MAX_RANK}", "too-large")
+    if max(form.inputs, form.outputs) > MAX_WIDTH:
+        width = max(form.inputs, form.outputs)
+        raise AdapterError(f"width {width} of {shown(path)} is above {MAX_WIDTH}", "too-large")
     if not is_fused(path):
         return Entry(component, path, keys, form, (Part(path, (slice(0, form.outputs),)),))
     found = parts(path, form.inputs, form.outputs)
@@ -222,9 +228,9 @@ def check_budget(found: Structure, limits: Limits, file: str) -> None:
         AdapterError: naming what it would take.
     """
     numbers = sum(entry.form.numbers for entry in found.entries)
-    seconds = numbers * SECONDS_A_NUMBER + sum(
-        entry.form.work * SECONDS_A_PRODUCT for entry in found.entries
-    )
+    widths = sum(entry.form.inputs + entry.form.outputs for entry in found.entries)
+    work = sum(entry.form.work for entry in found.entries)
+    seconds = numbers * SECONDS_A_NUMBER + work * SECONDS_A_PRODUCT + widths * SECONDS_A_SIGN
     if 4 * numbers > limits.factor_bytes or seconds > limits.cpu_seconds:
         raise AdapterError(
             f"{file}: expected factors of at most {limits.factor_bytes} bytes, read in at most "

@@ -12,9 +12,7 @@ Kronecker products are never formed.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ from jaxtyping import Float
 from lora_ws.errors import ConfigError
 from lora_ws.functional.delta_gram import delta_gram, update_norms
 from lora_ws.functional.kronecker import KroneckerProduct, kronecker_norm
+from lora_ws.functional.signs import Signs
 
 Factor = np.ndarray | KroneckerProduct
 Module = tuple[str, Factor, Factor, float]
@@ -155,7 +154,7 @@ def update_hash(modules: Modules) -> str:
             digest.update(f"{place} {what}{counts}\n".encode())
             for side in sides:
                 for component in side:
-                    digest.update(component)
+                    digest.update(component.data)
     return digest.hexdigest()
 
 
@@ -263,35 +262,7 @@ def checked(modules: Modules, *, stacks: bool = False) -> Iterator[Module]:
         yield name, down, up, scale
 
 
-class _Signs:
-    """Signs that were drawn, as bytes, up to some of them; the longest unused goes first."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.size = 0
-        self.kept: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
-        self.lock = Lock()
-
-    def get(self, place: str, side: int, width: int) -> Float[np.ndarray, "side width"]:
-        key = place, side, width
-        with self.lock:
-            if key in self.kept:
-                self.kept.move_to_end(key)
-                return self.kept[key].astype(np.float64)
-        # From the bits of SHAKE-256: the same on any machine, whatever the version of numpy.
-        stream = hashlib.shake_256(f"{METHOD} {place}".encode()).digest(-(-side * width // 8))
-        bits = np.unpackbits(np.frombuffer(stream, np.uint8), count=side * width)
-        signs = (1 - 2 * bits.astype(np.int8)).reshape(side, width)
-        with self.lock:
-            if key not in self.kept and signs.nbytes <= self.most:
-                self.kept[key] = signs
-                self.size += signs.nbytes
-            while self.size > self.most:
-                self.size -= self.kept.popitem(last=False)[1].nbytes
-        return signs.astype(np.float64)
-
-
-_signs = _Signs(MOST_SIGNS).get
+_signs = Signs(METHOD, MOST_SIGNS).get
 
 
 def _formed(factor: Factor) -> np.ndarray:
@@ -322,9 +293,11 @@ def _place(name: str, down: Factor, up: Factor) -> str:
     return f"{name} {up.shape[-2]}x{down.shape[-1]}"
 
 
-def _components(down: np.ndarray, up: np.ndarray, scale: float) -> list[np.ndarray]:
+def _components(
+    down: np.ndarray, up: np.ndarray, scale: float, power: float = 1.0
+) -> list[np.ndarray]:
     """Rank-1 components in a form that exact changes of their spelling leave alone, sorted."""
-    joined, _ = _canonical(down, up, scale)
+    joined, _ = _canonical(down, up, scale, power)
     # Most components differ in their first numbers.
     keys = [(row[:8].tobytes(), k) for k, row in enumerate(joined)]
     if len({start for start, _ in keys}) < len(keys):
@@ -333,9 +306,15 @@ def _components(down: np.ndarray, up: np.ndarray, scale: float) -> list[np.ndarr
 
 
 def _canonical(
-    down: np.ndarray, up: np.ndarray, scale: float
+    down: np.ndarray, up: np.ndarray, scale: float, power: float = 1.0
 ) -> tuple[Float[np.ndarray, "n inputs_and_outputs"], int]:
     """Components that are not zero: rows of A led by a positive number, the largest below one.
+
+    Args:
+        down: A.
+        up: B.
+        scale: of the update.
+        power: of two, with a sign, which multiplies B exactly.
 
     Returns:
         A row beside its column, in little-endian float64; and where the column begins.
@@ -357,7 +336,7 @@ def _canonical(
     # Powers of two of float32 are exact in float64.
     shift = np.copysign(np.ldexp(1.0, -exponents), lead)[:, None]
     rows *= shift
-    columns *= 1 / shift
+    columns *= power / shift
     # Turns -0.0 into 0.0.
     joined += 0.0
     return joined, inputs
@@ -377,7 +356,7 @@ def _kronecker_components(
     first = columns[np.lexsort(joined[:, :inputs].T[::-1])[0]]
     lead = first[np.flatnonzero(first)[0]]
     shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
-    sides = (down.first, up.first, scale * shift), (down.second, up.second, 1 / shift)
+    sides = (down.first, up.first, scale, shift), (down.second, up.second, 1.0, 1 / shift)
     return [_components(*side) for side in sides]
 
 

@@ -3,6 +3,7 @@
 import tracemalloc
 from pathlib import Path
 
+import fuzz_adapters
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -17,7 +18,8 @@ from lora_ws.adapters.summary import summarize
 from lora_ws.audit.classify import classify_files
 from lora_ws.audit.similar import adapter_modules
 from lora_ws.errors import AdapterError
-from lora_ws.functional.sketch import _Signs, sketch
+from lora_ws.functional.signs import Signs
+from lora_ws.functional.sketch import METHOD, sketch
 
 Shape = tuple[int, ...]
 # Fused matrices whose thirds are whole blocks of the second side, and not; a plain one; factors.
@@ -160,7 +162,7 @@ def test_what_takes_too_much_is_refused_before_it_is_read(
 
 
 def test_signs_that_are_kept_are_few_and_the_same_again() -> None:
-    signs = _Signs(most=1000)
+    signs = Signs(METHOD, most=1000)
     wide = signs.get("a", 16, 4096)
     first = [signs.get(f"{k}", 16, 20) for k in range(10)]
     assert signs.size <= 1000
@@ -169,3 +171,11 @@ def test_signs_that_are_kept_are_few_and_the_same_again() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert np.array_equal(wide, signs.get("a", 16, 4096))
     assert set(np.unique(wide)) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("cases", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_spoilt_files_of_every_kind_are_findings(cases: int) -> None:
+    reasons, _ = fuzz_adapters.run(cases, seed=cases)
+    # Whole ones are among them, and many ways to be broken.
+    assert reasons[""] > cases / 20
+    assert len(reasons) > 6
