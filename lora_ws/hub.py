@@ -30,7 +30,7 @@ REASONS = {
 
 
 class HubPath(NamedTuple):
-    """What an address of a model repository names: all of it, a folder, or a file.
+    """What an address of a repository names: all of it, a folder, or a file.
 
     Attributes:
         repo_id: ``owner/name``.
@@ -43,21 +43,28 @@ class HubPath(NamedTuple):
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "HubPath":
+    def parse(cls, text: str, kind: Literal["models", "datasets"] = "models") -> "HubPath":
         """Read the addresses of fsspec, ``hf://owner/name@revision/path``.
 
+        Args:
+            text: the address; that of a data set starts with ``hf://datasets/``.
+            kind: of repository.
+
         Raises:
-            NotAvailableError: it names no model repository.
+            NotAvailableError: it names no repository of this kind.
 
         Example:
             >>> HubPath.parse("hf://owner/name@refs%2Fpr%2F1/folder/a.safetensors")
             HubPath(repo_id='owner/name', path='folder/a.safetensors', revision='refs/pr/1')
+            >>> HubPath.parse("hf://datasets/owner/name", "datasets").repo_id
+            'owner/name'
         """
-        address = text.removeprefix(HF).removeprefix("models/")
+        prefix = "" if kind == "models" else f"{kind}/"
+        address = text.removeprefix(HF).removeprefix(f"{kind}/")
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?", address)
-        if not match or address.split("/")[0] in ("datasets", "spaces", "buckets"):
+        if not match or address.split("/")[0] in ("models", "datasets", "spaces", "buckets"):
             raise NotAvailableError(
-                f"{text}: expected {HF}owner/name of a model, or a path inside it"
+                f"{text}: expected {HF}{prefix}owner/name of a {kind[:-1]}, or a path inside it"
             )
         return cls(match[1], (match[3] or "").strip("/"), unquote(match[2] or "") or None)
 

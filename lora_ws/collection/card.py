@@ -1,11 +1,12 @@
 """Dataset cards: what a collection is, where it is, and how it is split. Data in `datasets/`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lora_ws.config import load_spec, nearest, spec_files
 from lora_ws.errors import NotAvailableError
+from lora_ws.hub import HF, HubPath
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,21 @@ def card_names() -> list[str]:
 
 
 def find_card(name: str) -> DatasetCard:
-    """Return the card called ``name``.
+    """Return the card called ``name``, or that of an address on the Hub.
+
+    Args:
+        name: of a card, or ``hf://datasets/owner/name@revision``, whose rows must be as
+            `lora-ws zoo publish` writes them where no card is of this repository.
 
     Raises:
         NotAvailableError: there is none; the nearest name is given.
+
+    Example:
+        >>> find_card("hf://datasets/owner/loras@main").hub_id
+        'owner/loras'
     """
+    if name.startswith(HF):
+        return _card_of_address(name)
     files = spec_files("datasets")
     if name not in files:
         raise NotAvailableError(
@@ -140,3 +151,12 @@ def find_card(name: str) -> DatasetCard:
             f"Known: {', '.join(files)}."
         )
     return load_spec(DatasetCard, files[name])
+
+
+def _card_of_address(address: str) -> DatasetCard:
+    repo, path, revision = HubPath.parse(address, "datasets")
+    if path:
+        raise NotAvailableError(f"{address}: expected a whole repository, got the path {path}")
+    known = (card for card in map(find_card, card_names()) if card.hub_id == repo)
+    card = next(known, DatasetCard(name=repo, hub_id=repo))
+    return replace(card, revision=revision or card.revision)

@@ -26,9 +26,10 @@ def load(
     """Open an adapter collection.
 
     Args:
-        name_or_path: name of a card in ``datasets/``, the folder of a store, or a folder of adapter
-            files: these are imported into the cache, projected to what most of them have in common,
-            and again when the folder has changed.
+        name_or_path: name of a card in ``datasets/``, ``hf://datasets/owner/name@revision`` on the
+            Hub, the folder of a store, or a folder of adapter files: these are imported into the
+            cache, projected to what most of them have in common, and again when the folder has
+            changed.
         subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
         revision: Hub branch, tag or commit, instead of the card's.
 

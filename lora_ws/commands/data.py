@@ -17,6 +17,7 @@ from lora_ws.collection.load import import_from_hub, local_store, store_path
 from lora_ws.collection.store import MANIFEST
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
+from lora_ws.hub import HF
 
 
 def list_collections() -> None:
@@ -81,7 +82,8 @@ def import_(
     """Import adapters into a store that `lora_ws.load` opens.
 
     Args:
-        sources: a collection's name, fetched from the Hub; or parquet files, adapter files, folders
+        sources: a collection's name or hf://datasets/owner/name, fetched from the Hub; or parquet
+            files, adapter files, folders
         out: folder of the new store; needed for files
         card: what the files are: name of a card in datasets/, or a YAML file like those
         layout: name of the layout that every row must have; default: the card's or the first row's
@@ -94,7 +96,7 @@ def import_(
         on_error: raise stops at the first bad row; skip lists bad rows in quarantine.jsonl
     """
     if len(sources) == 1 and not Path(sources[0]).exists():
-        if out and sources[0] not in card_names():
+        if out and not sources[0].startswith(HF) and sources[0] not in card_names():
             raise ConfigError(f"{sources[0]}: no such file or folder")
         if out:
             raise ConfigError("--out: a collection from the Hub goes into the cache; leave it out")

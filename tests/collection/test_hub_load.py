@@ -13,6 +13,9 @@ from factories import make_table, sd15_layers, weights, write_parquet
 from hub_server import Fault, HubServer
 from warm import Warm
 
+from lora_ws.collection.card import find_card
+from lora_ws.errors import NotAvailableError
+
 SIZE, ROWS = 99_648, 4
 NSFW, ONE_K = "jacekduszenko/lora-ws-nsfw", "jacekduszenko/lora-ws-1k"
 FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
@@ -236,3 +239,25 @@ def test_images_are_no_adapters(user: User, hub: HubServer):
     message = user.load("weightspace-images")
     assert message.startswith("DataError: `weightspace-images` holds images, not adapters")
     assert hub.requests() == []
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_an_address_of_a_known_collection_is_the_collection(user: User, revision: str):
+    content, labels, _ = user.load(f"hf://datasets/{NSFW}{revision}")
+    assert (content, labels) == (digest(weights(2 * ROWS, SIZE)[:ROWS]), [0, 1, 0, 1])
+    assert user.load("lora-ws-nsfw", HF_HUB_OFFLINE="1")[0] == content
+
+
+def test_an_address_of_another_collection_is_fetched_and_kept(root: Path, user: User):
+    values = weights(ROWS, SIZE)
+    table = make_table(values, sd15_layers())
+    write_parquet(root / "datasets" / "someone/else" / FIRST.replace("2.par", "1.par"), table)
+    assert user.load("hf://datasets/someone/else")[0] == digest(values)
+    assert user.load("hf://datasets/someone/else", HF_HUB_OFFLINE="1")[0] == digest(values)
+
+
+def test_an_address_inside_a_repository_is_refused():
+    with pytest.raises(NotAvailableError, match="expected a whole repository, got the path data"):
+        find_card(f"hf://datasets/{NSFW}/data")
+    with pytest.raises(NotAvailableError, match="expected hf://datasets/owner/name of a dataset"):
+        find_card("hf://datasets/me")

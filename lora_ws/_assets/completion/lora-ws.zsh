@@ -234,7 +234,7 @@ _shtab_lora_ws_data_import_options=(
   "--label[column of the class, where there is no card]:label:"
   "--revision[Hub branch, tag or commit instead of the card\'s]:revision:"
   "--on_error[raise stops at the first bad row]:on_error:(raise skip)"
-  ":a collection\'s name, fetched from the Hub:"
+  ":a collection\'s name or hf\:\/\/datasets\/owner\/name, fetched from the Hub:"
 )
 
 # guard to ensure default positional specs are added only once per session
