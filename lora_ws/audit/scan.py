@@ -47,7 +47,7 @@ class ScanSpec:
         evidence: say what each layer adds to a verdict, which takes a third more time.
         whole: read all of every file; null does so on this machine, and reads what the model needs
             of files on the Hub.
-        hashes: tell `update_hash`, which takes four tenths of the time of a scan without a model;
+        hashes: tell `update_hash`, which takes a third of the time of a scan without a model;
             else copies are told by sketches alone, and a policy has no deny or allow list.
         workers: processes.
         batch: files that a process has in memory.

@@ -419,7 +419,7 @@ _shtab_lora_ws_scan_options=(
   "--index[known adapters to compare with\: a file, folder, list or name on the Hub as above, or the folder of an index]:index:"
   "--evidence[say what each layer adds to a verdict, which takes a third more time.]:evidence:(true false)"
   "--whole[read all of every file]:whole:"
-  "--hashes[tell \`update_hash\`, which takes four tenths of the time of a scan without a model]:hashes:(true false)"
+  "--hashes[tell \`update_hash\`, which takes a third of the time of a scan without a model]:hashes:(true false)"
   "--workers[processes.]:workers:"
   "--batch[files that a process has in memory.]:batch:"
   "--cache[folder for what is known of contents]:cache:_files"
