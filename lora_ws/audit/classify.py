@@ -23,6 +23,7 @@ from lora_ws.audit.similar import MARK, adapter_modules, marked_hash
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
+from lora_ws.bundle.shipped import ShippedReader, loaded
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError, printable
 from lora_ws.functional.sketch import sketch, update_hash
 
@@ -120,7 +121,7 @@ class _Read(NamedTuple):
 
 def classify_files(
     refs: Sequence[AdapterRef],
-    bundle: Bundle | None = None,
+    bundle: Bundle | ShippedReader | None = None,
     *,
     whole: bool | None = None,
     evidence: bool = False,
@@ -132,7 +133,8 @@ def classify_files(
 
     Args:
         refs: files; a batch holds one row of the classifier's layout for each of them.
-        bundle: the classifier; None tells of files alone.
+        bundle: the classifier; None tells of files alone. A `ShippedReader` is loaded at the first
+            file of its base, and has all files read whole, as without a classifier.
         whole: read all of a file, for its norms and signature; else, with a classifier, the layers
             that it needs, and of files of another base the header alone. None reads files on this
             machine whole and those on the Hub in parts.
@@ -150,6 +152,7 @@ def classify_files(
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
     if bundle is None or not rows:
         return judged
+    bundle = loaded(bundle)
     for layout in dict.fromkeys(row.layout for _, row, _ in rows):
         same = [found for found in rows if found[1].layout == layout]
         weights = np.stack([row.weights for _, row, _ in same])
@@ -170,7 +173,7 @@ def classify_files(
 
 def _read(
     ref: AdapterRef,
-    bundle: Bundle | None,
+    reader: Bundle | ShippedReader | None,
     whole: bool | None,
     hashes: bool,
     known: Container[str],
@@ -183,12 +186,12 @@ def _read(
             opened.enter_context(source)
             if whole is None:
                 whole = ref.path is not None
-            whole = whole or bundle is None
+            whole = whole or not isinstance(reader, Bundle)
             key = _key(source, config, whole)
             if key in known:
                 return _Read(FileResult(key, None))
             file = AdapterFile.of(source, config, limits)
-            return _examine(ref, key, file, bundle, whole, hashes)
+            return _examine(ref, key, file, reader, whole, hashes)
         except AdapterError as error:
             reason, why = error.reason, str(error)
         except NotAvailableError as error:
@@ -232,13 +235,14 @@ def _examine(
     ref: AdapterRef,
     key: str,
     file: AdapterFile,
-    bundle: Bundle | None,
+    reader: Bundle | ShippedReader | None,
     whole: bool,
     hashes: bool,
 ) -> _Read:
-    why_not = NO_MODEL if bundle is None else _foreign(file, bundle)
+    why_not = NO_MODEL if reader is None else _foreign(file, reader)
     adapter, row = file.read() if whole else None, None
-    if bundle is not None and not why_not:
+    bundle = None if reader is None or why_not else loaded(reader)
+    if bundle is not None:
         try:
             adapter = adapter or file.read(bundle.layers)
             row = project_adapter(adapter, bundle.layout_for(adapter), bundle.layers)
@@ -266,14 +270,15 @@ def _examine(
     return _Read(FileResult(key, finding, signature), row)
 
 
-def _foreign(file: AdapterFile, bundle: Bundle) -> str:
+def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
     """Why the classifier has nothing to say; empty where it may."""
     # Without a layer that reads text, SD1.x and SD2.x look alike.
-    if bundle.base in file.base.name and not file.base.name.startswith("text encoder"):
+    if reader.base in file.base.name and not file.base.name.startswith("text encoder"):
         return ""
+    which = "shipped model" if isinstance(reader, ShippedReader) else "model"
     return (
         f"content: no detector for this base: it is {file.base.name} ({file.base.evidence}), the "
-        f"model reads {bundle.base}"
+        f"{which} reads {reader.base}"
     )
 
 

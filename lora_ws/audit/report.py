@@ -13,6 +13,7 @@ from lora_ws.audit.output import csv_head, csv_line
 from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.provenance import Provenance
 from lora_ws.bundle import Bundle
+from lora_ws.bundle.shipped import ShippedReader, loaded
 from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.heat import Heat
@@ -83,7 +84,7 @@ class Report:
         title: str,
         made: Provenance,
         *,
-        bundle: Bundle | None = None,
+        bundle: Bundle | ShippedReader | None = None,
         copies: Copies | None = None,
         bytes_read: int | None = None,
     ) -> str:
@@ -92,10 +93,11 @@ class Report:
         Args:
             title: of the page.
             made: with what it was made.
-            bundle: the classifier that was used.
+            bundle: the classifier; a `ShippedReader` is told of where it had a file to judge.
             copies: groups of files with the same or nearly the same update; None leaves them out.
             bytes_read: by this scan.
         """
+        told = bundle if self.judged or isinstance(bundle, Bundle) else None
         sections = [
             self._summary(made, bytes_read),
             self._flagged(),
@@ -106,10 +108,15 @@ class Report:
             self._norms(),
             _copies(copies) if copies else None,
             self._details(),
-            _classifier(bundle) if bundle else None,
+            _classifier(loaded(told)) if told else None,
             Section("The policy", (made.attachment(),)) if made.policy else None,
         ]
         return to_page(title, [section for section in sections if section])
+
+    @property
+    def judged(self) -> int:
+        """How many files a classifier answered or abstained from."""
+        return self.counts["answered"] + self.counts["abstained"]
 
     def grid(self) -> Grid:
         """What became of the files, in numbers."""

@@ -17,12 +17,15 @@ from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.formats import INFO
 from lora_ws.bundle.hub import fetch_bundle
+from lora_ws.bundle.shipped import ShippedReader
 from lora_ws.config import cache_dir
 from lora_ws.errors import ConfigError, printable
 from lora_ws.workers import map_batches
 
 # Of what is kept; another one is kept apart.
 FORMAT = 3
+# Names of no bundle: the shipped one for files of its base, and none at all.
+AUTO, NONE = "auto", "none"
 LOST = "the process that read it ended; it may take too much memory"
 
 
@@ -31,8 +34,8 @@ class ScanSpec:
     """How adapter files are read, classified, flagged and reported.
 
     Attributes:
-        model: folder of a bundle, its Hub repository, or ``tiny-sd``, which is shipped; null tells
-            of files alone
+        model: folder of a bundle, or its Hub repository; auto classifies adapters of tiny-sd by
+            the bundle that is shipped, and describes other files; none describes all
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
             bundle may name.
@@ -45,8 +48,8 @@ class ScanSpec:
         index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
             the folder of an index
         evidence: say what each layer adds to a verdict, which takes a third more time.
-        whole: read all of every file; null does so on this machine, and reads what the model needs
-            of files on the Hub.
+        whole: read all of every file; null does so on this machine, and reads what a model that is
+            named needs of files on the Hub.
         hashes: tell `update_hash`, which takes a third of the time of a scan without a model;
             else copies are told by sketches alone, and a policy has no deny or allow list.
         workers: processes.
@@ -54,7 +57,7 @@ class ScanSpec:
         cache: folder for what is known of contents; null takes scan/ in the user's cache.
     """
 
-    model: str | None = None
+    model: str | None = AUTO
     revision: str | None = None
     allow_classes: tuple[str, ...] = ()
     out: Path | None = None
@@ -81,13 +84,31 @@ class ScanSpec:
         Raises:
             NotAvailableError: the Hub cannot be reached, or has no such repository or revision.
         """
-        if self.model is None or Path(self.model).is_dir():
+        if self.model in (None, NONE):
+            return replace(self, model=None)
+        if self.model == AUTO or Path(self.model).is_dir():
             return self
         folder, _ = fetch_bundle(self.model, self.revision)
         return replace(self, model=str(folder), revision=None)
 
-    def bundle(self) -> Bundle | None:
-        """Load the classifier that was `fetched`; None without one."""
+    @property
+    def called(self) -> str | None:
+        """The classifier, as reports call it; None without one."""
+        if self.model == AUTO:
+            return ShippedReader().base
+        return None if self.model == NONE else self.model
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the classifier that was `fetched`; None without one."""
+        if self.model == AUTO:
+            return ShippedReader().folder
+        return Path(self.model) if self.model else None
+
+    def bundle(self) -> Bundle | ShippedReader | None:
+        """Load the classifier that was `fetched`, the shipped one when needed; None without one."""
+        if self.model == AUTO:
+            return ShippedReader()
         return Bundle.load(self.model, allow_classes=self.allow_classes) if self.model else None
 
 
@@ -152,8 +173,9 @@ def scan(
     settings = {
         "format": FORMAT,
         "code": code_hash(),
-        "bundle": spec.model and file_sha256(Path(spec.model) / INFO),
-        "evidence": spec.evidence and spec.model is not None,
+        "bundle": spec.folder and file_sha256(spec.folder / INFO),
+        "shipped": spec.model == AUTO,
+        "evidence": spec.evidence and spec.folder is not None,
         "hashes": spec.hashes,
     }
     mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -215,7 +237,10 @@ def _anew(ref: AdapterRef, spec: ScanSpec, run: str) -> FileResult:
 
 
 def _classify(
-    refs: Sequence[AdapterRef], bundle: Bundle | None, spec: ScanSpec, known: Container[str] = ()
+    refs: Sequence[AdapterRef],
+    bundle: Bundle | ShippedReader | None,
+    spec: ScanSpec,
+    known: Container[str] = (),
 ) -> list[FileResult]:
     how = {"whole": spec.whole, "evidence": spec.evidence, "hashes": spec.hashes}
     return classify_files(refs, bundle, known=known, **how)
@@ -232,7 +257,7 @@ def _stage(spec: ScanSpec, ledger: Path, run: str, refs: list[AdapterRef]) -> li
 
 
 @lru_cache(maxsize=1)
-def _bundle(spec: ScanSpec, _run: str) -> Bundle | None:
+def _bundle(spec: ScanSpec, _run: str) -> Bundle | ShippedReader | None:
     """Read once by every process of a run."""
     return spec.bundle()
 

@@ -46,10 +46,10 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
         NotAvailableError: something on the Hub cannot be had.
     """
     rules = load_spec(Policy, spec.policy) if spec.policy else Policy()
-    model, spec = spec.model, spec.fetched()
+    model, spec = spec.called, spec.fetched()
     bundle = spec.bundle()
-    made = Provenance.now(model, spec.model, spec.policy)
-    rules.check(bundle.classes if bundle else (), spec.index is not None)
+    made = Provenance.now(model, spec.folder, spec.policy)
+    rules.check(bundle.classes if rules.classes and bundle else (), spec.index is not None)
     if (rules.deny or rules.allow) and not spec.hashes:
         raise ConfigError(
             "hashes: expected true, as the policy has a deny or allow list, got false"

@@ -5,7 +5,7 @@ from rich.markup import escape
 
 from lora_ws.audit.dedup import Copies
 from lora_ws.audit.report import Report, said
-from lora_ws.audit.scan import ScanSpec
+from lora_ws.audit.scan import AUTO, ScanSpec
 from lora_ws.audit.triage import triage
 from lora_ws.errors import printable
 from lora_ws.report.grid import show
@@ -28,11 +28,12 @@ def scan(what: list[str], /, spec: ScanSpec) -> int:
         spec: how they are read, classified, flagged and reported.
     """
     found = triage(what, spec)
-    _show(found.report, found.copies, found.scan.new)
+    shipped = spec.called if spec.model == AUTO and found.report.judged else None
+    _show(found.report, found.copies, found.scan.new, shipped)
     return FLAGGED if found.report.counts["flagged"] else 0
 
 
-def _show(report: Report, alike: Copies | None, new: int) -> None:
+def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -> None:
     console = Console(highlight=False, soft_wrap=True)
     show(console, report.grid())
     if alike and (alike.equal or alike.near):
@@ -44,4 +45,6 @@ def _show(report: Report, alike: Copies | None, new: int) -> None:
         console.print(f"flagged: {escape(printable(text))}")
     if (rest := report.counts["flagged"] - SHOWN) > 0:
         console.print(f"and {rest} more; --json has all")
+    if shipped:
+        console.print(f"verdicts are of the shipped {shipped} model; --model none leaves them out")
     console.print(f"{new} read now, {report.counts['files'] - new} known already")

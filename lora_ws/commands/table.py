@@ -209,7 +209,7 @@ COMMANDS = {
     "serve": Command(
         "lora_ws.commands.serve:serve",
         "serve a web page and an API for single files",
-        "--model runs/store/bundle --port 8000",
+        "--port 8000",
         ("model", "index", "host", "port", "max_mb"),
     ),
     "dedup": Command(

@@ -24,6 +24,7 @@ from lora_ws.audit.provenance import Provenance
 from lora_ws.audit.report import Report
 from lora_ws.audit.similar import Index
 from lora_ws.bundle import Bundle
+from lora_ws.bundle.shipped import ShippedReader
 from lora_ws.report.page import script, source_hash, style, templates
 
 # One file of a public repository; nothing that could name a place on this machine.
@@ -128,7 +129,7 @@ class _Room:
 
 
 def create_app(
-    bundle: Bundle | None = None,
+    bundle: Bundle | ShippedReader | None = None,
     index: Index | None = None,
     limits: ServerLimits = ServerLimits(),
     hosts: tuple[str, ...] = LOOPBACK,
@@ -203,7 +204,7 @@ def _add_api(
 
 def _examine(
     ref: AdapterRef,
-    bundle: Bundle | None,
+    bundle: Bundle | ShippedReader | None,
     index: Index | None,
     limits: ServerLimits,
     source: tuple[str, Path] | None,

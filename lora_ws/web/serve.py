@@ -1,11 +1,10 @@
 """Make the server from a spec: what `lora-ws serve` serves, for Python."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import FastAPI
 
-from lora_ws.audit.scan import ScanSpec, library
+from lora_ws.audit.scan import AUTO, ScanSpec, library
 from lora_ws.report.progress import progress
 from lora_ws.web.app import LOOPBACK, ServerLimits, create_app
 
@@ -15,8 +14,8 @@ class ServeSpec:
     """What a server judges with, where it listens, and what it takes.
 
     Attributes:
-        model: folder of a bundle, its Hub repository, or ``tiny-sd``, which is shipped; null tells
-            of files alone
+        model: folder of a bundle, or its Hub repository; auto classifies adapters of tiny-sd by
+            the bundle that is shipped, and describes other files; none describes all
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
             bundle may name.
@@ -29,7 +28,7 @@ class ServeSpec:
         waiting: files that may wait; more are turned away.
     """
 
-    model: str | None = None
+    model: str | None = AUTO
     revision: str | None = None
     allow_classes: tuple[str, ...] = ()
     index: str | None = None
@@ -52,8 +51,9 @@ def make_app(spec: ServeSpec) -> FastAPI:
         ConfigError: the bundle names a class that is not allowed, or no known adapter can be read.
         NotAvailableError: the bundle is neither on this machine nor on the Hub.
     """
-    judge = ScanSpec(spec.model, spec.revision, spec.allow_classes).fetched()
-    source = (spec.model, Path(judge.model)) if spec.model and judge.model else None
+    asked = ScanSpec(spec.model, spec.revision, spec.allow_classes)
+    judge = asked.fetched()
+    source = (asked.called, judge.folder) if asked.called and judge.folder else None
     known = None
     if spec.index:
         with progress("read", None) as advance:
