@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from lora_ws.report.metrics import MISSING
-from lora_ws.report.records import RunRecord, Summary
+from lora_ws.report.records import RunRecord, Summary, summarise
 
 
 class Difference(NamedTuple):
@@ -52,6 +52,21 @@ def paired(
         return Difference(float(gaps.mean()), p, len(gaps))
     p = float(ttest_rel(gaps, np.zeros_like(gaps)).pvalue)
     return Difference(float(gaps.mean()), p, len(gaps))
+
+
+def gap(own: Sequence[RunRecord], top: Sequence[RunRecord], metric: str = "accuracy") -> str:
+    """Text of how far an experiment is from another one, in percent.
+
+    Paired by seed, with p, where both have several; else the difference of their means.
+
+    Example:
+        >>> gap([], [])
+        '–'
+    """
+    if min(len(own), len(top)) != 1:
+        return paired(own, top, metric).text()
+    mean = summarise(own, metric).mean - summarise(top, metric).mean
+    return Difference(100 * mean, float("nan"), 1).text()
 
 
 def against_published(

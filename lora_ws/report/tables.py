@@ -64,17 +64,28 @@ def caption(groups: Groups) -> str:
     return text
 
 
-def _basis(groups: Groups, unit: str) -> str:
+def seed_counts(groups: Groups) -> str:
+    """How many seeds experiments have, such as ``10`` or ``1 to 10``."""
     counts = sorted({len(records) for records in groups.values()})
-    seeds = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
-    first = _first(groups)
+    return " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
+
+
+def _basis(groups: Groups, unit: str) -> str:
+    first, seeds = _first(groups), seed_counts(groups)
+    engines = ", ".join(dict.fromkeys(records[0].engine for records in groups.values()))
     subset = f", subset {first.subset}" if first.subset else ""
     split = f", split by {first.split}" if first.split else ""
     return (
         f"{first.dataset}{subset}; {first.n_train}/{first.n_val}/{first.n_test} rows to train, "
         f"validate and test{split}; seeds: {seeds}; mean ± sample standard deviation{unit}; "
-        f"protocol {first.protocol}; engine {first.engine}."
+        f"protocol {first.protocol}; engine {engines}.{refit_note(groups)}"
     )
+
+
+def refit_note(groups: Groups) -> str:
+    """Sentence on experiments that train on validation rows too; empty where none does."""
+    names = [name for name, records in groups.items() if records[0].refit]
+    return f" Fitted again on validation rows too: {'; '.join(names)}." if names else ""
 
 
 def majority(record: RunRecord) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ws.experiments.differences import paired
+from lora_ws.experiments.differences import gap
 from lora_ws.experiments.quoted import published_section
 from lora_ws.experiments.readers.spec import ReadersSpec
 from lora_ws.report.charts import chart_dots
@@ -13,7 +13,7 @@ from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.metrics import METRICS, MISSING, measured
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.records import RunRecord, Summary, summarise
-from lora_ws.report.tables import majority
+from lora_ws.report.tables import majority, refit_note
 
 Row = Mapping[str, Sequence[RunRecord]]
 ACCURACY = METRICS["accuracy"]
@@ -106,8 +106,8 @@ def versus_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:
         found = {name: records[name][column.name] for name in names}
         best = max(names, key=lambda n: summarise(found[n], "accuracy", "val").mean)
         top = found[best]
-        gaps = ["the best" if n == best else _gap(top, found[n]) for n in names]
-        cells.append([Cell(gap) for gap in gaps])
+        gaps = ["the best" if n == best else gap(found[n], top) for n in names]
+        cells.append([Cell(text) for text in gaps])
     head = ("Reader", *(column.name for column in spec.columns))
     caption = (
         "Test accuracy minus that of the reader with the highest mean validation accuracy in the "
@@ -115,13 +115,6 @@ def versus_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:
         "their test rows, so p is about training anew, not about other adapters."
     )
     return Grid(head, tuple(zip(*cells, strict=True)), caption)
-
-
-def _gap(top: Sequence[RunRecord], own: Sequence[RunRecord]) -> str:
-    if min(len(top), len(own)) > 1:
-        return paired(own, top).text()
-    gap = 100 * (summarise(own, "accuracy").mean - summarise(top, "accuracy").mean)
-    return f"{'+' if gap >= 0 else '−'}{abs(gap):.1f}"
 
 
 def _caption(spec: ReadersSpec, records: Mapping[str, Row]) -> str:
@@ -132,7 +125,8 @@ def _caption(spec: ReadersSpec, records: Mapping[str, Row]) -> str:
     text = (
         f"Test accuracy in percent on {firsts[0].dataset}, mean ± sample standard deviation over "
         f"seeds ({' or '.join(map(str, seeds))}; one where nothing is drawn); rows to train, "
-        f"validate and test: {'; '.join('/'.join(map(str, size)) for size in sizes)}. Always "
+        f"validate and test: {'; '.join('/'.join(map(str, size)) for size in sizes)}."
+        f"{refit_note({name: next(iter(row.values())) for name, row in records.items()})} Always "
         f"naming the largest class: {' to '.join(map(str, chance))} %. Best and second best of a "
         "column are marked, controls among them."
     )

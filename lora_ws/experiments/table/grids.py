@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lora_ws.experiments.differences import against_published, paired
+from lora_ws.experiments.differences import against_published, gap, paired
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.spec import TableSpec
 from lora_ws.report.grid import Cell, Grid, ranked
@@ -146,13 +146,14 @@ def paired_grid(rows: Mapping[str, Records]) -> Grid:
     best = max(rows, key=lambda name: summarise(rows[name], "accuracy", "val").mean)
     metrics, cells = metrics_of(rows.values()), []
     for name, records in rows.items():
-        gaps = [paired(records, rows[best], metric) for metric in metrics]
-        texts = ["the best" if name == best else gap.text() for gap in gaps]
+        own = [gap(records, rows[best], metric) for metric in metrics]
+        texts = ["the best"] * len(own) if name == best else own
         cells.append((Cell(name), *map(Cell, texts)))
+    single = " where both have several" if any(len(r) == 1 for r in rows.values()) else ""
     caption = (
         f"Difference from {best}, the best by validation accuracy, in percent, with p of a paired "
-        "t-test over seeds. Seeds share their test rows, so p is about training anew, not about "
-        "other adapters."
+        f"t-test over seeds{single}. Seeds share their test rows, so p is about training anew, "
+        "not about other adapters."
     )
     head = ("Representation", *(metric_of(metric).title for metric in metrics))
     return Grid(head, tuple(cells), caption)
@@ -210,7 +211,8 @@ def _near(title: str, best: str, records: Records, inputs: Mapping[str, Records]
         if (found := summarise(other, "accuracy")).mean >= top.mean - 2 * top.std
     ]
     if not near:
-        return f"No plain input comes within two standard deviations of {title}, {best}."
+        comes = "reaches" if len(records) == 1 else "comes within two standard deviations of"
+        return f"No plain input {comes} {title}, {best}."
     return (
         f"Caution: plain inputs come within two standard deviations of {title}, {best} "
         f"({top.percent()}), or exceed it: {', '.join(near)}."

@@ -25,7 +25,7 @@ from lora_ws.report.charts import chart_bars, chart_curves
 from lora_ws.report.page import Figure, Section
 from lora_ws.report.plots import plot_confusion
 from lora_ws.report.records import RunRecord, summarise
-from lora_ws.report.tables import majority
+from lora_ws.report.tables import majority, seed_counts
 
 Rows = Mapping[str, Sequence[RunRecord]]
 
@@ -84,18 +84,15 @@ def pictures(
     """
     rows = next(iter(by_protocol.values()))
     best = max(rows, key=lambda name: summarise(rows[name], "accuracy", "val").mean)
-    first, n = rows[best][0], len(rows[best])
+    first, n, seeds = rows[best][0], len(rows[best]), seed_counts(rows)
     bars = {
         protocol: {name: summarise(r, "accuracy").percents for name, r in found.items()}
         for protocol, found in by_protocol.items()
     }
-    curves = {
-        name: [line["curves"] for line in journal.read(trial.folder / CURVES)]
-        for name, trial in trials.items()
-    }
     together = np.sum([record.confusion for record in rows[best]], axis=0).tolist()
     plot_confusion(together, first.classes, folder / "confusion.png", seeds=n)
-    what = f"{first.dataset}, {first.n_test} test rows, {n} seeds"
+    what = f"{first.dataset}, {first.n_test} test rows, {seeds} seeds"
+    of_seeds = f" of all {n} seeds" if n > 1 else ""
     return [
         Figure(
             chart_bars(
@@ -104,23 +101,32 @@ def pictures(
                 title=f"Test accuracy: {what}",
                 chance=100 * majority(first),
             ),
-            f"Test accuracy, mean and standard deviation over {n} seeds, by protocol.",
+            f"Test accuracy, mean and standard deviation over {seeds} seeds, by protocol.",
         ),
-        Figure(
-            chart_curves(
-                curves, folder / "curves.png", title=f"Learning curves: mean and range, {n} seeds"
-            ),
-            "Learning curves: mean and range over seeds, as far as half of them still train.",
-        ),
+        *_curves({n: t for n, t in trials.items() if rows[n][0].epochs > 1}, rows, folder),
         Figure(
             folder / "confusion.png",
-            f"Confusion of {best}, the best by validation accuracy: test rows of all {n} seeds.",
+            f"Confusion of {best}, the best by validation accuracy: test rows{of_seeds}.",
         ),
         Figure(
             _map(trials[best].spec, folder / "map.png"),
             f"All adapters by {best}, laid out by t-SNE without looking at labels.",
         ),
     ]
+
+
+def _curves(trials: Mapping[str, Trial], rows: Rows, folder: Path) -> list[Figure]:
+    """Learning curves of what is trained by epochs; nothing where nothing is."""
+    if not trials:
+        return []
+    curves = {
+        name: [line["curves"] for line in journal.read(trial.folder / CURVES)]
+        for name, trial in trials.items()
+    }
+    n = seed_counts({name: rows[name] for name in trials})
+    file, title = folder / "curves.png", f"Learning curves: mean and range, {n} seeds"
+    text = "Learning curves: mean and range over seeds, as far as half of them still train."
+    return [Figure(chart_curves(curves, file, title=title), text)]
 
 
 def _map(spec: ExperimentSpec, file: Path) -> Path:
