@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from lora_ws.report.metrics import MISSING
-from lora_ws.report.records import RunRecord, Summary, summarise
+from lora_ws.report.records import RunRecord, Summary
 
 
 class Difference(NamedTuple):
@@ -63,10 +63,10 @@ def gap(own: Sequence[RunRecord], top: Sequence[RunRecord], metric: str = "accur
         >>> gap([], [])
         '–'
     """
-    if min(len(own), len(top)) != 1:
+    values = [[r.test[metric] for r in rows if metric in r.test] for rows in (own, top)]
+    if min(map(len, values)) != 1:
         return paired(own, top, metric).text()
-    mean = summarise(own, metric).mean - summarise(top, metric).mean
-    return Difference(100 * mean, float("nan"), 1).text()
+    return Difference(100 * float(np.mean(values[0]) - np.mean(values[1])), float("nan"), 1).text()
 
 
 def against_published(

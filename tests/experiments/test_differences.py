@@ -7,7 +7,7 @@ import pytest
 from factories import record
 from scipy.stats import ttest_1samp
 
-from lora_ws.experiments.differences import against_published, paired
+from lora_ws.experiments.differences import against_published, gap, paired
 from lora_ws.report.records import RunRecord, Summary
 
 
@@ -32,6 +32,16 @@ def test_equal_runs_do_not_differ_and_a_constant_gap_is_certain():
     same = with_accuracy([0.5, 0.6])
     assert paired(same, same)[:2] == (0.0, 1.0)
     assert paired(with_accuracy([0.7, 0.8]), same)[:2] == (pytest.approx(20), 0.0)
+
+
+def test_a_single_run_is_held_against_the_mean_of_several():
+    top, low = with_accuracy([0.9, 0.8, 0.85]), with_accuracy([0.5, 0.45, 0.4])
+    assert gap(low, top) == paired(low, top).text() != ""
+    assert gap(low, top).startswith("−40.0 (p ")
+    # Paired by seed, the first of these would be −40.0.
+    assert gap(low[:1], top) == "−35.0"
+    assert gap(top, low[:1]) == "+35.0"
+    assert gap(low[:1], top, "auroc") == "–"
 
 
 def test_one_seed_has_no_p():

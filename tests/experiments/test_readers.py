@@ -13,7 +13,6 @@ from lora_ws.adapters import Layout
 from lora_ws.cli import main
 from lora_ws.experiments.kinds import load_eval
 from lora_ws.experiments.options import Options, ReproduceSpec
-from lora_ws.experiments.readers.report import _gap
 from lora_ws.experiments.readers.run import DECAYS, RATES, draws, run
 from lora_ws.experiments.readers.spec import ReadersSpec
 from lora_ws.experiments.recipes import recipe
@@ -129,15 +128,3 @@ def test_each_network_keeps_the_draw_that_validates_best(made: Path) -> None:
         (chosen,) = (column / "chosen").iterdir()
         assert tried[chosen.name].val["auroc"] == max(r.val["auroc"] for r in tried.values())
         assert len(read_records(chosen / "records.jsonl")) == 2
-
-
-def test_gaps_have_a_sign_and_a_test_where_seeds_can_be_paired() -> None:
-    class Record:
-        def __init__(self, seed: int, accuracy: float) -> None:
-            self.seed, self.test, self.val = seed, {"accuracy": accuracy}, {}
-
-    top: Any = [Record(0, 0.9), Record(1, 0.8), Record(2, 0.85)]
-    low: Any = [Record(0, 0.5), Record(1, 0.45), Record(2, 0.4)]
-    assert _gap(top, low).startswith("−40.0 (p ")
-    assert _gap(top, low[:1]) == "−35.0"
-    assert _gap(low[:1], top) == "+35.0"

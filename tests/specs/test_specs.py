@@ -90,7 +90,9 @@ def test_table(name: str) -> None:
     for entry in table.inputs:
         recipe_file(entry.recipe)
     used = {r for row in table.rows for r in row.recipes.values()}
-    assert used == {recipe for recipe in RECIPES if recipe.startswith(f"{name}/")}
+    # A row of ours may be a recipe of another folder.
+    own = {recipe for recipe in used if recipe.startswith(f"{name}/")}
+    assert own == {recipe for recipe in RECIPES if recipe.startswith(f"{name}/")}
 
 
 def test_published_numbers_are_those_printed() -> None:
