@@ -74,7 +74,7 @@ def test_results_of_the_readme_are_those_of_the_report() -> None:
     readers = {name: re.sub(r" \(.*\)$", "", name) for name in shown}
     known = measured.keys() - {"Reader", "---"}
     found = {name: reader for name, reader in readers.items() if reader in known}
-    assert len(found) == 6
+    assert len(found) == 7
     for name, reader in found.items():
         assert shown[name] == [measured[reader][k] for k in columns], name
 
