@@ -40,15 +40,17 @@ def reproduce(what: str, /, flags: ReproduceSpec) -> None:
 
 def sweep(spec: SweepSpec) -> None:
     """Train the same classifier on each layer, on each matrix, or without the best layers."""
-    from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
+    from lora_ws.experiments.layers.report import sweep_grid, sweep_section
     from lora_ws.experiments.layers.sweep import run_sweep
     from lora_ws.report.grid import show
+    from lora_ws.report.page import to_page
 
-    subset = spec.subset or ""
-    folder = spec.out or Path("runs", "sweep", Path(spec.dataset).name, subset, spec.slug)
+    dataset, subset = Path(spec.dataset).name, spec.subset or ""
+    folder = spec.out or Path("runs", "sweep", dataset, subset, spec.slug)
     points = run_sweep(spec, folder)
     console = Console(highlight=False, soft_wrap=True)
-    grid = sweep_grid(points, spec.top)
-    show(console, grid)
-    chart = sweep_chart(points, spec.over, folder / f"{spec.over}.png")
-    console.print(f"{chart}, {write_csv(points, folder / f'{spec.over}.csv')}")
+    show(console, sweep_grid(points, spec.top))
+    section = sweep_section(spec.over, points, spec.top, folder)
+    page, table = (folder / f"{spec.over}.{kind}" for kind in ("html", "csv"))
+    page.write_text(to_page(f"Sweep of {dataset} {subset}".strip(), [section]), encoding="utf-8")
+    console.print(f"{page}, {table}")

@@ -166,6 +166,9 @@ def test_a_killed_sweep_goes_on_and_doubles_nothing(
     assert not alive, "processes end with the one that started them"
     files = {file: file.read_text(encoding="utf-8") for file in out.rglob("records.jsonl")}
     assert main([*map(str, args), "1"]) == 0
+    page = (out / "layers.html").read_text(encoding="utf-8")
+    assert "mid.attn2.to_v" in page
+    assert "data:image/png" in page
     assert len(list(out.rglob("records.jsonl"))) == 4
     for file in out.rglob("records.jsonl"):
         seeds = [json.loads(line)["seed"] for line in file.read_text(encoding="utf-8").splitlines()]

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,37 @@ TITLES: dict[Over, str] = {
 def layers_section(
     spec: LayersSpec, over: Over, points: Sequence[Point], top: int, folder: Path
 ) -> Section:
-    """One sweep of the figure.
+    """One sweep of the figure, beside what is published of layers.
 
     Args:
         spec: of the figure.
+        over: see `sweep_section`, as are the others.
+        points: of the sweep.
+        top: how many of the best to list.
+        folder: of the report.
+    """
+    section = sweep_section(over, points, top, folder)
+    claims = (_claims(spec, points),) if over == "layers" else ()
+    return replace(section, parts=section.parts + claims)
+
+
+def sweep_section(over: Over, points: Sequence[Point], top: int, folder: Path) -> Section:
+    """One sweep: its chart and its best selections.
+
+    Args:
         over: what was swept over.
         points: of the sweep.
         top: how many of the best to list.
-        folder: of the report; the chart and all numbers as CSV go there.
+        folder: the chart and all numbers as CSV go there.
     """
     chart = sweep_chart(points, over, folder / f"{over}.png")
     write_csv(points, folder / f"{over}.csv")
-    caption = f"{TITLES[over]}: accuracy, mean and standard deviation over seeds."
-    parts: list[str | Grid | Figure] = [Figure(chart, caption)]
-    if over != "all_but_top":
-        parts.append(sweep_grid(points, top))
-    if over == "layers":
-        parts.append(_claims(spec, points))
-    return Section(TITLES[over], tuple(parts))
+    metric = metric_of(points[0].metric)
+    caption = f"{TITLES[over]}: {metric.name}, mean and standard deviation over seeds."
+    figure = Figure(chart, caption)
+    if over == "all_but_top":
+        return Section(TITLES[over], (figure,))
+    return Section(TITLES[over], (figure, sweep_grid(points, top)))
 
 
 def sweep_grid(points: Sequence[Point], top: int) -> Grid:
