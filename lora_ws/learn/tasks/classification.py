@@ -98,8 +98,9 @@ def check_classes(
         DataError: there is one.
     """
     if len(classes) < 2:
+        got = "".join(f"only `{label}`" for label in classes) or "none"
         raise DataError(
-            f"{name}: expected two classes or more, got only `{classes[0]}`; add adapters of "
+            f"{name}: expected two classes or more, got {got}; add adapters of "
             "another class, such as ones of nothing in particular, or choose another --label"
         )
     counts = np.bincount(targets, minlength=len(classes))
