@@ -16,7 +16,7 @@ from lora_ws.errors import AdapterError, printable
 
 
 def inspect(file: str, /, *, as_json: bool = False) -> None:
-    """Show what an adapter file is: base model, method, ranks, scales, norms, and warnings.
+    """Describe an adapter file: base model, method, ranks, scales, norms, and warnings.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub

@@ -6,7 +6,7 @@ from lora_ws.attribution.spec import AttributeSpec
 
 
 def attribute(spec: AttributeSpec) -> None:
-    """Draw an image again without each of its adapters, and show what that changes."""
+    """Attribute an image to its adapters by generating it again without each of them."""
     # Here, because diffusers takes seconds to import: a wrong flag is answered at once.
     from lora_ws.attribution.report import boxes_grid, shares_grid, write_attribution
     from lora_ws.attribution.run import run

@@ -31,7 +31,7 @@ def check_reader(
     rank: int = 4,
     seed: int = 0,
 ) -> int:
-    """Measure which changes of an adapter a network does not see, and which it says it does not.
+    """Measure the symmetries of a network: which changes of an adapter leave its outputs the same.
 
     An untrained network reads random adapters before and after each change. The exit code is 1
     where a claim does not hold, or a symmetry that holds is not claimed.

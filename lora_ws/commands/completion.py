@@ -13,7 +13,7 @@ Shell = Literal["bash", "zsh"]
 
 
 def completion(shell: str, /) -> None:
-    """Print what completes commands: ~/.bashrc takes `source <(lora-ws completion bash)`.
+    """Print a completion script: put into ~/.bashrc `source <(lora-ws completion bash)`.
 
     Args:
         shell: bash, or zsh, which takes the script as a file `_lora-ws` in a folder of $fpath

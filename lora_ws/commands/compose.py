@@ -4,7 +4,7 @@ from lora_ws.composition.spec import ComposeSpec
 
 
 def compose(spec: ComposeSpec) -> None:
-    """Draw with several adapters together: a row without any, one for each alone, one for all.
+    """Generate images with several adapters: a row without any, one for each alone, one for all.
 
     All rows start from the same noise.
     """

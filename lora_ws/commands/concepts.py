@@ -4,7 +4,7 @@ from lora_ws.concepts.spec import AmplifySpec, EraseSpec
 
 
 def erase(spec: EraseSpec) -> None:
-    """Set the weights to zero that do most for a concept."""
+    """Erase a concept from a base model by setting the weights that support it most to zero."""
     # Here, because diffusers takes seconds to import: a wrong flag is answered at once.
     from lora_ws.concepts import run
 
@@ -12,7 +12,7 @@ def erase(spec: EraseSpec) -> None:
 
 
 def amplify(spec: AmplifySpec) -> None:
-    """Set the weights to zero that work most against a concept, judged on images that it draws."""
+    """Amplify a concept by setting the weights that work most against it to zero."""
     from lora_ws.concepts import run
 
     _say(run.amplify(spec))

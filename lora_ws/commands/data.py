@@ -140,16 +140,16 @@ def prompt_leak(
     device: str = "cpu",
     as_json: bool = False,
 ) -> None:
-    """Measure how much of the labels the prompts of training give away; nothing is trained.
+    """Measure how much the training prompts reveal of the labels, without any training.
 
     Args:
         name: name of a card, or the folder of a store.
         label: column whose values are looked for; default: the card's label.
-        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub;
+        base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub;
             default: the card's.
-        templates: frames that the prompts may have had, with {} for the class word; default:
+        templates: of the training prompts, with {} for the class word; default:
             five common ones.
-        device: that the base runs on.
+        device: torch device of the base model.
         as_json: print one JSON line a subset instead of a table.
     """
     # Here, as scipy's tests take a second to import.

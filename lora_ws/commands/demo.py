@@ -13,7 +13,7 @@ HEAD = ("file", "trained on photos of", "verdict", "probability")
 
 
 def demo() -> None:
-    """Judge three adapter files that come with the library, from their weights alone.
+    """Classify three adapter files that ship with the library, from their weights alone.
 
     They are adapters of the bundled diffusion model tiny-sd, of rows of lora-ws-mini that its
     classifier was not trained on. The last lines are commands to go on with.

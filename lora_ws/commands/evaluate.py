@@ -26,7 +26,7 @@ def evaluate(
     revision: str | None = None,
     allow_classes: tuple[str, ...] = (),
 ) -> None:
-    """Measure a saved classifier.
+    """Evaluate a trained classifier on a collection.
 
     Args:
         model: folder of a bundle, or its Hub repository.

@@ -15,7 +15,7 @@ HEAD = ("file", "verdict", "class", "probability")
 
 
 def predict(files: list[str], /, spec: PredictSpec) -> int:
-    """Name the classes of adapter files with calibrated probabilities, or abstain and say why.
+    """Predict the class of adapter files, with calibrated probabilities, or abstain with a reason.
 
     A file that cannot be read is named with the reason, and the exit code is 1.
 

@@ -28,19 +28,19 @@ def prompt(
     device: str = "cpu",
     as_json: bool = False,
 ) -> int:
-    """Say which words stood in the prompt that adapters were trained with; nothing is trained.
+    """Predict which words the training prompt of adapters contained, without any training.
 
     A file that cannot be read is named with the reason, and the exit code is 1.
 
     Args:
         files: .safetensors files, PEFT folders, or hf://owner/name/file.safetensors on the Hub
         words: candidates; in quotes, one may be several words.
-        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
-        templates: frames that the prompt may have had, with {} for the words; default:
+        base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
+        templates: of the training prompt, with {} for the words; default:
             five common ones.
         top: how many words to show.
-        device: that the base runs on.
-        as_json: print one JSON line a file instead of a table.
+        device: torch device of the base model.
+        as_json: print one JSON line per file instead of a table.
     """
     if top < 1:
         raise ConfigError(f"--top: expected at least 1, got {top}")
@@ -87,20 +87,20 @@ def search(
 ) -> int:
     """Find the adapters that a text describes: by their prompts, or with a zero-shot bundle.
 
-    Without --model nothing is trained: adapters are ranked by the probability that their prompt of
-    training held the text.
+    Without --model nothing is trained: adapters are ranked by the probability that their training
+    prompt contained the text.
 
     Args:
         text: words, or "a photo of" them.
         index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
         model: a bundle trained by --task zero_shot, or its Hub repository; adapters are then
-            ranked by the probability of the text among the names that it knows.
-        base: of the adapters: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
-        templates: frames that prompts may have had, with {} for the words; default:
+            ranked by the probability of the text among its class names.
+        base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
+        templates: of training prompts, with {} for the words; default:
             five common ones.
         top: how many.
-        device: that the base runs on.
-        as_json: print one JSON object a line instead of a table.
+        device: torch device of the base model.
+        as_json: print one JSON object per line instead of a table.
     """
     if top < 1:
         raise ConfigError(f"--top: expected at least 1, got {top}")

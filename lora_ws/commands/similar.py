@@ -11,7 +11,7 @@ from lora_ws.errors import printable
 
 
 def similar(file: str, /, spec: SimilarSpec) -> None:
-    """Find the adapters whose effective updates are most like that of one file.
+    """Find the adapters whose effective updates are most similar to that of one file.
 
     Args:
         file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
@@ -29,7 +29,7 @@ def similar(file: str, /, spec: SimilarSpec) -> None:
 
 
 def dedup(what: list[str], /, spec: DedupSpec) -> None:
-    """Group adapter files whose effective updates are the same, and those that are nearly.
+    """Group adapter files whose effective updates are the same or nearly the same.
 
     Args:
         what: files, folders, .txt lists, names on the Hub, or a folder of an index

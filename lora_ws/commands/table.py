@@ -25,7 +25,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command(
         "lora_ws.commands.demo:demo",
-        "judge three adapter files that are shipped",
+        "classify three shipped adapter files",
         "",
     ),
     "data list": Command(
@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "data prompt-leak": Command(
         "lora_ws.commands.data:prompt_leak",
-        "how much of the labels the prompts of training give away",
+        "measure how much training prompts reveal of the labels",
         "lora-ws-mini",
         ("label", "base", "templates", "device", "as_json"),
     ),
@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "reproduce": Command(
         "lora_ws.commands.reproduce:reproduce",
-        "tables and figures of `eval/`",
+        "reproduce tables and figures of `eval/`",
         "table1 --seeds 3",
         ("dataset", "subset", "protocol", "seeds", "out"),
     ),
@@ -88,7 +88,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "lora_ws.commands.evaluate:evaluate",
-        "measure a trained classifier",
+        "evaluate a trained classifier",
         "--model runs/store/bundle --dataset my-store",
         ("model", "dataset", "subset", "part", "label"),
     ),
@@ -112,7 +112,7 @@ COMMANDS = {
     ),
     "zoo testbed": Command(
         "lora_ws.commands.zoo:testbed",
-        "train adapters to compose",
+        "train adapters for composition",
         "--out testbed --finetune.rank 4",
         ("out", "base", "photos.source", "targets", "finetune.rank"),
     ),
@@ -172,7 +172,7 @@ COMMANDS = {
     ),
     "prompt": Command(
         "lora_ws.commands.prompt:prompt",
-        "words of the prompt behind adapter files",
+        "predict words of the training prompt",
         "my_lora.safetensors --words dog cat lion",
         ("words", "templates", "base", "top", "device"),
     ),
@@ -190,7 +190,7 @@ COMMANDS = {
     ),
     "attribute": Command(
         "lora_ws.commands.attribute:attribute",
-        "what each adapter changes in an image",
+        "attribute an image to its adapters",
         "--base tiny-sd --adapters a.safetensors b.safetensors --prompt 'a photo of a lion'",
         ("base", "adapters", "prompt", "from_image", "out"),
     ),

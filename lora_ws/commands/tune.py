@@ -11,7 +11,7 @@ SHOWN = 5
 
 
 def tune(spec: TuneSpec) -> None:
-    """Search hyper-parameters with Optuna: validation rows judge, and the best is run and tested.
+    """Search hyper-parameters with Optuna on the validation rows, then run and test the best.
 
     A search that was cut off, or is asked for more trials, goes on.
     """

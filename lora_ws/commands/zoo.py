@@ -81,7 +81,7 @@ def testbed(spec: TestbedSpec) -> None:
 def export(
     collection: str, out: str, /, *, format: Literal["folders", "parquet", "packed"] = "folders"
 ) -> None:
-    """Write a collection as the paper's folders, as parquet, or packed as bundled ones are.
+    """Write a collection as the paper's folders, as parquet, or packed like the bundled ones.
 
     Args:
         collection: name of a collection, or the folder of a store.

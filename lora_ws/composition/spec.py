@@ -14,24 +14,24 @@ from lora_ws.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeSpec(GenerationSpec):
-    """Adapters of one base that draw together.
+    """Adapters of one base, and how to generate images with all of them.
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
         adapters: files, PEFT folders, or hf://owner/name/file.safetensors; of this base.
-        prompt: what to draw.
-        method: how the adapters act together, by class name or dotted path, with its own options
-            such as --method.tau; null adds them all, as Merge does.
-        scales: one per adapter; null takes all of each.
+        prompt: of the images.
+        method: how the adapters are combined, by class name or dotted path, with its own options
+            such as --method.tau; null is Merge.
+        scales: one per adapter; null takes 1 for each.
         triggers: phrase of the prompt that each adapter is for; Switch and Composite then weigh
             adapters by how much the prompt asks for them.
-        text: of adapters of the text encoder all are added (merged), the first is taken, each
-            acts with its own (per_adapter; Switch and Composite), or none.
+        text: adapters of the text encoder: all added (merged), the first only (first), each in its
+            own predictions (per_adapter; Switch and Composite), or none.
         images: how many per row.
-        out: PNG to write; a page with the course of the steps and the sizes of the updates stands
-            beside it.
-        export: folder for the merged adapter, as diffusers writes it; with Merge alone.
-        ignore_other: leave out what is no linear module of U-Net or text encoder, as convolutions.
+        out: PNG to write; a page with intermediate steps and norms of updates is written beside
+            it.
+        export: folder for the merged adapter, in diffusers' format; Merge only.
+        ignore_other: ignore modules that are not linear, such as convolutions.
     """
 
     base: str

@@ -33,7 +33,7 @@ class Edited(NamedTuple):
 
 
 def erase(spec: EraseSpec) -> Edited:
-    """Set the weights to zero that do most for a concept, and spare what others need.
+    """Erase a concept by setting the weights to zero that support it and no preserved one.
 
     Raises:
         ConfigError: a prompt is too long, or the budget is no share.
@@ -56,7 +56,7 @@ def erase(spec: EraseSpec) -> Edited:
 
 
 def amplify(spec: AmplifySpec) -> Edited:
-    """Set the weights to zero that work most against a concept, judged on images that it draws.
+    """Amplify a concept by setting the weights that work most against it to zero.
 
     Raises:
         ConfigError: the prompt is too long, or the budget is no share.

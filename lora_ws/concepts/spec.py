@@ -16,19 +16,19 @@ ScoreMethod = Literal["taylor", "integrated"]
 
 @dataclass(frozen=True, kw_only=True)
 class EditSpec:
-    """Which weights of a base are set to zero for a concept.
+    """How the weights of a base are selected and set to zero for a concept.
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        concept: prompt of it, such as "a photo of three".
-        budget: share of the weights.
-        per: of each row, of each matrix, or of all (global).
-        eligible: ff, the feed-forward parts of transformer blocks; attention; or all.
-        scores: taylor, weight times gradient; or integrated, gradients averaged on the way from
-            all of these weights off to all on.
-        steps: noise levels that scores are from.
-        guidance_scale: scale of classifier-free guidance of all images.
-        out: folder for the edit, its numbers, pictures and page.
+        concept: its prompt, such as "a photo of three".
+        budget: share of the weights to set to zero.
+        per: apply the budget per row, per matrix, or to all weights (global).
+        eligible: weights to select from: ff (feed-forward), attention, or all.
+        scores: taylor, weight times gradient; or integrated, gradients averaged along the path
+            from all of these weights off to all on.
+        steps: noise levels used for the scores.
+        guidance_scale: scale of classifier-free guidance.
+        out: folder for the edit, its metrics, images and page.
     """
 
     base: str
@@ -48,11 +48,11 @@ class EditSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EraseSpec(EditSpec):
-    """Set the weights to zero that do most for a concept.
+    """Erase a concept by setting the weights that support it most to zero.
 
     Attributes:
-        preserve: prompts of what is to stay; weights that these need are spared.
-        seeds: trajectories that scores are from.
+        preserve: prompts of concepts to keep; weights that they need are not changed.
+        seeds: trajectories used for the scores.
     """
 
     budget: float = 0.05
@@ -68,10 +68,10 @@ class EraseSpec(EditSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class AmplifySpec(EditSpec):
-    """Set the weights to zero that work most against a concept, judged on images that it draws.
+    """Amplify a concept by setting the weights that work most against it to zero.
 
     Attributes:
-        images: how many are drawn to judge by.
+        images: generated images of the concept used for the scores.
         seed: of the images and the noise.
     """
 

@@ -103,7 +103,7 @@ class ExperimentSpec:
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
-        task: what is asked of the label, by name (classification, multilabel, regression,
+        task: what to predict, by name (classification, multilabel, regression,
             embedding, zero_shot, multitask; see docs/tasks.md), or a task by class name or dotted
             path, with parameters.
         matrices: names of the layers or matrices to read, ``*`` standing for anything (see

@@ -10,7 +10,7 @@
 
 _shtab_lora_ws_commands() {
   local _commands=(
-    attribute:'what each adapter changes in an image'
+    attribute:'attribute an image to its adapters'
     check-reader:'measure the symmetries of a network'
     completion:'print a script that completes commands in a shell'
     compose:'generate images with several adapters'
@@ -18,14 +18,14 @@ _shtab_lora_ws_commands() {
     convert:'write an adapter in another file format'
     data:data
     dedup:'group duplicate and near-duplicate adapters'
-    demo:'judge three adapter files that are shipped'
-    evaluate:'measure a trained classifier'
+    demo:'classify three shipped adapter files'
+    evaluate:'evaluate a trained classifier'
     featurize:'write a representation to a file'
     inspect:'describe an adapter file'
     predict:'classify adapter files'
-    prompt:'words of the prompt behind adapter files'
+    prompt:'predict words of the training prompt'
     push:'upload a trained classifier to the Hub'
-    reproduce:'tables and figures of `eval/`'
+    reproduce:'reproduce tables and figures of `eval/`'
     scan:'triage folders, lists and Hub repositories'
     search:'find adapters that a text describes'
     serve:'serve a web page and an API for single files'
@@ -51,7 +51,7 @@ _shtab_lora_ws_data_commands() {
     import:'import adapters from files or the Hub'
     info:'describe a collection'
     list:'list the known collections'
-    prompt-leak:'how much of the labels the prompts of training give away'
+    prompt-leak:'measure how much training prompts reveal of the labels'
   )
   _describe 'lora-ws data commands' _commands
 }
@@ -64,7 +64,7 @@ _shtab_lora_ws_zoo_commands() {
     export:'write a collection as folders or parquet'
     merge:'join the shards of a collection'
     publish:'upload a collection to the Hub'
-    testbed:'train adapters to compose'
+    testbed:'train adapters for composition'
   )
   _describe 'lora-ws zoo commands' _commands
 }
@@ -84,20 +84,20 @@ _shtab_lora_ws_attribute_options=(
   "--adapters[files, PEFT folders, or hf\:\/\/owner\/name\/file.safetensors]:adapters:"
   "--scales[one per adapter]:scales:"
   "--base[digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.]:base:"
-  "--prompt[what was drawn.]:prompt:"
+  "--prompt[of the image]:prompt:"
   "--from_image[image of A1111 or ComfyUI whose metadata fill in what is not given.]:from_image:_files"
   "--lora_dir[folder of the adapters that the image names.]:lora_dir:_files"
-  "--negative_prompt[what not to draw]:negative_prompt:"
+  "--negative_prompt[what to avoid]:negative_prompt:"
   "--guidance_scale[scale of classifier-free guidance]:guidance_scale:"
   "--num_inference_steps[steps of denoising]:num_inference_steps:"
   "--seed[of the noise]:seed:"
-  "--shapley[also Shapley values, from all subsets of up to 6 adapters, sampled beyond.]:shapley:(true false)"
-  "--boxes[also which adapter made what stands in each of these, left, top, right, bottom in pixels, such as \[\[0,0,8,8\],\[8,8,16,16\]\].]:boxes:"
-  "--start[leave out from this step on]:start:"
+  "--shapley[also compute Shapley values\: exact up to 6 adapters, sampled beyond.]:shapley:(true false)"
+  "--boxes[also attribute these regions\: left, top, right, bottom in pixels, such as \[\[0,0,8,8\],\[8,8,16,16\]\].]:boxes:"
+  "--start[leave out adapters from this step on]:start:"
   "--batch[images at once.]:batch:"
-  "--shown[images on the way that the page shows.]:shown:"
-  "--model[bundle of a classifier that says what each adapter learned.]:model:"
-  "--ignore_other[leave out what is no linear module of U-Net or text encoder, as convolutions.]:ignore_other:(true false)"
+  "--shown[intermediate images on the page.]:shown:"
+  "--model[bundle that classifies each adapter.]:model:"
+  "--ignore_other[ignore modules that are not linear, such as convolutions.]:ignore_other:(true false)"
   "--out[folder for the page and its images.]:out:_files"
 )
 
@@ -137,19 +137,19 @@ _shtab_lora_ws_compose_options=(
   "--adapters[files, PEFT folders, or hf\:\/\/owner\/name\/file.safetensors]:adapters:"
   "--scales[one per adapter]:scales:"
   "--triggers[phrase of the prompt that each adapter is for]:triggers:"
-  "--prompt[what to draw.]:prompt:"
+  "--prompt[of the images.]:prompt:"
   "--negative_prompt[what not to draw.]:negative_prompt:"
   "--guidance_scale[scale of classifier-free guidance]:guidance_scale:"
   "--num_inference_steps[steps of denoising.]:num_inference_steps:"
   "--seed[of the initial noise]:seed:"
   "--base[digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.]:base:"
   "--method.help[Show the help for the given subclass of Method and exit.]:method.help:(Composite Merge Regions Schedule Switch)"
-  "--method[how the adapters act together, by class name or dotted path, with its own options such as --method.tau]:method:(Composite Merge Regions Schedule Switch)"
-  "--text[of adapters of the text encoder all are added (merged), the first is taken, each acts with its own (per_adapter]:text:(merged first per_adapter none)"
+  "--method[how the adapters are combined, by class name or dotted path, with its own options such as --method.tau]:method:(Composite Merge Regions Schedule Switch)"
+  "--text[adapters of the text encoder\: all added (merged), the first only (first), each in its own predictions (per_adapter]:text:(merged first per_adapter none)"
   "--images[how many per row.]:images:"
   "--out[PNG to write]:out:_files"
-  "--export[folder for the merged adapter, as diffusers writes it]:export:_files"
-  "--ignore_other[leave out what is no linear module of U-Net or text encoder, as convolutions.]:ignore_other:(true false)"
+  "--export[folder for the merged adapter, in diffusers\' format]:export:_files"
+  "--ignore_other[ignore modules that are not linear, such as convolutions.]:ignore_other:(true false)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -167,15 +167,15 @@ _shtab_lora_ws_concepts_amplify_options=(
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--base[digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.]:base:"
-  "--concept[prompt of it, such as \"a photo of three\".]:concept:"
-  "--budget[share of the weights.]:budget:"
-  "--per[of each row, of each matrix, or of all (global).]:per:(row matrix global)"
-  "--eligible[ff, the feed-forward parts of transformer blocks]:eligible:(ff attention all)"
+  "--concept[its prompt, such as \"a photo of three\".]:concept:"
+  "--budget[share of the weights to set to zero.]:budget:"
+  "--per[apply the budget per row, per matrix, or to all weights (global).]:per:(row matrix global)"
+  "--eligible[weights to select from\: ff (feed-forward), attention, or all.]:eligible:(ff attention all)"
   "--scores[taylor, weight times gradient]:scores:(taylor integrated)"
-  "--steps[noise levels that scores are from.]:steps:"
-  "--guidance_scale[scale of classifier-free guidance of all images.]:guidance_scale:"
-  "--out[folder for the edit, its numbers, pictures and page.]:out:_files"
-  "--images[how many are drawn to judge by.]:images:"
+  "--steps[noise levels used for the scores.]:steps:"
+  "--guidance_scale[scale of classifier-free guidance.]:guidance_scale:"
+  "--out[folder for the edit, its metrics, images and page.]:out:_files"
+  "--images[generated images of the concept used for the scores.]:images:"
   "--seed[of the images and the noise.]:seed:"
 )
 
@@ -186,17 +186,17 @@ _shtab_lora_ws_concepts_erase_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
-  "--preserve[prompts of what is to stay]:preserve:"
+  "--preserve[prompts of concepts to keep]:preserve:"
   "--base[digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.]:base:"
-  "--concept[prompt of it, such as \"a photo of three\".]:concept:"
-  "--budget[share of the weights.]:budget:"
-  "--per[of each row, of each matrix, or of all (global).]:per:(row matrix global)"
-  "--eligible[ff, the feed-forward parts of transformer blocks]:eligible:(ff attention all)"
+  "--concept[its prompt, such as \"a photo of three\".]:concept:"
+  "--budget[share of the weights to set to zero.]:budget:"
+  "--per[apply the budget per row, per matrix, or to all weights (global).]:per:(row matrix global)"
+  "--eligible[weights to select from\: ff (feed-forward), attention, or all.]:eligible:(ff attention all)"
   "--scores[taylor, weight times gradient]:scores:(taylor integrated)"
-  "--steps[noise levels that scores are from.]:steps:"
-  "--guidance_scale[scale of classifier-free guidance of all images.]:guidance_scale:"
-  "--out[folder for the edit, its numbers, pictures and page.]:out:_files"
-  "--seeds[trajectories that scores are from.]:seeds:"
+  "--steps[noise levels used for the scores.]:steps:"
+  "--guidance_scale[scale of classifier-free guidance.]:guidance_scale:"
+  "--out[folder for the edit, its metrics, images and page.]:out:_files"
+  "--seeds[trajectories used for the scores.]:seeds:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -263,10 +263,10 @@ _shtab_lora_ws_data_prompt_leak_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
-  "--templates[frames that the prompts may have had, with \{\} for the class word]:templates:"
+  "--templates[of the training prompts, with \{\} for the class word]:templates:"
   "--label[column whose values are looked for]:label:"
-  "--base[of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub]:base:"
-  "--device[that the base runs on.]:device:"
+  "--base[base model of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub]:base:"
+  "--device[torch device of the base model.]:device:"
   "--as_json[print one JSON line a subset instead of a table.]:as_json:(true false)"
   ":name of a card, or the folder of a store.:"
 )
@@ -360,11 +360,11 @@ _shtab_lora_ws_prompt_options=(
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--words[candidates]:words:"
-  "--templates[frames that the prompt may have had, with \{\} for the words]:templates:"
-  "--base[of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub.]:base:"
+  "--templates[of the training prompt, with \{\} for the words]:templates:"
+  "--base[base model of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub.]:base:"
   "--top[how many words to show.]:top:"
-  "--device[that the base runs on.]:device:"
-  "--as_json[print one JSON line a file instead of a table.]:as_json:(true false)"
+  "--device[torch device of the base model.]:device:"
+  "--as_json[print one JSON line per file instead of a table.]:as_json:(true false)"
   ":.safetensors files, PEFT folders, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
@@ -433,13 +433,13 @@ _shtab_lora_ws_search_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
-  "--templates[frames that prompts may have had, with \{\} for the words]:templates:"
+  "--templates[of training prompts, with \{\} for the words]:templates:"
   "--index[where to look\: a folder, a .txt list, a name on the Hub, or the folder of an index]:index:"
   "--model[a bundle trained by --task zero_shot, or its Hub repository]:model:"
-  "--base[of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub.]:base:"
+  "--base[base model of the adapters\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub.]:base:"
   "--top[how many.]:top:"
-  "--device[that the base runs on.]:device:"
-  "--as_json[print one JSON object a line instead of a table.]:as_json:(true false)"
+  "--device[torch device of the base model.]:device:"
+  "--as_json[print one JSON object per line instead of a table.]:as_json:(true false)"
   ":words, or \"a photo of\" them.:"
 )
 
@@ -489,7 +489,7 @@ _shtab_lora_ws_sweep_options=(
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
   "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what to predict, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
@@ -549,7 +549,7 @@ _shtab_lora_ws_train_options=(
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
   "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what to predict, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
@@ -605,7 +605,7 @@ _shtab_lora_ws_tune_options=(
   "--revision[Hub revision instead of the card\'s.]:revision:"
   "--label[column to predict]:label:"
   "--task.help[Show the help for the given subclass of Task and exit.]:task.help:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
-  "--task[what is asked of the label, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
+  "--task[what to predict, by name (classification, multilabel, regression, embedding, zero_shot, multitask]:task:(Classification Embedding MultiLabel MultiTask Regression ZeroShot)"
   "--matrices[names of the layers or matrices to read, \`\`\*\`\` standing for anything (see \`Layout.choose\`)]:matrices:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation, by class name or dotted path]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
