@@ -25,7 +25,8 @@ class AttributeSpec:
         shapley: also compute Shapley values: exact up to 6 adapters, sampled beyond.
         boxes: also attribute these regions: left, top, right, bottom in pixels, such as
             [[0,0,8,8],[8,8,16,16]].
-        start: leave out adapters from this step on; later is cheaper, less exact (docs/attribution.md).
+        start: leave adapters out from this step on; later is cheaper and less exact (see
+            docs/attribution.md).
         batch: images at once.
         shown: intermediate images on the page.
         model: bundle that classifies each adapter.
