@@ -49,6 +49,8 @@ def write_attribution(
         Section("Shares", (text, chart, grid)),
         Section("Pictures", (Figure(picture, legend),)),
     ]
+    if done.given is not None:
+        sections.append(given_section(done, done.given, folder / "given.png"))
     if ablation.strip is not None:
         strip = save_strip(ablation.names, ablation.strip, folder / "strip.png")
         said = f"After steps {', '.join(map(str, ablation.steps))}: what is there by then."
@@ -59,6 +61,28 @@ def write_attribution(
     file = folder / "attribution.html"
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def given_section(done: Attributed, given: Float[Tensor, "3 height width"], file: Path) -> Section:
+    """The given image beside the one generated again, their distance, and what differs."""
+    scale = max(1, -(-SHOWN // given.shape[-1]))
+    picture = save_grid([given, done.ablation.full], 2, file, scale)
+    rows = tuple((Cell(name), Cell(value)) for name, value in done.left_out.items())
+    parts: list[Figure | Grid] = [Figure(picture, given_text(done))]
+    if rows:
+        caption = "Settings of the given image that are not reproduced."
+        parts.append(Grid(("setting", "value"), rows, caption, left=2))
+    return Section("Given image", tuple(parts))
+
+
+def given_text(done: Attributed) -> str:
+    """How far the given image is from the one whose adapters are attributed."""
+    most = float(done.ablation.effects.max())
+    return (
+        f"Given image, and generated again: mean absolute difference {done.distance:.4f}, "
+        f"of pixels from -1 to 1; the largest effect of an adapter is {most:.4f}. The shares "
+        "explain the image generated again."
+    )
 
 
 def shares_grid(

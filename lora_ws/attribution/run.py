@@ -1,10 +1,14 @@
 """`run`: the same image without each of its adapters."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, ablate, draw_subsets
 from lora_ws.attribution.boxes import BoxScores, attribute_boxes
@@ -12,9 +16,17 @@ from lora_ws.attribution.metadata import ImageMetadata, adapter_files, read_meta
 from lora_ws.attribution.shapley import Shapley, shapley
 from lora_ws.attribution.spec import AttributeSpec
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import load_pipeline
+from lora_ws.diffusion.pipeline import image_size, load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, notice
+
+# Settings of an image by the field that says them otherwise.
+ASKED = {
+    "prompt": "prompt",
+    "seed": "seed",
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +39,8 @@ class Attributed:
         ablation: the image with all adapters, with none, and without each.
         shapley: values of the distance to the image without any; None where not asked for.
         boxes: scores of the adapters for parts of the image, likewise.
+        given: the image of `from_image`, from -1 to 1, resized to the generated; None without.
+        left_out: its settings that are not reproduced, name -> value.
     """
 
     adapters: tuple[str, ...]
@@ -34,10 +48,20 @@ class Attributed:
     ablation: Ablation
     shapley: Shapley | None = None
     boxes: BoxScores | None = None
+    given: Float[Tensor, "3 height width"] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def distance(self) -> float | None:
+        """Mean absolute difference of the given image and the generated one."""
+        return None if self.given is None else mean_difference(self.given, self.ablation.full)
 
 
 def run(spec: AttributeSpec) -> Attributed:
     """Draw the image again without each of its adapters.
+
+    Warns:
+        Notice: for each setting of the given image that cannot be reproduced.
 
     Raises:
         ConfigError: adapters or prompt are neither given nor named by an image, or do not fit.
@@ -45,9 +69,15 @@ def run(spec: AttributeSpec) -> Attributed:
         AdapterError: an adapter cannot be read, or holds more than can be applied.
         LayoutError: the adapters are of another base.
     """
-    adapters, scales, generation = _resolved(spec)
+    said = read_metadata(spec.from_image) if spec.from_image else None
+    adapters, scales, generation = _resolved(spec, said)
     stack = AdapterStack.of(adapters, scales, ignore_other=spec.ignore_other)
     pipeline = load_pipeline(spec.base)
+    left_out = _left_out(spec, said, pipeline) if said else {}
+    for name, value in left_out.items():
+        notice(
+            f"from_image: {name} ({value}) is not reproduced; the image generated is another one"
+        )
     boxes = attribute_boxes(pipeline, stack, generation, spec.boxes) if spec.boxes else None
     how: dict[str, Any] = {"start": spec.start, "batch": spec.batch}
     ablation = ablate(pipeline, stack, generation, shown=spec.shown, **how)
@@ -57,12 +87,41 @@ def run(spec: AttributeSpec) -> Attributed:
         return (images - ablation.base).abs().mean(dim=(1, 2, 3)).numpy()
 
     values = shapley(worth, len(stack)) if spec.shapley else None
-    return Attributed(tuple(adapters), generation, ablation, values, boxes)
+    given = _picture(spec.from_image, image_size(pipeline)) if spec.from_image else None
+    return Attributed(tuple(adapters), generation, ablation, values, boxes, given, left_out)
 
 
-def _resolved(spec: AttributeSpec) -> tuple[list[str], list[float] | None, GenerationSpec]:
+def mean_difference(one: Tensor, other: Tensor) -> float:
+    """Mean absolute difference of the pixels of two images."""
+    return float((one - other).abs().mean())
+
+
+def _left_out(spec: AttributeSpec, said: ImageMetadata, pipeline: Any) -> dict[str, str]:
+    """Settings of the image that are neither given nor those of the pipeline."""
+    size = image_size(pipeline)
+    scheduler = type(pipeline.scheduler).__name__.removesuffix("Scheduler").lower()
+    same = {"Size": f"{size}x{size}", "Sampler": scheduler, "sampler_name": scheduler}
+    return {
+        name: value
+        for name, value in said.other_settings.items()
+        if value.lower() != same.get(name)
+        and (name not in ASKED or getattr(spec, ASKED[name]) is None)
+    }
+
+
+def _picture(file: Path, size: int) -> Float[Tensor, "3 height width"]:
+    """An image file at the size that a pipeline draws."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def _resolved(
+    spec: AttributeSpec, said: ImageMetadata | None
+) -> tuple[list[str], list[float] | None, GenerationSpec]:
     """Adapters, scales and settings: what is given, else what the image says, else the defaults."""
-    said = read_metadata(spec.from_image) if spec.from_image else None
     adapters, scales = spec.adapters, spec.scales
     if said and not adapters:
         if spec.lora_dir is None:

@@ -8,7 +8,12 @@ from lora_ws.attribution.spec import AttributeSpec
 def attribute(spec: AttributeSpec) -> None:
     """Attribute an image to its adapters by generating it again without each of them."""
     # Here, because diffusers takes seconds to import: a wrong flag is answered at once.
-    from lora_ws.attribution.report import boxes_grid, shares_grid, write_attribution
+    from lora_ws.attribution.report import (
+        boxes_grid,
+        given_text,
+        shares_grid,
+        write_attribution,
+    )
     from lora_ws.attribution.run import run
     from lora_ws.report.grid import show
 
@@ -20,6 +25,8 @@ def attribute(spec: AttributeSpec) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for grid in grids:
         show(console, grid)
+    if done.given is not None:
+        console.print(given_text(done))
     console.print(str(page))
 
 

@@ -67,16 +67,30 @@ def test_a_page_shows_shares_and_maps(
     assert "from 4 pictures" in dom
 
 
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
 def test_a_picture_says_what_it_was_made_of(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = PngInfo()
-    text = "a photo of three <lora:ink:0.8> <lora:dots:0.4>\nSteps: 5, Seed: 3, CFG scale: 2"
+    text = (
+        "a photo of three <lora:ink:0.8> <lora:dots:0.4>\nSteps: 5, Sampler: Euler a, Seed: 3, "
+        "CFG scale: 2, Size: 16x16, Clip skip: 2"
+    )
     info.add_text("parameters", text)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
     picture = ("--from_image", tmp_path / "a.png", "--lora_dir", loras)
     assert run(*picture, "--out", tmp_path / "one") == 0
-    told = capsys.readouterr().out
+    told, warned = capsys.readouterr()
+    lines = [line for line in warned.splitlines() if "not reproduced" in line]
+    assert [re.findall(r"from_image: (.+) is not", line) for line in lines] == [
+        ["Sampler (Euler a)"],
+        ["Clip skip (2)"],
+    ]
+    assert "Given image, and generated again: mean absolute difference" in told
+    page = (tmp_path / "one" / "attribution.html").read_text(encoding="utf-8")
+    assert "Given image" in page
+    assert "Euler a" in page
+    assert (tmp_path / "one" / "given.png").is_file()
     files = (loras / "ink.safetensors", loras / "dots.safetensors")
     drawn = (
         "--prompt",
