@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from lora_ws.adapters import Layout
 from lora_ws.collection import load
 from lora_ws.config import load_spec, spec_file
 from lora_ws.errors import ConfigError, LayoutError
@@ -12,7 +13,8 @@ from lora_ws.models import Metanetwork
 from lora_ws.system import cpus
 
 Protocol = Literal["clean", "paper", "as-run"]
-# What reads best in eval/results/readers: of kernel machines, and of networks over factors.
+# What reads best in eval/results/readers with the same training rows as the paper's five: of kernel
+# machines, and of networks over factors.
 BEST = {
     "UpdateKernel of attn2.to_v > SVC": "metanetworks/update_kernel",
     "left Gram": "metanetworks/left_gram",
@@ -72,12 +74,23 @@ def readers(spec: ExperimentSpec) -> dict[str, ExperimentSpec]:
             seeds=seeds,
             out=None,
         )
-        try:
-            layout.choose(getattr(own.representation, "matrices", None))
-        except LayoutError:  # its layers are not those of these adapters
-            continue
-        rows[title] = own
+        if fits(own, layout):
+            rows[title] = own
     return rows
+
+
+def fits(spec: ExperimentSpec, layout: Layout) -> bool:
+    """Whether adapters of a layout have layers that a spec's representation reads.
+
+    Example:
+        >>> fits(recipe("metanetworks/update_kernel", "lora-ws-mini", None, None), Layout.sd15_qv())
+        True
+    """
+    try:
+        layout.choose(getattr(spec.representation, "matrices", None))
+    except LayoutError:
+        return False
+    return True
 
 
 def cores(processes: int | None) -> int:

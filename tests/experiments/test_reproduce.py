@@ -14,9 +14,13 @@ from browser import open_page
 from factories import small_zoo
 
 from lora_ws import journal
+from lora_ws.adapters import Layout
 from lora_ws.cli import main
 from lora_ws.config import spec_files
+from lora_ws.experiments.kinds import load_eval
+from lora_ws.experiments.options import Options
 from lora_ws.experiments.recipes import recipe
+from lora_ws.experiments.table import run as table_run
 from lora_ws.learn.spec import ExperimentSpec
 
 
@@ -172,3 +176,13 @@ def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.Cap
     flags = ["--out", str(tmp_path / "out"), "--seeds", "1", "--processes", "1"]
     assert main(["reproduce", "table1", "--dataset", str(store), *flags]) == 2
     assert "at least 3 adapters of each class, got 2 of `cat`" in capsys.readouterr().err
+
+
+def test_a_row_of_ours_is_left_out_where_its_layers_are_not() -> None:
+    spec, options = load_eval("table1")[1], Options("table1", Path("unused"))
+    whole = Layout.sd15_qv()
+    bare = Layout(tuple(one for one in whole.layers if ".attn1." in one.name))
+    names = [row.name for row in spec.rows]
+    assert [row.name for row in table_run._readable(spec, options, whole).rows] == names
+    kept = [name for name in names if "UpdateKernel" not in name]
+    assert [row.name for row in table_run._readable(spec, options, bare).rows] == kept

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet
 from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments import report
 from lora_ws.experiments.options import Options
-from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.recipes import Protocol, fits
 from lora_ws.experiments.table.grids import conditions
 from lora_ws.experiments.table.layer_choice import choose_layers, detection_sections
 from lora_ws.experiments.table.report import Rows, pictures, table_sections
@@ -33,6 +34,7 @@ def run(spec: TableSpec, options: Options) -> Path:
     """
     spec = _choose(spec, options.flags.rows)
     adapters, subset = open_data(options.spec(spec.rows[0].recipes["clean"], spec.dataset))
+    spec = _readable(spec, options, adapters.layout)
     plan: Mapping[Protocol, Trials] = _plan(spec, options)
     layers: list[Section] = []
     if spec.layer_by:
@@ -59,6 +61,16 @@ def _choose(spec: TableSpec, names: tuple[str, ...] | None) -> TableSpec:
         if name not in known:
             raise ConfigError(f"rows: the table has no `{name}`{nearest(name, known)}")
     return replace(spec, rows=tuple(row for row in spec.rows if row.name in names))
+
+
+def _readable(spec: TableSpec, options: Options, layout: Layout) -> TableSpec:
+    """Leave out rows of ours that read layers which these adapters do not have."""
+    rows = [
+        row
+        for row in spec.rows
+        if not row.ours or fits(options.spec(row.recipes["clean"], spec.dataset), layout)
+    ]
+    return replace(spec, rows=tuple(rows))
 
 
 def _plan(spec: TableSpec, options: Options) -> dict[Protocol, Trials]:
