@@ -164,6 +164,12 @@ COMMANDS = {
         "my-loras --out report.html",
         ("model", "policy", "out", "csv", "workers"),
     ),
+    "detector": Command(
+        "lora_ws.commands.detector:detector",
+        "make a detector of folders of files",
+        "good bad --out detector",
+        ("out", "harmless", "false_alarms"),
+    ),
     "similar": Command(
         "lora_ws.commands.similar:similar",
         "find the adapters most like one",

@@ -39,7 +39,7 @@ def refit(fitted: Fitted) -> Fitted:
         network = fit_network(spec, whole, seed)
         outputs, truth = network_outputs(network, whole, "test")
         job = Job(spec, whole, seed)
-        held = _out_of_fold(job, rows) if whole.task.gives_probabilities else None
+        held = out_of_fold(job, rows) if whole.task.gives_probabilities else None
     test = whole.task.measure(lambda _: (whole.task.predict(outputs), truth), "test")
     record = replace(
         fitted.record,
@@ -53,11 +53,11 @@ def refit(fitted: Fitted) -> Fitted:
     return Fitted(job, record, network, fitted.history, test, held)
 
 
-def _out_of_fold(job: Job, rows: np.ndarray) -> HeldOut:
+def out_of_fold(job: Job, rows: np.ndarray) -> HeldOut:
     """Outputs of each row from a fit without its fold; rows of one group share a fold."""
     spec, whole, seed = job
     outputs, labels = [], []
-    for train, asked in _folds(whole, rows):
+    for train, asked in folds(whole, rows):
         part = refit_features(spec, whole, rows[train])
         network = fit_network(spec, part, seed)
         bare = class_directions(part, network)
@@ -72,8 +72,8 @@ def _out_of_fold(job: Job, rows: np.ndarray) -> HeldOut:
     return HeldOut(NetworkOutputs.join(outputs), np.concatenate(labels))
 
 
-def _folds(whole: Prepared, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Places among the rows to train on and to ask, for each fold."""
+def folds(whole: Prepared, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Choose places among the rows to train on and to ask, for each fold."""
     labels, group = whole.labels[rows], whole.adapters.card.split.group
     groups = whole.adapters.column(group)[rows] if group else np.arange(len(rows))
     kind = StratifiedGroupKFold if whole.task.stratifies else GroupKFold

@@ -19,6 +19,7 @@ _shtab_lora_ws_commands() {
     data:data
     dedup:'group duplicate and near-duplicate adapters'
     demo:'classify three shipped adapter files'
+    detector:'make a detector of folders of files'
     evaluate:'evaluate a trained classifier'
     featurize:'write a representation to a file'
     inspect:'describe an adapter file'
@@ -297,6 +298,19 @@ _shtab_lora_ws_demo_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_demo_defaults_added=0
+
+_shtab_lora_ws_detector_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--out[folder to make, for \`\`lora-ws scan --model\`\`.]:out:_files"
+  "--harmless[name of the folder whose files are not to be flagged]:harmless:"
+  "--false_alarms[share of such files that may be flagged.]:false_alarms:"
+  ":of .safetensors files, one for each class:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_detector_defaults_added=0
 
 _shtab_lora_ws_evaluate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -849,6 +863,7 @@ _shtab_lora_ws() {
         data) _shtab_lora_ws_data ;;
         dedup) _arguments -C -s $_shtab_lora_ws_dedup_options ;;
         demo) _arguments -C -s $_shtab_lora_ws_demo_options ;;
+        detector) _arguments -C -s $_shtab_lora_ws_detector_options ;;
         evaluate) _arguments -C -s $_shtab_lora_ws_evaluate_options ;;
         featurize) _arguments -C -s $_shtab_lora_ws_featurize_options ;;
         inspect) _arguments -C -s $_shtab_lora_ws_inspect_options ;;

@@ -1,0 +1,40 @@
+"""`lora-ws detector`: folders of adapter files in, a detector for `lora-ws scan` out."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from lora_ws.errors import printable
+from lora_ws.learn.detector import DetectorSpec, make_detector
+from lora_ws.learn.detector_card import CARD, POLICY, verdict
+
+# Files left out that are named on the terminal.
+SHOWN = 5
+
+
+def detector(folders: list[str], /, spec: DetectorSpec) -> None:
+    """Make a detector of folders of adapter files, one for each class, and say how good it is.
+
+    Ranks, spellings and module sets may differ. Quality is that of readers which have not seen
+    the file, its copies, or adapters of its start; the policy's thresholds keep false alarms on the
+    harmless folder below the rate asked for.
+
+    Args:
+        folders: of .safetensors files, one for each class; the first is the harmless one
+        spec: what is made of them.
+    """
+    made = make_detector(folders, spec)
+    console = Console(highlight=False, soft_wrap=True)
+    for name, why in list(made.left_out.items())[:SHOWN]:
+        console.print(f"left out: {escape(printable(f'{name}: {why}'))}")
+    if (rest := len(made.left_out) - SHOWN) > 0:
+        console.print(f"and {rest} more; {spec.out / CARD} names them")
+    console.print(verdict(made))
+    for name, share in made.caught.items():
+        least = made.policy.classes[name]
+        console.print(
+            f"{escape(name)}: {100 * share:.0f} % flagged at {least:.3f}, beside "
+            f"{100 * made.alarms:.1f} % of the harmless files; n = {len(made.labels)} in "
+            f"{len(set(made.groups.tolist()))} groups"
+        )
+    console.print(f"What was not tested: {spec.out / CARD}")
+    console.print(f"lora-ws scan FILES --model {spec.out} --policy {spec.out / POLICY}")

@@ -1,0 +1,82 @@
+"""Which adapters are likely to say the same in a test: copies, near copies, equal starts."""
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lora_ws.adapters import Layout
+from lora_ws.audit.dedup import groups
+from lora_ws.audit.similar import Index
+from lora_ws.collection import AdapterSet
+from lora_ws.functional.sketch import Module
+
+# Layers whose row spaces are compared, and the share in common from which a start is one.
+LAYERS, SAME_START = 4, 0.5
+
+
+def update_groups(adapters: AdapterSet) -> Int[np.ndarray, " adapters"]:
+    """Number the groups of adapters with equal or nearly equal updates; see `dedup.groups`."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index.build(folder, ((f"{k}", _modules(adapters, k)) for k in range(len(adapters))))
+        return groups(index).near
+
+
+def start_groups(
+    weights: Float[np.ndarray, "adapters params"], layout: Layout
+) -> Int[np.ndarray, " adapters"]:
+    """Number the groups of adapters that began with the same A.
+
+    Training hardly turns A, so adapters of one start share the space of its rows; those of
+    different starts share ``rank / in_features`` of it. The space does not depend on how an update
+    is split into B and A.
+
+    Args:
+        weights: rows.
+        layout: their columns; four layers spread over it are compared.
+
+    Example:
+        >>> layout, rng = Layout.known("tiny_sd_qv"), np.random.default_rng(0)
+        >>> rows = rng.standard_normal((3, layout.size), dtype=np.float32)
+        >>> rows[2] = 1.01 * rows[0]
+        >>> start_groups(rows, layout).tolist()
+        [0, 1, 0]
+    """
+    pairs = list(layout.pairs())
+    chosen = pairs[:: max(1, len(pairs) // LAYERS)][:LAYERS]
+    shared = np.zeros((len(weights), len(weights)))
+    for layer, down, _ in chosen:
+        rows = np.asarray(weights[:, down], np.float64).reshape(-1, *layer.down_shape)
+        values, vectors = np.linalg.eigh(rows @ rows.transpose(0, 2, 1))
+        kept = values > 1e-6 * values[:, -1:]
+        inverse = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0)
+        basis = inverse[:, :, None] * (vectors.transpose(0, 2, 1) @ rows)
+        flat = basis.reshape(-1, layer.in_features)
+        overlap = (flat @ flat.T).reshape(len(rows), layer.rank, len(rows), layer.rank)
+        rank = np.maximum(kept.sum(axis=1), 1)
+        shared += (overlap**2).sum(axis=(1, 3)) / np.minimum.outer(rank, rank)
+    return _linked(shared >= SAME_START * len(chosen))
+
+
+def joined(*labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Number the groups in which each of several groupings is whole.
+
+    Example:
+        >>> joined(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])).tolist()
+        [0, 0, 0, 1]
+    """
+    return _linked(np.any([np.equal.outer(one, one) for one in labels], axis=0))
+
+
+def _linked(links: np.ndarray) -> np.ndarray:
+    return connected_components(coo_array(links), directed=False)[1].astype(np.int64)
+
+
+def _modules(adapters: AdapterSet, row: int) -> Iterator[Module]:
+    weights = np.asarray(adapters.weights[row])
+    for layer, down, up in adapters.layout.pairs():
+        a, b = weights[down].reshape(layer.down_shape), weights[up].reshape(layer.up_shape)
+        yield layer.name, a, b, 1.0
