@@ -2,10 +2,12 @@
 
 Merging factors, as peft's ``linear`` and ``ties`` do, mixes B of one adapter with A of another: the
 result is no merge of what the adapters do. Here ``sum_i scale_i B_i A_i`` is exact, and what keeps
-some entries of updates alone (TIES, DARE) is done on the update of one module at a time.
+some entries of updates alone (TIES, DARE) is done on the update of one module at a time. A
+convolution is a linear map of the patches that its kernel sees, so it merges as its flat matrix.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,7 +45,7 @@ def merge_adapters(
     """Merge adapters of one base.
 
     Args:
-        adapters: with linear modules alone.
+        adapters: with linear modules and convolutions, of denoisers and text encoders.
         scales: one per adapter, beside what its file asks for.
         how: ``linear`` adds updates; ``ties`` keeps the largest entries of each, elects a sign for
             each entry and averages those that agree (Yadav et al. 2023); ``dare`` drops entries at
@@ -55,7 +57,7 @@ def merge_adapters(
 
     Raises:
         ConfigError: the numbers do not fit.
-        AdapterError: a module is a convolution or of DoRA, or of different widths.
+        AdapterError: a module is of DoRA, or of different widths or kernels.
     """
     if not adapters or len(scales) != len(adapters):
         raise ConfigError(f"scales: expected {len(adapters)}, one per adapter, got {len(scales)}")
@@ -83,7 +85,11 @@ def merge_adapters(
         kept, whole = kept + cut.kept, whole + cut.whole
         first = held[0][1]
         factors = (cut.down.astype(np.float32), cut.up.astype(np.float32))
-        modules[name] = Module(first.component, first.path, "lora", *factors, 1.0, f"merged: {how}")
+        # Some files write a kernel of 1x1 as a matrix.
+        kernel = max((m.kernel for _, m, _ in held), key=len)
+        modules[name] = Module(
+            first.component, first.path, "lora", *factors, 1.0, f"merged: {how}", kernel
+        )
     source = f"merged-{how}.safetensors"
     return Merged(Adapter(modules, source, ""), kept / whole if whole else 1.0)
 
@@ -133,17 +139,15 @@ def dare(
 
 def _check(held: Sequence[tuple[Adapter, Module, float]]) -> None:
     for adapter, module, _ in held:
-        if module.kernel or module.needs_base:
-            kind = "a convolution" if module.kernel else "of DoRA"
+        if module.needs_base:
             raise AdapterError(
-                f"{adapter.source}: `{module.name}` is {kind}; expected plain factors of linear "
-                "modules to merge",
+                f"{adapter.source}: `{module.name}` is of DoRA; expected plain factors to merge",
                 "needs-base",
             )
-    shapes = {(m.up.shape[0], m.down.shape[1]) for _, m, _ in held}
+    shapes = {(m.outputs, m.inputs, m.kernel if prod(m.kernel) > 1 else ()) for _, m, _ in held}
     if len(shapes) > 1:
         raise AdapterError(
-            f"{held[-1][0].source}: `{held[0][1].name}` has other widths than in "
+            f"{held[-1][0].source}: `{held[0][1].name}` has other widths or another kernel than in "
             f"{held[0][0].source}; expected adapters of one base",
             "foreign",
         )

@@ -289,7 +289,7 @@ def _norms_of(
     rows, gradient, own = stack.bank.rows(), torch.zeros(len(stack)), torch.zeros(len(stack))
     adapted = [{layer.name for layer in layout.layers} for layout in stack.bank.layouts]
     for layer, down, up in stack.bank.layout.pairs():
-        grad = grads[layer.name].float()
+        grad = grads[layer.name].float().flatten(1)
         a = rows[:, down].unflatten(1, layer.down_shape).to(grad)
         b = rows[:, up].unflatten(1, layer.up_shape).to(grad)
         if method == "norm":

@@ -30,7 +30,7 @@ class AttributeSpec:
         batch: images at once.
         shown: intermediate images on the page.
         model: bundle that classifies each adapter.
-        ignore_other: ignore modules that are not linear, such as convolutions.
+        ignore_other: ignore what is no linear module or 2-D convolution, such as embeddings.
         out: folder for the page and its images.
     """
 

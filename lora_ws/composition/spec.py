@@ -31,7 +31,7 @@ class ComposeSpec(GenerationSpec):
         out: PNG to write; a page with intermediate steps and norms of updates is written beside
             it.
         export: folder for the merged adapter, in diffusers' format; Merge only.
-        ignore_other: ignore modules that are not linear, such as convolutions.
+        ignore_other: ignore what is no linear module or 2-D convolution, such as embeddings.
     """
 
     base: str

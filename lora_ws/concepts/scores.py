@@ -142,7 +142,7 @@ def adapter_scores(
         rows = bank.rows()
         a = rows[:, down].reshape(len(stack), *layer.down_shape)
         b = rows[:, up].reshape(len(stack), *layer.up_shape)
-        effect = torch.einsum("oi,kor,kri->kr", grads[layer.name], b, a)
+        effect = torch.einsum("oi,kor,kri->kr", grads[layer.name].flatten(1), b, a)
         found[layer.name] = objective.sign * scales[:, None] * effect
     return found
 

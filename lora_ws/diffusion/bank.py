@@ -1,12 +1,13 @@
 """`AdapterBank`: every sample of a batch gets its own mixture of adapters.
 
 The bank holds the factors of N adapters and leaves the model alone: while it is attached, forward
-hooks add ``sum_n scales[b, n] * B_n A_n x_b`` to what the named linear modules return for sample b.
+hooks add ``sum_n scales[b, n] * B_n A_n x_b`` to what the named modules return for sample b. At a
+convolution x_b are the patches that its kernel sees.
 Training many adapters at once, composing them and leaving some out are three kinds of ``scales``:
 one adapter per row, a weighted row, rows with zeros.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,22 +16,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from lora_ws.adapters.adapter import Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.reader import Adapter
-from lora_ws.config import nearest
 from lora_ws.diffusion.mixture import Mixture
+from lora_ws.diffusion.targets import adapted_modules, check_whole, find_module
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
 
 Init = Literal["shared", "per_adapter"]
 Rows = np.ndarray | Tensor
-# What diffusers computes from one joint matrix after `fuse_qkv_projections`.
-_FUSED = ("to_q", "to_k", "to_v")
 
 
 class AdapterBank(nn.Module):
-    """Factors of N adapters for the linear modules of a model.
+    """Factors of N adapters for the linear modules and 2-D convolutions of a model.
 
     Adapters may differ in rank and in the modules they adapt: what one lacks is zeros, which stay
     zeros in training. The bank's own parameters are the factors, so ``bank.to(...)`` moves them and
@@ -92,19 +91,44 @@ class AdapterBank(nn.Module):
 
         Args:
             adapters: what `read_adapter` returned.
-            ignore_other: leave out what the files hold beside factors of U-Net modules, such as
-                those of a text encoder; otherwise such a file is refused.
+            ignore_other: leave out what the files hold beside linear modules and 2-D convolutions
+                of a U-Net, such as those of a text encoder; otherwise such a file is refused.
             trainable: which adapters get gradients.
             dtype: of the factors.
 
         Raises:
-            AdapterError: a file holds more than the bank can apply.
+            AdapterError: a file holds more than the bank can apply, or nothing that it can.
         """
-        if not ignore_other:
-            for adapter in adapters:
-                check_whole(adapter)
-        rows = [adapter.flat() for adapter in adapters]
-        return cls([adapter.layout for adapter in adapters], rows, trainable, dtype)
+        parts = [adapted_modules(adapter) for adapter in adapters]
+        for adapter, modules in zip(adapters, parts, strict=True):
+            if not ignore_other:
+                check_whole(adapter, modules)
+            if not modules:
+                raise AdapterError(
+                    f"{adapter.source}: adapts only {', '.join(sorted(adapter.components))}; "
+                    "expected linear modules or 2-D convolutions of a U-Net or transformer",
+                    "foreign",
+                )
+        return cls.from_modules(parts, trainable, dtype)
+
+    @classmethod
+    def from_modules(
+        cls,
+        adapters: Sequence[Mapping[str, Module]],
+        trainable: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> "AdapterBank":
+        """Build from modules of adapters by their names in the model; none are zeros."""
+        some = next(item for modules in adapters for item in modules.items())
+        layouts = [
+            Layout.from_layers(
+                [LayerSpec(name, m.inputs, m.outputs, m.rank) for name, m in modules.items()]
+                or [LayerSpec(some[0], some[1].inputs, some[1].outputs)]
+            )
+            for modules in adapters
+        ]
+        rows = [lay_out(*pair) for pair in zip(adapters, layouts, strict=True)]
+        return cls(layouts, rows, trainable, dtype)
 
     @classmethod
     def fresh(
@@ -149,7 +173,7 @@ class AdapterBank(nn.Module):
         Raises:
             LayoutError: the model has no such module, or it does not fit: another base.
         """
-        return [_find(model, layer) for layer in self.layout.layers]
+        return [find_module(model, layer) for layer in self.layout.layers]
 
     @contextmanager
     def attach(self, model: nn.Module, scales: Any) -> Iterator["Mixture"]:
@@ -158,7 +182,7 @@ class AdapterBank(nn.Module):
         A model that checkpoints gradients runs again in ``backward``: call it inside the block.
 
         Args:
-            model: holds the linear modules that the layout names.
+            model: holds the modules that the layout names.
             scales: ``[rows, N]``, or ``[N]`` for one mixture for all. A batch of a multiple of
                 ``rows`` repeats them in blocks, as guidance puts the unconditional batch before
                 the conditional one. They may ask for gradients.
@@ -234,55 +258,6 @@ class _Factors(nn.Module):
         if not len(self.down):
             return self.frozen_down, self.frozen_up
         return torch.cat([self.down, self.frozen_down]), torch.cat([self.up, self.frozen_up])
-
-
-def check_whole(adapter: Adapter, applied: Container[str] = ()) -> None:
-    """Refuse an adapter of which a part would be left out in silence.
-
-    Args:
-        adapter: read from a file.
-        applied: names of modules beside the U-Net's linear ones that are applied.
-
-    Raises:
-        AdapterError: it has more.
-    """
-    if beyond := [name for name in adapter.beyond_layout if name not in applied]:
-        raise AdapterError(
-            f"{adapter.source}: `{beyond[0]}` (of {len(beyond)}) is no linear module of a U-Net"
-            f"{' or text encoder' if applied else ''}, and the adapter would act without it; "
-            "pass ignore_other=True to leave such tensors out"
-        )
-
-
-def _find(model: nn.Module, layer: LayerSpec) -> nn.Module:
-    """Find the linear module that a layer names."""
-    name = layer.name
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        linear = [key for key, found in model.named_modules() if isinstance(found, nn.Linear)]
-        raise LayoutError(
-            f"{type(model).__name__} has no module `{name}`{nearest(name, linear)}"
-        ) from None
-    if not isinstance(module, nn.Linear):
-        raise LayoutError(
-            f"`{name}` is a {type(module).__name__}; only nn.Linear modules can be adapted"
-        )
-    stem, _, last = name.rpartition(".")
-    # Unfusing only puts the processor back, so that alone tells.
-    processor = type(getattr(model.get_submodule(stem), "processor", None)).__name__
-    fused = processor.startswith("Fused") and last in _FUSED
-    if isinstance(module, NonDynamicallyQuantizableLinear) or fused:
-        raise LayoutError(
-            f"the model reads the weights of `{name}` without calling it, so nothing can be added; "
-            "undo with model.unfuse_qkv_projections() where projections were fused"
-        )
-    if (module.in_features, module.out_features) != (layer.in_features, layer.out_features):
-        raise LayoutError(
-            f"`{name}` maps {module.in_features} to {module.out_features} in this model, but "
-            f"{layer.in_features} to {layer.out_features} in the adapters: is this their base?"
-        )
-    return module
 
 
 def _indices(trainable: Sequence[int], adapters: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lora_ws.errors import ConfigError
@@ -32,15 +33,18 @@ class Mixture:
         self._plans: dict[Any, _Plan] = {}
 
     def hook(self, name: str, factors: nn.Module) -> Callable[..., Tensor | None]:
-        """A forward hook that adds the update to what a linear module returns."""
+        """A forward hook that adds the update to what a linear module or convolution returns."""
 
-        def add(_: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        def add(
+            module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             x = args[0] if args else kwargs["input"]
             down, up = factors()
-            plan = self._plan_for(name, x, down)
+            least = 4 if isinstance(module, nn.Conv2d) else 2
+            plan = self._plan_for(name, x, down, least)
             if plan is None:
                 return None
-            update = plan.update(x, down, up).reshape(output.shape)
+            update = plan.update(x, down, up, module).reshape(output.shape)
             return (output + update).to(output.dtype)
 
         return add
@@ -59,10 +63,10 @@ class Mixture:
         yield model.register_forward_pre_hook(enter, with_kwargs=True)
         yield model.register_forward_hook(leave, always_call=True)
 
-    def _plan_for(self, name: str, x: Tensor, like: Tensor) -> "_Plan | None":
-        """How to compute the update of this input, None for no update."""
+    def _plan_for(self, name: str, x: Tensor, like: Tensor, least: int) -> "_Plan | None":
+        """How to compute the update of an input of so many dimensions, None for no update."""
         rows, batch = len(self.scales), len(x)
-        if x.ndim < 2 or (rows > 1 and self._batch not in (None, batch)):
+        if x.ndim < least or (rows > 1 and self._batch not in (None, batch)):
             raise ConfigError(
                 f"`{name}` was called on shape {list(x.shape)} in a batch of {self._batch}: "
                 "mixtures of samples need the batch as first dimension of every module; "
@@ -102,20 +106,42 @@ class _Plan:
         index = self.index.to(like.device).repeat(copies, 1)
         return _Plan(index, self.weight.to(like).repeat(times, 1), self.whole and copies == 1)
 
-    def update(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """``sum_k weight * B_k A_k x`` of every sample, ``[batch, tokens, out]``."""
+    def update(self, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+        """``sum_k weight * B_k A_k x`` of every sample, in the order of the module's output."""
         groups, k = self.index.shape
         if not self.whole:
             down, up = down[self.index], up[self.index]
         # The k adapters of a group are one adapter of k times the rank.
         down = down.reshape(groups, -1, down.shape[-1])
         up = up.reshape(groups, k, *up.shape[-2:]).transpose(2, 3).flatten(1, 2)
-        width = down.shape[1]
-        hidden = torch.bmm(x.to(down.dtype).reshape(groups, -1, x.shape[-1]), down.mT)
+        width, x = down.shape[1], x.to(down.dtype)
+        if isinstance(module, nn.Conv2d):
+            hidden = _convolve(x, down, module)
+        else:
+            hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.mT)
         weight = self.weight.repeat_interleave(width // k, dim=1)
         hidden = hidden.reshape(len(x), -1, width) * weight[:, None]
         update = torch.bmm(hidden.reshape(groups, -1, width), up)
-        return update.reshape(len(x), -1, up.shape[-1])
+        update = update.reshape(len(x), -1, up.shape[-1])
+        return update.mT if isinstance(module, nn.Conv2d) else update
+
+
+def _convolve(
+    x: Float[Tensor, "batch channels height width"],
+    down: Float[Tensor, "groups rank inputs"],
+    module: nn.Conv2d,
+) -> Float[Tensor, "batch positions rank"]:
+    """Convolve each group of consecutive samples with kernels of its own, as the module would."""
+    groups, rank, _ = down.shape
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        sides = module._reversed_padding_repeated_twice
+        x, padding = functional.pad(x, sides, module.padding_mode), 0
+    # Groups lie beside each other as channels of a grouped convolution.
+    x = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    kernels = down.reshape(groups * rank, -1, *module.kernel_size)
+    hidden = functional.conv2d(x, kernels, None, module.stride, padding, module.dilation, groups)
+    return hidden.flatten(2).unflatten(1, (groups, rank)).transpose(0, 1).flatten(0, 1).mT
 
 
 def _make_plan(scales: Tensor, slot: Tensor) -> _Plan | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_ws.adapters import Adapter, read_adapter
-from lora_ws.diffusion.bank import AdapterBank, check_whole
+from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.mixture import Mixture
+from lora_ws.diffusion.targets import adapted_modules, check_whole
 from lora_ws.diffusion.text_encoders import encoder_of, text_banks, text_modules
 from lora_ws.errors import ConfigError
 
@@ -56,8 +57,8 @@ class AdapterStack:
             adapters: read already, or names of files as `read_adapter` takes them.
             scales: one per adapter; None takes all of each.
             names: one per adapter; None takes those of the files.
-            ignore_other: leave out what is no linear module of a U-Net or text encoder, such as
-                convolutions; otherwise such a file is refused.
+            ignore_other: leave out what is no linear module or 2-D convolution of a U-Net or text
+                encoder, such as embeddings; otherwise such a file is refused.
 
         Raises:
             ConfigError: no adapters, or as many scales or names as there are none for.
@@ -69,7 +70,7 @@ class AdapterStack:
         read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
         if not ignore_other:
             for adapter in read:
-                check_whole(adapter, text_modules(adapter))
+                check_whole(adapter, adapted_modules(adapter) | text_modules(adapter))
         bank = AdapterBank.from_adapters(read, ignore_other=True)
         names = _names(read) if names is None else tuple(names)
         if len(names) != len(read):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ws.adapters import Adapter
-from lora_ws.adapters.adapter import Module, lay_out
-from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.adapters.adapter import Module
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.methods import By
 from lora_ws.diffusion.prompts import token_ids
+from lora_ws.diffusion.targets import can_apply
 from lora_ws.errors import ConfigError, LayoutError
 
 TextMode = Literal["merged", "first", "per_adapter", "none"]
@@ -30,11 +30,11 @@ _KEPT = 1024
 
 
 def text_modules(adapter: Adapter) -> dict[str, Module]:
-    """Linear modules of text encoders, by their names in the adapter."""
+    """Modules of text encoders that a bank applies, by their names in the adapter."""
     return {
         name: module
         for name, module in adapter.modules.items()
-        if module.component.startswith("text_encoder") and not module.kernel
+        if module.component.startswith("text_encoder") and can_apply(module)
     }
 
 
@@ -43,24 +43,11 @@ def text_banks(adapters: Sequence[Adapter]) -> dict[str, AdapterBank]:
     parts = [text_modules(adapter).values() for adapter in adapters]
     components = sorted({module.component for own in parts for module in own})
     return {
-        component: _bank([[m for m in own if m.component == component] for own in parts])
+        component: AdapterBank.from_modules(
+            [{_inner(m.path): m for m in own if m.component == component} for own in parts]
+        )
         for component in components
     }
-
-
-def _bank(parts: Sequence[Sequence[Module]]) -> AdapterBank:
-    layouts, rows = [], []
-    # An adapter that has nothing here gets one module of rank 1, of zeros.
-    some = next(module for own in parts for module in own)
-    for own in parts:
-        held = {_inner(module.path): module for module in own}
-        layers = [
-            LayerSpec(path, m.down.shape[1], m.up.shape[0], m.rank) for path, m in held.items()
-        ] or [LayerSpec(_inner(some.path), some.down.shape[1], some.up.shape[0], 1)]
-        layout = Layout.from_layers(layers)
-        layouts.append(layout)
-        rows.append(lay_out(held, layout))
-    return AdapterBank(layouts, rows)
 
 
 def _inner(path: str) -> str:

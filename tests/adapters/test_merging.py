@@ -1,5 +1,6 @@
 """Merging against dense arithmetic and peft's merge functions on dense updates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from tolerances import EXACT, rounding
 
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.adapters.adapter import Module
-from lora_ws.adapters.merging import dare, merge_adapters, ties
+from lora_ws.adapters.merging import How, dare, merge_adapters, ties
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.errors import AdapterError, ConfigError
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 OTHER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 SCALES = (0.8, -1.0, 0.5)
 # Products of float32 factors: ranks of 6 and two scales; updates here stay below 20.
 BOUND = rounding(6 + 2, size=20)
@@ -107,6 +109,49 @@ def test_a_merged_adapter_is_a_file_like_any_other(adapters: list[Adapter], tmp_
     assert np.allclose(dense(again.modules[NAME]), expected(adapters), atol=BOUND)
 
 
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3,), (1, 3, 3)])
+@pytest.mark.parametrize("how", ["linear", "ties", "dare"])
+def test_convolutions_merge_as_their_flat_matrices(
+    how: How, kernel: tuple[int, ...], tmp_path: Path
+) -> None:
+    names = ("mid_block.resnets.0.conv1", "down_blocks.0.attentions.0.proj_in")
+    flat, conv = (
+        [
+            Adapter({n: module(k, k + 1, n, kernel=own) for n in names}, f"{k}.safetensors", "")
+            for k in range(3)
+        ]
+        for own in ((), kernel)
+    )
+    rank = None if how == "linear" else 7
+    plain, merged = (merge_adapters(x, SCALES, how, rank=rank).adapter for x in (flat, conv))
+    again = read_adapter(write_adapter(merged, tmp_path / "out", "diffusers"))
+    for name in names:
+        assert again.modules[name].kernel == kernel
+        expected_here = dense(plain.modules[name])
+        assert np.allclose(dense(again.modules[name]), expected_here, atol=rounding(7, size=20))
+        if how == "linear":
+            assert np.allclose(expected_here, expected(conv, name), atol=BOUND)
+
+
+def test_a_kernel_of_one_may_be_written_as_a_matrix() -> None:
+    one, other = module(0, 1), module(1, 2, kernel=(1, 1))
+    pair = [Adapter({NAME: m}, f"{m.rank}.safetensors", "") for m in (one, other)]
+    merged = merge_adapters(pair, [0.6, 0.4]).adapter.modules[NAME]
+    assert merged.kernel == (1, 1)
+    assert np.allclose(dense(merged), 0.6 * dense(one) + 0.4 * dense(other), atol=BOUND)
+
+
+def test_text_encoders_merge_too() -> None:
+    made = []
+    for k in range(3):
+        m = replace(module(k, k + 1), component="text_encoder", path=TEXT)
+        made.append(Adapter({m.name: m}, f"{k}.safetensors", ""))
+    merged = merge_adapters(made, SCALES).adapter
+    (name,) = merged.modules
+    assert name == f"text_encoder.{TEXT}"
+    assert np.allclose(dense(merged.modules[name]), expected(made, name), atol=BOUND)
+
+
 def test_what_does_not_fit_is_named(adapters: list[Adapter]) -> None:
     with pytest.raises(ConfigError, match="scales: expected 3"):
         merge_adapters(adapters, [1.0])
@@ -115,6 +160,12 @@ def test_what_does_not_fit_is_named(adapters: list[Adapter]) -> None:
     foreign = Adapter({NAME: module(0, 1, inputs=5)}, "foreign.safetensors", "")
     with pytest.raises(AdapterError, match=r"foreign\.safetensors: .*other widths"):
         merge_adapters([adapters[0], foreign], [1, 1])
-    conv = Adapter({NAME: module(0, 1, kernel=(3, 3))}, "conv.safetensors", "")
-    with pytest.raises(AdapterError, match="is a convolution"):
-        merge_adapters([conv], [1])
+    kernels = [
+        Adapter({NAME: module(0, 1, kernel=kernel)}, f"{kernel}.safetensors", "")
+        for kernel in ((3, 3), (1, 9))
+    ]
+    with pytest.raises(AdapterError, match=r"\(1, 9\)\.safetensors: .*another kernel"):
+        merge_adapters(kernels, [1, 1])
+    dora = Adapter({NAME: module(0, 1, needs_base=True)}, "dora.safetensors", "")
+    with pytest.raises(AdapterError, match="is of DoRA"):
+        merge_adapters([dora], [1])

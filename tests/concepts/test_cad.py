@@ -14,6 +14,7 @@ from shapes import unchecked
 from tolerances import EXACT, rounding, terms_of
 from torch import Tensor, nn
 
+from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.concepts.edit import SparseEdit, choose, magnitude_control, random_control
 from lora_ws.concepts.objective import (
     Objective,
@@ -243,7 +244,8 @@ def test_contrast_takes_off_what_others_need() -> None:
 def test_scores_of_ranks_sum_to_the_derivative_of_scales(
     pipeline: Any, objective: Objective
 ) -> None:
-    layout = adapter_layout(pipeline.unet, 2)
+    convolution = LayerSpec("conv_in", 36, 32, 2)
+    layout = Layout.from_layers([*adapter_layout(pipeline.unet, 2).layers, convolution])
     rows = 0.1 * torch.randn(2, layout.size, generator=torch.Generator().manual_seed(0))
     stack = AdapterStack(("a", "b"), AdapterBank.from_rows(rows, layout), (0.8, 0.5))
     found = adapter_scores(objective, pipeline, stack)

@@ -39,6 +39,12 @@ from lora_ws.errors import AdapterError, ConfigError, DeprecatedName, LayoutErro
 PROMPTS = ["a photo of three", "a photo of seven"]
 SCALES = (0.8, 1.0, 0.5)
 GUIDANCE, STEPS = 3.0, 6
+# Convolutions that the adapters adapt too, and the sizes of their kernels.
+KERNELS = {
+    "down_blocks.0.attentions.0.proj_in": 1,
+    "down_blocks.0.downsamplers.0.conv": 3,
+    "mid_block.resnets.0.conv1": 3,
+}
 METHODS = (Merge(), Merge(normalised=True), Switch(), Composite())
 
 
@@ -64,6 +70,9 @@ def write(folder: Path, layout: Layout, seed: int, size: float = 0.3) -> Path:
     for layer in layout.layers:
         for role, shape in (("A", layer.down_shape), ("B", layer.up_shape)):
             values = size * torch.randn(shape, generator=generator)
+            if layer.name in KERNELS:
+                kernel = KERNELS[layer.name] if role == "A" else 1
+                values = values.view(len(values), -1, kernel, kernel)
             tensors[f"unet.{layer.name}.lora_{role}.weight"] = values
     file = folder / f"adapter{seed}.safetensors"
     save_file(tensors, file)
@@ -73,10 +82,15 @@ def write(folder: Path, layout: Layout, seed: int, size: float = 0.3) -> Path:
 @pytest.fixture
 def files(_pipeline: Any, tmp_path: Path) -> list[Path]:
     """Three adapters of ranks 1, 2 and 3, the last of fewer modules."""
-    ranks = enumerate((1, 2, 3))
-    layouts = [
-        adapter_layout(_pipeline.unet, rank, ("to_q", "to_v")[: 1 + (k < 2)]) for k, rank in ranks
-    ]
+    unet, layouts = _pipeline.unet, []
+    for k, rank in enumerate((1, 2, 3)):
+        few = adapter_layout(unet, rank, ("to_q", "to_v")[: 1 + (k < 2)])
+        convolutions = [
+            LayerSpec(name, weight[0].numel(), len(weight), rank)
+            for name in list(KERNELS)[: 3 - (k == 2)]
+            for weight in [unet.get_submodule(name).weight]
+        ]
+        layouts.append(Layout.from_layers([*few.layers, *convolutions]))
     return [write(tmp_path, layout, k) for k, layout in enumerate(layouts)]
 
 
@@ -114,7 +128,8 @@ def merged_weights(unet: Any, adapters: list[Adapter], scales: Any) -> Any:
         for name, module in adapter.modules.items():
             factors = module.up.astype(float), module.down.astype(float)
             update = torch.from_numpy(scale * module.scale * factors[0] @ factors[1])
-            made.get_submodule(name).weight.data += update
+            weight = made.get_submodule(name).weight
+            weight.data += update.view(weight.shape)
     return made
 
 
@@ -457,7 +472,8 @@ def test_each_prediction_sees_its_own_adapters_text(
 
 def _unet_part(file: Path) -> Adapter:
     read = read_adapter(file)
-    return replace(read, modules=read.linear)
+    own = {name: m for name, m in read.modules.items() if m.component == "unet"}
+    return replace(read, modules=own)
 
 
 def ddim_with_texts(
@@ -502,12 +518,15 @@ def test_what_cannot_be_applied_is_not_left_out_in_silence(
 ) -> None:
     name = "unet.down_blocks.0.resnets.0.conv1"
     more = {
-        f"{name}.lora_A.weight": torch.ones(1, 32, 3, 3),
-        f"{name}.lora_B.weight": torch.ones(32, 1, 1, 1),
+        f"{name}.lora_A.weight": torch.ones(1, 32, 3),
+        f"{name}.lora_B.weight": torch.ones(32, 1, 1),
     }
     file = tmp_path / "both.safetensors"
     save_file({**load_file(files[0]), **more}, file)
-    with pytest.raises(AdapterError, match="ignore_other=True"), compose(pipeline, [file]):
+    with (
+        pytest.raises(AdapterError, match=r"conv1.*1-D convolution.*ignore_other=True"),
+        compose(pipeline, [file]),
+    ):
         raise AssertionError("it began")
     stack = AdapterStack.of([file], ignore_other=True)
     close(pipeline, composed(pipeline, stack, Merge()), composed(pipeline, files[:1], Merge()))

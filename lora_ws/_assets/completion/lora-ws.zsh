@@ -98,7 +98,7 @@ _shtab_lora_ws_attribute_options=(
   "--batch[images at once.]:batch:"
   "--shown[intermediate images on the page.]:shown:"
   "--model[bundle that classifies each adapter.]:model:"
-  "--ignore_other[ignore modules that are not linear, such as convolutions.]:ignore_other:(true false)"
+  "--ignore_other[ignore what is no linear module or 2-D convolution, such as embeddings.]:ignore_other:(true false)"
   "--out[folder for the page and its images.]:out:_files"
 )
 
@@ -150,7 +150,7 @@ _shtab_lora_ws_compose_options=(
   "--images[how many per row.]:images:"
   "--out[PNG to write]:out:_files"
   "--export[folder for the merged adapter, in diffusers\' format]:export:_files"
-  "--ignore_other[ignore modules that are not linear, such as convolutions.]:ignore_other:(true false)"
+  "--ignore_other[ignore what is no linear module or 2-D convolution, such as embeddings.]:ignore_other:(true false)"
 )
 
 # guard to ensure default positional specs are added only once per session
