@@ -25,8 +25,8 @@ class Policy:
             spelling, or the sha256 of its bytes.
         allow: hashes of files that are not flagged, whatever else holds; of a file that is read in
             part (``partly_read``) the sha256 alone counts.
-        classes: class -> least calibrated probability at which a file is flagged; where the
-            classifier abstains too, since it is the likeliest class all the same.
+        classes: class -> least calibrated probability at which a file is flagged, unless the
+            classifier abstains from it.
         bases: base models that are expected; files of others are flagged. Empty expects all.
         refused: flag what could not be read.
         abstained: flag what the classifier abstained from.
@@ -90,7 +90,7 @@ class Policy:
             found += [
                 f"class: {name} {verdict.probabilities[name]:.2f}"
                 for name, least in self.classes.items()
-                if verdict.probabilities[name] >= least
+                if not verdict.reason and verdict.probabilities[name] >= least
             ]
             if self.abstained and verdict.reason:
                 found.append(f"abstained: {verdict.reason}")

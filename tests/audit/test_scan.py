@@ -262,6 +262,7 @@ def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: 
     assert flags["page.safetensors"] == ["refused: html"]
     assert flags["foreign.safetensors"] == ["base: SD1.x"]
     assert any(flag.startswith("abstained: ") for flag in flags["noise.safetensors"])
+    assert not any(flag.startswith("class: ") for flag in flags["noise.safetensors"])
     assert any(flag.startswith(f"class: {label} ") for flag in flags["good-401.safetensors"])
     near = [flag for flag in flags["good-402.safetensors"] if flag.startswith("similar: ")]
     assert near == [f"similar: {folder / 'good-402.safetensors'} 1.000"]
