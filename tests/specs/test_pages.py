@@ -151,7 +151,8 @@ def test_what_a_page_has_people_type_works(
 
 def _smaller(name: str, args: list[str]) -> list[str]:
     """The flags of `SMALLER`; of a collection with subsets, one."""
-    one = ["--subset", "per_adapter/class"] if name == "train" and "--dataset" not in args else []
+    chosen = {"--dataset", "per_adapter/constant"} & {*args}
+    one = ["--subset", "per_adapter/class"] if name == "train" and not chosen else []
     return [*one, *SMALLER.get(name, [])]
 
 
