@@ -132,7 +132,11 @@ def _sections(runs: Comparison) -> list[Section]:
     if runs.first.confusion and (home / BUNDLE).is_dir():
         bundle = Bundle.load(home / BUNDLE, allow_classes=_classes(home))
         adapters, _ = open_data(runs.spec)
-        sections.append(Section("Map of the adapters", (_map(runs, bundle, adapters),)))
+        labels, names = runs.spec.kind.read(adapters, runs.spec.label)
+        # Dots have one colour: of several tasks, or several labels, there is no map.
+        if labels.ndim == 1:
+            figure = _map(runs, bundle, adapters, labels, names)
+            sections.append(Section("Map of the adapters", (figure,)))
         sections.append(Section("Which layers", (_layers(runs, bundle, adapters),)))
     return sections
 
@@ -187,8 +191,13 @@ def _errors(runs: Comparison, home: Path) -> tuple[Figure, ...]:
     return tuple(Figure(home / name, text) for name, text in pairs if (home / name).is_file())
 
 
-def _map(runs: Comparison, bundle: Bundle, adapters: AdapterSet) -> Figure:
-    labels, names = runs.spec.kind.read(adapters, runs.spec.label)
+def _map(
+    runs: Comparison,
+    bundle: Bundle,
+    adapters: AdapterSet,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+) -> Figure:
     rows = map_rows(len(adapters))
     features = np.array(bundle.featurizer.transform(np.array(adapters.weights[rows])), np.float32)
     with torch.inference_mode():
