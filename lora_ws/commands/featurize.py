@@ -16,6 +16,8 @@ from lora_ws.learn.features import open_data, represent, with_layout
 from lora_ws.learn.spec import ExperimentSpec
 
 GROUP_BYTES = 64 << 20
+# Columns that say which file a row is of.
+KEYS = ("source", "sha256")
 
 
 def featurize(
@@ -26,7 +28,9 @@ def featurize(
     label: str | None = None,
     featurizer: Featurizer | TransformerMixin | None = None,
 ) -> None:
-    """Write a representation of a collection, with labels and split, as .parquet or .npz.
+    """Write a representation of a collection as .parquet or .npz.
+
+    Each row has its key: source, sha256 and group of the adapter; and label and part of the split.
 
     What has to be fitted is fitted on the training rows; where there are no labels, on all.
 
@@ -41,6 +45,7 @@ def featurize(
         raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out.name}`")
     adapters, _ = open_data(ExperimentSpec(dataset, subset))
     columns, train = _labels(adapters, label)
+    columns = _keys(adapters) | columns
     fitted = with_layout(featurizer or StatsLayerDense(), adapters)
     features = represent(fitted, adapters.weights, train)
     names = [str(name) for name in fitted.get_feature_names_out()]
@@ -51,6 +56,14 @@ def featurize(
     else:
         _write_parquet(out, features, names, columns)
     Console().print(f"{out}: {features.shape[0]} adapters, {features.shape[1]} features")
+
+
+def _keys(adapters: AdapterSet) -> dict[str, np.ndarray]:
+    """Which file each row is of, and which rows a split keeps together, where this is known."""
+    names = {name: name for name in KEYS if name in adapters.rows.column_names}
+    if group := adapters.card.split.group:
+        names["group"] = group
+    return {key: adapters.column(name).astype(str) for key, name in names.items()}
 
 
 def _labels(adapters: AdapterSet, label: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:

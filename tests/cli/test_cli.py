@@ -366,12 +366,15 @@ def test_featurize_writes_features_labels_and_parts(tmp_path: Path, name: str) -
     if name.endswith(".npz"):
         with np.load(out) as data:
             assert data["features"].shape == (500, 896)
-            assert len(data["label"]) == len(data["part"]) == 500
+            columns = {key: data[key].tolist() for key in data.files}
     else:
         table = pq.read_table(out)
-        assert table.num_rows == 500
-        assert table.num_columns == 898
-        assert set(table["part"].to_pylist()) == {"train", "val", "test"}
+        columns = {key: table[key].to_pylist() for key in table.column_names}
+    adapters = load("lora-ws-mini", subset="shared/class")
+    for key, name in (("source", "source"), ("sha256", "sha256"), ("group", "image_set")):
+        assert columns[key] == [str(value) for value in adapters.column(name)]
+    assert len(columns["label"]) == len(columns["part"]) == 500
+    assert set(columns["part"]) == {"train", "val", "test"}
 
 
 def test_import_then_train_on_own_files(tmp_path: Path) -> None:
