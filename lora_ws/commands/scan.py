@@ -13,6 +13,8 @@ from lora_ws.report.grid import show
 FLAGGED = 3
 # Flagged files that are named on the terminal.
 SHOWN = 20
+# Groups of copies of each kind, and files of a group, that are.
+GROUPS, GROUPED = 5, 6
 
 
 def scan(what: list[str], /, spec: ScanSpec) -> int:
@@ -40,6 +42,10 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
         console.print(
             f"copies: {len(alike.equal)} groups of equal updates, {len(alike.near)} of near ones"
         )
+        for kind, groups in (("equal", alike.equal), ("near", alike.near)):
+            for names in groups[:GROUPS]:
+                shown = [*names[:GROUPED], *(["…"] if len(names) > GROUPED else [])]
+                console.print(f"  {kind}: {escape(printable(', '.join(shown)))}")
     for finding, flags, _ in report.flagged[:SHOWN]:
         text = f"{finding.file}: {'; '.join(flags)} ({said(finding)})"
         console.print(f"flagged: {escape(printable(text))}")

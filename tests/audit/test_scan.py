@@ -148,6 +148,8 @@ def test_triage_from_python_is_what_the_command_does(
     assert (len(found.scan), found.report.counts["flagged"]) == (len(EXPECTED), 4)
     assert found.copies
     assert f"copies: {len(found.copies.equal)} groups of equal updates" in shown
+    for names in found.copies.equal[:5]:
+        assert f"  equal: {', '.join(names[:6])}" in shown
 
 
 def test_what_is_known_is_not_read_again(folder: Path, bundle: Path, tmp_path: Path) -> None:
