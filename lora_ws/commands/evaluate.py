@@ -1,10 +1,13 @@
 """`lora-ws evaluate`: measure a saved classifier on a part of a collection."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lora_ws.bundle import Bundle
@@ -14,6 +17,9 @@ from lora_ws.errors import ConfigError, DataError
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.metrics import ordered
+
+# Number of a class that the bundle does not name.
+UNKNOWN = -1
 
 
 def evaluate(
@@ -38,7 +44,7 @@ def evaluate(
         allow_classes: dotted paths of representations and networks outside this library that it may
             name.
     """
-    from lora_ws.learn.tasks import Classification
+    from lora_ws.learn.metrics import present_class_metrics
 
     bundle = Bundle.from_pretrained(model, revision=revision, allow_classes=allow_classes)
     if bundle.confidence.thresholds:
@@ -56,26 +62,40 @@ def evaluate(
         origin = " ".join(filter(None, [made["dataset"], made["subset"]]))
         console.print(f"Note: the bundle was trained on other adapters ({origin}).")
     labels, classes = adapters.labels(label)
-    if set(classes) != set(bundle.classes):
+    rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
+    place = {name: k for k, name in enumerate(bundle.classes)}
+    meant = np.array([place.get(name, UNKNOWN) for name in classes])[labels[rows]]
+    rows, meant = rows[meant != UNKNOWN], meant[meant != UNKNOWN]
+    if not len(rows):
         raise DataError(
             f"the bundle names {', '.join(bundle.classes)}; `{adapters.card.name}` has "
             f"{', '.join(classes)}"
         )
-    rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
-    meant = np.array([bundle.classes.index(name) for name in classes])[labels[rows]]
     judged = bundle.predict_arrays(adapters.select(rows).weights, adapters.layout)
-    found = torch.from_numpy(judged.probabilities), torch.from_numpy(meant)
-    values = Classification().fit(meant, bundle.classes).measure(lambda _: found, part).values
+    scores, truth = torch.from_numpy(judged.probabilities), torch.from_numpy(meant)
+    values = present_class_metrics(scores, truth)
     where = f"{adapters.card.name} {subset}".strip()
     console.print(f"{where}, part {part}: {len(rows)} adapters")
+    for note in _differing(bundle.classes, classes, meant):
+        console.print(escape(note))
     table = Table("metric", "percent", box=None)
     for name in ordered(values):
-        table.add_row(name, f"{100 * values[name]:.2f}")
+        table.add_row(name, "–" if np.isnan(values[name]) else f"{100 * values[name]:.2f}")
     console.print(table)
     console.print()
     console.print(_believed(measures(judged, meant)))
     if not bundle.confidence.calibration:
         console.print(f"Note: {ABSTENTIONS['uncalibrated']}.")
+
+
+def _differing(
+    known: Sequence[str], asked: Sequence[str], meant: Int[np.ndarray, " rows"]
+) -> Iterator[str]:
+    """Which classes only the collection has, and which only the bundle."""
+    if unknown := [name for name in asked if name not in known]:
+        yield f"Note: adapters of {', '.join(unknown)} are left out; the bundle has no such class."
+    if absent := [name for k, name in enumerate(known) if k not in meant]:
+        yield f"Note: no adapter is of {', '.join(absent)}; averages are over the other classes."
 
 
 def _believed(values: dict[str, float | None]) -> Table:

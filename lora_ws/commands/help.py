@@ -15,7 +15,7 @@ def help_text(name: str) -> str:
 
     Example:
         >>> help_text("inspect").splitlines()[0]
-        'Show what an adapter file is: base model, method, ranks, scales, norms, and warnings.'
+        'Describe an adapter file: base model, method, ranks, scales, norms, and warnings.'
     """
     from lora_ws.config import parse
 

@@ -4,6 +4,7 @@ A metric that is added here is recorded, and shown under its key wherever metric
 `lora_ws.report.metrics.METRICS` gives it a title, a unit and a direction.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,12 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
+)
+from torchmetrics.functional.classification import (
+    multiclass_auroc,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
 )
 from torchmetrics.regression import (
     MeanAbsoluteError,
@@ -83,6 +90,44 @@ def class_metrics(num_classes: int) -> MetricCollection:
         },
         compute_groups=False,
     )
+
+
+def present_class_metrics(
+    probabilities: Float[Tensor, "rows classes"], truth: Int[Tensor, " rows"]
+) -> dict[str, float]:
+    """`class_metrics` but for the confusion, of rows that need not be of every class.
+
+    Macro averages are over the classes that rows are of; a class that none is of can only be named
+    wrongly. AUROC of rows of one class is NaN.
+
+    Args:
+        probabilities: of each class.
+        truth: class of each row.
+
+    Example:
+        >>> from torch import tensor
+        >>> scores = tensor([[0.7, 0.2, 0.1], [0.3, 0.1, 0.6]])
+        >>> present_class_metrics(scores, tensor([0, 2]))["recall"]
+        1.0
+    """
+    present, classes = truth.unique(), probabilities.shape[1]
+    measured = {
+        "auroc": multiclass_auroc,
+        "precision": multiclass_precision,
+        "recall": multiclass_recall,
+        "f1": multiclass_f1_score,
+    }
+    with warnings.catch_warnings():
+        # Of classes without rows, which are left out.
+        warnings.simplefilter("ignore", UserWarning)
+        each = {
+            name: measure(probabilities, truth, classes, average="none")
+            for name, measure in measured.items()
+        }
+    values = {name: float(found[present].mean()) for name, found in each.items()}
+    if len(present) == 1:
+        values["auroc"] = float("nan")
+    return {"accuracy": float((probabilities.argmax(1) == truth).float().mean()), **values}
 
 
 def label_metrics(

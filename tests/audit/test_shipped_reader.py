@@ -90,7 +90,10 @@ def test_scan_reads_files_of_its_base_and_tells_of_others_what_they_are(
         assert why.endswith("the shipped model reads tiny-sd")
     assert {one.no_prediction_reason for one in bare.values()} == {NO_MODEL}
     assert not any(one.verdict for one in bare.values())
-    marks = [json.loads(f.read_text()) for f in (tmp_path / "cache").glob("*/settings.json")]
+    marks = [
+        json.loads(f.read_text(encoding="utf-8"))
+        for f in (tmp_path / "cache").glob("*/settings.json")
+    ]
     held = hashlib.sha256((ShippedReader().folder / "bundle.json").read_bytes()).hexdigest()
     assert sorted((m["bundle"] or "", m["shipped"]) for m in marks) == [
         ("", False),

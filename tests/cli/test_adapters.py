@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from factories import shared_data, write_adapter
@@ -15,6 +16,7 @@ from tolerances import rounding
 from lora_ws import load
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.cli import main
+from lora_ws.collection import AdapterSet
 
 LAYERS = (
     ("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", 768, 4),
@@ -193,3 +195,30 @@ def test_a_pickle_on_the_hub_is_to_be_downloaded_first(
     out = tmp_path / "out"
     assert main(["convert", "hub:owner/name/old.bin", str(out), "--to", "peft", *PICKLE]) == 2
     assert "expected a file on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (
+            ["carnivore", "fish", "unheard of"],
+            ["adapters of unheard of", "no adapter is of flower"],
+        ),
+        (["fish"], ["no adapter is of carnivore", "auroc      –"]),
+    ],
+)
+def test_evaluate_measures_the_classes_that_both_have(
+    classes: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store with a class that the shipped bundle lacks, and without most that it has."""
+    adapters = load("lora-ws-mini", subset="per_adapter/constant")
+    names = adapters.column("category_label")
+    taken = ["insect" if name == "unheard of" else name for name in classes]
+    rows = np.concatenate([np.flatnonzero(names == name)[:6] for name in taken])
+    table = pa.table({"category_label": np.repeat(classes, 6).tolist()})
+    AdapterSet(adapters.weights[rows], adapters.layout, table).save(tmp_path / "store")
+    command = ["evaluate", "--model", "tiny-sd", "--dataset", str(tmp_path / "store")]
+    assert main([*command, "--part", "all"]) == 0
+    out = capsys.readouterr().out
+    for text in (*said, f"part all: {6 * len(set(classes) - {'unheard of'})} adapters"):
+        assert text in out
