@@ -68,7 +68,7 @@ CHARTS: dict[str, Callable[[Path], object]] = {
         RNG.random((20, 2)), np.arange(20) % 10, list("abcdefghij"), file, title="All"
     ),
     "detection": lambda file: charts.chart_detection({"a": scored(2)}, file, title="All"),
-    "history": lambda file: plots.plot_curves(HISTORY, 2, file, title="seed 0"),
+    "history": lambda file: plots.plot_curves([HISTORY] * 2, [1, 2], file, title="seeds"),
     "confusion": lambda file: plots.plot_confusion([[3, 1], [0, 4]], LONG[:2], file, seeds=2),
     "reliability": lambda file: plots.plot_reliability(
         {"softmax": expected_calibration_error(SURE, RNG.integers(0, 2, 50))}, file

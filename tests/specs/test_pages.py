@@ -45,6 +45,8 @@ SMALLER = {
 # How a line begins that is not run, and why.
 NOT_RUN = {
     "lora-ws reproduce": "minutes to hours; tests/experiments run every kind at a small size",
+    "lora-ws detector": "needs folders of two subjects; tests/learn/test_detector.py makes them",
+    "lora-ws scan ./uploads --model detector": "the same test runs it",
     "lora-ws serve": "serves until it is stopped; tests/web ask it",
     "lora-ws data prompt-leak": "reads 2 000 adapters; tests/cli has it on a few",
     "lora-ws attribute --base ./sd15": "needs Stable Diffusion 1.5",
