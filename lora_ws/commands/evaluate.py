@@ -1,7 +1,7 @@
 """`lora-ws evaluate`: measure a saved classifier on a part of a collection."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rich.table import Table
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.card import MEASURES, measure_text
 from lora_ws.bundle.confidence import ABSTENTIONS, measures
+from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.learn.features import open_data
 from lora_ws.learn.spec import ExperimentSpec
@@ -53,18 +54,14 @@ def evaluate(
             "README.md has its test metrics, and `lora-ws predict` says labels of files"
         )
     made = bundle.training
-    same = dataset is None or dataset == made["dataset"]
-    subset = subset or (made["subset"] or None if same else None)
-    split = made.get("split") or None if same else None
-    adapters, subset = open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
+    adapters, subset = _open(made, dataset, subset)
     console = Console(highlight=False, soft_wrap=True)
     if (adapters.version, subset) != (made["data_version"], made["subset"]):
         origin = " ".join(filter(None, [made["dataset"], made["subset"]]))
         console.print(f"Note: the bundle was trained on other adapters ({origin}).")
     labels, classes = adapters.labels(label)
     rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
-    place = {name: k for k, name in enumerate(bundle.classes)}
-    meant = np.array([place.get(name, UNKNOWN) for name in classes])[labels[rows]]
+    meant = _places(bundle.classes, classes)[labels[rows]]
     rows, meant = rows[meant != UNKNOWN], meant[meant != UNKNOWN]
     if not len(rows):
         raise DataError(
@@ -78,14 +75,27 @@ def evaluate(
     console.print(f"{where}, part {part}: {len(rows)} adapters")
     for note in _differing(bundle.classes, classes, meant):
         console.print(escape(note))
-    table = Table("metric", "percent", box=None)
-    for name in ordered(values):
-        table.add_row(name, "–" if np.isnan(values[name]) else f"{100 * values[name]:.2f}")
-    console.print(table)
+    console.print(_measured(values))
     console.print()
     console.print(_believed(measures(judged, meant)))
     if not bundle.confidence.calibration:
         console.print(f"Note: {ABSTENTIONS['uncalibrated']}.")
+
+
+def _open(
+    made: Mapping[str, Any], dataset: str | None, subset: str | None
+) -> tuple[AdapterSet, str]:
+    """The collection asked for; what is not said is as in training, if it is the same one."""
+    same = dataset is None or dataset == made["dataset"]
+    subset = subset or (made["subset"] or None if same else None)
+    split = made.get("split") or None if same else None
+    return open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
+
+
+def _places(known: Sequence[str], asked: Sequence[str]) -> Int[np.ndarray, " asked"]:
+    """The bundle's number of each class of the collection, or `UNKNOWN`."""
+    numbers = {name: k for k, name in enumerate(known)}
+    return np.array([numbers.get(name, UNKNOWN) for name in asked])
 
 
 def _differing(
@@ -96,6 +106,13 @@ def _differing(
         yield f"Note: adapters of {', '.join(unknown)} are left out; the bundle has no such class."
     if absent := [name for k, name in enumerate(known) if k not in meant]:
         yield f"Note: no adapter is of {', '.join(absent)}; averages are over the other classes."
+
+
+def _measured(values: dict[str, float]) -> Table:
+    table = Table("metric", "percent", box=None)
+    for name in ordered(values):
+        table.add_row(name, "–" if np.isnan(values[name]) else f"{100 * values[name]:.2f}")
+    return table
 
 
 def _believed(values: dict[str, float | None]) -> Table:
