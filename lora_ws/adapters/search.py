@@ -84,10 +84,9 @@ def find_adapters(*what: str) -> FoundAdapters:
     search = _Search()
     for name in what:
         search.add(name)
+    # Other names of files that are listed are counted on the way.
     refs = tuple(search.each_once())
-    return FoundAdapters(
-        refs, {reason: count for reason, count in search.left_out.items() if count}
-    )
+    return FoundAdapters(refs, dict(search.left_out))
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """`lora-ws scan`: many adapter files in, verdicts, flags and a report out."""
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.markup import escape
 
 from lora_ws.audit.dedup import Copies
-from lora_ws.audit.report import Report, said
+from lora_ws.audit.report import NAMED, Report, said
 from lora_ws.audit.scan import AUTO, ScanSpec
 from lora_ws.audit.triage import triage
 from lora_ws.errors import printable
@@ -13,8 +15,8 @@ from lora_ws.report.grid import show
 FLAGGED = 3
 # Flagged files that are named on the terminal.
 SHOWN = 20
-# Groups of copies of each kind, and files of a group, that are.
-GROUPS, GROUPED = 5, 6
+# Groups of copies of each kind that are.
+GROUPS = 5
 
 
 def scan(what: list[str], /, spec: ScanSpec) -> int:
@@ -42,10 +44,8 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
         console.print(
             f"copies: {len(alike.equal)} groups of equal updates, {len(alike.near)} of near ones"
         )
-        for kind, groups in (("equal", alike.equal), ("near", alike.near)):
-            for names in groups[:GROUPS]:
-                shown = [*names[:GROUPED], *(["…"] if len(names) > GROUPED else [])]
-                console.print(f"  {kind}: {escape(printable(', '.join(shown)))}")
+        for line in _groups(alike):
+            console.print(escape(line))
     for finding, flags, _ in report.flagged[:SHOWN]:
         text = f"{finding.file}: {'; '.join(flags)} ({said(finding)})"
         console.print(f"flagged: {escape(printable(text))}")
@@ -54,3 +54,11 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
     if shipped:
         console.print(f"verdicts are of the shipped {shipped} model; --model none leaves them out")
     console.print(f"{new} read now, {report.counts['files'] - new} known already")
+
+
+def _groups(alike: Copies) -> Iterator[str]:
+    """The largest groups of copies, and some files of each."""
+    for kind, groups in (("equal", alike.equal), ("near", alike.near)):
+        for names in groups[:GROUPS]:
+            more = ", …" if len(names) > NAMED else ""
+            yield printable(f"  {kind}: {', '.join(names[:NAMED])}{more}")
