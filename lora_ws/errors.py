@@ -109,6 +109,22 @@ class DeprecatedName(FutureWarning):
     """A key, flag or name that goes with the next release."""
 
 
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number that is not in a range; NaN is in none.
+
+    Raises:
+        ConfigError: it is not.
+
+    Example:
+        >>> check_range("steps", 1001, 1, 1000)
+        Traceback (most recent call last):
+        ...
+        lora_ws.errors.ConfigError: steps: expected 1 to 1000, got 1001
+    """
+    if not least <= value <= most:
+        raise ConfigError(f"{name}: expected {least:g} to {most:g}, got {value:.10g}")
+
+
 def deprecated(old: str, new: str) -> None:
     """Warn that a key, flag or name goes with the next release."""
     warnings.warn(

@@ -3,8 +3,12 @@
 Its fields are the command's flags and the keys of a YAML file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from lora_ws.diffusion.generation import MOST_IMAGES, MOST_SCALE, MOST_STEPS, GenerationSpec
+from lora_ws.errors import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +56,19 @@ class AttributeSpec:
     model: str | None = None
     ignore_other: bool = False
     out: Path = Path("attribution")
+
+    def __post_init__(self) -> None:
+        # It has the checks of what both are given; what is null passes.
+        GenerationSpec(self.prompt or "", **self.generation_settings)
+        for scale in self.scales or []:
+            check_range("scales", scale, -MOST_SCALE, MOST_SCALE)
+        check_range("start", self.start, 0, MOST_STEPS)
+        check_range("batch", self.batch, 1, MOST_IMAGES)
+        check_range("shown", self.shown, 0, MOST_STEPS)
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """Those of a `GenerationSpec` that are given, without the prompt."""
+        names = (field.name for field in fields(GenerationSpec) if field.name != "prompt")
+        given = {name: getattr(self, name, None) for name in names}
+        return {name: value for name, value in given.items() if value is not None}

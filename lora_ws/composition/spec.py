@@ -6,10 +6,10 @@ Its fields are the command's flags and the keys of a YAML file.
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.generation import MOST_IMAGES, MOST_SCALE, GenerationSpec
 from lora_ws.diffusion.methods import Method
 from lora_ws.diffusion.text_encoders import TextMode
-from lora_ws.errors import ConfigError
+from lora_ws.errors import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,6 @@ class ComposeSpec(GenerationSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images < 1:
-            raise ConfigError(f"images: expected at least 1, got {self.images}")
+        check_range("images", self.images, 1, MOST_IMAGES)
+        for scale in self.scales or []:
+            check_range("scales", scale, -MOST_SCALE, MOST_SCALE)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lora_ws.errors import ConfigError
+from lora_ws.diffusion.generation import MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS
+from lora_ws.errors import ConfigError, check_range
 
 Per = Literal["row", "matrix", "global"]
 Eligible = Literal["ff", "attention", "all"]
@@ -42,8 +43,10 @@ class EditSpec:
     out: Path
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps: expected at least 1, got {self.steps}")
+        if not 0 < self.budget <= 1:
+            raise ConfigError(f"budget: expected a share above 0 and up to 1, got {self.budget:g}")
+        check_range("steps", self.steps, 1, MOST_STEPS)
+        check_range("guidance_scale", self.guidance_scale, 0, MOST_GUIDANCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,11 @@ class EraseSpec(EditSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
+        if self.concept in (self.preserve or []):
+            raise ConfigError(
+                f"preserve: expected concepts other than the erased one, got `{self.concept}`"
+            )
+        check_range("seeds", self.seeds, 1, MOST_IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +88,5 @@ class AmplifySpec(EditSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images < 1:
-            raise ConfigError(f"images: expected at least 1, got {self.images}")
+        check_range("images", self.images, 1, MOST_IMAGES)
+        check_range("seed", self.seed, 0, MOST_SEED)

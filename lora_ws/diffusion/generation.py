@@ -2,7 +2,18 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, check_range
+
+# Noise levels that models of diffusion are trained on, and so the most steps.
+MOST_STEPS = 1000
+# Above it images overflow; people use 1 to 30.
+MOST_GUIDANCE = 1000
+# Of adapters; people use -2 to 2, sliders -10 to 10.
+MOST_SCALE = 1000
+# Of one prompt in one call.
+MOST_IMAGES = 1000
+# The seeds that torch takes, apart from negative ones.
+MOST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,9 @@ class GenerationSpec:
     def __post_init__(self) -> None:
         if not self.prompt and not isinstance(self.prompt, str):
             raise ConfigError("prompt: expected at least one, got none")
-        if self.num_inference_steps < 1:
-            raise ConfigError(
-                f"num_inference_steps: expected at least 1, got {self.num_inference_steps}"
-            )
+        check_range("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
+        check_range("guidance_scale", self.guidance_scale, 0, MOST_GUIDANCE)
+        check_range("seed", self.seed, 0, MOST_SEED)
 
     @property
     def guided(self) -> bool:

@@ -1,6 +1,5 @@
 """Adapters that act together on one base model: their names, their factors, how much of each."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,10 +8,11 @@ from typing import Any
 
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import MOST_SCALE
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.targets import adapted_modules, check_whole
 from lora_ws.diffusion.text_encoders import encoder_of, text_banks, text_modules
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, check_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +81,15 @@ class AdapterStack:
         """The same adapters at other scales; None keeps them.
 
         Raises:
-            ConfigError: there are more or fewer than adapters, or not all are finite.
+            ConfigError: there are more or fewer than adapters, or one is out of range.
         """
         if scales is None:
             return self
         given = tuple(map(float, scales))
         if len(given) != len(self):
             raise ConfigError(f"scales: expected {len(self)}, one per adapter, got {len(given)}")
-        if not all(map(math.isfinite, given)):
-            raise ConfigError(f"scales: expected finite numbers, got {given}")
+        for scale in given:
+            check_range("scales", scale, -MOST_SCALE, MOST_SCALE)
         return replace(self, scales=given)
 
     @contextmanager

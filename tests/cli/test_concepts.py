@@ -90,10 +90,7 @@ def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None
 WRONG = {
     "scores": ((*ERASE, "--scores", "second"), "expected taylor, integrated"),
     "a word": ((*ERASE, "--preserve", "a photo of tree"), "no `tree`"),
-    "budget": ((*ERASE, "--budget", 2), "budget: expected"),
     "eligible": ((*ERASE, "--eligible", "conv"), "expected ff, attention, all"),
-    "seeds": ((*ERASE, "--seeds", 0), "expected at least 1"),
-    "images": ((*AMPLIFY, "--images", 0), "expected at least 1"),
 }
 
 
