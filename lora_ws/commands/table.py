@@ -212,6 +212,12 @@ COMMANDS = {
         "--base digit-sd --concept 'a photo of three'",
         ("base", "concept", "budget", "images", "out"),
     ),
+    "concepts apply": Command(
+        "lora_ws.commands.concepts:apply",
+        "write an edited base model, or the edit as an adapter",
+        "erased/edit.safetensors --base digit-sd --out my-sd",
+        ("base", "out", "to", "rank"),
+    ),
     "serve": Command(
         "lora_ws.commands.serve:serve",
         "serve a web page and an API for single files",

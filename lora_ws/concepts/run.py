@@ -18,6 +18,7 @@ from lora_ws.concepts.spec import AmplifySpec, EditSpec, EraseSpec
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 from lora_ws.diffusion.prompts import check_prompts
+from lora_ws.errors import notice
 
 
 class Edited(NamedTuple):
@@ -91,6 +92,11 @@ def _edit(
     wanted = contrast(scores, [score(other) for other in others]) if others else scores
     wanted = {name: own.sign * values for name, values in wanted.items()}
     chosen = choose(wanted, weights, spec.budget, spec.per)
+    if not chosen.changed:
+        notice(
+            f"budget: {spec.budget:g} of each {spec.per} is less than one weight, or no weight "
+            "scores above 0; nothing is changed"
+        )
     facts |= {"budget": f"{spec.budget:g} of each {spec.per}", "eligible": spec.eligible}
     facts |= {"scores": spec.scores}
     name, *_ = facts

@@ -13,6 +13,8 @@ from lora_ws.errors import ConfigError, check_range
 Per = Literal["row", "matrix", "global"]
 Eligible = Literal["ff", "attention", "all"]
 ScoreMethod = Literal["taylor", "integrated"]
+# Of an adapter; no matrix that is edited is wider.
+MOST_RANK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +92,27 @@ class AmplifySpec(EditSpec):
         super().__post_init__()
         check_range("images", self.images, 1, MOST_IMAGES)
         check_range("seed", self.seed, 0, MOST_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplySpec:
+    """What to write a kept edit as.
+
+    Attributes:
+        base: the base that the edit was made for.
+        out: folder, new or empty.
+        to: pipeline, the edited base as a diffusers folder; or adapter, a file that does the same
+            to the base.
+        rank: of the adapter; null is exact, at the full rank of each matrix.
+    """
+
+    base: str
+    out: Path
+    to: Literal["pipeline", "adapter"] = "pipeline"
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None:
+            check_range("rank", self.rank, 1, MOST_RANK)
+            if self.to == "pipeline":
+                raise ConfigError("rank: expected --to adapter, got --to pipeline")

@@ -115,6 +115,7 @@ def test_help_of_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) 
     assert re.findall(r"^  (concepts \w+)", said, re.MULTILINE) == [
         "concepts erase",
         "concepts amplify",
+        "concepts apply",
     ]
 
 

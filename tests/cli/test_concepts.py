@@ -2,19 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from browser import open_page
+from tolerances import of_images, rounding
 
 from lora_ws.cli import main
-from lora_ws.concepts.edit import SparseEdit
+from lora_ws.concepts.apply import edit_adapter
+from lora_ws.concepts.edit import SparseEdit, choose
 from lora_ws.concepts.objective import (
     amplify_objective,
     eligible_weights,
     erase_objective,
 )
 from lora_ws.concepts.scores import integrated
+from lora_ws.diffusion import compose
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_pipeline
 
@@ -102,3 +106,86 @@ def test_bad_input_is_named(wrong: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the largest weights of digit-sd."""
+    unet = load_pipeline("digit-sd").unet
+    weights = eligible_weights(unet)
+    chosen = choose({name: w.detach().abs() for name, w in weights.items()}, weights, 0.02)
+    return chosen.save(tmp_path_factory.mktemp("edit") / "edit.safetensors")
+
+
+def drawn(pipeline: Any) -> torch.Tensor:
+    return generate(pipeline, GenerationSpec("a photo of one", num_inference_steps=2), images=1)
+
+
+def edited(edit: Path) -> Any:
+    pipeline = load_pipeline("digit-sd")
+    SparseEdit.load(edit).apply(pipeline.unet)
+    return pipeline
+
+
+@pytest.mark.slow
+def test_an_edit_is_written_as_a_pipeline(edit: Path, tmp_path: Path) -> None:
+    assert run("apply", edit, "--base", "digit-sd", "--out", tmp_path / "sd") == 0
+    loaded, expected = load_pipeline(str(tmp_path / "sd")), edited(edit)
+    for name, weight in expected.unet.named_parameters():
+        assert torch.equal(loaded.unet.get_parameter(name), weight)
+    assert torch.equal(drawn(loaded), drawn(expected))
+
+
+@pytest.mark.parametrize("rank", [None, 1, pytest.param(8, marks=pytest.mark.slow)])
+def test_an_edit_is_an_adapter(rank: int | None, edit: Path) -> None:
+    kept, plain = SparseEdit.load(edit), load_pipeline("digit-sd").unet
+    made = edit_adapter(kept, plain, rank)
+    lost = whole = 0.0
+    with kept.applied(plain):
+        after = {n: plain.get_parameter(n).detach().clone().double() for n in kept.indices}
+    for name, module in made.adapter.modules.items():
+        before = plain.get_parameter(f"{name}.weight").detach().double()
+        update = torch.from_numpy(module.up.astype(float) @ module.down)
+        error, wanted = after[f"{name}.weight"] - before - update, after[f"{name}.weight"] - before
+        lost, whole = lost + float(error.square().sum()), whole + float(wanted.square().sum())
+        assert module.rank == (min(wanted.shape) if rank is None else rank)
+        # Eckart and Young: no product of the rank is nearer.
+        values = torch.linalg.svdvals(wanted)[module.rank :]
+        size = float(wanted.norm())
+        assert float(error.norm()) <= float(values.norm()) + rounding(module.rank, size=size)
+    assert made.energy == pytest.approx(1 - lost / whole, abs=rounding(len(after)))
+    assert (made.energy == 1) == (rank is None)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_an_edit_draws_what_the_edit_draws(edit: Path, tmp_path: Path) -> None:
+    args = ("--base", "digit-sd", "--to", "adapter", "--out", tmp_path / "lora")
+    assert run("apply", edit, *args) == 0
+    pipeline = load_pipeline("digit-sd")
+    plain = drawn(pipeline)
+    with compose(pipeline, [tmp_path / "lora" / "edit.safetensors"]):
+        own = drawn(pipeline)
+    wanted = drawn(edited(edit))
+    near = of_images(pipeline, 2, GenerationSpec("").guidance_scale)
+    assert float((own - wanted).abs().max()) <= near < float((plain - wanted).abs().max())
+
+
+APPLY = {
+    "another base": (("--base", "tiny-sd"), "expected the weights that the edit was made for"),
+    "no folder of its own": (("--base", "digit-sd", "--out", "{edit}"), "is not empty"),
+    "rank": (("--base", "digit-sd", "--rank", 4), "expected --to adapter"),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param(w, marks=pytest.mark.slow if "base" in w else ()) for w in APPLY],
+)
+def test_what_cannot_be_applied_is_named(
+    wrong: str, edit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, text = APPLY[wrong]
+    given = [str(arg).format(edit=edit.parent) for arg in args]
+    assert run("apply", edit, "--out", tmp_path / "out", *given) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

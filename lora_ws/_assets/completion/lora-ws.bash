@@ -7,7 +7,7 @@
 
 _shtab_lora_ws_data_subparsers=(list info import prompt-leak)
 _shtab_lora_ws_zoo_subparsers=(base build merge testbed baselines export publish)
-_shtab_lora_ws_concepts_subparsers=(erase amplify)
+_shtab_lora_ws_concepts_subparsers=(erase amplify apply)
 _shtab_lora_ws_subparsers=(demo data featurize train tune sweep reproduce check-reader evaluate zoo inspect convert predict push scan detector similar prompt search compose attribute concepts serve dedup completion)
 
 _shtab_lora_ws_demo_option_strings=(-h --help --config --print_config)
@@ -44,6 +44,7 @@ _shtab_lora_ws_compose_option_strings=(-h --help --config --print_config --adapt
 _shtab_lora_ws_attribute_option_strings=(-h --help --config --print_config --adapters --scales --base --prompt --from_image --lora_dir --negative_prompt --guidance_scale --num_inference_steps --seed --shapley --boxes --start --batch --shown --model --ignore_other --out)
 _shtab_lora_ws_concepts_erase_option_strings=(-h --help --config --print_config --preserve --base --concept --budget --per --eligible --scores --steps --guidance_scale --out --seeds)
 _shtab_lora_ws_concepts_amplify_option_strings=(-h --help --config --print_config --base --concept --budget --per --eligible --scores --steps --guidance_scale --out --images --seed)
+_shtab_lora_ws_concepts_apply_option_strings=(-h --help --config --print_config --base --out --to --rank)
 _shtab_lora_ws_concepts_option_strings=(-h --help)
 _shtab_lora_ws_serve_option_strings=(-h --help --config --print_config --model --revision --allow_classes --index --host --port --max_mb --at_once --waiting)
 _shtab_lora_ws_dedup_option_strings=(-h --help --config --print_config --equal --near --workers --cache --as_json)
@@ -153,6 +154,9 @@ _shtab_lora_ws_concepts_erase___out_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_concepts_amplify___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_concepts_amplify___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_concepts_amplify___out_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_concepts_apply___config_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_concepts_apply___print_config_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_concepts_apply___out_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_serve___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_serve___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_dedup___config_COMPGEN=_shtab_compgen_files
@@ -248,7 +252,8 @@ _shtab_lora_ws_concepts_erase___scores_choices=(taylor integrated)
 _shtab_lora_ws_concepts_amplify___per_choices=(row matrix global)
 _shtab_lora_ws_concepts_amplify___eligible_choices=(ff attention all)
 _shtab_lora_ws_concepts_amplify___scores_choices=(taylor integrated)
-_shtab_lora_ws_concepts_pos_0_choices=(erase amplify)
+_shtab_lora_ws_concepts_apply___to_choices=(pipeline adapter)
+_shtab_lora_ws_concepts_pos_0_choices=(erase amplify apply)
 _shtab_lora_ws_dedup___as_json_choices=(true false)
 _shtab_lora_ws_pos_0_choices=(demo data featurize train tune sweep reproduce check-reader evaluate zoo inspect convert predict push scan detector similar prompt search compose attribute concepts serve dedup completion)
 
@@ -322,6 +327,8 @@ _shtab_lora_ws_concepts_erase__h_nargs=0
 _shtab_lora_ws_concepts_erase___help_nargs=0
 _shtab_lora_ws_concepts_amplify__h_nargs=0
 _shtab_lora_ws_concepts_amplify___help_nargs=0
+_shtab_lora_ws_concepts_apply__h_nargs=0
+_shtab_lora_ws_concepts_apply___help_nargs=0
 _shtab_lora_ws_concepts_pos_0_nargs=A...
 _shtab_lora_ws_concepts__h_nargs=0
 _shtab_lora_ws_concepts___help_nargs=0

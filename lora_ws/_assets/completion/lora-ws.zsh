@@ -42,6 +42,7 @@ _shtab_lora_ws_commands() {
 _shtab_lora_ws_concepts_commands() {
   local _commands=(
     amplify:'amplify a concept in a base model'
+    apply:'write an edited base model, or the edit as an adapter'
     erase:'erase a concept from a base model'
   )
   _describe 'lora-ws concepts commands' _commands
@@ -182,6 +183,20 @@ _shtab_lora_ws_concepts_amplify_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_concepts_amplify_defaults_added=0
+
+_shtab_lora_ws_concepts_apply_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--base[the base that the edit was made for.]:base:"
+  "--out[folder, new or empty.]:out:_files"
+  "--to[pipeline, the edited base as a diffusers folder]:to:(pipeline adapter)"
+  "--rank[of the adapter]:rank:"
+  ":edit.safetensors, as erase and amplify write it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_concepts_apply_defaults_added=0
 
 _shtab_lora_ws_concepts_erase_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -902,6 +917,7 @@ _shtab_lora_ws_concepts() {
       curcontext="${curcontext%:*:*}:_shtab_lora_ws_concepts-$line[1]:"
       case $line[1] in
         amplify) _arguments -C -s $_shtab_lora_ws_concepts_amplify_options ;;
+        apply) _arguments -C -s $_shtab_lora_ws_concepts_apply_options ;;
         erase) _arguments -C -s $_shtab_lora_ws_concepts_erase_options ;;
       esac
   esac
