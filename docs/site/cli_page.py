@@ -8,9 +8,9 @@ from lora_ws.commands.table import COMMANDS
 PAGE = Path(__file__).parents[1] / "cli.md"
 HEAD = """# Commands
 
-What `lora-ws COMMAND --help` says, for every command. A mistyped flag is answered with the nearest
-valid one; flags may stand in a YAML file given by `--config`. Exit codes: 0 done, 1 ran and failed,
-2 bad input, 3 a scan that flagged files."""
+The help of every command, as printed by `lora-ws COMMAND --help`. For a mistyped flag, the error
+suggests the nearest valid one. `--config` reads flags from a YAML file. Exit codes: 0 done, 1 ran
+and failed, 2 invalid input, 3 a scan that flagged files."""
 
 
 def render() -> str:

@@ -17,24 +17,27 @@ class AttributeSpec:
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        adapters: files, PEFT folders, or hf://owner/name/file.safetensors; of this base.
-        prompt: of the image; null takes the one in `from_image`.
+        adapters: adapter files of this base: files, PEFT folders, or
+            hf://owner/name/file.safetensors.
+        prompt: prompt of the image; null takes the one in `from_image`.
         scales: one per adapter; null takes 1 for each.
-        from_image: image of A1111 or ComfyUI whose metadata fill in what is not given.
-        lora_dir: folder of the adapters that the image names.
-        negative_prompt: what to avoid; null takes the image's, or none.
+        from_image: image by A1111 or ComfyUI; its metadata give the values of flags that are not
+            set.
+        lora_dir: folder to search for the adapters named in the image.
+        negative_prompt: negative prompt; null takes the image's, or none.
         guidance_scale: scale of classifier-free guidance; null takes the image's, or 3.
-        num_inference_steps: steps of denoising; null takes the image's, or 30.
-        seed: of the noise; null takes the image's, or 0.
+        num_inference_steps: denoising steps; null takes the image's, or 30.
+        seed: seed of the noise; null takes the image's, or 0.
         shapley: also compute Shapley values: exact up to 6 adapters, sampled beyond.
         boxes: also attribute these regions: left, top, right, bottom in pixels, such as
             [[0,0,8,8],[8,8,16,16]].
         start: leave adapters out from this step on; later is cheaper and less exact (see
             docs/attribution.md).
-        batch: images at once.
+        batch: images per batch.
         shown: intermediate images on the page.
         model: bundle that classifies each adapter.
-        ignore_other: ignore what is no linear module or 2-D convolution, such as embeddings.
+        ignore_other: ignore weights that are neither linear modules nor 2-D convolutions, such as
+            embeddings.
         out: folder for the page and its images.
     """
 

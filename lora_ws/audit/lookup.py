@@ -27,10 +27,10 @@ class SimilarSpec:
     """Where to look for adapters like a given one, and how the command shows them.
 
     Attributes:
-        index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
-        top: how many.
+        index: known adapters: a folder, a .txt list, a name on the Hub, or the folder of an index
+        top: number of adapters to show.
         workers: processes that read files.
-        cache: folder for what is known of contents; null takes scan/ in the user's cache.
+        cache: folder of cached findings; null takes scan/ in the user's cache.
         as_json: print one JSON object per line instead of a table.
     """
 
@@ -46,10 +46,10 @@ class DedupSpec:
     """When adapters are copies of each other, and how the command shows them.
 
     Attributes:
-        equal: least cosine of updates that are the same but for rounding.
-        near: least cosine of near ones.
+        equal: minimal cosine of updates that count as equal but for rounding.
+        near: minimal cosine of updates that count as nearly equal.
         workers: processes that read files.
-        cache: folder for what is known of contents; null takes scan/ in the user's cache.
+        cache: folder of cached findings; null takes scan/ in the user's cache.
         as_json: print one JSON object per line instead of text.
     """
 

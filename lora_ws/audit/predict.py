@@ -14,13 +14,13 @@ class PredictSpec:
     """How adapter files are classified, and how the command shows it.
 
     Attributes:
-        model: folder of a bundle, its Hub repository, or the name of one that is shipped:
-            ``tiny-sd`` reads adapters of the bundled base.
-        top: how many classes to show.
+        model: bundle: a folder, a Hub repository, or the name of a shipped one (``tiny-sd``, for
+            adapters of the bundled base).
+        top: number of classes to show.
         revision: Hub revision of the bundle.
         as_json: print one JSON line per file instead of a table.
-        allow_classes: dotted paths of representations and networks outside this library that it may
-            name.
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may use.
     """
 
     model: str = "tiny-sd"

@@ -34,27 +34,27 @@ class ScanSpec:
     """How adapter files are read, classified, flagged and reported.
 
     Attributes:
-        model: folder of a bundle, or its Hub repository; auto classifies adapters of tiny-sd by
-            the bundle that is shipped, and describes other files; none describes all
+        model: bundle, a folder or a Hub repository; auto classifies adapters of tiny-sd with the
+            shipped bundle and only describes other files; none describes all files
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
-            bundle may name.
+            bundle may use.
         out: HTML page to write.
-        json: file of one JSON object per line to write.
-        csv: table to write.
-        sidecars: write what was found beside each file, where model managers show it:
-            ``<name>.json`` and ``<name>.civitai.info``, which keep what others wrote into them.
-        policy: YAML file with what to flag; null flags what cannot be read.
+        json: file to write, with one JSON object per line.
+        csv: CSV file to write.
+        sidecars: write the finding beside each file, where model managers show it: ``<name>.json``
+            and ``<name>.civitai.info``; existing keys are kept.
+        policy: YAML file of rules for flags; null flags unreadable files only.
         index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
             the folder of an index
-        evidence: say what each layer adds to a verdict, which takes a third more time.
-        whole: read all of every file; null does so on this machine, and reads what a model that is
-            named needs of files on the Hub.
-        hashes: tell `update_hash`, which takes a third of the time of a scan without a model;
-            else copies are told by sketches alone, and a policy has no deny or allow list.
-        workers: processes.
-        batch: files that a process has in memory.
-        cache: folder for what is known of contents; null takes scan/ in the user's cache.
+        evidence: report how much each layer contributes to a verdict; takes a third more time.
+        whole: read every file in full; null reads local files in full, and of files on the Hub only
+            the parts that --model needs.
+        hashes: compute `update_hash`, a third of the time of a scan without a model; without it
+            copies are found by sketches alone, and a policy cannot have a deny or allow list.
+        workers: worker processes.
+        batch: files per process in memory.
+        cache: folder of cached findings; null takes scan/ in the user's cache.
     """
 
     model: str | None = AUTO

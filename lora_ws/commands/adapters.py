@@ -39,8 +39,8 @@ def convert(file: str, out: str, /, *, to: FileFormat, allow_pickle: bool = Fals
         file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
         out: folder of the new file
         to: peft, diffusers or kohya
-        allow_pickle: open pickled files too, in a process of their own with little memory and time;
-            it has your rights, so do this for files that you trust.
+        allow_pickle: also open pickled files, in a separate process with limited memory and time.
+            It has your rights: use it for trusted files only.
     """
     with TemporaryDirectory() as folder:
         with _open(file, Path(folder), allow_pickle) as opened:

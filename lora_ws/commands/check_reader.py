@@ -38,11 +38,11 @@ def check_reader(
 
     Args:
         reader: network, by class name or dotted path
-        init_args: its arguments, such as '{"width": 16}'; those left out take their defaults.
-        featurizer: what the network reads, where it reads features; null takes FlatVec.
-        layout: of the adapters, by name.
-        rank: of the adapters.
-        seed: of adapters, weights and changes.
+        init_args: arguments of the network, such as '{"width": 16}'; others take their defaults.
+        featurizer: representation, for networks that read features; null takes FlatVec.
+        layout: layout of the random adapters, by name.
+        rank: rank of the random adapters.
+        seed: seed of adapters, weights and changes.
     """
     if rank < 1:
         raise ConfigError(f"--rank: expected at least 1, got {rank}")

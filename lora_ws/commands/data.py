@@ -85,15 +85,16 @@ def import_(
         sources: a collection's name or hf://datasets/owner/name, fetched from the Hub; or parquet
             files, adapter files, folders
         out: folder of the new store; needed for files
-        card: what the files are: name of a card in datasets/, or a YAML file like those
-        layout: name of the layout that every row must have; default: the card's or the first row's
-        project: auto brings adapters of other ranks and modules into the layout that most files
-            have in common; or name of the layout to bring them into; null refuses them
-        min_energy: share of an update's squared norm that has to fit the layout of --project
-        label: column of the class, where there is no card; default: that of a table of labels
-            beside the files, else the sub-folder
+        card: description of the collection: name of a card in datasets/, or a YAML file of the same
+            form
+        layout: name of the required layout; default: that of the card or of the first row
+        project: auto projects adapters of other ranks and modules to the most common layout; a name
+            projects to that layout; null refuses them
+        min_energy: minimal share of an update's squared norm that the projection keeps
+        label: column of the class, if there is no card; default: that of a table of labels beside
+            the files, else the sub-folder
         revision: Hub branch, tag or commit instead of the card's
-        on_error: raise stops at the first bad row; skip lists bad rows in quarantine.jsonl
+        on_error: raise stops at the first invalid row; skip lists invalid rows in quarantine.jsonl
     """
     if len(sources) == 1 and not Path(sources[0]).exists():
         if out and not sources[0].startswith(HF) and sources[0] not in card_names():
@@ -144,13 +145,13 @@ def prompt_leak(
 
     Args:
         name: name of a card, or the folder of a store.
-        label: column whose values are looked for; default: the card's label.
+        label: column whose values may occur in prompts; default: the card's label.
         base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub;
             default: the card's.
-        templates: of the training prompts, with {} for the class word; default:
-            five common ones.
+        templates: templates of training prompts, with {} for the class word; default: five common
+            ones.
         device: torch device of the base model.
-        as_json: print one JSON line a subset instead of a table.
+        as_json: print one JSON line per subset instead of a table.
     """
     # Here, as scipy's tests take a second to import.
     from lora_ws.audit.prompt_leak import prompt_leak as measure

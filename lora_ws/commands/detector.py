@@ -12,15 +12,15 @@ SHOWN = 5
 
 
 def detector(folders: list[str], /, spec: DetectorSpec) -> None:
-    """Make a detector of folders of adapter files, one for each class, and say how good it is.
+    """Train a detector on folders of adapter files, one per class, and measure its quality.
 
-    Ranks, spellings and module sets may differ. Quality is that of readers which have not seen
-    the file, its copies, or adapters of its start; the policy's thresholds keep false alarms on the
-    harmless folder below the rate asked for.
+    Ranks, file formats and sets of modules may differ. Quality is measured by cross-validation:
+    training folds exclude the file, its copies, and adapters with its start. The policy's
+    thresholds keep the false-alarm rate on the harmless folder below `--false_alarms`.
 
     Args:
-        folders: of .safetensors files, one for each class; the first is the harmless one
-        spec: what is made of them.
+        folders: folders of .safetensors files, one per class; the first is the harmless one
+        spec: settings of the detector.
     """
     made = make_detector(folders, spec)
     console = Console(highlight=False, soft_wrap=True)

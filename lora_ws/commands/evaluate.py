@@ -36,14 +36,14 @@ def evaluate(
     """Evaluate a trained classifier on a collection.
 
     Args:
-        model: folder of a bundle, or its Hub repository.
-        dataset: a collection's name, or the folder of a store; null takes what it was trained on.
-        subset: a subset of it; null takes what it was trained on, else the card's first.
+        model: bundle: a folder or a Hub repository.
+        dataset: a collection's name, or the folder of a store; null takes the training collection.
+        subset: subset of the collection; null takes the training subset, else the card's first.
         label: column to predict; null takes the card's.
-        part: which rows; test is the honest one for the collection it was trained on.
+        part: part of the split; only test rows are unseen in the training collection.
         revision: Hub revision of the bundle.
-        allow_classes: dotted paths of representations and networks outside this library that it may
-            name.
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may use.
     """
     from lora_ws.learn.metrics import present_class_metrics
 

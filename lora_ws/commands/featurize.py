@@ -30,14 +30,14 @@ def featurize(
 ) -> None:
     """Write a representation of a collection as .parquet or .npz.
 
-    Each row has its key: source, sha256 and group of the adapter; and label and part of the split.
+    Each row has the source, sha256 and group of its adapter, its label, and its part of the split.
 
-    What has to be fitted is fitted on the training rows; where there are no labels, on all.
+    Representations are fitted on the training rows, or on all rows of a collection without labels.
 
     Args:
-        out: file to write, ending in .parquet or .npz.
+        out: output file, .parquet or .npz.
         dataset: a collection's name, or the folder of a store.
-        subset: a subset of it; null takes the card's first.
+        subset: subset of the collection; null takes the card's first.
         label: column to predict; null takes the card's.
         featurizer: the representation; null takes StatsLayerDense.
     """

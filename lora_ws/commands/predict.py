@@ -17,11 +17,11 @@ HEAD = ("file", "verdict", "class", "probability")
 def predict(files: list[str], /, spec: PredictSpec) -> int:
     """Predict the class of adapter files, with calibrated probabilities, or abstain with a reason.
 
-    A file that cannot be read is named with the reason, and the exit code is 1.
+    A file that cannot be read is listed with its reason, and the exit code is 1.
 
     Args:
         files: .safetensors files, PEFT folders, or hf://owner/name/file.safetensors on the Hub
-        spec: by which classifier, and what to show.
+        spec: classifier and output.
     """
     lines = list[tuple[Cell, ...]]()
     failed, reasons = 0, set()

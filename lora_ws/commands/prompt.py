@@ -30,15 +30,14 @@ def prompt(
 ) -> int:
     """Predict which words the training prompt of adapters contained, without any training.
 
-    A file that cannot be read is named with the reason, and the exit code is 1.
+    A file that cannot be read is listed with its reason, and the exit code is 1.
 
     Args:
         files: .safetensors files, PEFT folders, or hf://owner/name/file.safetensors on the Hub
-        words: candidates; in quotes, one may be several words.
+        words: candidate words; a quoted candidate may have several words.
         base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
-        templates: of the training prompt, with {} for the words; default:
-            five common ones.
-        top: how many words to show.
+        templates: templates of training prompts, with {} for the words; default: five common ones.
+        top: number of words to show.
         device: torch device of the base model.
         as_json: print one JSON line per file instead of a table.
     """
@@ -91,14 +90,14 @@ def search(
     prompt contained the text.
 
     Args:
-        text: words, or "a photo of" them.
-        index: where to look: a folder, a .txt list, a name on the Hub, or the folder of an index
+        text: words, or a phrase such as "a photo of a dog".
+        index: adapters to search: a folder, a .txt list, a name on the Hub, or the folder of an
+            index
         model: a bundle trained by --task zero_shot, or its Hub repository; adapters are then
             ranked by the probability of the text among its class names.
         base: base model: digit-sd, tiny-sd, a pipeline's folder, or its name on the Hub.
-        templates: of training prompts, with {} for the words; default:
-            five common ones.
-        top: how many.
+        templates: templates of training prompts, with {} for the words; default: five common ones.
+        top: number of adapters to show.
         device: torch device of the base model.
         as_json: print one JSON object per line instead of a table.
     """

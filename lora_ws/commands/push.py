@@ -16,11 +16,11 @@ def push(
     """Upload a trained classifier to the Hub with a model card, and print the commit to pin.
 
     Args:
-        bundle: folder of it, as `lora-ws train` leaves one, or the name of one that is shipped
-        repo_id: owner/name on the Hub; made if there is none
-        private: whether a repository that is made is private
-        allow_classes: dotted paths of representations and networks outside this library that it
-            may name
+        bundle: folder of a bundle, as written by `lora-ws train`, or the name of a shipped one
+        repo_id: owner/name on the Hub; created if it does not exist
+        private: make a new repository private
+        allow_classes: dotted paths of representations and networks outside this library that the
+            bundle may use
     """
     read = Bundle.from_pretrained(bundle, allow_classes=allow_classes)
     commit = read.push_to_hub(repo_id, private=private)

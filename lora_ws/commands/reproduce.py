@@ -16,13 +16,13 @@ ALL = "all"
 def reproduce(what: str, /, flags: ReproduceSpec) -> None:
     """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
 
-    What a run takes is said before it starts. One that was cut off continues when the same command
-    is given again.
+    The expected time is printed before a run starts. An interrupted run resumes when the same
+    command is run again.
 
     Args:
         what: name of a file in eval/, such as table1; all runs every table and figure that trains
-            classifiers. Experiments that draw images, such as composition, take --out alone
-        flags: how.
+            classifiers. Experiments that generate images, such as composition, only take --out
+        flags: settings.
     """
     trains = what == ALL or kind_of(what).trains
     if flags.changed and not trains:

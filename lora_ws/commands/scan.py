@@ -22,14 +22,14 @@ GROUPS = 5
 def scan(what: list[str], /, spec: ScanSpec) -> int:
     """Triage adapter files: what they are, what they learned, which are flagged, and why.
 
-    What was read is kept by content: a scan that was cut off goes on, and one that is repeated
-    reads what is new. A file that cannot be read is listed with its reason and stops nothing. Exit
-    code 3: some are flagged.
+    Findings are cached by file content: an interrupted scan resumes, and a repeated one reads only
+    new files. A file that cannot be read is listed with its reason. Exit code 3: at least one file
+    is flagged.
 
     Args:
         what: files, folders, .txt lists, or on the Hub owner/name, hf://owner/name/folder, or
             hub:owner
-        spec: how they are read, classified, flagged and reported.
+        spec: how files are read, classified, flagged and reported.
     """
     found = triage(what, spec)
     shipped = spec.called if spec.model == AUTO and found.report.judged else None

@@ -15,7 +15,7 @@ def similar(file: str, /, spec: SimilarSpec) -> None:
 
     Args:
         file: a .safetensors file, a PEFT folder, or hf://owner/name/file.safetensors on the Hub
-        spec: where to look, and what to show.
+        spec: adapters to search, and output.
     """
     found = find_similar(file, spec)
     if spec.as_json:
@@ -33,7 +33,7 @@ def dedup(what: list[str], /, spec: DedupSpec) -> None:
 
     Args:
         what: files, folders, .txt lists, names on the Hub, or a folder of an index
-        spec: what counts as the same, and what to show.
+        spec: thresholds, and output.
     """
     known, found = find_copies(what, spec)
     console = Console(highlight=False, soft_wrap=True)

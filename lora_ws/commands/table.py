@@ -106,7 +106,7 @@ COMMANDS = {
     ),
     "zoo merge": Command(
         "lora_ws.commands.zoo:merge",
-        "join the shards of a collection",
+        "merge the shards of a collection",
         "shard-0 shard-1 --out my-zoo",
         ("out",),
     ),
@@ -166,13 +166,13 @@ COMMANDS = {
     ),
     "detector": Command(
         "lora_ws.commands.detector:detector",
-        "make a detector of folders of files",
+        "train a detector on folders of files",
         "good bad --out detector",
         ("out", "harmless", "false_alarms"),
     ),
     "similar": Command(
         "lora_ws.commands.similar:similar",
-        "find the adapters most like one",
+        "find the most similar adapters",
         "my_lora.safetensors --index my-loras",
         ("index", "top", "workers", "cache", "as_json"),
     ),

@@ -34,7 +34,7 @@ def build(spec: ZooSpec) -> None:
 
 
 def merge(shares: list[str], /, *, out: Path) -> None:
-    """Join the stores that `zoo build --shard i/n` made into one.
+    """Merge the stores of `zoo build --shard i/n` into one.
 
     Args:
         shares: folders of all n stores
@@ -57,7 +57,7 @@ def baselines(collection: str, /, *, photos: str | None = None) -> None:
 
     Args:
         collection: name of a collection that `zoo build` made, or the folder of its store
-        photos: where its photos are, instead of the recipe's source
+        photos: source of the photos, instead of the recipe's
     """
     opened, console = load(collection), Console(highlight=False, markup=False, soft_wrap=True)
     found = None
@@ -85,7 +85,7 @@ def export(
 
     Args:
         collection: name of a collection, or the folder of a store.
-        out: folder to make.
+        out: output folder.
         format: folders of pytorch_lora_weights.safetensors and metadata.json; parquet of
             fixed-size lists; or float16 with one scale per matrix, as bundled collections are
     """
@@ -101,14 +101,14 @@ def publish(
     Args:
         collection: name of a collection, or the folder of a store.
         repo_id: owner/name on the Hub.
-        licence: licence of the published collection, as the Hub spells it
-        dry_run: prepare the files and upload nothing
+        licence: licence identifier on the Hub
+        dry_run: prepare the files without uploading
     """
     staging = Path(f"{Path(collection).name}.publish")
     done = publish_zoo(load(collection), repo_id, staging, licence, dry_run)
     console = Console()
     if not done.validated:
-        console.print("the Hub could not be reached: its own check of the card is still to come")
+        console.print("the Hub could not be reached: its check of the card was not run")
     if done.commit:
         console.print(f"published {repo_id} at {done.commit}")
     else:

@@ -29,8 +29,8 @@ class Element:
     """Something that can be seen in a picture.
 
     Attributes:
-        category: of ComposLoRA.
-        says: what it is.
+        category: category of ComposLoRA.
+        says: description of the element.
         digit: that a character is; empty for the others.
         draw: what it does to pictures from -1 to 1.
     """

@@ -20,12 +20,12 @@ SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class ImageGrid:
-    """What adapters draw alone and together.
+    """Images generated with each adapter alone, and with all.
 
     Attributes:
         rows: images from -1 to 1: without any adapter, with each of k alone, with all.
         course: the first composed image after some of the steps.
-        steps: which, counted from 1.
+        steps: numbers of these steps, from 1.
     """
 
     rows: Float[Tensor, "k+2 images 3 height width"]

@@ -18,20 +18,22 @@ class ComposeSpec(GenerationSpec):
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        adapters: files, PEFT folders, or hf://owner/name/file.safetensors; of this base.
-        prompt: of the images.
-        method: how the adapters are combined, by class name or dotted path, with its own options
-            such as --method.tau; null is Merge.
+        adapters: adapter files of this base: files, PEFT folders, or
+            hf://owner/name/file.safetensors.
+        prompt: prompt of the images.
+        method: method of composition, by class name or dotted path, with its options, such as
+            --method.tau; null is Merge.
         scales: one per adapter; null takes 1 for each.
-        triggers: phrase of the prompt that each adapter is for; Switch and Composite then weigh
-            adapters by how much the prompt asks for them.
-        text: adapters of the text encoder: all added (merged), the first only (first), each in its
-            own predictions (per_adapter; Switch and Composite), or none.
-        images: how many per row.
-        out: PNG to write; a page with intermediate steps and norms of updates is written beside
-            it.
-        export: folder for the merged adapter, in diffusers' format; Merge only.
-        ignore_other: ignore what is no linear module or 2-D convolution, such as embeddings.
+        triggers: one phrase of the prompt per adapter; Switch and Composite weight adapters by the
+            relevance of their phrase to the prompt.
+        text: adapters in the text encoder: all added (merged), the first only (first), those of
+            each prediction (per_adapter; Switch and Composite), or none.
+        images: images per row.
+        out: PNG file of the grid; a page with intermediate steps and norms of updates is written
+            beside it.
+        export: output folder for the merged adapter, in diffusers' format; Merge only.
+        ignore_other: ignore weights that are neither linear modules nor 2-D convolutions, such as
+            embeddings.
     """
 
     base: str

@@ -25,11 +25,11 @@ class Member:
     """An adapter of a testbed.
 
     Attributes:
-        id: of its file, ``<id>.safetensors``.
+        id: file name without suffix, ``<id>.safetensors``.
         name: what it shows.
         category: one of `CATEGORIES`.
-        triggers: phrases of the prompt that call for it.
-        url: where it is from.
+        triggers: phrases of the prompt that activate it.
+        url: its source.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Testbed:
 
     Attributes:
         members: category by category.
-        folder: of their files; None where there is only the list.
+        folder: folder of the files; None where there is only the list.
     """
 
     __test__ = False  # no test, whatever pytest takes from the name

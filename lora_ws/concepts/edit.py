@@ -22,9 +22,9 @@ class SparseEdit:
     """Weights that are set to zero.
 
     Attributes:
-        indices: name of a weight -> places in it, counted through all of its numbers.
-        before: name -> what stood there.
-        facts: what it was made for; text.
+        indices: name of a weight -> flat positions in it.
+        before: name -> old values at these positions.
+        facts: metadata, as text.
     """
 
     indices: dict[str, Tensor]

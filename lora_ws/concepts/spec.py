@@ -23,12 +23,12 @@ class EditSpec:
 
     Attributes:
         base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
-        concept: its prompt, such as "a photo of three".
+        concept: prompt of the concept, such as "a photo of three".
         budget: share of the weights to set to zero.
         per: apply the budget per row, per matrix, or to all weights (global).
         eligible: weights to select from: ff (feed-forward), attention, or all.
-        scores: taylor, weight times gradient; or integrated, gradients averaged along the path
-            from all of these weights off to all on.
+        scores: taylor: weight times gradient; integrated: gradients averaged along the path from
+            all eligible weights off to all on.
         steps: noise levels used for the scores.
         guidance_scale: scale of classifier-free guidance.
         out: folder for the edit, its metrics, images and page.

@@ -21,11 +21,11 @@ class GenerationSpec:
     """Settings of image generation, named as diffusers names them.
 
     Attributes:
-        prompt: what to draw; one for all images, or one per image.
-        negative_prompt: what not to draw.
+        prompt: one prompt for all images, or one per image.
+        negative_prompt: negative prompt.
         guidance_scale: scale of classifier-free guidance; 1 for none.
-        num_inference_steps: steps of denoising.
-        seed: of the initial noise; image k starts from that of ``seed + k``.
+        num_inference_steps: denoising steps.
+        seed: seed of the initial noise; image k uses ``seed + k``.
 
     Example:
         >>> GenerationSpec("a photo of cat", seed=3).prompts(2)

@@ -103,7 +103,8 @@ class Merge(Method):
     """All adapters at once, ``W + sum_i scale_i dW_i``.
 
     Attributes:
-        normalised: divide by their number, which keeps the update as long as those of single ones.
+        normalised: divide by the number of adapters, so that the update has the norm of a single
+            one.
 
     Example:
         >>> Merge().mix(Step(0, 20), [0.8, 1.0]).rows
@@ -127,7 +128,7 @@ class Switch(Method):
     """One adapter at a time, each for some steps: ``i(t) = floor(((t - 1) mod k tau) / tau) + 1``.
 
     Attributes:
-        tau: steps of an adapter before the next one's turn.
+        tau: steps per turn.
         weights: shares of the turns, one per adapter; None for equal ones. A round has ``k tau``
             steps, each of which goes to the adapter that is furthest behind its share.
         compat: as the released scripts, where the first turn is one step longer.
@@ -210,7 +211,7 @@ class Composite(Method):
 @final
 @dataclass(frozen=True, eq=False)
 class Regions(Method):
-    """Each adapter where its mask says so, and the base elsewhere.
+    """Each adapter inside its mask, and the base elsewhere.
 
     Attributes:
         masks: from 0 to 1, one per adapter, of any resolution ``[k, height, width]``; or pictures
@@ -260,10 +261,10 @@ class Regions(Method):
 @final
 @dataclass(frozen=True)
 class Schedule(Method):
-    """All adapters that are on at a step, merged.
+    """The active adapters of a step, merged.
 
     Attributes:
-        windows: for each adapter from when to when it is on, as shares of the steps.
+        windows: per adapter, the first and last share of the steps in which it is active.
 
     Example:
         >>> Schedule(((0, 0.5), (0.5, 1))).mix(Step(0, 10), [1, 1]).rows.tolist()

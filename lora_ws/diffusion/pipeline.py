@@ -54,12 +54,12 @@ class PipelineSize:
         vae_channels: channels of each level of the autoencoder; each but the last halves the image.
         unet_channels: channels of each level of the U-Net; each but the last halves the latent.
         unet_layers: residual layers per level; Stable Diffusion 1.5 has 2.
-        attention_levels: how many levels, from the first, attend to the prompt.
-        heads: attention heads, of the U-Net and of the text encoder.
+        attention_levels: number of levels with cross-attention, from the first.
+        heads: attention heads of the U-Net and of the text encoder.
         text_width: width of the text embedding.
         text_layers: layers of the text encoder.
-        prompt_length: tokens of a prompt, its two ends counted.
-        norm_groups: groups of the normalisation in the U-Net.
+        prompt_length: tokens of a prompt, start and end tokens included.
+        norm_groups: groups of group normalisation in the U-Net.
         latent_channels: channels of the latent; Stable Diffusion 1.5 has 4.
     """
 

@@ -20,10 +20,10 @@ class AdapterStack:
     """Adapters of one base.
 
     Attributes:
-        names: what reports call them.
-        bank: their factors in the U-Net.
-        scales: how much of each, beside what its file asks for; 1 is all of it.
-        texts: name of a text encoder -> their factors in it; none where no adapter has any.
+        names: names in reports.
+        bank: factors in the U-Net.
+        scales: multiplier per adapter, on top of the scale in its file.
+        texts: name of a text encoder -> factors in it; empty where no adapter has any.
 
     Example:
         >>> from importlib import resources

@@ -45,10 +45,10 @@ class EvalSpec:
     """What every file of `eval/` says.
 
     Attributes:
-        kind: one of `KINDS`, which says what other keys the file has.
-        title: of the report.
-        source: of the published numbers.
-        cpu_minutes: of one core, as the committed records say; null where they do not.
+        kind: one of `KINDS`, which defines the other keys of the file.
+        title: title of the report.
+        source: source of the published numbers.
+        cpu_minutes: CPU minutes on one core, from the committed records; null where unknown.
     """
 
     kind: str

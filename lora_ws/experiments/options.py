@@ -13,17 +13,16 @@ class ReproduceSpec:
     """Run a table, figure or experiment of `eval/` and report it beside the published numbers.
 
     Attributes:
-        dataset: a collection instead of the bundled one, such as lora-ws-10k
-        subset: a subset of it; null takes the card's first
-        protocol: how data are split and models chosen; null takes all three for tables and clean
-            for figures
-        seeds: how many instead of the recipes' ten
-        processes: how many work at once; null takes one per core
-        controls: also measure plain inputs, other prompts, unseen leaves and shuffled labels
-        rows: some rows of a table, such as '["FlatVec"]'; null takes all
-        draws: of `readers`, how many learning rates and weight decays every network tries; the
-            validation rows choose
-        size: of `readers`, a budget of parameters such as 1.3M; null takes the recipes' networks
+        dataset: collection to use instead of the bundled one, such as lora-ws-10k
+        subset: subset of the collection; null takes the card's first
+        protocol: splits and model selection; null takes all three for tables and clean for figures
+        seeds: number of seeds; null takes the recipes' ten
+        processes: parallel processes; null takes one per core
+        controls: also evaluate plain inputs, other prompts, unseen leaves and shuffled labels
+        rows: rows of a table, such as '["FlatVec"]'; null takes all
+        draws: for `readers`: number of learning rates and weight decays to try per network; the
+            validation rows select
+        size: for `readers`: parameter budget, such as 1.3M; null takes the recipes' networks
         out: folder of runs and reports; null makes one below runs/
     """
 

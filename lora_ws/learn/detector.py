@@ -48,12 +48,13 @@ TEXT_ATTENTION = "*.attn2.to_v"
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """How a detector is made of folders.
+    """How a detector is trained on folders.
 
     Attributes:
-        out: folder to make, for ``lora-ws scan --model``.
-        harmless: name of the folder whose files are not to be flagged; null takes the first.
-        false_alarms: share of such files that may be flagged.
+        out: output folder, for ``lora-ws scan --model``.
+        harmless: name of the harmless folder, whose files should not be flagged; null takes the
+            first.
+        false_alarms: maximal share of harmless files that are flagged.
     """
 
     out: Path = Path("detector")

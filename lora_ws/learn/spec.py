@@ -35,22 +35,22 @@ class FitSpec:
     """How a network is fitted (defaults: paper section 5.1).
 
     Attributes:
-        optimizer: Adam, or AdamW, whose weight decay is apart from the gradient.
+        optimizer: Adam, or AdamW with decoupled weight decay.
         lr: learning rate.
-        weight_decay: of the optimizer.
+        weight_decay: weight decay of the optimizer.
         batch_size: adapters per step.
-        max_epochs: upper bound on epochs.
-        patience: epochs without a lower validation loss after which training stops.
-        schedule: of the learning rate: lower at plateaus of the validation loss, along half a
-            cosine down to 0 at max_epochs, or constant.
-        lr_factor: factor on the learning rate at a plateau of the validation loss.
-        lr_patience: epochs that make a plateau.
-        warmup: epochs in which the learning rate rises from 0, step by step.
-        grad_clip: largest norm of the gradient of a step; null does not clip.
-        ema: decay per step of an exponential moving average of the weights, which then is what is
-            measured and kept; null keeps the weights themselves.
-        weights: which epoch's weights are measured: those of the lowest validation loss, or the
-            last ones, as the published scripts do.
+        max_epochs: maximal number of epochs.
+        patience: epochs without a lower validation loss before training stops.
+        schedule: learning rate schedule: reduced on plateaus of the validation loss, cosine decay
+            to 0 at max_epochs, or constant.
+        lr_factor: factor by which the learning rate is reduced on a plateau.
+        lr_patience: epochs without a lower validation loss before the learning rate is reduced.
+        warmup: epochs of linear learning rate warmup.
+        grad_clip: maximal gradient norm; null does not clip.
+        ema: decay per step of an exponential moving average of the weights, which replaces the
+            weights; null uses none.
+        weights: weights to evaluate: those of the epoch with the lowest validation loss, or the
+            last ones, as in the published scripts.
         hidden: deprecated, use ``model: MLP`` with ``hidden``.
     """
 
@@ -96,9 +96,9 @@ class ExperimentSpec:
 
     Attributes:
         dataset: a collection's name, or the folder of a store.
-        subset: a subset of it; null takes the card's first. `lora-ws train` takes the card's main
-            one, and ``all`` for each.
-        split: column that records each row's part (train, val or test), such as ``leaf_part`` of
+        subset: subset of the collection; null takes the card's first. `lora-ws train` takes the
+            card's main one, and ``all`` runs each.
+        split: column with each row's part (train, val or test), such as ``leaf_part`` of
             lora-ws-mini, whose parts share no leaf class; or a rule by name: ``fold-0-of-5``,
             ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
@@ -106,28 +106,28 @@ class ExperimentSpec:
         task: what to predict, by name (classification, multilabel, regression,
             embedding, zero_shot, multitask; see docs/tasks.md), or a task by class name or dotted
             path, with parameters.
-        matrices: names of the layers or matrices to read, ``*`` standing for anything (see
+        matrices: names of the layers or matrices to read, with ``*`` as a wildcard (see
             `Layout.choose`); null reads all.
         featurizer: the representation, by class name or dotted path; null takes the paper's five,
             the weights themselves for a network that reads factors, or UpdateKernel for a
             classifier of a precomputed kernel.
         model: the network, by class name or dotted path, or a scikit-learn classifier or regressor:
             SVC, OneVsRestSVC, KernelRidge, GaussianProcess, LogisticRegression and others by name,
-            any by its dotted path. A regressor reads classes by least squares on 1 and -1.
-        augment: changes of the training rows, by class name, such as FactorNoise, each with a
+            any by its dotted path. A regressor predicts classes by least squares on 1 and -1.
+        augment: augmentations of the training rows, by class name, such as FactorNoise, each with a
             probability; for networks that read factors.
-        choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; every
-            combination is fitted, and the best on the validation rows is kept.
-        refit: once the validation rows have chosen, fit on them too; how far to believe the result
-            then comes from out-of-fold outputs. Classifiers and regressors of scikit-learn alone.
-        metadata: a control: represent adapters by these columns of the table, not by weights.
-        shuffle_labels: a control: give the rows each other's labels, anew for every seed.
-        first_rows: use only so many rows of each part, the first ones.
-        protocol: how the experiment was set up; a label that records and tables repeat.
+        choose: candidate values by dotted key, such as ``model.C`` or ``featurizer.whiten``; all
+            combinations are fitted, and the validation rows select the best.
+        refit: after selection on the validation rows, fit on training and validation rows together;
+            calibration then uses out-of-fold outputs. For scikit-learn estimators only.
+        metadata: a control: predict from these columns of the table instead of weights.
+        shuffle_labels: a control: shuffle the labels, with a new order per seed.
+        first_rows: use only the first n rows of each part; null uses all.
+        protocol: protocol of the experiment, a label in records and tables.
         fit: how the network is fitted.
-        trainer: where it runs.
-        seeds: how many, from 0 up; the paper reports 10.
-        out: folder of the run; null makes one below runs/. A run that was cut off continues.
+        trainer: devices, engine and logging.
+        seeds: number of seeds, from 0 up; the paper reports 10.
+        out: folder of the run; null makes one below runs/. An interrupted run resumes.
         regression: deprecated, use ``task: regression``.
 
     Example:

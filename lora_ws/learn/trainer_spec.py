@@ -22,20 +22,21 @@ class TrainerSpec:
 
     Attributes:
         accelerator: Lightning's accelerator; auto takes a GPU where there is one.
-        devices: how many of them on each node, a process each.
-        num_nodes: how many machines.
-        strategy: ddp shares every batch among the devices; auto does so where there are several.
-        checkpoint_every: epochs between checkpoints, from which a seed that was cut off goes on;
-            0 for none, null for 10 on several devices and none on one.
-        threads: CPU threads of one process; small networks lose by more than one.
-        precision: of the numbers in training, by Lightning's names; bf16-mixed saves memory.
+        devices: number of devices per node, with one process each.
+        num_nodes: number of nodes.
+        strategy: ddp splits every batch among the devices; auto takes it for several devices.
+        checkpoint_every: epochs between checkpoints, from which an interrupted seed resumes; 0 for
+            none, null for 10 on several devices and none on one.
+        threads: CPU threads per process; small networks are slower with more than one.
+        precision: Lightning's precision; bf16-mixed saves memory.
         loggers: Lightning's, by class name or dotted path, with parameters: WandbLogger (project,
             entity, tags, offline), TensorBoardLogger, MLFlowLogger. The run folder always has a CSV
             file.
-        callbacks: Lightning's or yours, alike: LearningRateMonitor, say.
-        engine: ``one-by-one`` trains a seed after another with Lightning, ``batched`` all seeds in
-            one stack; auto takes batched on a CUDA device, unless loggers, callbacks or another
-            precision are asked for.
+        callbacks: Lightning's callbacks or your own, by class name or dotted path, such as
+            LearningRateMonitor.
+        engine: ``one-by-one`` trains seeds in turn with Lightning, ``batched`` all seeds in one
+            stack; auto takes batched on a CUDA device, unless loggers, callbacks or another
+            precision are set.
         wandb: deprecated, use ``loggers: [WandbLogger]``.
     """
 

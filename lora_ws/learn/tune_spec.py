@@ -12,13 +12,13 @@ RANGE = {"low", "high", "log", "step"}
 
 @dataclass(frozen=True)
 class TuneSpec(ExperimentSpec):
-    """Search the parameters of an experiment; the validation rows judge.
+    """Search the parameters of an experiment by its score on the validation rows.
 
     Attributes:
-        search: where to look, by dotted key of model, featurizer, fit or matrices: a list of
-            values, or a range ``{low: 1e-4, high: 1e-2, log: true}``, of whole numbers where both
-            ends are.
-        trials: how many settings to try in all, counting those of earlier calls.
+        search: search space, by dotted key of model, featurizer, fit or matrices: a list of values,
+            or a range ``{low: 1e-4, high: 1e-2, log: true}``; a range is of integers if both ends
+            are.
+        trials: total number of trials, including those of earlier calls.
     """
 
     search: dict[str, Any] = field(default_factory=dict)

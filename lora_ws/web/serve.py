@@ -14,18 +14,18 @@ class ServeSpec:
     """What a server judges with, where it listens, and what it takes.
 
     Attributes:
-        model: folder of a bundle, or its Hub repository; auto classifies adapters of tiny-sd by
-            the bundle that is shipped, and describes other files; none describes all
+        model: bundle, a folder or a Hub repository; auto classifies adapters of tiny-sd with the
+            shipped bundle and only describes other files; none describes all files
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
-            bundle may name.
+            bundle may use.
         index: known adapters to compare with: a folder, a .txt list, a name on the Hub, or the
             folder of an index
         host: address to listen on.
         port: port to listen on.
-        max_mb: largest file, uploaded or on the Hub.
-        at_once: files that are judged side by side.
-        waiting: files that may wait; more are turned away.
+        max_mb: maximal file size in MB, for uploads and files on the Hub.
+        at_once: files scanned in parallel.
+        waiting: maximal number of waiting files; others are refused.
     """
 
     model: str | None = AUTO

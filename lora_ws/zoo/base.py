@@ -39,11 +39,11 @@ class StageSpec:
     """One of the two trainings.
 
     Attributes:
-        steps: how many.
+        steps: number of steps.
         batch_size: images per step.
-        learning_rate: highest, reached after ``warmup`` steps; it falls to 0 along a cosine.
-        warmup: steps of rising learning rate.
-        ema: decay of the running average of the weights, which is what is kept.
+        learning_rate: maximal learning rate, reached after ``warmup`` steps; cosine decay to 0.
+        warmup: steps of linear warmup.
+        ema: decay of the exponential moving average of the weights, which is what is saved.
     """
 
     steps: int = 1000
@@ -58,20 +58,19 @@ class BaseSpec:
     """A small Stable Diffusion and how to train it.
 
     Attributes:
-        name: what it is called.
-        out: folder of the finished pipeline; checkpoints and sample grids stand in ``out``.work.
-        photos: what it is trained on.
-        size: of its parts.
+        name: name of the base model.
+        out: folder of the finished pipeline; checkpoints and sample grids are in ``out``.work.
+        photos: training images.
+        size: sizes of the networks.
         vae: training of the autoencoder.
         denoiser: training of U-Net and text encoder.
-        empty_prompts: share of samples trained without a prompt, for guidance.
-        min_snr: cap of the signal-to-noise ratio that weights the loss of the image (Hang et al.,
-            2023, Min-SNR-gamma), so that steps go to shapes rather than grain; none weights the
-            loss of the noise equally.
-        seed: of everything.
+        empty_prompts: share of samples trained without a prompt, for classifier-free guidance.
+        min_snr: cap of the signal-to-noise ratio in the loss weights (Hang et al., 2023,
+            Min-SNR-gamma); null weights all noise levels equally.
+        seed: random seed.
         checkpoint_every: steps between checkpoints.
         grid_every: steps between sample grids.
-        held_out: split of the photos that quality is measured on.
+        held_out: split of the photos for evaluation.
     """
 
     name: str = "digit-sd"

@@ -17,12 +17,12 @@ class FinetuneSpec:
     """The paper's recipe (section 3).
 
     Attributes:
-        steps: training steps of each adapter.
+        steps: training steps per adapter.
         batch_size: images per step.
-        learning_rate: of AdamW, constant.
-        weight_decay: of AdamW.
-        max_grad_norm: each adapter's own gradient is clipped to it.
-        rank: of every adapter; alpha is the same.
+        learning_rate: constant learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: maximal gradient norm per adapter.
+        rank: rank of the adapters; alpha is the same.
     """
 
     steps: int = 200

@@ -25,14 +25,14 @@ class PhotoSpec:
     Attributes:
         source: "digits" (scikit-learn's, nothing to fetch), a repository of images on the Hub, a
             folder with a file ``<split>.parquet``, or one parquet file.
-        split: which split of it; for digits "train" is the first half of each digit's images and
-            "test" the second.
-        image: column of the image; a file with the published columns (image, category_label,
-            category_name) is read by those, whatever is said here.
+        split: split to use; for digits, "train" is the first half of each digit's images and "test"
+            the second.
+        image: column of the image; ignored for files with the published columns (image,
+            category_label, category_name).
         category: column of the general class.
         leaf: column of the leaf class.
-        words: general class as the source spells it -> the word prompts use; classes that are not
-            named are left out. Empty takes all as they are.
+        words: general class in the source -> word in prompts; other classes are excluded. Empty
+            takes all classes as they are.
     """
 
     source: str = DIGITS

@@ -26,15 +26,16 @@ class SamplingSpec:
     """How image sets are drawn.
 
     Attributes:
-        adapters_per_leaf: image sets of each leaf class.
-        min_images: fewest images of an adapter.
-        max_images: most images of an adapter.
-        passes: how often the images of a leaf are dealt out anew when they run out; inside a pass
-            no image is used twice.
-        a_init: how A starts: each adapter its own draw, or all the same; several make subsets.
-        prompt: "class" names the general class, "constant" does not; several make subsets.
-        flagged: general class that stands for flagged content, if there is one: a column `label`
-            says flagged or neutral, and its leaves get as many adapters as all others together.
+        adapters_per_leaf: image sets per leaf class.
+        min_images: minimal number of images per adapter.
+        max_images: maximal number of images per adapter.
+        passes: number of times that the images of a leaf class are used; each image once per pass.
+        a_init: initialisation of A: one draw per adapter, or one for all; several values make
+            subsets.
+        prompt: "class" contains the general class, "constant" does not; several values make
+            subsets.
+        flagged: general class that stands for flagged content, if any: the column `label` is then
+            flagged or neutral, and its leaves get as many adapters as all others together.
     """
 
     adapters_per_leaf: int = 5

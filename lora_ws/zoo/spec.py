@@ -17,18 +17,18 @@ class ZooSpec:
     Attributes:
         out: folder of the new store.
         base: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
-        photos: images of the adapters; those that the base was trained on are left out.
-        sampling: which images make which adapter.
-        finetune: how an adapter is trained.
-        adapters_at_once: adapters trained in one forward pass; null takes as many as fit in
-            ``memory_gb``, up to 100.
-        memory_gb: GiB that a batch may take in each process, beside the model.
-        shard: "i/n" builds the i-th of n shares, from 0, into a store of its own; `lora-ws zoo
-            merge` joins them.
-        processes: how many train side by side, each its own adapters in one thread; with device
-            cuda each takes a GPU.
-        device: where to train.
-        seed: of image sets, starts, noise and order.
+        photos: training images; those that the base was trained on are excluded.
+        sampling: image sets of the adapters.
+        finetune: training of an adapter.
+        adapters_at_once: adapters per forward pass; null takes as many as fit in ``memory_gb``, up
+            to 100.
+        memory_gb: memory per batch and process in GiB, in addition to the model.
+        shard: "i/n" builds part i of n, from 0, in a store of its own; `lora-ws zoo merge` merges
+            them.
+        processes: training processes in parallel, each for its own adapters, with one thread, or
+            one GPU each with device cuda.
+        device: torch device for training.
+        seed: seed of image sets, initial weights, noise and order.
     """
 
     out: Path = Path("zoo")

@@ -27,12 +27,12 @@ class TestbedSpec:
     """A testbed to train.
 
     Attributes:
-        out: folder to make.
-        base: that the adapters are of; one that knows digits by name.
-        photos: plain digits.
-        finetune: how each adapter is trained.
-        targets: last names of the modules that are adapted.
-        seed: of starts, order and noise.
+        out: output folder.
+        base: base model of the adapters; its prompts have to name digits.
+        photos: photos of plain digits.
+        finetune: training of each adapter.
+        targets: last name components of the adapted modules.
+        seed: seed of initial weights, order and noise.
     """
 
     __test__ = False

@@ -35,10 +35,10 @@ class SweepSpec(ExperimentSpec):
 
     Attributes:
         over: layers (A and B of each), matrices (each A and each B alone), or all_but_top (all
-            layers but the 1, 2, 4, … that are best by validation accuracy of a sweep over layers).
-        processes: how many work at once; null takes one per core.
-        shard: share i of n for a job array, as ``i/n``; shares write into the same folder.
-        top: how many of the best to list.
+            layers but the best 1, 2, 4, … by validation accuracy of a sweep over layers).
+        processes: parallel processes; null takes one per core.
+        shard: share i of n for a job array, as ``i/n``; all shares write to the same folder.
+        top: number of layers to list.
     """
 
     over: Over = "layers"

@@ -11,7 +11,7 @@ class PrincipalComponentsSpec(EvalSpec):
     """The figure of principal components: one recipe per protocol, many K.
 
     Attributes:
-        dataset: collection it is made from where none is asked for.
+        dataset: default collection.
         recipes: protocol -> recipe.
         components: every K.
         published: dataset -> K -> accuracy in percent; null where it is drawn, not printed.

@@ -13,8 +13,8 @@ class ColumnSpec:
 
     Attributes:
         name: title of the column.
-        subset: which adapters.
-        split: column of their parts; null takes the collection's own rule.
+        subset: subset of the adapters.
+        split: column of the split; null takes the collection's rule.
     """
 
     name: str
@@ -27,9 +27,9 @@ class ReaderSpec:
     """A row: a recipe of `training/`, and whose reader it is.
 
     Attributes:
-        name: what the row is called.
-        recipe: in `training/`.
-        source: paper, or what else it is.
+        name: title of the row.
+        recipe: recipe in `training/`.
+        source: paper, or another source.
         shuffled: a control: labels are shuffled.
         sizes: name of a budget, such as ``1.3M``, -> arguments of the network that meet it.
     """
@@ -46,8 +46,8 @@ class ReadersSpec(EvalSpec):
     """A comparison of readers.
 
     Attributes:
-        dataset: collection it is made from where none is asked for.
-        seeds: of every reader that draws, where no number is asked for.
+        dataset: default collection.
+        seeds: number of seeds, for readers with random initialisation.
         columns: questions.
         groups: title of a group of rows -> its readers.
         measured_elsewhere: rows that need the photos, ``name: [percent per column]``, by the

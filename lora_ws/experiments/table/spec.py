@@ -12,11 +12,11 @@ class RowSpec:
     """A row of a table.
 
     Attributes:
-        name: what the row is called.
+        name: title of the row.
         recipes: protocol, or ``protocol@dataset``, -> recipe in `training/`.
         published: dataset -> metric -> mean and standard deviation in percent.
-        ours: whether it is not the paper's.
-        note: what a reader should know of it.
+        ours: not in the paper.
+        note: note for the report.
     """
 
     name: str
@@ -55,13 +55,13 @@ class TableSpec(EvalSpec):
     """A table: rows, what is published of them, and the controls beside them.
 
     Attributes:
-        dataset: collection it is made from where none is asked for.
+        dataset: default collection.
         rows: of the table.
         inputs: plain inputs as controls.
-        tolerance: measured and published differ where their means are further apart than so many
+        tolerance: measured and published means differ if they are further apart than this many
             standard deviations of their difference over seeds.
-        layer_by: part whose loss chooses a single layer for every row; empty takes all layers.
-        nested: rows whose choice of a layer is also measured in nested cross-validation.
+        layer_by: part whose loss selects a single layer for every row; empty takes all layers.
+        nested: rows whose layer selection is also evaluated in nested cross-validation.
     """
 
     dataset: str
