@@ -19,7 +19,14 @@ import yaml
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.card import DatasetCard, stored_card
 from lora_ws.collection.columns import to_arrow, to_dataset, to_frame
-from lora_ws.collection.splits import Split, is_rule, make_split, split_by_name
+from lora_ws.collection.splits import (
+    Split,
+    group_of,
+    is_rule,
+    make_split,
+    split_by_group,
+    split_by_name,
+)
 from lora_ws.collection.store import (
     CARD,
     COUNTED,
@@ -234,6 +241,9 @@ class AdapterSet:
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""
         rule = self.card.split
+        if group := group_of(rule.column):
+            named = self.card.group_columns.get(group, group)
+            return split_by_group(self.labels(column)[0], self.column(named), rule)
         groups = self.column(rule.group) if rule.group else None
         if rule.column and is_rule(rule.column):
             return split_by_name(rule.column, self.labels(column)[0], groups)

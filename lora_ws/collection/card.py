@@ -68,6 +68,8 @@ class DatasetCard:
         rows_note: what is known about that number.
         base_model: model the adapters were trained on.
         split: how it is split.
+        group_columns: columns whose equal values tie adapters together, by what they share (leaf,
+            photos, start): ``--split group:leaf`` keeps them in one part.
         subset: column that names the subsets; empty when there are none.
         subsets: their names; whatever takes one takes the first.
         main_subset: the one that `lora-ws train` takes; empty for the first.
@@ -100,6 +102,7 @@ class DatasetCard:
     rows_note: str = ""
     base_model: str = ""
     split: SplitRule = field(default_factory=SplitRule)
+    group_columns: dict[str, str] = field(default_factory=dict)
     subset: str = ""
     subsets: tuple[str, ...] = ()
     main_subset: str = ""

@@ -61,7 +61,8 @@ def make_split(
     return Split(*(np.flatnonzero(np.isin(member, part)) for part in parts))
 
 
-RULES = "fold-0-of-5, published-70-10-20, published-80-20"
+RULES = "fold-0-of-5, group:leaf, published-70-10-20, published-80-20"
+_GROUP = "group:"
 _FOLD = re.compile(r"fold-(\d+)-of-(\d+)")
 # Of the published scripts.
 _SEED = 42
@@ -69,7 +70,17 @@ _SEED = 42
 
 def is_rule(name: str) -> bool:
     """Whether a split is named by a rule, not by a column."""
-    return re.match(r"(fold|published)-", name) is not None
+    return re.match(r"(fold-|published-|group:)", name) is not None
+
+
+def group_of(name: str | None) -> str | None:
+    """What a rule like ``group:leaf`` keeps in one part; None for other rules and columns.
+
+    Example:
+        >>> group_of("group:leaf"), group_of("part")
+        ('leaf', None)
+    """
+    return name.removeprefix(_GROUP) if name and name.startswith(_GROUP) else None
 
 
 def split_by_name(name: str, labels: Int[np.ndarray, " rows"], groups: np.ndarray | None) -> Split:
@@ -108,6 +119,47 @@ def split_by_name(name: str, labels: Int[np.ndarray, " rows"], groups: np.ndarra
     parts = [part for _, part in folds.split(rows, labels, rows if groups is None else groups)]
     test, val = parts[k], parts[(k + 1) % n]
     return Split(np.setdiff1d(rows, np.r_[test, val]), np.sort(val), np.sort(test))
+
+
+def split_by_group(labels: Int[np.ndarray, " rows"], groups: np.ndarray, rule: SplitRule) -> Split:
+    """Deal the groups of each class to the parts, at least one to training and one to test.
+
+    A class of two groups has none left to validate on: there validation takes rows of its training
+    group, so that the test stays on groups that nothing was fitted or chosen on.
+
+    Raises:
+        DataError: a class has one group only, or a group has two labels.
+
+    Example:
+        >>> labels, leaves = np.repeat([0, 1], 30), np.repeat(np.arange(6), 10)
+        >>> split = split_by_group(labels, leaves, SplitRule())
+        >>> [np.unique(leaves[part]).tolist() for part in split]
+        [[2, 3], [1, 5], [0, 4]]
+    """
+    rng = np.random.default_rng(rule.seed)
+    _, val, test = rule.fractions
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        mixed = np.isin(groups, groups[rows]) & (labels != label)
+        if mixed.any():
+            name = groups[np.flatnonzero(mixed)[0]]
+            raise DataError(f"split: group `{name}` holds rows of two labels")
+        names = rng.permutation(np.unique(groups[rows]))
+        if len(names) < 2:
+            raise DataError(
+                f"split: expected at least two groups of every class, got one of class {label} "
+                f"(`{names[0]}`); leave that class out, or split by another rule"
+            )
+        tested = max(1, round(test * len(names)))
+        checked = max(1, round(val * len(names))) if val and len(names) > 2 else 0
+        dealt = np.split(names, [len(names) - tested - checked, len(names) - tested])
+        train, held, out = (rows[np.isin(groups[rows], part)] for part in dealt)
+        if val and not checked:
+            train, held = np.split(rng.permutation(train), [-max(1, round(val * len(rows)))])
+        for part, own in zip(parts, (train, held, out), strict=True):
+            part.append(own)
+    return Split(*(np.sort(np.concatenate(part)) for part in parts))
 
 
 def _split_groups(

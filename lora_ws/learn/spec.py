@@ -99,8 +99,9 @@ class ExperimentSpec:
         subset: subset of the collection; null takes the card's first. `lora-ws train` takes the
             card's main one, and ``all`` runs each.
         split: column with each row's part (train, val or test), such as ``leaf_part`` of
-            lora-ws-mini, whose parts share no leaf class; or a rule by name: ``fold-0-of-5``,
-            ``published-70-10-20``, ``published-80-20``; null takes the card's rule.
+            lora-ws-mini, whose parts share no leaf class; or a rule by name: ``group:leaf`` (parts
+            share no leaf class; any column of the rows), ``fold-0-of-5``, ``published-70-10-20``,
+            ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
         label: column to predict; null takes the card's.
         task: what to predict, by name (classification, multilabel, regression,

@@ -101,7 +101,7 @@ def _row(
         "source": f"{job.subset}/{name}",
         "category_label": job.category,
         "category_name": job.leaf,
-        "leaf_id": job.leaf_id,
+        "leaf_number": job.leaf_number,
         **({"label": job.label} if spec.sampling.flagged else {}),
         "num_images": len(job.images),
         "images": list(job.images),

@@ -56,7 +56,7 @@ class AdapterPlan:
         image_set: number of its image set; the same in every subset.
         category: general class.
         leaf: leaf class.
-        leaf_id: its number.
+        leaf_number: its number.
         images: positions of its images in the photos.
         text: the prompt.
         a_init: how A starts.
@@ -70,7 +70,7 @@ class AdapterPlan:
     image_set: int
     category: str
     leaf: str
-    leaf_id: int
+    leaf_number: int
     images: tuple[int, ...]
     text: str
     a_init: Init
@@ -103,7 +103,7 @@ def plan_adapters(photos: Photos, spec: SamplingSpec, seed: int) -> list[Adapter
         )
     sets = []
     rng = np.random.default_rng(seed)
-    leaf_id = 0
+    leaf_number = 0
     tree = photos.tree
     counts = _adapters_per_class(tree, spec)
     leaf_of, category_of = np.array(photos.leaves), np.array(photos.categories)
@@ -113,8 +113,8 @@ def plan_adapters(photos: Photos, spec: SamplingSpec, seed: int) -> list[Adapter
         for leaf, wanted in zip(leaves, parts, strict=True):
             own = np.flatnonzero((leaf_of == leaf) & (category_of == category))
             for part, images in _image_sets(leaf, own, wanted, spec, rng):
-                sets.append((category, leaf, leaf_id, images, part, leaf_parts[leaf]))
-            leaf_id += 1
+                sets.append((category, leaf, leaf_number, images, part, leaf_parts[leaf]))
+            leaf_number += 1
     jobs = []
     for a_init, prompt in product(spec.a_init, spec.prompt):
         for k, (category, leaf, number, images, part, leaf_part) in enumerate(sets):

@@ -1,13 +1,16 @@
 """Splits: shares, classes, groups, and that nothing but labels, groups and rule counts."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from lora_ws.collection import SplitRule, make_split
-from lora_ws.collection.splits import split_by_name
+from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.collection import AdapterSet, DatasetCard, SplitRule, make_split
+from lora_ws.collection.card import find_card
+from lora_ws.collection.splits import split_by_group, split_by_name
 from lora_ws.errors import DataError
 
 FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.0, 0.2), (0.5, 0.25, 0.25), (0.6, 0.2, 0.2)])
@@ -103,6 +106,43 @@ def test_folds_test_every_row_once_and_keep_groups_together(n: int):
         sets = [set(groups[part]) for part in split]
         assert not sets[0] & (sets[1] | sets[2])
         assert not sets[1] & sets[2]
+
+
+@pytest.mark.parametrize("leaves", [2, 3, 10, 26])
+def test_parts_of_a_group_rule_share_none_of_its_values(leaves: int):
+    n = 4 * 5 * leaves
+    leaf = np.arange(n) % (4 * leaves)
+    rows = pa.table({"kind": [f"c{k % 4}" for k in leaf], "sort": [f"l{k}" for k in leaf]})
+    card = DatasetCard(
+        name="own",
+        label="kind",
+        classes=tuple(f"c{k}" for k in range(4)),
+        group_columns={"leaf": "sort"},
+    )
+    layout = Layout((LayerSpec("m", 2, 2),))
+    zoo = AdapterSet(np.zeros((n, layout.size), np.float32), layout, rows, card)
+    for name in ("group:leaf", "group:sort"):
+        split = zoo.split_by(name).split()
+        held = [set(leaf[part].tolist()) for part in split]
+        assert not held[2] & (held[0] | held[1])
+        assert len(set().union(*held)) == 4 * leaves
+        # Two leaf classes are one to train on and one to test on: validation shares the first.
+        assert bool(held[0] & held[1]) == (leaves == 2)
+        assert sum(map(len, split)) == n
+        assert all(set(leaf[part] % 4) == set(range(4)) for part in split)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"), [([0, 0, 1, 2], "got one of class 0"), ([0, 1, 1, 2], "two labels")]
+)
+def test_groups_that_cannot_be_parted_are_explained(groups: list[int], message: str):
+    with pytest.raises(DataError, match=message):
+        split_by_group(np.array([0, 0, 1, 1]), np.array(groups), SplitRule())
+
+
+@pytest.mark.parametrize("name", ["1k", "10k", "50k", "100k"])
+def test_leaf_of_the_published_sets_is_a_name_not_the_number_of_a_folder(name: str):
+    assert find_card(f"lora-ws-{name}").group_columns["leaf"] == "category_name"
 
 
 def test_published_splits_are_those_of_scikit_learn_at_seed_42():
