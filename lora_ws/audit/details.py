@@ -1,9 +1,10 @@
 """All that is known of one file, as a part of a page that opens and closes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.policy import Reviewed
+from lora_ws.bundle.heads import Answer
 from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Details, Facts, Part
@@ -28,13 +29,27 @@ def _parts(one: Reviewed) -> Iterator[Part]:
     values = {"file": one.finding.file, **_identity(one.finding), **_judged(one)}
     yield Facts({name: Cell(printable(value)) for name, value in values.items() if value})
     if one.finding.verdict:
-        rows = list(one.finding.verdict.probabilities.items())[:NAMED]
-        cells = tuple((Cell(name), Cell(f"{share:.3f}")) for name, share in rows)
-        caption = f"Calibrated; the likeliest {len(rows)}, given that it is a class of the model."
-        yield Grid(("class", "probability"), cells, caption)
+        shares = one.finding.verdict.probabilities
+        caption = "Calibrated; the likeliest {}, given that it is a class of the model."
+        yield _likeliest("class", shares, caption)
+        for column, answer in one.finding.verdict.answers.items():
+            yield from _answer(column, answer)
     if one.finding.facts and (claims := one.finding.facts.claims):
         cells = tuple((Cell(name), Cell(value)) for name, value in claims.items())
         yield Grid(("name", "value"), cells, "What the file claims of itself, unchecked.", left=2)
+
+
+def _answer(column: str, answer: Answer) -> Iterator[Part]:
+    """What a further task of the classifier predicts."""
+    yield Facts({column: Cell(answer.label or "abstains")})
+    if answer.probabilities:
+        yield _likeliest(column, answer.probabilities, "Calibrated; the likeliest {}.")
+
+
+def _likeliest(title: str, probabilities: Mapping[str, float], caption: str) -> Grid:
+    rows = list(probabilities.items())[:NAMED]
+    cells = tuple((Cell(name), Cell(f"{share:.3f}")) for name, share in rows)
+    return Grid((title, "probability"), cells, caption.format(len(rows)))
 
 
 def _identity(finding: Finding) -> dict[str, str]:

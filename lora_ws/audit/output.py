@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lora_ws.audit.classify import Finding
 from lora_ws.audit.policy import Reviewed
 from lora_ws.journal import replacing
 
@@ -14,6 +15,7 @@ COLUMNS = (
     *("file", "sha256", "update_hash", "base", "ranks", "norm", "label", "confidence", "abstains"),
     *("no_prediction_reason", "reason", "message", "flags", "nearest", "cosine"),
     "silence",  # the old name of a column, for one release
+    "answers",  # of a classifier of several tasks, the predictions of those behind the first
 )
 Sink = Callable[[Reviewed], object]
 
@@ -43,6 +45,12 @@ def csv_line(one: Reviewed) -> str:
     return _line(_safe(value) for value in _row(one))
 
 
+def others(finding: Finding) -> dict[str, str]:
+    """Name what a classifier of several tasks predicts beside its verdict, by column."""
+    answers = finding.verdict.answers if finding.verdict else {}
+    return {column: answer.label or "abstains" for column, answer in answers.items()}
+
+
 def _line(values: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text).writerow(values)
@@ -62,6 +70,7 @@ def _row(one: Reviewed) -> tuple[object, ...]:
         *(finding.no_prediction_reason, finding.reason, finding.message, "; ".join(one.flags)),
         *((near.name, near.cosine) if near else ("", "")),
         finding.no_prediction_reason,
+        "; ".join(f"{column}: {text}" for column, text in others(finding).items()),
     )
 
 

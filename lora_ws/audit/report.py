@@ -9,7 +9,7 @@ from functools import cached_property
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.dedup import Copies
 from lora_ws.audit.details import details
-from lora_ws.audit.output import csv_head, csv_line
+from lora_ws.audit.output import csv_head, csv_line, others
 from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.provenance import Provenance
 from lora_ws.bundle import Bundle
@@ -173,7 +173,7 @@ class Report:
 
     def _flagged(self) -> Section | None:
         rows = [
-            (self._cell(one.finding), Cell("; ".join(one.flags)), Cell(said(one.finding)))
+            (self._cell(one.finding), Cell("; ".join(one.flags)), Cell(_all_said(one.finding)))
             for one in self.flagged
         ]
         head = ("file", "why", "verdict")
@@ -195,6 +195,8 @@ class Report:
         return Section("Verdicts", (*([some] if total > LISTED else []), *parts), "verdicts")
 
     def _group(self, group: Sequence[Reviewed]) -> Grid:
+        """Files of one verdict; of a classifier of several tasks, with the other predictions."""
+        tasks = {column: None for one in group for column in others(one.finding)}
         rows = []
         for finding, flags, nearest in group:
             verdict = finding.verdict
@@ -205,9 +207,10 @@ class Report:
                 if nearest
                 else ""
             )
-            told = map(Cell, (could, near, "; ".join(flags), sure))
+            more = [others(finding).get(column, "") for column in tasks]
+            told = map(Cell, (*more, could, near, "; ".join(flags), sure))
             rows.append((self._cell(finding), *told))
-        head = ("file", "could be", "nearest known", "flags", "confidence")
+        head = ("file", *tasks, "could be", "nearest known", "flags", "confidence")
         # A column in which nothing stands is left out.
         used = [k for k in range(len(head)) if k == 0 or any(row[k].text for row in rows)]
         cells = tuple(tuple(row[k] for k in used) for row in rows)
@@ -283,12 +286,19 @@ def said(finding: Finding) -> str:
     return finding.verdict.label or f"abstains: {finding.verdict.reason}"
 
 
+def _all_said(finding: Finding) -> str:
+    """The verdict, and the predictions of other tasks behind it."""
+    more = [f"{column}: {text}" for column, text in others(finding).items()]
+    return "; ".join([said(finding), *more])
+
+
 def _classifier(bundle: Bundle) -> Section:
     held = bundle.confidence.calibration
     data = bundle.training.get("dataset", "unknown")
+    tasks = "".join(f"; also predicts {head.name}" for head in bundle.heads)
     text = (
         f"{len(bundle.classes)} classes ({', '.join(bundle.classes)}) of {bundle.base} adapters, "
-        f"from {len(bundle.layers)} layers, {bundle.size_mb:.1f} MiB; trained on {data}."
+        f"from {len(bundle.layers)} layers, {bundle.size_mb:.1f} MiB; trained on {data}{tasks}."
     )
     if held is None:
         return Section("The classifier", (text, "It is not calibrated, and abstains from all."))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ws.adapters.source import tensor_sha256
+from lora_ws.audit.output import others
 from lora_ws.audit.policy import Reviewed
 from lora_ws.journal import replacing
 
@@ -68,7 +69,8 @@ def _said(one: Reviewed) -> str:
     elif verdict.label is None:
         text = f"abstains: {verdict.reason}"
     else:
-        text = f"{verdict.label} ({verdict.confidence:.2f})"
+        named = [f"{verdict.label} ({verdict.confidence:.2f})"]
+        text = "; ".join([*named, *(f"{task}: {found}" for task, found in others(finding).items())])
     flags = f"; flagged: {', '.join(one.flags)}" if one.flags else ""
     return f"{OURS}: {text}{flags}. {TRIAGE}"
 

@@ -8,8 +8,10 @@ function say(text) {
 function summary(finding) {
   if (finding.reason) return "Not read: " + finding.message;
   if (!finding.verdict) return finding.facts.base + " · " + finding.no_prediction_reason;
-  const { label, reason, confidence } = finding.verdict;
-  return label ? label + ", " + Math.round(100 * confidence) + " %" : "The classifier abstains: " + reason;
+  const { label, reason, confidence, answers } = finding.verdict;
+  if (!label) return "The classifier abstains: " + reason;
+  const others = Object.entries(answers).map(([task, one]) => task + ": " + (one.label ?? "abstains"));
+  return [label + ", " + Math.round(100 * confidence) + " %", ...others].join(" · ");
 }
 
 async function judge(url, options, name) {
