@@ -15,7 +15,8 @@ fail.
 
 reads stores of one collection, such as shares of ``lora-ws zoo build --shard``; without any,
 lora-ws-mini's ``per_adapter/constant``. What records.jsonl of the folder holds already is not
-measured again; with ``--draws 0`` it is reported as it stands.
+measured again; with ``--draws 0`` it is reported as it stands. So a part of the shares can give the
+small sizes and their test rows, and all of them, ``--smallest 4000``, the large ones.
 """
 
 import argparse
@@ -143,14 +144,15 @@ def measure(adapters: AdapterSet, name: str, split: str, size: int, draw: int) -
 
 
 def missing(
-    adapters: AdapterSet, names: Sequence[str], draws: int, held: Sequence[Point]
+    adapters: AdapterSet, names: Sequence[str], draws: int, smallest: int, held: Sequence[Point]
 ) -> list[tuple[str, str, int, int]]:
     """Reader, split, size and draw of what is not measured yet, few training rows first."""
     known = {(point.reader, point.split, point.size, point.draw) for point in held}
     asked = []
     for split in SPLITS:
         count = int((adapters.column(split) == "train").sum())
-        for size, name in itertools.product(sizes_of(count), names):
+        sizes = [size for size in sizes_of(count) if size >= smallest]
+        for size, name in itertools.product(sizes, names):
             # All rows are the same rows in every draw, and these classifiers draw nothing.
             same = size == count and not isinstance(spec_of(name).model, Metanetwork)
             asked += [(name, split, size, draw) for draw in range(1 if same else draws)]
@@ -171,7 +173,7 @@ def fit(sizes: Sequence[int], wrong: Sequence[np.ndarray]) -> Law:
     """The law behind mistakes of each size ``[draws, test]``."""
     draws = [100 * own.mean(axis=1) for own in wrong]
     mean = np.array([own.mean() for own in draws])
-    sampling = np.maximum(mean * (100 - mean), 1.0) / wrong[0].shape[1]
+    sampling = np.maximum(mean * (100 - mean), 1.0) / [own.shape[1] for own in wrong]
     between = [own.var(ddof=1) / len(own) if len(own) > 1 else 0.0 for own in draws]
     n, error = np.array(sizes, float), np.sqrt(between + sampling)
     found = least_squares(
@@ -185,9 +187,10 @@ def fit(sizes: Sequence[int], wrong: Sequence[np.ndarray]) -> Law:
 def resampled(sizes: Sequence[int], wrong: Sequence[np.ndarray]) -> np.ndarray:
     """Laws of draws and test rows taken again: errors where asked ``[times, asked]``."""
     rng, found = np.random.default_rng(0), []
+    tested = dict.fromkeys(own.shape[1] for own in wrong)
     for _ in range(RESAMPLES):
-        rows = rng.integers(wrong[0].shape[1], size=wrong[0].shape[1])
-        again = [own[rng.integers(len(own), size=len(own))][:, rows] for own in wrong]
+        rows = {count: rng.integers(count, size=count) for count in tested}
+        again = [own[rng.integers(len(own), size=len(own))][:, rows[own.shape[1]]] for own in wrong]
         found.append(fit(sizes, again).at(np.array(ASKED)))
     return np.array(found)
 
@@ -233,14 +236,16 @@ def report(points: Sequence[Point], split: str, folder: Path) -> None:
             for n, (low, high) in zip(ASKED, intervals, strict=True)
         ]
         laws.append([name, f"{law.a:.1f} (n / 100)^-{law.b:.2f} + {law.c:.1f}", *asked])
-    print(f"\n{SPLITS[split]}: test error in percent; {points[0].tested} test rows")
+    counts = {point.tested: None for point in sorted(points, key=lambda point: point.size)}
+    tested = f"{' or '.join(map(str, counts))} test rows"
+    print(f"\n{SPLITS[split]}: test error in percent; {tested}")
     common.print_table(["reader", *map(str, sizes)], rows)
     print()
     common.print_table(["reader", "law", *(f"at {n} (90 % interval)" for n in ASKED)], laws)
     chart_lines(
         {name: curve.errors for name, curve in curves.items()},
         folder / f"{split}.png",
-        title=f"{SPLITS[split]}: mean ± std over draws, {points[0].tested} test rows",
+        title=f"{SPLITS[split]}: mean ± std over draws, {tested}",
         chance=90.0,
         xlabel="training adapters",
         ylabel="test error, percent",
@@ -253,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stores", nargs="*", help="folders of stores of one collection")
     parser.add_argument("--draws", type=int, default=3, help="orders of the training rows")
+    parser.add_argument("--smallest", type=int, default=100, help="training rows to begin with")
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--out", type=Path, default=Path("runs", "learning_curve"))
     options = parser.parse_args()
@@ -262,9 +268,11 @@ def main() -> None:
         points = [Point(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
     if options.draws:
         adapters = read(options.stores)
-        if any(p.tested != (adapters.column(p.split) == "test").sum() for p in points):
-            parser.error(f"--out: expected records of these stores in {file}, got of others")
-        for asked in missing(adapters, options.readers, options.draws, points):
+        for own in points:
+            counted = (adapters.column(own.split) == "test").sum()
+            if own.size >= options.smallest and own.tested != counted:
+                parser.error(f"--out: expected records of these stores in {file}, got of others")
+        for asked in missing(adapters, options.readers, options.draws, options.smallest, points):
             points.append(measure(adapters, *asked))
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(asdict(points[-1])) + "\n")

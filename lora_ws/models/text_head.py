@@ -21,15 +21,17 @@ class TextHead(Metanetwork):
     """Match what a network makes of adapters with features of texts (CLIP, Radford et al. 2021).
 
     A logit is the cosine of the network's output and the features of a text, times exp(s), where s
-    is learned. Texts are no part of the spec: `TextHeadModule.set_texts` gives them, and the state
-    keeps them, so a trained network can be asked about others.
+    is learned. Features are as they are, or go through a learned linear map (``projection``). Texts
+    are no part of the spec: `TextHeadModule.set_texts` gives them, and the state keeps them, so a
+    trained network can be asked about others.
 
     Args:
         network: what reads the adapters.
-        width: numbers of a text's features, and of the network's outputs.
+        width: numbers of a text's features.
         temperature: exp(-s) at the start.
         encoder: base model whose text encoder made the features; empty for others.
         prompt: what was encoded, ``{}`` standing for the name.
+        projection: numbers that the features of a text are mapped to; None leaves them.
 
     Example:
         >>> from lora_ws.models import MLP
@@ -47,12 +49,14 @@ class TextHead(Metanetwork):
         temperature: float = 0.07,
         encoder: str = "",
         prompt: str = "{}",
+        projection: int | None = None,
     ) -> None:
         self.network = network
         self.width = width
         self.temperature = temperature
         self.encoder = encoder
         self.prompt = prompt
+        self.projection = projection
 
     @property
     def reads(self) -> Literal["features", "factors"]:  # type: ignore[override]
@@ -76,12 +80,14 @@ class TextHead(Metanetwork):
             outputs: how many texts.
 
         Raises:
-            ConfigError: the temperature is not above 0.
+            ConfigError: the temperature is not above 0, or the projection below 1.
         """
         if self.temperature <= 0:
             raise ConfigError(f"temperature: expected above 0, got {self.temperature}")
-        trunk = self.network.build(inputs, self.width)
-        return TextHeadModule(trunk, outputs, self.width, self.temperature)
+        if self.projection is not None and self.projection < 1:
+            raise ConfigError(f"projection: expected at least 1, or none, got {self.projection}")
+        trunk = self.network.build(inputs, self.projection or self.width)
+        return TextHeadModule(trunk, outputs, self.width, self.temperature, self.projection)
 
 
 @final
@@ -89,10 +95,11 @@ class TextHeadModule(MetanetModule):
     """A trunk, the features of texts and a temperature.
 
     Args:
-        trunk: maps rows to features of the width of the texts.
+        trunk: maps rows to features of the width of the texts, or of the projection.
         outputs: how many texts.
         width: of their features.
         temperature: at the start.
+        projection: numbers that features are mapped to; None leaves them.
 
     Attributes:
         centre: what is taken off the features of a text ``[width]``.
@@ -102,11 +109,22 @@ class TextHeadModule(MetanetModule):
     centre: Tensor
     texts: Tensor
 
-    def __init__(self, trunk: MetanetModule, outputs: int, width: int, temperature: float) -> None:
+    def __init__(
+        self,
+        trunk: MetanetModule,
+        outputs: int,
+        width: int,
+        temperature: float,
+        projection: int | None = None,
+    ) -> None:
         # Not that of `MetanetModule`, whose normalizer would stand beside the trunk's.
         nn.Module.__init__(self)
         self.trunk = trunk
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))
+        self.project = nn.Linear(width, projection, bias=False) if projection else None
+        if self.project is not None:
+            # A rotation at the start: it keeps cosines, as far as it keeps all numbers.
+            nn.init.orthogonal_(self.project.weight)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("texts", torch.zeros(outputs, width))
 
@@ -139,4 +157,7 @@ class TextHeadModule(MetanetModule):
     def head(self, embedding: Float[Tensor, "adapters width"]) -> Float[Tensor, "adapters texts"]:
         """Return cosines with the texts, over the temperature."""
         found = F.normalize(self.trunk.head(embedding), dim=-1)
-        return self.log_scale.exp().clamp(max=MAX_SCALE) * (found @ self.texts.mT)
+        texts = self.texts
+        if self.project is not None:
+            texts = F.normalize(self.project(texts), dim=-1)
+        return self.log_scale.exp().clamp(max=MAX_SCALE) * (found @ texts.mT)

@@ -81,6 +81,32 @@ def test_logits_are_cosines_of_plain_numpy(texts: int, temperature: float) -> No
     np.testing.assert_array_equal(network.embed(rows).detach(), network.trunk.embed(rows).detach())
 
 
+@pytest.mark.parametrize("projection", [1, 5, 8])
+def test_features_go_through_a_learned_map(projection: int) -> None:
+    rng = np.random.default_rng(projection)
+    features, seen = rng.standard_normal((4, 5)) + 3, np.array([True, False, True, True])
+    rows = torch.from_numpy(rng.standard_normal((6, 7)))
+    spec = TextHead(network=MLP(hidden=(8,)), width=5, temperature=1.0, projection=projection)
+    network = spec.build(InputSpec(7), 4).double().eval()
+    network.set_texts(torch.from_numpy(features), torch.from_numpy(seen))
+    assert network.project is not None
+    weight = network.project.weight
+    t = features - features[seen].mean(axis=0)
+    t, z = t @ weight.detach().numpy().T, network.trunk(rows).detach().numpy()
+    expected = z @ t.T / np.linalg.norm(z, axis=1)[:, None] / np.linalg.norm(t, axis=1)
+    found = network(rows)
+    np.testing.assert_allclose(found.detach(), expected, rtol=rounding(8), atol=EXACT)
+    found.square().sum().backward()
+    assert weight.grad is not None
+    # Of one number a cosine is 1 or -1, whatever the map.
+    assert (weight.grad.abs().max() > EXACT) == (projection > 1)
+
+
+def test_a_projection_has_to_have_numbers() -> None:
+    with pytest.raises(ConfigError, match="projection: expected at least 1, or none, got 0"):
+        TextHead(network=MLP(), width=5, projection=0).build(InputSpec(7), 3)
+
+
 def test_losses_and_metrics_are_those_of_loops() -> None:
     rng = np.random.default_rng(0)
     task = ZeroShot()

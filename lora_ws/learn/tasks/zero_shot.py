@@ -36,6 +36,8 @@ class ZeroShot(Classification):
         prompt: what is encoded, ``{}`` standing for the name.
         held_out: names of classes that are not trained on: all of their rows are test rows.
         temperature: at the start.
+        projection: numbers that a learned linear map makes of a text's features, by which it is
+            matched; None matches the features as they are.
 
     Attributes:
         classes_: all names.
@@ -63,12 +65,14 @@ class ZeroShot(Classification):
         prompt: str = "a photo of {}",
         held_out: tuple[str, ...] = (),
         temperature: float = 0.07,
+        projection: int | None = None,
     ) -> None:
         self.texts = texts
         self.encoder = encoder
         self.prompt = prompt
         self.held_out = held_out
         self.temperature = temperature
+        self.projection = projection
 
     def check(
         self, name: str, targets: Int[np.ndarray, " rows"], classes: tuple[str, ...], least: int
@@ -115,7 +119,13 @@ class ZeroShot(Classification):
         """The model, matched with texts."""
         own = {} if self.texts else {"encoder": self.encoder, "prompt": self.prompt}
         width = self.texts_.shape[1]
-        return TextHead(network=model, width=width, temperature=self.temperature, **own)
+        return TextHead(
+            network=model,
+            width=width,
+            temperature=self.temperature,
+            projection=self.projection,
+            **own,
+        )
 
     def build(self, model: Metanetwork, inputs: InputSpec) -> MetanetModule:
         """Make the network, with the features of all names."""
