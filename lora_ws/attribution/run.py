@@ -16,7 +16,7 @@ from lora_ws.attribution.metadata import ImageMetadata, adapter_files, read_meta
 from lora_ws.attribution.shapley import Shapley, shapley
 from lora_ws.attribution.spec import AttributeSpec
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import image_size, load_pipeline
+from lora_ws.diffusion.pipeline import image_size, load_base
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError, notice
 
@@ -72,7 +72,7 @@ def run(spec: AttributeSpec) -> Attributed:
     said = read_metadata(spec.from_image) if spec.from_image else None
     adapters, scales, generation = _resolved(spec, said)
     stack = AdapterStack.of(adapters, scales, ignore_other=spec.ignore_other)
-    pipeline = load_pipeline(spec.base)
+    pipeline = load_base(spec)
     left_out = _left_out(spec, said, pipeline) if said else {}
     for name, value in left_out.items():
         notice(

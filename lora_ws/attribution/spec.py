@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lora_ws.diffusion.base_spec import PipelineSpec
 from lora_ws.diffusion.generation import MOST_IMAGES, MOST_SCALE, MOST_STEPS, GenerationSpec
 from lora_ws.errors import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributeSpec:
+class AttributeSpec(PipelineSpec):
     """An image, and how to attribute it to its adapters.
 
     Attributes:
-        base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
         adapters: adapter files of this base: files, PEFT folders, or
             hf://owner/name/file.safetensors.
         prompt: prompt of the image; null takes the one in `from_image`.
@@ -41,7 +41,6 @@ class AttributeSpec:
         out: folder for the page and its images.
     """
 
-    base: str
     adapters: list[str] | None = None
     prompt: str | None = None
     scales: list[float] | None = None

@@ -10,7 +10,7 @@ from lora_ws.composition.grid import draw_grid
 from lora_ws.composition.page import write_composition
 from lora_ws.composition.spec import ComposeSpec
 from lora_ws.diffusion.methods import Merge, Method
-from lora_ws.diffusion.pipeline import load_pipeline
+from lora_ws.diffusion.pipeline import load_base
 from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.text_encoders import prompt_weights
@@ -34,7 +34,7 @@ def run(spec: ComposeSpec) -> list[Path]:
     read = [read_adapter(name) for name in spec.adapters]
     stack = AdapterStack.of(read, spec.scales, ignore_other=spec.ignore_other)
     method.check(len(stack))
-    pipeline = load_pipeline(spec.base)
+    pipeline = load_base(spec)
     stack.bank.modules_of(pipeline.unet)
     check_prompts(pipeline, spec.texts)
     if spec.triggers is not None:

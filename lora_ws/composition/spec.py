@@ -6,6 +6,7 @@ Its fields are the command's flags and the keys of a YAML file.
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_ws.diffusion.base_spec import PipelineSpec
 from lora_ws.diffusion.generation import MOST_IMAGES, MOST_SCALE, GenerationSpec
 from lora_ws.diffusion.methods import Method
 from lora_ws.diffusion.text_encoders import TextMode
@@ -13,11 +14,10 @@ from lora_ws.errors import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComposeSpec(GenerationSpec):
+class ComposeSpec(PipelineSpec, GenerationSpec):
     """Adapters of one base, and how to generate images with all of them.
 
     Attributes:
-        base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
         adapters: adapter files of this base: files, PEFT folders, or
             hf://owner/name/file.safetensors.
         prompt: prompt of the images.
@@ -36,7 +36,6 @@ class ComposeSpec(GenerationSpec):
             embeddings.
     """
 
-    base: str
     adapters: list[str]
     prompt: str
     method: Method | None = None

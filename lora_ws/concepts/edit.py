@@ -50,7 +50,7 @@ class SparseEdit:
             yield
         finally:
             for name, at in self.indices.items():
-                weights[name].data.view(-1)[at] = self.before[name]
+                weights[name].data.view(-1)[at] = self.before[name].to(weights[name])
 
     def apply(self, unet: nn.Module) -> None:
         """Set the weights to zero for good.
@@ -92,7 +92,7 @@ class SparseEdit:
         for name, at in self.indices.items():
             flat = weights[name].detach().flatten() if name in weights else torch.empty(0)
             fits = not len(at) or int(at.max()) < len(flat)
-            if not fits or not torch.equal(flat[at], self.before[name]):
+            if not fits or not torch.equal(flat[at], self.before[name].to(flat)):
                 raise ConfigError(
                     f"`{name}`: expected the weights that the edit was made for; apply it to the "
                     "same base, once"

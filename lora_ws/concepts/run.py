@@ -16,7 +16,7 @@ from lora_ws.concepts.report import outcomes, with_controls, write_edit
 from lora_ws.concepts.scores import METHODS, Scores, contrast, validity
 from lora_ws.concepts.spec import AmplifySpec, EditSpec, EraseSpec
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import generate, load_pipeline
+from lora_ws.diffusion.pipeline import generate, load_base
 from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.errors import notice
 
@@ -39,7 +39,7 @@ def erase(spec: EraseSpec) -> Edited:
     Raises:
         ConfigError: a prompt is too long, or the budget is no share.
     """
-    pipeline, preserved = load_pipeline(spec.base), spec.preserve or []
+    pipeline, preserved = load_base(spec), spec.preserve or []
     check_prompts(pipeline, [spec.concept, *preserved])
     own, *others = (
         erase_objective(
@@ -62,7 +62,7 @@ def amplify(spec: AmplifySpec) -> Edited:
     Raises:
         ConfigError: the prompt is too long, or the budget is no share.
     """
-    pipeline = load_pipeline(spec.base)
+    pipeline = load_base(spec)
     check_prompts(pipeline, [spec.concept])
     generation = GenerationSpec(spec.concept, guidance_scale=spec.guidance_scale, seed=spec.seed)
     drawn = generate(pipeline, generation, images=spec.images)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lora_ws.diffusion.base_spec import PipelineSpec
 from lora_ws.diffusion.generation import MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS
 from lora_ws.errors import ConfigError, check_range
 
@@ -18,11 +19,10 @@ MOST_RANK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditSpec:
+class EditSpec(PipelineSpec):
     """How the weights of a base are selected and set to zero for a concept.
 
     Attributes:
-        base: digit-sd or tiny-sd (bundled), a diffusers folder, or a repository on the Hub.
         concept: prompt of the concept, such as "a photo of three".
         budget: share of the weights to set to zero.
         per: apply the budget per row, per matrix, or to all weights (global).
@@ -34,7 +34,6 @@ class EditSpec:
         out: folder for the edit, its metrics, images and page.
     """
 
-    base: str
     concept: str
     budget: float
     per: Per = "matrix"

@@ -34,7 +34,8 @@ class AdapterBank(nn.Module):
     Adapters may differ in rank and in the modules they adapt: what one lacks is zeros, which stay
     zeros in training. The bank's own parameters are the factors, so ``bank.to(...)`` moves them and
     an optimizer takes ``bank.parameters()``; freeze the model with ``model.requires_grad_(False)``.
-    The update is computed in the bank's dtype and added to the module's output, whose dtype stays.
+    While attached the factors follow each module's input in device and dtype; a bank with adapters
+    to train keeps its dtype. The dtype of the module's output stays.
 
     Args:
         layouts: what each adapter adapts.
@@ -202,7 +203,7 @@ class AdapterBank(nn.Module):
             for layer, factors, module in zip(
                 self.layout.layers, self.factors, modules, strict=True
             ):
-                hook = mixture.hook(layer.name, factors)
+                hook = mixture.hook(layer.name, factors, follow=not self.trainable)
                 handle = module.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             yield mixture

@@ -32,14 +32,23 @@ class Mixture:
         self._plan = _make_plan(self.scales, self._slot)
         self._plans: dict[Any, _Plan] = {}
 
-    def hook(self, name: str, factors: nn.Module) -> Callable[..., Tensor | None]:
-        """A forward hook that adds the update to what a linear module or convolution returns."""
+    def hook(
+        self, name: str, factors: nn.Module, follow: bool = True
+    ) -> Callable[..., Tensor | None]:
+        """A forward hook that adds the update to what a linear module or convolution returns.
+
+        Args:
+            name: of the module, for messages.
+            factors: returns A and B of all adapters.
+            follow: compute in the dtype of the module's input, rather than in that of the factors.
+        """
+        placed = _Placed(factors, follow)
 
         def add(
             module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
         ) -> Tensor | None:
             x = args[0] if args else kwargs["input"]
-            down, up = factors()
+            down, up = placed.at(x)
             least = 4 if isinstance(module, nn.Conv2d) else 2
             plan = self._plan_for(name, x, down, least)
             if plan is None:
@@ -84,6 +93,26 @@ class Mixture:
         if key not in self._plans:
             self._plans[key] = self._plan.repeat(batch // rows, like)
         return self._plans[key]
+
+
+class _Placed:
+    """Factors where the input of their module is; a copy elsewhere is made once."""
+
+    def __init__(self, factors: nn.Module, follow: bool) -> None:
+        self._factors, self._follow = factors, follow
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def at(self, x: Tensor) -> tuple[Tensor, ...]:
+        """A and B on the device of x, and in its dtype where they follow."""
+        own = self._factors()
+        if not self._follow:
+            return tuple(f.to(x.device) for f in own)
+        there = x.device, x.dtype
+        if any(f.requires_grad for f in own):
+            return tuple(f.to(*there) for f in own)
+        if there not in self._copies:
+            self._copies[there] = tuple(f.to(*there) for f in own)
+        return self._copies[there]
 
 
 @dataclass(frozen=True)

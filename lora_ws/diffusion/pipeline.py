@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
+from lora_ws.diffusion.base_spec import PipelineSpec, Precision
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.prompts import encode_generation
 from lora_ws.errors import ConfigError, NotAvailableError
@@ -176,16 +177,29 @@ def word_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast
     )
 
 
-def load_pipeline(name: str, device: str = "cpu") -> Any:
-    """Load a base model for inference or for training adapters: frozen, float32.
+def load_base(spec: PipelineSpec) -> Any:
+    """Load the base model that a spec names, where it says; see `load_pipeline`.
+
+    Example:
+        >>> load_base(PipelineSpec(base="digit-sd", device="cpu", dtype="float16")).unet.dtype
+        torch.float16
+    """
+    return load_pipeline(spec.base, spec.device, spec.dtype)
+
+
+def load_pipeline(name: str, device: str = "cpu", dtype: Precision = "float32") -> Any:
+    """Load a base model for inference or for training adapters: frozen.
 
     Args:
         name: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
-        device: where to put it.
+        device: where to put it; auto is a GPU where there is one.
+        dtype: of its numbers.
 
     Raises:
-        NotAvailableError: it is neither here nor reachable.
+        ConfigError: the device is not here.
+        NotAvailableError: the base is neither here nor reachable.
     """
+    place = find_device(device)
     folder = bundled_folder(name) if name in BUNDLED else Path(name)
     try:
         with _quiet():
@@ -203,8 +217,27 @@ def load_pipeline(name: str, device: str = "cpu") -> Any:
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval().to(device).float()
+        part.requires_grad_(False).eval().to(place, getattr(torch, dtype))
     return pipeline
+
+
+def find_device(name: str) -> torch.device:
+    """Find a device by name; auto is a GPU where there is one.
+
+    Raises:
+        ConfigError: it is not here.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, found in here.items() if found), "cpu"))
+    if not here.get(name.partition(":")[0], True):
+        found = ", ".join(kind for kind, is_here in (here | {"cpu": True}).items() if is_here)
+        raise ConfigError(f"device: there is no {name} here; expected auto or {found}")
+    return torch.device(name)
 
 
 @contextmanager
@@ -262,19 +295,21 @@ def encode_images(
     pipeline: Any, images: Float[Tensor, "n 3 height width"], batch: int = 64
 ) -> Float[Tensor, "n channels h w"]:
     """Latents of images: the mean of the autoencoder's posterior, scaled."""
-    device = pipeline.vae.device
-    parts = [pipeline.vae.encode(x.to(device)).latent_dist.mode() for x in images.split(batch)]
-    return torch.cat(parts) * pipeline.vae.config.scaling_factor
+    vae = pipeline.vae
+    parts = [
+        vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode() for x in images.split(batch)
+    ]
+    return torch.cat(parts) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(
     pipeline: Any, latents: Float[Tensor, "n channels h w"], batch: int = 64
 ) -> Float[Tensor, "n 3 height width"]:
-    """Images of latents, clipped to -1 and 1."""
+    """Images of latents in float32, clipped to -1 and 1."""
     scaled = latents / pipeline.vae.config.scaling_factor
     parts = [pipeline.vae.decode(z).sample for z in scaled.split(batch)]
-    return torch.cat(parts).clamp(-1, 1)
+    return torch.cat(parts).float().clamp(-1, 1)
 
 
 def initial_noise(pipeline: Any, seeds: Sequence[int]) -> Float[Tensor, "n channels h w"]:
@@ -314,7 +349,9 @@ def denoise(
     scheduler.set_timesteps(generation.num_inference_steps, device=device)
     guided = generation.guided
     text = encode_generation(pipeline, generation, len(latents))
-    latents = latents.to(device) * (scheduler.init_noise_sigma if start == 0 else 1)
+    latents = latents.to(device, pipeline.unet.dtype) * (
+        scheduler.init_noise_sigma if start == 0 else 1
+    )
     for time in scheduler.timesteps[start:]:
         x = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
         noise = pipeline.unet(x, time, encoder_hidden_states=text).sample
@@ -352,12 +389,13 @@ def generate(
         pipeline(
             prompts,
             negative_prompt=[generation.negative_prompt] * len(prompts),
-            latents=noise,
+            latents=noise.to(pipeline.unet.dtype),
             num_inference_steps=generation.num_inference_steps,
             guidance_scale=generation.guidance_scale,
             output_type="pt",
         )
-        .images.mul(2)
+        .images.float()
+        .mul(2)
         .sub(1)
         .cpu()
     )

@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from shapes import unchecked
-from tolerances import EXACT, slope
+from tolerances import EXACT, of_images, rounding, slope
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from lora_ws.adapters import LayerSpec, Layout, read_adapter
+from lora_ws.diffusion import AdapterStack, compose
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.pipeline import generate, load_pipeline
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
 
 TARGETS = ("to_q", "to_v")
@@ -668,3 +673,50 @@ def test_building_blocks_that_do_not_fit():
     other = Layout.from_layers([LayerSpec("head", 5, 4)])
     with pytest.raises(LayoutError, match="not of one base"):
         AdapterBank([layout, other], [row, torch.zeros(9)])
+
+
+@pytest.mark.parametrize("trainable", [(), (0,)])
+def test_factors_go_where_their_module_is(trainable: tuple[int, ...], unet) -> None:
+    """On a stand-in for a GPU, which refuses operations on tensors of two devices."""
+    bank = random_bank(unet, (1, 2), trainable, torch.float32)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with bank.attach(unet, torch.eye(2)), mode:
+        there = {"device": "lazy", "dtype": torch.float16}
+        weights = {name: torch.empty(p.shape, **there) for name, p in unet.named_parameters()}
+        given = {name: torch.empty(x.shape, **there) for name, x in inputs(4).items()}
+        said = functional_call(unet, weights, kwargs=given).sample
+    assert (said.device.type, said.dtype) == ("lazy", torch.float16)
+    assert {(p.device.type, p.dtype) for p in bank.parameters()} == {("cpu", torch.float32)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapters_act_in_half_precision_as_weights_that_they_are_added_to(dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.Linear(64, 32)).double()
+    layout = Layout.from_layers([LayerSpec("0", 48, 64, 4), LayerSpec("1", 64, 32, 2)])
+    bank = AdapterBank([layout], [random_row(layout, 0)])
+    x = torch.randn(8, 48, dtype=torch.float64)
+    with torch.no_grad(), bank.attach(model, [1.0]):
+        exact = model(x)
+        half = model.to(dtype)(x.to(dtype))
+    assert half.dtype == dtype
+    size = float(exact.abs().max())
+    # Weights, factors and inputs are rounded too, once each.
+    atol = rounding(48 + 4 + 64 + 2, size=size, steps=3, dtype=dtype)
+    assert torch.allclose(half.double(), exact, atol=atol, rtol=0)
+    assert not torch.allclose(half.double(), model.double()(x), atol=atol, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_the_cpu_draws() -> None:
+    pipelines = [load_pipeline("digit-sd", device) for device in ("cpu", "auto")]
+    generation = GenerationSpec("a photo of three", num_inference_steps=4, seed=3)
+    layout = layout_of(pipelines[0].unet, 2)
+    stack = AdapterStack(("a",), AdapterBank([layout], [random_row(layout, 0)]), (1.0,))
+    drawn = []
+    for pipeline in pipelines:
+        with compose(pipeline, stack):
+            drawn.append(generate(pipeline, generation, images=2))
+    assert pipelines[1].unet.device.type == "cuda"
+    atol = of_images(pipelines[0], 4, generation.guidance_scale)
+    assert torch.allclose(*drawn, atol=atol, rtol=0)

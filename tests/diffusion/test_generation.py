@@ -1,6 +1,7 @@
 """What is drawn, as data: one prompt for all images, or one per image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,27 @@ def test_generate_and_denoise_draw_what_the_pipeline_draws(
     *_, latents = denoise(pipeline, noise, generation)
     atol = of_images(pipeline, 2, guidance_scale)
     assert torch.allclose(decode_latents(pipeline, latents), theirs * 2 - 1, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_starts_from_the_same_noise(dtype: Any, pipeline: Any) -> None:
+    half = load_pipeline("digit-sd", dtype=dtype)
+    assert {p.dtype for p in half.unet.parameters()} == {getattr(torch, dtype)}
+    generation = GenerationSpec("a photo of three", guidance_scale=1, num_inference_steps=1, seed=4)
+    own, other = (generate(p, generation) for p in (half, pipeline))
+    assert own.dtype == torch.float32
+    eps = torch.finfo(getattr(torch, dtype)).eps / torch.finfo(torch.float32).eps
+    near = float((own - other).abs().mean())
+    assert near < of_images(pipeline, 1) * eps
+    elsewhere = generate(pipeline, replace(generation, seed=5))
+    assert near < 0.2 * float((elsewhere - other).abs().mean())
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is here")
+    with pytest.raises(ConfigError, match="device: there is no cuda here; expected auto or"):
+        load_pipeline("digit-sd", "cuda")
 
 
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
