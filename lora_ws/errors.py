@@ -46,6 +46,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def shown(text: str) -> str:
+    r"""A name out of a file, fit for a message: one line, no control characters, not long.
+
+    Example:
+        >>> shown("unet.\x1b[2Jlayer")
+        '`unet.\\x1b[2Jlayer`'
+    """
+    cut = text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
+    return f"`{printable(cut)}`"
+
+
 class LoraWsError(Exception):
     """Base of every error this library raises on purpose; the CLI prints it as one line.
 

@@ -8,18 +8,15 @@ of gigabytes is judged by its first few thousand bytes.
 Source: the format's description, https://github.com/huggingface/safetensors.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
-
 from lora_ws.adapters.source import Range, Source
-from lora_ws.errors import AdapterError, printable
+from lora_ws.adapters.strict_json import check_structure, parse_value
+from lora_ws.errors import AdapterError, shown
 
 # What the format itself allows.
 FORMAT_HEADER_BYTES = 100_000_000
@@ -28,14 +25,14 @@ METADATA = "__metadata__"
 SNIFF_BYTES = 512
 # What to do with a pickled file.
 CONVERT = "if you trust it: `lora-ws convert FILE OUT --to diffusers --allow_pickle true`"
-# Headers up to this length are remembered.
-REMEMBERED_BYTES = 1 << 18
-# A header is three levels deep; the parser must not recurse as deep as a file likes.
-DEPTH = 32
+# Tensors of headers up to this length are remembered: those of SDXL take two thirds of it.
+REMEMBERED_CHARACTERS = 1 << 19
 # Brackets and commas of one tensor's entry, with its shape, and of the metadata.
 TOKENS_A_TENSOR, TOKENS_OF_METADATA = 16, 100_000
-# What may be no unsigned 64 bits; also where it stands in a name, which costs time alone.
-ODD_NUMBER = re.compile(rb"[:,\[]\s*-|\d{19}")
+BLANKS = " \t\n\r"
+# Metadata where most writers put them, in front; and a tensor behind them.
+METADATA_FIRST = re.compile(r'~\{~"__metadata__"~:~(?=\{)'.replace("~", f"[{BLANKS}]*"))
+MORE = re.compile(rf'[{BLANKS}]*,[{BLANKS}]*(?=")')
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -122,6 +119,7 @@ def read_header(source: Source, limits: Limits = LIMITS) -> Header:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> import numpy as np
         >>> from safetensors.numpy import save
         >>> from lora_ws.adapters.source import LocalSource
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,23 +135,11 @@ def read_header(source: Source, limits: Limits = LIMITS) -> Header:
         raise AdapterError(f"{source.name}: {error}", error.reason) from None
     (raw,) = source.read([(8, 8 + length)])
     try:
-        parse = _parse_again if length <= REMEMBERED_BYTES else _parse
-        tensors, metadata = parse(raw, limits)
-        _check_cover(tensors, source.size - 8 - length, limits)
+        tensors, end, metadata = _parse(raw, limits)
+        _check_end(end, source.size - 8 - length, limits)
     except AdapterError as error:
         raise AdapterError(f"{source.name}: {error}", error.reason) from error.__cause__
-    return Header(dict(tensors), dict(metadata), 8 + length, source.size)
-
-
-def shown(text: str) -> str:
-    r"""A name out of a file, fit for a message: one line, no control characters, not long.
-
-    Example:
-        >>> shown("unet.\x1b[2Jlayer")
-        '`unet.\\x1b[2Jlayer`'
-    """
-    cut = text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
-    return f"`{printable(cut)}`"
+    return Header(tensors, metadata or {}, 8 + length, source.size)
 
 
 def _refuse(reason: str, message: str) -> NoReturn:
@@ -207,82 +193,60 @@ def _recognise(start: bytes) -> NoReturn:
     )
 
 
-def _parse(raw: bytes, limits: Limits) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    _check_structure(raw, limits)
+class _Parsed(NamedTuple):
+    """Tensors, where the last one ends, and the metadata, where they stand with them."""
+
+    tensors: Mapping[str, TensorInfo]
+    end: int
+    metadata: Mapping[str, str] | None
+
+
+def _parse(raw: bytes, limits: Limits) -> _Parsed:
+    """Parse a header, but for tensors that an earlier one had too.
+
+    Files of one recipe have the same tensors, and metadata of their own in front of them.
+    """
+    check_structure(raw, limits.tensors * TOKENS_A_TENSOR + TOKENS_OF_METADATA)
     try:
-        text = raw.decode("utf-8")
-        data = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_int=_natural if ODD_NUMBER.search(raw) else None,
-            parse_float=_finite,
-            parse_constant=_no_number,
-        )
-        if re.search(r"\\u[dD]", text):
-            # Python takes half a surrogate pair, which is no text, for a character.
-            json.dumps(data, ensure_ascii=False).encode("utf-8")
+        metadata, rest = _split_metadata(raw.decode("utf-8"))
+        parse = _tensors_again if len(rest) <= REMEMBERED_CHARACTERS else _tensors
+        parsed = parse(rest, limits)
     except AdapterError:
         raise
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"expected a header of valid JSON, got {error}", "header") from error
+    if metadata is None:
+        return parsed
+    if parsed.metadata is not None:
+        _refuse("header", f"expected each name once, got {shown(METADATA)} twice")
+    return parsed._replace(metadata=_metadata(metadata, limits))
+
+
+def _split_metadata(text: str) -> tuple[Any, str]:
+    """Metadata that stand first, and the text of an object of all else; or None, and all of it."""
+    if first := METADATA_FIRST.match(text):
+        metadata, end = parse_value(text, first.end())
+        if more := MORE.match(text, end):
+            return metadata, "{" + text[more.end() :]
+    return None, text
+
+
+def _tensors(text: str, limits: Limits) -> _Parsed:
+    data, end = parse_value(text, len(text) - len(text.lstrip(BLANKS)))
+    if text[end:].strip(BLANKS):
+        _refuse("header", "expected a header of valid JSON, got more behind it")
     if not isinstance(data, dict):
         _refuse("header", f"expected a header that is a JSON object, got a {type(data).__name__}")
-    metadata = _metadata(data.pop(METADATA, None), limits)
+    metadata = _metadata(data.pop(METADATA), limits) if METADATA in data else None
     if len(data) > limits.tensors:
         _refuse("too-large", f"expected at most {limits.tensors} tensors, got {len(data)}")
     tensors = {key: _tensor(key, info, limits) for key, info in data.items()}
     order = sorted(tensors, key=lambda key: (tensors[key].start, tensors[key].stop))
-    return {key: tensors[key] for key in order}, metadata
+    tensors = {key: tensors[key] for key in order}
+    return _Parsed(tensors, _covered(tensors), metadata)
 
 
-# Files of one recipe often have one header.
-_parse_again = lru_cache(maxsize=16)(_parse)
-
-
-def _check_structure(raw: bytes, limits: Limits) -> None:
-    """Bound depth and number of values before a parser makes objects of them."""
-    # An escaped quote does not end its string. Pairs of backslashes go first.
-    marks = np.frombuffer(raw.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
-    # Parity survives that the count wraps around.
-    outside = np.cumsum(marks == ord('"'), dtype=np.uint8) % 2 == 0
-    opening = ((marks == ord("[")) | (marks == ord("{"))) & outside
-    closing = ((marks == ord("]")) | (marks == ord("}"))) & outside
-    tokens = np.count_nonzero(opening) + np.count_nonzero((marks == ord(",")) & outside)
-    if tokens > limits.tensors * TOKENS_A_TENSOR + TOKENS_OF_METADATA:
-        _refuse(
-            "too-large",
-            f"expected a header of at most {limits.tensors} tensors, got one of {tokens} parts",
-        )
-    steps = opening.view(np.int8) - closing.view(np.int8)
-    depth = np.cumsum(steps, dtype=np.int32).max(initial=0)
-    if depth > DEPTH:
-        _refuse("header", f"expected a header of three levels, got {depth} nested brackets")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        _refuse("header", f"expected each name once, got {shown(twice)} twice")
-    return found
-
-
-def _natural(text: str) -> int | float:
-    # As in the format's own reader, what no unsigned 64 bits hold, minus zero too, is no size.
-    if len(text) <= 20 and text.isdecimal() and (number := int(text)) < 2**64:
-        return number
-    return math.nan
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        _refuse("header", f"expected numbers in range, got {shown(text)}")
-    return value
-
-
-def _no_number(text: str) -> NoReturn:
-    _refuse("header", f"expected a header of valid JSON, got {text}")
+_tensors_again = lru_cache(maxsize=16)(_tensors)
 
 
 def _metadata(found: Any, limits: Limits) -> dict[str, str]:
@@ -352,8 +316,8 @@ def _elements(key: str, shape: list[int], limits: Limits) -> int:
     return elements
 
 
-def _check_cover(tensors: Mapping[str, TensorInfo], data_size: int, limits: Limits) -> None:
-    """The tensors lie one after the other from 0 to the end of the file."""
+def _covered(tensors: Mapping[str, TensorInfo]) -> int:
+    """Where tensors end that lie one after the other from 0; others are refused."""
     end = 0
     for key, info in tensors.items():
         if info.start != end:
@@ -363,6 +327,11 @@ def _check_cover(tensors: Mapping[str, TensorInfo], data_size: int, limits: Limi
                 f"{shown(key)}: expected its bytes to begin at {end}, got {kind}: {info.start}",
             )
         end = info.stop
+    return end
+
+
+def _check_end(end: int, data_size: int, limits: Limits) -> None:
+    """The tensors end where the file does."""
     if end > limits.total_bytes:
         _refuse("too-large", f"expected at most {limits.total_bytes} bytes, got {end}")
     if end != data_size:

@@ -6,12 +6,13 @@ The header is checked and sorted into modules before a single weight is read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from lora_ws.adapters.adapter import Adapter, KroneckerModule, Module, check_finite
+from lora_ws.adapters.adapter import FLOAT32_MAX, Adapter, KroneckerModule, Module, check_finite
 from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
@@ -24,6 +25,9 @@ from lora_ws.adapters.structure import Entry, Structure, check_budget, check_com
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
 from lora_ws.functional.kronecker import KroneckerProduct
+
+# Methods whose factors are the file's own matrices.
+PLAIN = ("lora", "locon")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,20 +108,17 @@ class AdapterFile:
                 f"{source.name}: has none of the modules asked for ({', '.join(only or ())})",
                 "foreign",
             )
-        keys = [
-            key
-            for entry in entries
-            for role, key in entry.keys.items()
-            if role in ("alpha", *entry.form.roles)
-        ]
-        tensors = read_tensors(source, self.header, keys)
+        tensors = read_tensors(source, self.header, chain(*(entry.needed for entry in entries)))
         paths = (entry.path for entry in entries)
         rules = scale_rules(self.configs, source.name, paths)
         modules: dict[str, Module] = {}
-        for entry in entries:
-            for module in _modules(entry, tensors, rules, source.name):
-                check_finite(module, source.name)
-                modules[module.name] = module
+        # What overflows is found out by `check_finite`.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for entry in entries:
+                for module in _modules(entry, tensors, rules, source.name):
+                    if not _is_small(module, tensors.norm):
+                        check_finite(module, source.name)
+                    modules[module.name] = module
         metadata = self.header.metadata
         # A hash takes all bytes, which is what a part is read to avoid.
         sha256 = source.sha256 or "" if only is None else ""
@@ -194,6 +195,12 @@ def read_adapter(
         return file.read(only)
 
 
+def _is_small(module: Module, norm: float) -> bool:
+    """Whether the size of all that was read rules out that an update is beyond float32."""
+    size = max(1.0, norm)
+    return module.method in PLAIN and max(1.0, abs(module.scale)) * size * size <= FLOAT32_MAX
+
+
 def _modules(
     entry: Entry, tensors: dict[str, np.ndarray], rules: ScaleRules, file: str
 ) -> list[Module]:
@@ -209,9 +216,7 @@ def _modules(
     scale = rules.of(
         entry.component, entry.path, form.rank, None if alpha is None else float(alpha.item())
     )
-    # What overflows is found out by `check_finite`.
-    with np.errstate(over="ignore", invalid="ignore"):
-        down, up = factors(form, roles)
+    down, up = factors(form, roles)
     found = []
     for part in entry.parts:
         whole = len(entry.parts) == 1 and len(part.rows) == 1

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from lora_ws.adapters.architectures import FLUX_TOP
 from lora_ws.adapters.fused import Part, is_fused, parts
@@ -52,6 +52,11 @@ class Entry:
     parts: tuple[Part, ...]
 
     @property
+    def needed(self) -> list[str]:
+        """Keys of the tensors that its update is made of."""
+        return [key for role, key in self.keys.items() if role in ("alpha", *self.form.roles)]
+
+    @property
     def needs_base(self) -> bool:
         """DoRA: the size of the update depends on the base model's weights."""
         return "magnitude" in self.keys
@@ -72,6 +77,18 @@ class Structure:
     other_keys: tuple[str, ...]
     unmapped: tuple[str, ...]
     other_encoders: tuple[str, ...] = ()
+
+    @cached_property
+    def numbers(self) -> int:
+        """How many the factors of all modules hold."""
+        return sum(entry.form.numbers for entry in self.entries)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Of one core, to read the modules and measure their update, about."""
+        widths = sum(entry.form.inputs + entry.form.outputs for entry in self.entries)
+        work = sum(entry.form.work for entry in self.entries)
+        return self.numbers * SECONDS_A_NUMBER + work * SECONDS_A_PRODUCT + widths * SECONDS_A_SIGN
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -227,15 +244,11 @@ def check_budget(found: Structure, limits: Limits, file: str) -> None:
     Raises:
         AdapterError: naming what it would take.
     """
-    numbers = sum(entry.form.numbers for entry in found.entries)
-    widths = sum(entry.form.inputs + entry.form.outputs for entry in found.entries)
-    work = sum(entry.form.work for entry in found.entries)
-    seconds = numbers * SECONDS_A_NUMBER + work * SECONDS_A_PRODUCT + widths * SECONDS_A_SIGN
-    if 4 * numbers > limits.factor_bytes or seconds > limits.cpu_seconds:
+    if 4 * found.numbers > limits.factor_bytes or found.seconds > limits.cpu_seconds:
         raise AdapterError(
             f"{file}: expected factors of at most {limits.factor_bytes} bytes, read in at most "
-            f"{limits.cpu_seconds:g} CPU seconds; got {4 * numbers} bytes and {seconds:.0f} "
-            "seconds",
+            f"{limits.cpu_seconds:g} CPU seconds; got {4 * found.numbers} bytes and "
+            f"{found.seconds:.0f} seconds",
             "too-large",
         )
 

@@ -1,19 +1,23 @@
 """Some tensors of a checked file, as float32 arrays."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from lora_ws.adapters.header import Header, TensorInfo, shown
+from lora_ws.adapters.header import Header, shown
 from lora_ws.adapters.source import Source
 from lora_ws.errors import AdapterError
 
-# bfloat16 and float8 have no numpy type; they are widened, exactly, below.
+# bfloat16 and float8 have no numpy type, and float16 is slow; they are widened, exactly, below.
+# Tensors are decoded together up to so many bytes.
+RUN_BYTES = 1 << 24
+# What infinite and NaN would be, were their exponent an ordinary one.
+BEYOND_FLOAT16 = 65536.0
 NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
-    "F16": "<f2",
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -25,7 +29,17 @@ NUMPY = {
 }
 
 
-def read_tensors(source: Source, header: Header, names: Iterable[str]) -> dict[str, np.ndarray]:
+class Tensors(dict[str, np.ndarray]):
+    """Tensors by key.
+
+    Attributes:
+        norm: root of the sum of squares of all, in float32; infinite where that is too large.
+    """
+
+    norm = 0.0
+
+
+def read_tensors(source: Source, header: Header, names: Iterable[str]) -> Tensors:
     """Read some tensors of a file.
 
     Args:
@@ -54,7 +68,7 @@ def read_tensors(source: Source, header: Header, names: Iterable[str]) -> dict[s
         ...     read_tensors(source, read_header(source), ["a"])
         {'a': array([0., 1., 2.], dtype=float32)}
     """
-    chosen = list(dict.fromkeys(names))
+    chosen = dict.fromkeys(names)
     for name in chosen:
         if name not in header.tensors:
             raise AdapterError(f"{source.name}: holds no tensor {shown(name)}", "incomplete")
@@ -65,39 +79,81 @@ def read_tensors(source: Source, header: Header, names: Iterable[str]) -> dict[s
                 f"of {', '.join([*NUMPY, *WIDEN])}: convert the file",
                 "dtype",
             )
-    parts = source.read([header.range_of(name) for name in chosen])
-    found = {}
+    runs = _runs(header, chosen)
+    begin = header.data_start
+    parts = source.read([(begin + run.start, begin + run.stop) for run in runs])
+    found = Tensors()
     # What does not fit float32, or its square, is found out below.
     with np.errstate(over="ignore", invalid="ignore"):
-        for name, part in zip(chosen, parts, strict=True):
-            found[name] = _decode(part, header.tensors[name])
-            if not _is_finite(found[name]):
-                raise AdapterError(
-                    f"{source.name}: {shown(name)} holds NaN or infinite values, or some beyond "
-                    "float32; the training went wrong, or the file is damaged",
-                    "not-finite",
-                )
+        for run, part in zip(runs, parts, strict=True):
+            values = _decode(part, run.dtype)
+            square, at = float(values.dot(values)), 0
+            # What is not finite stays so in a sum of squares, which is cheaper than a look at each.
+            finite = math.isfinite(square)
+            found.norm = math.hypot(found.norm, math.sqrt(square))
+            for name in run.names:
+                shape = header.tensors[name].shape
+                stop = at + math.prod(shape)
+                found[name], at = values[at:stop].reshape(shape), stop
+                if not finite and not np.isfinite(found[name]).all():
+                    raise AdapterError(
+                        f"{source.name}: {shown(name)} holds NaN or infinite values, or some "
+                        "beyond float32; the training went wrong, or the file is damaged",
+                        "not-finite",
+                    )
     return found
 
 
-def _is_finite(values: np.ndarray) -> bool:
-    # What is not finite stays so in a sum of squares, which is cheaper than a look at each.
-    flat = values.ravel()
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+@dataclass
+class _Run:
+    """Tensors of one type that lie one after the other, which are decoded at once."""
+
+    dtype: str
+    start: int
+    stop: int
+    names: list[str]
 
 
-def _decode(part: bytes, info: TensorInfo) -> np.ndarray:
-    if info.dtype in WIDEN:
-        values = WIDEN[info.dtype](part)
+def _runs(header: Header, names: Container[str]) -> list[_Run]:
+    runs: list[_Run] = []
+    last = _Run("", 0, -1, [])
+    # In the order of their bytes.
+    for name, (dtype, _, start, stop) in header.tensors.items():
+        if name not in names:
+            continue
+        if dtype == last.dtype and start == last.stop and stop - last.start <= RUN_BYTES:
+            last.stop = stop
+            last.names.append(name)
+        else:
+            last = _Run(dtype, start, stop, [name])
+            runs.append(last)
+    return runs
+
+
+def _decode(part: bytes, dtype: str) -> np.ndarray:
+    if dtype in WIDEN:
+        values = WIDEN[dtype](part)
     else:
-        values = np.frombuffer(part, NUMPY[info.dtype]).astype(np.float32, copy=False)
+        values = np.frombuffer(part, NUMPY[dtype]).astype(np.float32, copy=False)
     values.flags.writeable = False
-    return values.reshape(info.shape)
+    return values
 
 
 def _bool(part: bytes) -> np.ndarray:
     # Any byte but 0 is true; numpy's bool leaves open what a 2 is.
     return (np.frombuffer(part, np.uint8) != 0).astype(np.float32)
+
+
+def _float16(part: bytes) -> np.ndarray:
+    # Sign, exponent and mantissa where float32 has them; the exponents' offsets differ by 112.
+    bits = np.frombuffer(part, "<i2").astype(np.int32)
+    bits <<= 13
+    bits &= ~0x7000_0000
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)
+    if wide.size and max(wide.max(), -wide.min()) >= BEYOND_FLOAT16:
+        return np.frombuffer(part, "<f2").astype(np.float32)
+    return wide
 
 
 def _bfloat16(part: bytes) -> np.ndarray:
@@ -109,8 +165,8 @@ def _bfloat16(part: bytes) -> np.ndarray:
 
 def _float8_e5m2(part: bytes) -> np.ndarray:
     # The upper half of a float16.
-    wide = (np.frombuffer(part, np.uint8).astype(np.uint16) << 8).view(np.float16)
-    return wide.astype(np.float32)
+    wide = np.frombuffer(part, np.uint8).astype(np.uint16) << 8
+    return wide.view(np.float16).astype(np.float32)
 
 
 def _float8_e4m3(part: bytes) -> np.ndarray:
@@ -127,4 +183,10 @@ def _e4m3_table() -> np.ndarray:
 
 
 _E4M3 = _e4m3_table()
-WIDEN = {"BOOL": _bool, "BF16": _bfloat16, "F8_E4M3": _float8_e4m3, "F8_E5M2": _float8_e5m2}
+WIDEN = {
+    "F16": _float16,
+    "BF16": _bfloat16,
+    "F8_E4M3": _float8_e4m3,
+    "F8_E5M2": _float8_e5m2,
+    "BOOL": _bool,
+}

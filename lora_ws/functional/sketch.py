@@ -298,11 +298,11 @@ def _components(
 ) -> list[np.ndarray]:
     """Rank-1 components in a form that exact changes of their spelling leave alone, sorted."""
     joined, _ = _canonical(down, up, scale, power)
-    # Most components differ in their first numbers.
-    keys = [(row[:8].tobytes(), k) for k, row in enumerate(joined)]
-    if len({start for start, _ in keys}) < len(keys):
-        keys = [(row.tobytes(), k) for k, row in enumerate(joined)]
-    return [joined[k] for _, k in sorted(keys)]
+    # In the order of their bytes; most differ in their first numbers.
+    keys = joined[:, :1].copy().view(">u8").ravel().tolist()
+    if len(set(keys)) < len(keys):
+        keys = [row.tobytes() for row in joined]
+    return [joined[k] for k in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def _canonical(
@@ -320,23 +320,24 @@ def _canonical(
         A row beside its column, in little-endian float64; and where the column begins.
     """
     # A file's float32 factors and scale give float32 products, as when the scale is folded in.
-    inputs = down.shape[1]
-    joined = np.empty((len(down), inputs + len(up)), "<f8")
-    rows, columns = joined[:, :inputs], joined[:, inputs:]
-    rows[:] = down.astype(np.float32, copy=False)
-    columns[:] = (up.astype(np.float32, copy=False) * np.float32(scale)).T
-    there = rows.any(axis=1) & columns.any(axis=1)
-    if not there.all():
-        joined = joined[there]
-        rows, columns = joined[:, :inputs], joined[:, inputs:]
+    rows = down.astype(np.float32, copy=False)
+    columns = (up.astype(np.float32, copy=False) * np.float32(scale)).T
+    n, inputs = rows.shape
+    # Most have no zero among their first numbers.
+    if np.count_nonzero(rows[:, 0]) < n or np.count_nonzero(columns[:, 0]) < n:
+        there = rows.any(axis=1) & columns.any(axis=1)
+        rows, columns = rows[there], columns[there]
+    joined = np.empty((len(rows), inputs + len(up)), "<f8")
     if not len(joined):
         return joined, inputs
-    lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)]
-    exponents = np.frexp(np.abs(rows).max(axis=1))[1]
+    lead = rows[:, 0]
+    if np.count_nonzero(lead) < len(lead):
+        lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)]
+    exponents = np.frexp(np.maximum.reduce(np.abs(rows), axis=1))[1]
     # Powers of two of float32 are exact in float64.
     shift = np.copysign(np.ldexp(1.0, -exponents), lead)[:, None]
-    rows *= shift
-    columns *= power / shift
+    np.multiply(rows, shift, out=joined[:, :inputs])
+    np.multiply(columns, power / shift, out=joined[:, inputs:])
     # Turns -0.0 into 0.0.
     joined += 0.0
     return joined, inputs

@@ -99,6 +99,12 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         pack(b'{"a": {"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
         "header",
     ),
+    "blank that JSON has not before the metadata": (
+        pack(b'\x0b{"__metadata__": {"a": "b"}, "a": ' + json.dumps(ONE).encode() + b"}", bytes(4)),
+        "unreadable",
+    ),
+    "comma behind the metadata alone": (pack(b'{"__metadata__": {"a": "b"},}'), "header"),
+    "NaN in the metadata": (pack(b'{"__metadata__": {"a": NaN}, "b": 1}'), "header"),
     "NaN in the header": (pack(b'{"a": NaN}'), "header"),
     "number out of range": (
         pack(b'{"a": {"x":1e999,"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
@@ -142,6 +148,11 @@ LEGAL: dict[str, bytes] = {
     "good": GOOD,
     "no tensors": pack({}),
     "blanks around": pack(b" \t\n" + json.dumps({"a": ONE}).encode() + b" \r\n", bytes(4)),
+    "metadata behind a tensor": pack({"a": ONE, "__metadata__": {"b": "c"}}, bytes(4)),
+    "blanks about the metadata": pack(
+        b'\n{\t"__metadata__" :\r{ "b" : "c" } , "a": ' + json.dumps(ONE).encode() + b"}", bytes(4)
+    ),
+    "metadata without entries": pack({"__metadata__": {}, "a": ONE}, bytes(4)),
     "null metadata": pack({"__metadata__": None, "a": ONE}, bytes(4)),
     "extra fields": pack({"a": ONE | {"x": [1, -3, 2.5, None, {"y": "z"}]}}, bytes(4)),
     "key that is a path": pack({"../../etc/passwd": ONE}, bytes(4)),
@@ -205,6 +216,20 @@ def test_metadata_is_the_librarys(tmp_path: Path):
     with safe_open(tmp_path / "file.safetensors", framework="np") as opened:
         assert header.metadata == opened.metadata() == {"format": "pt"}
         assert list(header.tensors) == list(opened.offset_keys())
+
+
+def test_metadata_that_stand_twice_are_refused_wherever(tmp_path: Path):
+    tensor = json.dumps(ONE).encode()
+    for second in (b'{"b": "c"}', b"{}", b"null"):
+        text = b'{"__metadata__": {"b": "c"}, "a": %b, "__metadata__": %b}' % (tensor, second)
+        with pytest.raises(AdapterError, match="__metadata__` twice"):
+            ours(tmp_path, pack(text, bytes(4)))
+
+
+def test_files_of_one_recipe_keep_their_own_metadata(tmp_path: Path):
+    for name in ("one", "two"):
+        head = {"__metadata__": {"name": name}, "a": ONE}
+        assert ours(tmp_path, pack(head, bytes(4))).metadata == {"name": name}
 
 
 def test_what_is_no_file_is_missing(tmp_path: Path):
