@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lora_ws.adapters.header import shown
-from lora_ws.attribution.prompt_text import INSTEAD, number_of, plain_name, read_tags
+from lora_ws.attribution.prompt_text import INSTEAD, Scales, number_of, plain_name, read_tags
 from lora_ws.errors import DataError
 
 _KIND = re.compile(r"lora|lycoris|locon|loha|lokr|hypernetwork", re.IGNORECASE)
@@ -39,13 +39,11 @@ class Loaded(NamedTuple):
 
     Attributes:
         name: with ``/`` between folders.
-        scale: in the denoiser.
-        encoder: in the text encoders; None where the node does not say.
+        scales: that of the denoiser counts for the text encoders too where the node has but one.
     """
 
     name: str
-    scale: float
-    encoder: float | None
+    scales: Scales
 
 
 def loads_adapters(kind: str, inputs: Mapping[str, Any]) -> bool:
@@ -89,7 +87,7 @@ def read_loader(
     Example:
         >>> row = {"on": True, "lora": "style/ink.safetensors", "strength": 0.8}
         >>> read_loader("node 2", "Power Lora Loader (rgthree)", {"lora_1": row}, lambda v: v)
-        [Loaded(name='style/ink', scale=0.8, encoder=None)]
+        [Loaded(name='style/ink', scales=Scales(denoiser=0.8, text=0.8))]
     """
     rows = _rows(inputs, value)
     found = [one for row in rows if (one := _loaded(title, row, value)) is not None]
@@ -157,23 +155,25 @@ def _loaded(title: str, row: Mapping[str, Any], value: Callable[[Any], Any]) -> 
         return None
     if not isinstance(name, str):
         raise DataError(f"{title}: expected the name of an adapter, got {shown(str(given))}")
-    strengths = [row[k] for k in DENOISER if k in row]
-    scale = number_of(value(strengths[0])) if strengths else None
-    if scale is None:
+    strengths = [row[k] for k in DENOISER if k in row][:1]
+    # Packs leave the second strength empty where the first counts for both.
+    strengths += [row[k] for k in ENCODER if row.get(k) is not None][:1]
+    numbers = [number_of(value(strength)) for strength in strengths]
+    if None in numbers or not any(k in row for k in DENOISER):
+        wrong = strengths[numbers.index(None)] if None in numbers else "none"
         raise DataError(
-            f"{title}: expected a strength of {shown(name)} as a number, got "
-            f"{shown(str(strengths[0])) if strengths else 'none'}; {INSTEAD}"
+            f"{title}: expected a strength of {shown(name)} as a number, got {shown(str(wrong))}; "
+            f"{INSTEAD}"
         )
-    encoders = [number_of(value(row[k])) for k in ENCODER if k in row]
-    return Loaded(plain_name(name), scale, encoders[0] if encoders else None)
+    return Loaded(plain_name(name), Scales(numbers[0], numbers[-1]))  # type: ignore[arg-type]
 
 
 def _tagged(title: str, text: str) -> list[Loaded]:
     """Adapters by A1111's tags, which packs of nodes read in an order of their own."""
-    _, adapters, others = read_tags(text)
-    if any(name.startswith("text encoder") for name in others):
+    _, adapters, _ = read_tags(text)
+    if any(scales.denoiser != scales.text for scales in adapters.values()):
         raise DataError(
             f"{title}: expected one strength in each tag of {shown(text)}; which of two is the "
             f"denoiser's differs between nodes; {INSTEAD}"
         )
-    return [Loaded(name, scale, None) for name, scale in adapters.items()]
+    return [Loaded(name, scales) for name, scales in adapters.items()]

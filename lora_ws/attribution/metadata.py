@@ -14,7 +14,9 @@ from lora_ws.attribution.prompt_text import (
     integer_of,
     number_of,
     plain_text,
+    prompt_syntax,
     read_tags,
+    text_scales,
 )
 from lora_ws.attribution.workflow import parse_workflow
 from lora_ws.errors import DataError
@@ -118,6 +120,7 @@ def parse_parameters(text: str) -> ImageMetadata:
     found = dict(SETTING.findall("Steps: " + settings.removeprefix("Steps: ")))
     prompt, *rest = NEGATIVE.split(prompts, maxsplit=1)
     prompt, adapters, others = read_tags(prompt)
+    others |= prompt_syntax(prompt)
     prompt, weighted = plain_text(prompt)
     negative, also = plain_text(rest[0] if rest else "")
     others = _changing(found) | others
@@ -126,7 +129,8 @@ def parse_parameters(text: str) -> ImageMetadata:
     return ImageMetadata(
         prompt=prompt.strip(),
         negative_prompt=negative.strip(),
-        adapters=adapters,
+        adapters={name: own.denoiser for name, own in adapters.items()},
+        text_scales=text_scales(adapters),
         seed=integer_of(found.get("Seed")),
         num_inference_steps=integer_of(found.get("Steps")),
         guidance_scale=number_of(found.get("CFG scale")),

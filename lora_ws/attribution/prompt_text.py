@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_ws.adapters.header import shown
 from lora_ws.errors import DataError
@@ -19,6 +19,12 @@ ADAPTER_TAGS = ("lora", "lyco")
 INSTEAD = "give --prompt, --adapters and --scales instead"
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _WEIGHT = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*(?=[)\]])")
+# What A1111 reads as more than words, by what it is.
+_SYNTAX = {
+    "words that change on the way": re.compile(r"\[[^\[\]]*(?:\||:\s*\d+\.?\d*\s*\])"),
+    "several prompts": re.compile(r"\bAND\b"),
+    "parts of the prompt": re.compile(r"\bBREAK\b"),
+}
 _BRACKET = re.compile(r"\\([\\()\[\]])|([()\[\]])")
 
 
@@ -30,6 +36,7 @@ class ImageMetadata:
         prompt: without tags of adapters and weights of words.
         negative_prompt: of what was not to be drawn.
         adapters: name -> scale in the denoiser; subfolders before the name with ``/``.
+        text_scales: name -> scale in the text encoders, where it is another.
         seed: of the noise; None where it does not say.
         num_inference_steps: of denoising, likewise.
         guidance_scale: likewise.
@@ -43,6 +50,31 @@ class ImageMetadata:
     num_inference_steps: int | None
     guidance_scale: float | None
     other_settings: Mapping[str, str] = field(default_factory=dict)
+    text_scales: Mapping[str, float] = field(default_factory=dict)
+
+
+class Scales(NamedTuple):
+    """How much of an adapter is used.
+
+    Attributes:
+        denoiser: in the denoiser.
+        text: in the text encoders.
+    """
+
+    denoiser: float
+    text: float
+
+    def __add__(self, other: Any) -> "Scales":
+        """Loaded twice, an adapter is used with the sum of both."""
+        return Scales(self.denoiser + other.denoiser, self.text + other.text)
+
+
+NO_SCALES = Scales(0.0, 0.0)
+
+
+def text_scales(found: Mapping[str, Scales]) -> dict[str, float]:
+    """Scales in the text encoders that differ from those in the denoiser."""
+    return {name: own.text for name, own in found.items() if own.text != own.denoiser}
 
 
 def number_of(value: Any) -> float | None:
@@ -76,20 +108,20 @@ def integer_of(value: Any) -> int | None:
     return int(number) if number is not None and number.is_integer() else None
 
 
-def read_tags(prompt: str) -> tuple[str, dict[str, float], dict[str, str]]:
+def read_tags(prompt: str) -> tuple[str, dict[str, Scales], dict[str, str]]:
     """Take the tags of adapters out of a prompt.
 
     Returns:
-        The text without any tag, name -> scale in the denoiser, and what else the tags say.
+        The text without any tag, name -> scales, and what else the tags say.
 
     Raises:
         DataError: an argument of a tag cannot be read, or the tag is of a hypernetwork.
 
     Example:
         >>> read_tags("a cat <lora:ink:0.5:0.9>")
-        ('a cat ', {'ink': 0.9}, {'text encoder of ink': '0.5'})
+        ('a cat ', {'ink': Scales(denoiser=0.9, text=0.5)}, {})
     """
-    adapters: dict[str, float] = {}
+    adapters: dict[str, Scales] = {}
     others: dict[str, str] = {}
     for found in TAG.finditer(prompt):
         tag, kind, arguments = found[0], found[1].lower(), found[2].split(":")
@@ -100,14 +132,14 @@ def read_tags(prompt: str) -> tuple[str, dict[str, float], dict[str, str]]:
         if kind not in ADAPTER_TAGS:
             others[f"tag {tag}"] = "unknown"
             continue
-        name, scale, beside = _read_tag(tag, arguments)
-        adapters[name] = adapters.get(name, 0.0) + scale
+        name, scales, beside = _read_tag(tag, arguments)
+        adapters[name] = adapters.get(name, NO_SCALES) + scales
         others |= {f"{what} of {name}": value for what, value in beside.items()}
     return TAG.sub("", prompt), adapters, others
 
 
-def _read_tag(tag: str, arguments: list[str]) -> tuple[str, float, dict[str, str]]:
-    """Name, scale in the denoiser, and the rest: text encoder first, then U-Net, then rank."""
+def _read_tag(tag: str, arguments: list[str]) -> tuple[str, Scales, dict[str, str]]:
+    """Name, scales, and the rest: text encoder first, then U-Net, then rank."""
     name, *rest = (argument.strip() for argument in arguments)
     if not name:
         raise DataError(f"{shown(tag)}: expected the name of an adapter, got none")
@@ -127,9 +159,7 @@ def _read_tag(tag: str, arguments: list[str]) -> tuple[str, float, dict[str, str
     beside = dict(named)
     if len(given) > 2:
         beside["dyn"] = positional[2]
-    if encoder != scale:
-        beside["text encoder"] = f"{encoder:g}"
-    return plain_name(name), scale, beside
+    return plain_name(name), Scales(scale, encoder), beside
 
 
 def _argument(tag: str, text: str) -> float:
@@ -149,6 +179,17 @@ def plain_name(name: str) -> str:
         'style/ink_v1.1'
     """
     return name.strip().replace("\\", "/").removesuffix(".safetensors")
+
+
+def prompt_syntax(prompt: str) -> dict[str, str]:
+    """What a prompt of A1111 asks for beside words and their weights, and where it begins.
+
+    Example:
+        >>> prompt_syntax("a [cat:dog:0.5] AND a [red] (hat:1.2)")
+        {'words that change on the way': '[cat:dog:0.5]', 'several prompts': 'AND'}
+    """
+    found = {name: pattern.search(prompt) for name, pattern in _SYNTAX.items()}
+    return {name: match[0] for name, match in found.items() if match}
 
 
 def plain_text(prompt: str, *, square: bool = True) -> tuple[str, bool]:

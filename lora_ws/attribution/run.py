@@ -1,7 +1,7 @@
 """`run`: the same image without each of its adapters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def run(spec: AttributeSpec) -> Attributed:
     said = read_metadata(spec.from_image) if spec.from_image else None
     adapters, scales, generation = _resolved(spec, said)
     stack = AdapterStack.of(adapters, scales, ignore_other=spec.ignore_other)
+    if said and spec.adapters is None and spec.scales is None:
+        stack = replace(stack, text_ratios=_text_ratios(said))
     pipeline = load_base(spec)
     left_out = _left_out(spec, said, pipeline) if said else {}
     for name, value in left_out.items():
@@ -91,6 +93,12 @@ def run(spec: AttributeSpec) -> Attributed:
     return Attributed(tuple(adapters), generation, ablation, values, boxes, given, left_out)
 
 
+def _text_ratios(said: ImageMetadata) -> tuple[float, ...]:
+    """Scales of text encoders over those of the denoiser; 1 where that is 0."""
+    scales = said.adapters.items()
+    return tuple(said.text_scales.get(k, own) / own if own else 1.0 for k, own in scales)
+
+
 def mean_difference(one: Tensor, other: Tensor) -> float:
     """Mean absolute difference of the pixels of two images."""
     return float((one - other).abs().mean())
@@ -101,7 +109,12 @@ def _left_out(spec: AttributeSpec, said: ImageMetadata, pipeline: Any) -> dict[s
     size = image_size(pipeline)
     scheduler = type(pipeline.scheduler).__name__.removesuffix("Scheduler").lower()
     same = {"Size": f"{size}x{size}", "Sampler": scheduler, "sampler_name": scheduler}
-    return {
+    texts = {
+        f"text encoder of {name}": f"{text:g}"
+        for name, text in said.text_scales.items()
+        if not said.adapters[name] and spec.adapters is None
+    }
+    return texts | {
         name: value
         for name, value in said.other_settings.items()
         if value.lower() != same.get(name)

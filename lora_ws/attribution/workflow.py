@@ -13,11 +13,14 @@ from lora_ws.adapters.header import shown
 from lora_ws.attribution.lora_nodes import has_strength, loads_adapters, read_loader
 from lora_ws.attribution.prompt_text import (
     INSTEAD,
+    NO_SCALES,
     TAG,
     ImageMetadata,
+    Scales,
     integer_of,
     number_of,
     plain_text,
+    text_scales,
 )
 from lora_ws.errors import DataError
 
@@ -27,7 +30,8 @@ VALUES = (
     "lora_name",
 )
 # What a model comes through, what lists of adapters do, and what a sampler is put together from.
-MODELS = ("model", "unet", "base_model", "guider", "pipe", "basic_pipe", "sdxl_tuple")
+DENOISERS = ("model", "unet", "base_model")
+MODELS = (*DENOISERS, "guider", "pipe", "basic_pipe", "sdxl_tuple")
 PARTS = ("sigmas", "sampler", "noise", "guider")
 LATENTS = ("latent_image", "samples", "latent", "latents", "pixels", "image", "images", "any", "")
 TEXTS = ("populated_text", "text", "text_g", "t5xxl", "clip_l", "string")
@@ -90,13 +94,16 @@ class Graph:
             given = (held or links or [None])[0]
         return None
 
-    def upstream(self, node: Node, names: tuple[str, ...] | None = None) -> Iterator[Node]:
-        """All nodes that one depends on, through inputs of some names; nearest first."""
+    def upstream(
+        self, node: Node, names: tuple[str, ...] | None = None, but: tuple[str, ...] = ()
+    ) -> Iterator[Node]:
+        """All nodes that one depends on, nearest first; by some inputs, or by all but some."""
         seen, queue = {node.key}, [node]
         while queue:
             inputs = queue.pop(0).inputs
             for name, link in inputs.items():
-                found = self.at(link) if names is None or name in names else None
+                taken = name in names if names is not None else name not in but
+                found = self.at(link) if taken else None
                 if found is not None and found.key not in seen:
                     seen.add(found.key)
                     queue.append(found)
@@ -121,7 +128,7 @@ def parse_workflow(text: str, name: str) -> ImageMetadata:
     graph = _graph(text, name)
     sampler, others = _sampler(graph, name)
     inputs = _settings(graph, sampler)
-    adapters = _adapters(graph, sampler, others)
+    adapters = _adapters(graph, sampler, inputs, others)
     texts = [_text(graph, inputs, side, others) for side in ("positive", "negative")]
     seed = integer_of(graph.value(inputs.get("seed", inputs.get("noise_seed"))))
     steps = integer_of(graph.value(inputs.get("steps")))
@@ -133,7 +140,8 @@ def parse_workflow(text: str, name: str) -> ImageMetadata:
     return ImageMetadata(
         prompt=texts[0],
         negative_prompt=texts[1],
-        adapters=adapters,
+        adapters={name: scales.denoiser for name, scales in adapters.items()},
+        text_scales=text_scales(adapters),
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -199,26 +207,36 @@ def _settings(graph: Graph, sampler: Node) -> dict[str, Any]:
     return inputs | dict(sampler.inputs)
 
 
-def _adapters(graph: Graph, sampler: Node, others: dict[str, str]) -> dict[str, float]:
+def _adapters(
+    graph: Graph, sampler: Node, inputs: Mapping[str, Any], others: dict[str, str]
+) -> dict[str, Scales]:
     """All adapters on the way of the model to the sampler."""
-    adapters: dict[str, float] = {}
-    on_way = _model_nodes(graph, sampler)
+    adapters: dict[str, Scales] = {}
+    on_way, texts = _model_nodes(graph, sampler), _text_nodes(graph, inputs)
     for node in on_way:
         if loads_adapters(node.kind, node.inputs):
             # Nodes of lists come after the node that takes the list.
             for one in read_loader(node.title, node.kind, node.inputs, graph.value):
-                adapters[one.name] = adapters.get(one.name, 0.0) + one.scale
+                # One that the text encoder does not come through leaves it alone.
+                apart = "model" in node.inputs and texts and node.key not in texts
+                scales = one.scales._replace(text=0.0) if apart else one.scales
+                adapters[one.name] = adapters.get(one.name, NO_SCALES) + scales
                 if any("block" in name.lower() for name in node.inputs):
                     others[f"weights of blocks in {node.title}"] = "left out"
-                if one.encoder is not None and one.encoder != one.scale:
-                    others[f"text encoder of {one.name}"] = f"{one.encoder:g}"
         elif not any(part in node.kind.lower() for part in PLAIN):
             others[node.title] = "left out"
     seen = {node.key for node in on_way}
-    for node in graph.upstream(sampler, ("positive", "conditioning", "clip", "guider")):
-        if node.key not in seen and loads_adapters(node.kind, node.inputs):
+    for node in (node for key, node in texts.items() if key not in seen):
+        if loads_adapters(node.kind, node.inputs):
             others[f"{node.title}, which changes the text encoder alone"] = "left out"
     return adapters
+
+
+def _text_nodes(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Node]:
+    """The nodes that the text of the prompt comes through, and its text encoder."""
+    node = graph.at(inputs.get("positive", inputs.get("conditioning")))
+    found = [] if node is None else [node, *graph.upstream(node, but=DENOISERS)]
+    return {node.key: node for node in found}
 
 
 def _model_nodes(graph: Graph, sampler: Node) -> list[Node]:

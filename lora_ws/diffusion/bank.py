@@ -10,6 +10,7 @@ one adapter per row, a weighted row, rows with zeros.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ class AdapterBank(nn.Module):
         rows: the adapters' factors in layout order, update ``B @ A``, one flat vector each.
         trainable: which adapters get gradients; the others stay as they are.
         dtype: of the factors.
+        kernels: layer -> size of the kernel, of convolutions where it is known.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4))
@@ -57,8 +59,10 @@ class AdapterBank(nn.Module):
         rows: Sequence[Rows] | Rows,
         trainable: Sequence[int] = (),
         dtype: torch.dtype = torch.float32,
+        kernels: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
+        self.kernels = dict(kernels or {})
         self.layouts = tuple(layouts)
         self.layout = _union(self.layouts)
         self.trainable = _indices(trainable, len(self))
@@ -119,7 +123,11 @@ class AdapterBank(nn.Module):
         trainable: Sequence[int] = (),
         dtype: torch.dtype = torch.float32,
     ) -> "AdapterBank":
-        """Build from modules of adapters by their names in the model; none are zeros."""
+        """Build from modules of adapters by their names in the model; none are zeros.
+
+        Raises:
+            LayoutError: they are not of one base.
+        """
         some = next(item for modules in adapters for item in modules.items())
         layouts = [
             Layout.from_layers(
@@ -129,7 +137,7 @@ class AdapterBank(nn.Module):
             for modules in adapters
         ]
         rows = [lay_out(*pair) for pair in zip(adapters, layouts, strict=True)]
-        return cls(layouts, rows, trainable, dtype)
+        return cls(layouts, rows, trainable, dtype, _kernels(adapters))
 
     @classmethod
     def fresh(
@@ -174,7 +182,8 @@ class AdapterBank(nn.Module):
         Raises:
             LayoutError: the model has no such module, or it does not fit: another base.
         """
-        return [find_module(model, layer) for layer in self.layout.layers]
+        layers = self.layout.layers
+        return [find_module(model, x, self.kernels.get(x.name, ())) for x in layers]
 
     @contextmanager
     def attach(self, model: nn.Module, scales: Any) -> Iterator["Mixture"]:
@@ -266,6 +275,18 @@ def _indices(trainable: Sequence[int], adapters: int) -> tuple[int, ...]:
     if wrong:
         raise ConfigError(f"trainable: expected numbers from 0 to {adapters - 1}, got {wrong[0]}")
     return tuple(sorted(set(trainable)))
+
+
+def _kernels(adapters: Sequence[Mapping[str, Module]]) -> dict[str, tuple[int, ...]]:
+    """Kernels larger than 1x1, which all adapters have to share."""
+    kernels: dict[str, tuple[int, ...]] = {}
+    for name, module in (item for modules in adapters for item in modules.items()):
+        if prod(module.kernel) > 1 and kernels.setdefault(name, module.kernel) != module.kernel:
+            raise LayoutError(
+                f"`{name}` has a kernel of {kernels[name]} in one adapter and of {module.kernel} "
+                "in another: not of one base"
+            )
+    return kernels
 
 
 def _union(layouts: Sequence[Layout]) -> Layout:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.generation import MOST_SCALE
@@ -24,6 +26,7 @@ class AdapterStack:
         bank: factors in the U-Net.
         scales: multiplier per adapter, on top of the scale in its file.
         texts: name of a text encoder -> factors in it; empty where no adapter has any.
+        text_ratios: multiplier per adapter in text encoders, on top of `scales`; None for 1.
 
     Example:
         >>> from importlib import resources
@@ -38,6 +41,7 @@ class AdapterStack:
     bank: AdapterBank
     scales: tuple[float, ...]
     texts: Mapping[str, AdapterBank] = field(default_factory=dict)
+    text_ratios: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,7 +102,8 @@ class AdapterStack:
 
         Args:
             pipeline: left as found.
-            scales: a row per sample, or one for all; see `AdapterBank.attach`.
+            scales: a row per sample, or one for all; see `AdapterBank.attach`. Those of text
+                encoders are these times `text_ratios`.
 
         Yields:
             The mixture of the U-Net.
@@ -106,9 +111,11 @@ class AdapterStack:
         Raises:
             LayoutError: the adapters are of another base.
         """
+        own = torch.as_tensor(scales)
+        texts = own if self.text_ratios is None else own * torch.tensor(self.text_ratios)
         with ExitStack() as held:
             for component, bank in self.texts.items():
-                held.enter_context(bank.attach(encoder_of(pipeline, component), scales))
+                held.enter_context(bank.attach(encoder_of(pipeline, component), texts))
             yield held.enter_context(self.bank.attach(pipeline.unet, scales))
 
 

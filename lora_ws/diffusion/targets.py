@@ -63,8 +63,13 @@ def check_whole(adapter: Adapter, names: Iterable[str]) -> None:
     )
 
 
-def find_module(model: nn.Module, layer: LayerSpec) -> nn.Module:
+def find_module(model: nn.Module, layer: LayerSpec, kernel: tuple[int, ...] = ()) -> nn.Module:
     """Find the linear module or convolution that a layer names.
+
+    Args:
+        model: holds it.
+        layer: its name and widths.
+        kernel: of a convolution; without one, and for one of size 1, widths alone are compared.
 
     Raises:
         LayoutError: the model has no such module, or it does not fit.
@@ -94,7 +99,18 @@ def find_module(model: nn.Module, layer: LayerSpec) -> nn.Module:
             f"{layer.out_features} in the adapters (inputs of a convolution are channels times "
             "kernel): is this their base?"
         )
+    own = module.kernel_size if isinstance(module, nn.Conv2d) else ()
+    # Some files write a kernel of 1x1 as a matrix, or a matrix as one.
+    if prod(kernel) > 1 and kernel != own:
+        raise LayoutError(
+            f"`{name}` has {_kernel(own)} in this model, but {_kernel(kernel)} in the adapters: is "
+            "this their base?"
+        )
     return module
+
+
+def _kernel(sizes: tuple[int, ...]) -> str:
+    return f"a kernel of {'x'.join(map(str, sizes))}" if sizes else "no kernel"
 
 
 def _check_called(model: nn.Module, name: str, module: nn.Linear) -> None:

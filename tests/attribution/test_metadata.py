@@ -117,28 +117,31 @@ def test_a_name_with_folders_is_found_inside_the_folder(name: str, tmp_path: Pat
 
 
 TAGS = {
-    "<lora:ink>": ("ink", 1.0),
-    "<lora:ink:0.5:0.9>": ("ink", 0.9),
-    "<lora:ink:0.5:.9:8>": ("ink", 0.9),
-    "<lora:ink:unet=0.7>": ("ink", 0.7),
-    "<lora:ink:te=0.3>": ("ink", 0.3),
-    "<lora:ink:te=0.3:unet=-.7>": ("ink", -0.7),
-    "<lora:ink:0.8:lbw=MIDD:stop=10>": ("ink", 0.8),
-    "<lora:ink:.8>": ("ink", 0.8),
-    "<lora:ink:1.>": ("ink", 1.0),
-    "<lora:ink: +1e-1 >": ("ink", 0.1),
-    "<lora:ink:-0.5>": ("ink", -0.5),
-    "<lora:my ink_v1.11.0:0.6>": ("my ink_v1.11.0", 0.6),
-    "<lora:[XL] ink (old):1>": ("[XL] ink (old)", 1.0),
-    "<lora:style\\ink:0.4>": ("style/ink", 0.4),
-    "<lyco:ink:0.4>": ("ink", 0.4),
+    "<lora:ink>": ("ink", 1.0, 1.0),
+    "<lora:ink:0.5:0.9>": ("ink", 0.9, 0.5),
+    "<lora:ink:0.5:.9:8>": ("ink", 0.9, 0.5),
+    "<lora:ink:0:1>": ("ink", 1.0, 0.0),
+    "<lora:ink:unet=0.7>": ("ink", 0.7, 1.0),
+    "<lora:ink:te=0.3>": ("ink", 0.3, 0.3),
+    "<lora:ink:te=0.3:unet=-.7>": ("ink", -0.7, 0.3),
+    "<lora:ink:0.8:lbw=MIDD:stop=10>": ("ink", 0.8, 0.8),
+    "<lora:ink:.8>": ("ink", 0.8, 0.8),
+    "<lora:ink:1.>": ("ink", 1.0, 1.0),
+    "<lora:ink: +1e-1 >": ("ink", 0.1, 0.1),
+    "<lora:ink:-0.5>": ("ink", -0.5, -0.5),
+    "<lora:my ink_v1.11.0:0.6>": ("my ink_v1.11.0", 0.6, 0.6),
+    "<lora:[XL] ink (old):1>": ("[XL] ink (old)", 1.0, 1.0),
+    "<lora:style\\ink:0.4>": ("style/ink", 0.4, 0.4),
+    "<lyco:ink:0.4>": ("ink", 0.4, 0.4),
 }
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_tags_have_the_scale_of_the_unet(tag: str) -> None:
+def test_tags_have_scales_of_unet_and_text_encoder(tag: str) -> None:
     said = parse_parameters(f"a cat, {tag}, photo\nSteps: 20, Seed: 5")
-    assert said.adapters == pytest.approx(dict([TAGS[tag]]), rel=EXACT)
+    name, unet, text = TAGS[tag]
+    assert said.adapters == pytest.approx({name: unet}, rel=EXACT)
+    assert said.text_scales == ({} if text == unet else {name: text})
     assert said.prompt == "a cat, , photo"
 
 
@@ -152,7 +155,8 @@ def test_tags_that_are_no_adapters() -> None:
     with pytest.raises(DataError, match="hypernetwork"):
         parse_parameters("a cat <hypernet:ink:0.8>")
     assert "tag <wild:ink>" in parse_parameters("a cat <wild:ink>").other_settings
-    assert parse_parameters("<lora:ink:0.5> <lora:ink:0.25>").adapters == {"ink": 0.75}
+    twice = parse_parameters("<lora:ink:0.5:1> <lora:ink:0.25>")
+    assert (twice.adapters, twice.text_scales) == ({"ink": 1.25}, {"ink": 0.75})
 
 
 WORDS = {
@@ -173,6 +177,14 @@ def test_weights_of_words_leave_the_words(prompt: str) -> None:
     assert ("weights of words" in said.other_settings) == weighted
 
 
+@pytest.mark.parametrize("prompt", ["a [cat:dog:0.5]", "[cat|dog]", "a cat AND a dog", "a BREAK b"])
+def test_prompts_that_are_more_than_words_are_named(prompt: str) -> None:
+    assert set(parse_parameters(prompt).other_settings) - {"weights of words"}
+    assert not parse_parameters(
+        "a [cat], (red:1.2), 10:30 BREAKFAST AND".lower()
+    ).other_settings.keys() - {"weights of words"}
+
+
 def test_settings_that_change_the_picture_are_named() -> None:
     text = (
         "a cat <lora:ink:0.5:0.9>\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, "
@@ -186,7 +198,6 @@ def test_settings_that_change_the_picture_are_named() -> None:
         "Clip skip": "2",
         "Denoising strength": "0.5",
         "Hires upscale": "2",
-        "text encoder of ink": "0.5",
     }
 
 

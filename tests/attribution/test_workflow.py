@@ -144,6 +144,25 @@ def test_a_switch_of_the_whole_node(toggle: bool) -> None:
     assert read(graph(loader)).adapters == ({"ink": 0.8} if toggle else {})
 
 
+def test_text_encoders_have_scales_of_their_own() -> None:
+    nodes = graph(ink(strength_model=0.8, strength_clip=0.5))
+    assert read(nodes).text_scales == {"ink": 0.5}
+    assert read(graph(LOADERS["rgthree"][0])).text_scales == {"ink": 0.1}
+    assert read(graph(ink(strength_model=0.8, strength_clip=0.8))).text_scales == {}
+    # A text that comes past the loader is not changed by it, be it through other nodes.
+    nodes["3"]["inputs"]["clip"] = ["6", 0]
+    nodes["6"] = node("Reroute", **{"": ["1", 1]})
+    assert read(nodes).text_scales == {"ink": 0.0}
+    nodes["6"] = node("Reroute", **{"": ["2", 1]})
+    assert read(nodes).text_scales == {"ink": 0.5}
+    # Loaded once for both, and once more for the model alone.
+    more = {"model": ["2", 0], "lora_name": "ink.safetensors", "strength_model": 0.2}
+    nodes = graph(ink(strength_model=0.5, strength_clip=0.5), **{"6": node("Only", **more)})
+    nodes["5"]["inputs"]["model"] = ["6", 0]
+    said = read(nodes)
+    assert (said.adapters, said.text_scales) == ({"ink": 0.7}, {"ink": 0.5})
+
+
 def test_weights_of_blocks_are_named() -> None:
     said = read(graph(ink(strength_model=0.8, block_vector="1,0,0")))
     assert said.adapters == {"ink": 0.8}
@@ -155,6 +174,7 @@ UNREAD = {
     "no strength": node("SomeLoraLoader", **LINKS, lora_name="ink.safetensors"),
     "a word": ink(strength_model="strong"),
     "computed": ink(strength_model=["6", 0]),
+    "computed for the text": ink(strength_model=1, strength_clip=["6", 0]),
     "two strengths in a tag": node("LoraTagLoader", **LINKS, text="<lora:ink:0.8:0.5>"),
     "a hypernetwork": node("HypernetworkLoader", **LINKS, hypernetwork_name="ink", strength=1),
 }
@@ -256,7 +276,6 @@ def test_what_else_changes_the_picture_is_named() -> None:
     assert (said.prompt, said.seed) == ("a red [cat]", 18446744073709551615)
     assert dict(said.other_settings) == {
         "second pass node `10` (`KSampler`)": "left out",
-        "text encoder of ink": "1",
         "node `6` (`FreeU_V2`)": "left out",
         "weights of words": "left out",
         "sampler_name": "euler",

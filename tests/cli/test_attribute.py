@@ -8,11 +8,16 @@ import torch
 from browser import open_page
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
-from tolerances import EXACT
+from safetensors.torch import load_file, save_file
+from tolerances import EXACT, of_images
 
+from lora_ws.adapters import read_adapter
+from lora_ws.attribution.run import run as attributed
+from lora_ws.attribution.spec import AttributeSpec
 from lora_ws.cli import main
-from lora_ws.diffusion.pipeline import adapter_layout, load_pipeline
+from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.pipeline import adapter_layout, generate, load_pipeline
 
 
 @pytest.fixture
@@ -105,6 +110,36 @@ def test_a_picture_says_what_it_was_made_of(
     more = ("--scales", 0.8, 0.4, "--out", tmp_path / "two")
     assert run("--adapters", *files, *drawn, *more) == 0
     assert told.split("Effect")[0] == capsys.readouterr().out.split("Effect")[0]
+
+
+@pytest.mark.parametrize(("tag", "text", "unet"), [("0.5:0.9", 0.5, 0.9), ("0:1", 0.0, 1.0)])
+def test_a_tag_of_two_scales_is_drawn_with_both(
+    tag: str, text: float, unet: float, loras: Path, tmp_path: Path
+) -> None:
+    file = loras / "ink.safetensors"
+    tensors, name = load_file(file), "encoder.layers.0.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(5)
+    parts = {
+        role: torch.randn(shape, generator=generator)
+        for role, shape in (("A", (2, 48)), ("B", (48, 2)))
+    }
+    stem = f"text_encoder.text_model.{name}.lora"
+    save_file(tensors | {f"{stem}_{role}.weight": x for role, x in parts.items()}, file)
+    info = PngInfo()
+    info.add_text("parameters", f"three <lora:ink:{tag}>\nSteps: 2, Seed: 3, CFG scale: 1")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    drawn = attributed(
+        AttributeSpec(base="digit-sd", from_image=tmp_path / "a.png", lora_dir=loras, shown=0)
+    )
+    assert drawn.left_out == {}
+    pipeline = load_pipeline("digit-sd")
+    encoder = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder)
+    encoder.get_submodule(name).weight += text * parts["B"] @ parts["A"]
+    bank = AdapterBank.from_adapters([read_adapter(file)], ignore_other=True)
+    generation = GenerationSpec("three", num_inference_steps=2, seed=3, guidance_scale=1)
+    with bank.attach(pipeline.unet, [unet]):
+        expected = generate(pipeline, generation)[0]
+    torch.testing.assert_close(drawn.ablation.full, expected, rtol=0, atol=of_images(pipeline, 2))
 
 
 WRONG = {
