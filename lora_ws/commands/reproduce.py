@@ -41,14 +41,17 @@ def reproduce(what: str, /, flags: ReproduceSpec) -> None:
 def sweep(spec: SweepSpec) -> None:
     """Train the same classifier on each layer, on each matrix, or without the best layers."""
     from lora_ws.experiments.layers.report import sweep_grid, sweep_section
-    from lora_ws.experiments.layers.sweep import run_sweep
+    from lora_ws.experiments.layers.sweep import run_sweep, sweep_folder
     from lora_ws.report.grid import show
     from lora_ws.report.page import to_page
 
     dataset, subset = Path(spec.dataset).name, spec.subset or ""
-    folder = spec.out or Path("runs", "sweep", dataset, subset, spec.slug)
-    points = run_sweep(spec, folder)
+    home = spec.out or Path("runs", "sweep", dataset, subset, spec.slug)
+    folder = sweep_folder(spec, home)
     console = Console(highlight=False, soft_wrap=True)
+    if folder != home:
+        console.print(f"other settings than {home}, in {folder.name}")
+    points = run_sweep(spec, folder)
     show(console, sweep_grid(points, spec.top))
     section = sweep_section(spec.over, points, spec.top, folder)
     page, table = (folder / f"{spec.over}.{kind}" for kind in ("html", "csv"))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -153,12 +153,26 @@ def folder_for(spec: ExperimentSpec, home: Path) -> Path:
     """
     if not (home / CONFIG).is_file() or not read_records(home / RECORDS):
         return home
+    return folder_beside(home, changed_settings(spec, home / CONFIG))
+
+
+def changed_settings(spec: ExperimentSpec, file: Path) -> dict[str, Any]:
+    """Compare an experiment with that of a run: dotted flags whose values differ, as they are now.
+
+    Args:
+        spec: the experiment.
+        file: ``config.yaml`` of the run.
+    """
     now = identity(spec)
-    held, wanted = _leaves(read_identity(home / CONFIG, now)), _leaves(now)
-    changed = [f"{key}={value}" for key, value in wanted.items() if held.get(key) != value]
+    held, wanted = _leaves(read_identity(file, now)), _leaves(now)
+    return {key: value for key, value in wanted.items() if held.get(key) != value}
+
+
+def folder_beside(home: Path, changed: Mapping[str, Any]) -> Path:
+    """Name a folder beside ``home`` by the settings that differ; ``home`` itself without any."""
     if not changed:
         return home
-    said = slug(",".join(changed))
+    said = slug(",".join(f"{key}={value}" for key, value in changed.items()))
     if len(said) > MAX_NAME:
         said = f"{said[:MAX_NAME]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     return home.with_name(f"{home.name}-{said}")

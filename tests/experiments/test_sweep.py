@@ -16,7 +16,7 @@ from lora_ws.cli import main
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.layers.report import sweep_chart, sweep_grid, write_csv
 from lora_ws.experiments.layers.spec import SweepSpec
-from lora_ws.experiments.layers.sweep import Point, run_sweep, top_points
+from lora_ws.experiments.layers.sweep import Point, run_sweep, sweep_folder, top_points
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.run import run_one
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
@@ -143,6 +143,10 @@ def test_another_experiment_in_the_folder_is_refused(spec: SweepSpec, swept: Swe
     other = replace(spec, featurizer=StatsLayer(), seeds=3)
     with pytest.raises(ConfigError, match="choose another --out"):
         run_sweep(other, swept.folder)
+    faster = replace(spec, fit=replace(FAST, lr=0.5))
+    assert sweep_folder(faster, swept.folder).name == "sweep-fit.lr=0.5"
+    assert sweep_folder(replace(spec, over="matrices", seeds=9), swept.folder) == swept.folder
+    assert sweep_folder(other, swept.folder / "none") == swept.folder / "none"
 
 
 @pytest.mark.slow

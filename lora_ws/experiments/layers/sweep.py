@@ -12,6 +12,7 @@ from lora_ws.experiments.layers.spec import SweepSpec
 from lora_ws.experiments.recipes import cores
 from lora_ws.experiments.trials import Trial, first_records, run_trials
 from lora_ws.learn.features import open_data
+from lora_ws.learn.run_folder import CONFIG, changed_settings, folder_beside
 from lora_ws.learn.spec import slug
 from lora_ws.report.metrics import metric_of, metrics_of
 from lora_ws.report.records import RunRecord, Summary, summarise
@@ -33,6 +34,21 @@ class Point(NamedTuple):
     def summary(self, part: str) -> Summary:
         """That metric over the seeds."""
         return summarise(self.records, self.metric, part)
+
+
+def sweep_folder(spec: SweepSpec, home: Path) -> Path:
+    """Choose the folder of a sweep: its home, unless that holds one with other settings.
+
+    Args:
+        spec: the sweep.
+        home: where it goes if nothing else is there.
+
+    Returns:
+        ``home``, or a folder beside it, named as by `lora_ws.learn.run_folder.folder_for`.
+    """
+    files = sorted(home.glob(f"*/*/{CONFIG}"))
+    changed = changed_settings(spec.experiment(), files[0]) if files else {}
+    return folder_beside(home, {key: changed[key] for key in changed if key != "matrices"})
 
 
 def run_sweep(spec: SweepSpec, folder: Path) -> list[Point]:
