@@ -116,14 +116,15 @@ def pictures(
 
 
 def _curves(trials: Mapping[str, Trial], rows: Rows, folder: Path) -> list[Figure]:
-    """Learning curves of what is trained by epochs; nothing where nothing is."""
-    if not trials:
-        return []
+    """Learning curves of what was trained by epochs, where its histories are at hand."""
     curves = {
         name: [line["curves"] for line in journal.read(trial.folder / CURVES)]
         for name, trial in trials.items()
+        if (trial.folder / CURVES).is_file()
     }
-    n = seed_counts({name: rows[name] for name in trials})
+    if not curves:
+        return []
+    n = seed_counts({name: rows[name] for name in curves})
     file, title = folder / "curves.png", f"Learning curves: mean and range, {n} seeds"
     text = "Learning curves: mean and range over seeds, as far as half of them still train."
     return [Figure(chart_curves(curves, file, title=title), text)]
