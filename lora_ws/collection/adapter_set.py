@@ -26,6 +26,7 @@ from lora_ws.collection.splits import (
     make_split,
     split_by_group,
     split_by_name,
+    tied,
 )
 from lora_ws.collection.store import (
     CARD,
@@ -243,7 +244,7 @@ class AdapterSet:
         rule = self.card.split
         if group := group_of(rule.column):
             named = self.card.group_columns.get(group, group)
-            return split_by_group(self.labels(column)[0], self.column(named), rule)
+            return split_by_group(self.labels(column)[0], tied(self.column(named)), rule)
         groups = self.column(rule.group) if rule.group else None
         if rule.column and is_rule(rule.column):
             return split_by_name(rule.column, self.labels(column)[0], groups)

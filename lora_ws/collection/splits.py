@@ -162,6 +162,27 @@ def split_by_group(labels: Int[np.ndarray, " rows"], groups: np.ndarray, rule: S
     return Split(*(np.sort(np.concatenate(part)) for part in parts))
 
 
+def tied(values: np.ndarray) -> np.ndarray:
+    """Groups of rows by the values of a column; of lists, rows linked by what they share.
+
+    Example:
+        >>> lists = np.array([[1, 2], [3], [2, 4], [4]], dtype=object)
+        >>> tied(lists).tolist()
+        [0, 1, 0, 0]
+    """
+    if not len(values) or not isinstance(values[0], np.ndarray | list):
+        return values
+    # Here, because it is slow to import.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows = np.repeat(np.arange(len(values)), [len(value) for value in values])
+    _, things = np.unique(np.concatenate([*values]), return_inverse=True)
+    size = len(values) + things.max(initial=-1) + 1
+    links = coo_array((np.ones(len(rows)), (rows, len(values) + things)), shape=(size, size))
+    return connected_components(links, directed=False)[1][: len(values)]
+
+
 def _split_groups(
     labels: np.ndarray, fractions: tuple[float, float, float], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lora_ws.adapters import Layout
 from lora_ws.audit.prompt import TEMPLATES, PromptReader
@@ -175,6 +176,43 @@ def prompt_leak(
             f"{100 * leak.chance:.1f}",
             f"{leak.p_value:.2g}",
         )
+    if not as_json:
+        Console().print(table)
+
+
+def audit(
+    name: str,
+    /,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+    label: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Look for what could leak between training and test rows, or tell labels without the weights.
+
+    Args:
+        name: name of a card, or the folder of a store.
+        subset: subset of the collection; default: the card's main one.
+        split: column of parts or a rule by name, as in lora-ws train; default: the card's rule.
+        label: column to predict; default: the card's label.
+        as_json: print one JSON line per finding instead of a table.
+    """
+    # Here, as scipy's tests take a second to import.
+    from lora_ws.learn.leaks import find_leaks
+
+    card = load(name).card
+    zoo = load(name, subset=subset or card.main_subset or None)
+    zoo = zoo.split_by(split) if split else zoo
+    if label:
+        zoo = replace(zoo, card=replace(zoo.card, label=label, classes=()))
+    table = Table("what", "", "found", "to do", box=None)
+    colours = {"leak": "red", "note": "yellow", "clean": "green", "not measured": "dim"}
+    for one in find_leaks(zoo):
+        if as_json:
+            print(json.dumps(one.to_dict()))  # noqa: T201
+        verdict = Text(one.verdict, style=colours[one.verdict])
+        table.add_row(one.what, verdict, Text(one.found), Text(one.advice))
     if not as_json:
         Console().print(table)
 

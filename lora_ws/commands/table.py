@@ -44,6 +44,12 @@ COMMANDS = {
         "my-loras --out my-store --on_error skip",
         ("out", "card", "label", "on_error", "revision"),
     ),
+    "data audit": Command(
+        "lora_ws.commands.data:audit",
+        "find what leaks between training and test adapters",
+        "lora-ws-mini",
+        ("subset", "split", "label", "as_json"),
+    ),
     "data prompt-leak": Command(
         "lora_ws.commands.data:prompt_leak",
         "measure how much training prompts reveal of the labels",

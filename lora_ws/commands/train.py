@@ -60,6 +60,7 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
     from lora_ws.learn.run import run
     from lora_ws.learn.run_folder import folder_for
 
+    ranks.first(lambda: _warn_of_leaks(spec, console))
     homes = dict[str, Path]()
     for title, row in ranks.first(lambda: readers(spec)).items():
         home = ranks.first(partial(folder_for, row, folder / row.slug))
@@ -68,6 +69,21 @@ def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -
         run(row, home)
         homes[title] = home
     ranks.first(lambda: _report(spec, homes, folder, console))
+
+
+def _warn_of_leaks(spec: ExperimentSpec, console: Console) -> None:
+    """Say what test and training rows share, by the columns that the card names."""
+    from lora_ws.learn.features import open_data, split_rows
+    from lora_ws.learn.leaks import shared_columns
+
+    adapters, _ = open_data(spec)
+    if not adapters.card.group_columns:
+        return
+    for one in shared_columns(adapters, split_rows(adapters, spec)):
+        if one.verdict == "leak":
+            console.print(
+                f"[yellow]{one.what}[/yellow]: {one.found}; {one.advice} keeps them apart"
+            )
 
 
 def _report(

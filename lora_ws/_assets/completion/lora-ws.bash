@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/lora-ws
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_lora_ws_data_subparsers=(list info import prompt-leak)
+_shtab_lora_ws_data_subparsers=(list info import audit prompt-leak)
 _shtab_lora_ws_zoo_subparsers=(base build merge testbed baselines export publish)
 _shtab_lora_ws_concepts_subparsers=(erase amplify apply)
 _shtab_lora_ws_subparsers=(demo data featurize train tune sweep reproduce check-reader evaluate zoo inspect convert predict push scan detector similar prompt search compose attribute concepts serve dedup completion)
@@ -14,6 +14,7 @@ _shtab_lora_ws_demo_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_list_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_info_option_strings=(-h --help --config --print_config)
 _shtab_lora_ws_data_import_option_strings=(-h --help --config --print_config --out --card --layout --project --min_energy --label --revision --on_error)
+_shtab_lora_ws_data_audit_option_strings=(-h --help --config --print_config --subset --split --label --as_json)
 _shtab_lora_ws_data_prompt_leak_option_strings=(-h --help --config --print_config --templates --label --base --device --as_json)
 _shtab_lora_ws_data_option_strings=(-h --help)
 _shtab_lora_ws_featurize_option_strings=(-h --help --config --print_config --out --dataset --subset --label --featurizer.help --featurizer)
@@ -60,6 +61,8 @@ _shtab_lora_ws_data_info___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_import___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_import___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_import___out_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_data_audit___config_COMPGEN=_shtab_compgen_files
+_shtab_lora_ws_data_audit___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_prompt_leak___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_data_prompt_leak___print_config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_featurize___config_COMPGEN=_shtab_compgen_files
@@ -166,8 +169,9 @@ _shtab_lora_ws_completion___config_COMPGEN=_shtab_compgen_files
 _shtab_lora_ws_completion___print_config_COMPGEN=_shtab_compgen_files
 
 _shtab_lora_ws_data_import___on_error_choices=(raise skip)
+_shtab_lora_ws_data_audit___as_json_choices=(true false)
 _shtab_lora_ws_data_prompt_leak___as_json_choices=(true false)
-_shtab_lora_ws_data_pos_0_choices=(list info import prompt-leak)
+_shtab_lora_ws_data_pos_0_choices=(list info import audit prompt-leak)
 _shtab_lora_ws_featurize___featurizer_help_choices=(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)
 _shtab_lora_ws_featurize___featurizer_choices=(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)
 _shtab_lora_ws_train___task_help_choices=(Classification Embedding MultiLabel MultiTask Regression ZeroShot)
@@ -273,6 +277,8 @@ _shtab_lora_ws_data_info__h_nargs=0
 _shtab_lora_ws_data_info___help_nargs=0
 _shtab_lora_ws_data_import__h_nargs=0
 _shtab_lora_ws_data_import___help_nargs=0
+_shtab_lora_ws_data_audit__h_nargs=0
+_shtab_lora_ws_data_audit___help_nargs=0
 _shtab_lora_ws_data_prompt_leak__h_nargs=0
 _shtab_lora_ws_data_prompt_leak___help_nargs=0
 _shtab_lora_ws_data_pos_0_nargs=A...

@@ -50,6 +50,7 @@ _shtab_lora_ws_concepts_commands() {
 
 _shtab_lora_ws_data_commands() {
   local _commands=(
+    audit:'find what leaks between training and test adapters'
     import:'import adapters from files or the Hub'
     info:'describe a collection'
     list:'list the known collections'
@@ -245,6 +246,20 @@ _shtab_lora_ws_data_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_data_defaults_added=0
+
+_shtab_lora_ws_data_audit_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--subset[subset of the collection]:subset:"
+  "--split[column of parts or a rule by name, as in lora-ws train]:split:"
+  "--label[column to predict]:label:"
+  "--as_json[print one JSON line per finding instead of a table.]:as_json:(true false)"
+  ":name of a card, or the folder of a store.:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_data_audit_defaults_added=0
 
 _shtab_lora_ws_data_import_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -949,6 +964,7 @@ _shtab_lora_ws_data() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_lora_ws_data-$line[1]:"
       case $line[1] in
+        audit) _arguments -C -s $_shtab_lora_ws_data_audit_options ;;
         import) _arguments -C -s $_shtab_lora_ws_data_import_options ;;
         info) _arguments -C -s $_shtab_lora_ws_data_info_options ;;
         list) _arguments -C -s $_shtab_lora_ws_data_list_options ;;

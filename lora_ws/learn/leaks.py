@@ -1,0 +1,245 @@
+"""What could leak between the parts of a split, or tell a label without the adapter's content."""
+
+import re
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from scipy.stats import binomtest
+
+from lora_ws.collection import AdapterSet, Split
+from lora_ws.learn.starts import start_groups, update_groups
+
+Verdict = Literal["leak", "note", "clean", "not measured"]
+# How an adapter was trained; columns that only some collections have are left out.
+RECIPE = (
+    "rank",
+    "alpha",
+    "base",
+    "resolution",
+    "optimizer",
+    "learning_rate",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "num_batches",
+    "num_epochs",
+    "num_images",
+    "dtype",
+)
+# What classes consist of: to share it makes a test easier, but is no mistake.
+PARTS_OF_CLASSES = ("leaf",)
+# Measured on the weights too, whatever a column says.
+START = "start"
+# Pairs of rows are compared, so rows of large collections are sampled.
+MOST_ROWS = 4000
+FOLDS, P_VALUE = 5, 0.01
+
+
+class Finding(NamedTuple):
+    """One way in which a test could be easier than it looks.
+
+    Attributes:
+        what: what is shared, or tells the label: ``photos``, ``starts``, ``recipe`` ...
+        verdict: leak; note, where a user should know it; clean; not measured.
+        found: what was measured, in one sentence.
+        advice: what to type or to do; empty where nothing needs to be done.
+    """
+
+    what: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return self._asdict()
+
+
+def find_leaks(adapters: AdapterSet) -> list[Finding]:
+    """Look for what the parts of a split share, and for what tells labels besides the weights.
+
+    Args:
+        adapters: of one subset, with a label and a split (`AdapterSet.split_by`).
+
+    Returns:
+        Columns that tie adapters together, equal starts, near copies, the training recipe, prompts.
+
+    Raises:
+        DataError: the collection has no labels or cannot be split.
+
+    Example:
+        >>> import lora_ws
+        >>> zoo = lora_ws.load("lora-ws-mini", subset="shared/class")
+        >>> [(one.what, one.verdict) for one in shared_columns(zoo, zoo.split())]
+        [('leaf', 'note'), ('photos', 'clean'), ('start', 'note')]
+    """
+    split = adapters.split()
+    rows = _sample(len(adapters), split)
+    some = adapters.select(rows)
+    within = Split(*(np.flatnonzero(np.isin(rows, part)) for part in split))
+    labels = adapters.labels()[0]
+    columns = [one for one in shared_columns(adapters, split) if one.what != START]
+    compared = [_starts(some, within, labels[rows]), _copies(some, within)]
+    if len(rows) < len(adapters):
+        told = f" (among {len(rows)} of {len(adapters)} rows)"
+        compared = [one._replace(found=one.found + told) for one in compared]
+    return [
+        *columns,
+        *compared,
+        _recipe(adapters, labels),
+        _prompts(adapters, labels),
+    ]
+
+
+def shared_columns(adapters: AdapterSet, split: Split) -> list[Finding]:
+    """Compare the parts by the columns that the card says tie adapters together; reads no weights.
+
+    Args:
+        adapters: whose card names ``group_columns``.
+        split: their parts.
+    """
+    columns = adapters.card.group_columns.items()
+    return [_shared(what, name, adapters.column(name), split) for what, name in columns]
+
+
+def share_seen(values: np.ndarray, split: Split) -> float:
+    """Share of test rows with a value that a training row has; of lists, with any of them.
+
+    Example:
+        >>> split = Split(np.array([0, 1]), np.array([2]), np.array([3, 4]))
+        >>> share_seen(np.array(["a", "b", "c", "a", "d"]), split)
+        0.5
+    """
+    sets = [set(value) if isinstance(value, np.ndarray | list) else {value} for value in values]
+    seen = set[Any]().union(*(sets[row] for row in split.train))
+    return float(np.mean([not sets[row].isdisjoint(seen) for row in split.test]))
+
+
+def told_by_group(groups: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> tuple[int, int]:
+    """Guess each row's label by the other rows of its group: the hits, and the rows with others.
+
+    Example:
+        >>> told_by_group(np.array([0, 0, 0, 1]), np.array([5, 5, 7, 5]))
+        (2, 3)
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    _, labels = np.unique(labels, return_inverse=True)
+    counts = np.zeros((groups.max() + 1, labels.max() + 1), np.int64)
+    np.add.at(counts, (groups, labels), 1)
+    others = counts[groups]
+    others[np.arange(len(labels)), labels] -= 1
+    tried = others.any(axis=1)
+    return int((tried & (others.argmax(axis=1) == labels)).sum()), int(tried.sum())
+
+
+def _sample(n: int, split: Split) -> np.ndarray:
+    """At most `MOST_ROWS` rows, of every part its share."""
+    if n <= MOST_ROWS:
+        return np.sort(np.concatenate(split))
+    rng = np.random.default_rng(0)
+    parts = [rng.choice(part, size=len(part) * MOST_ROWS // n, replace=False) for part in split]
+    return np.sort(np.concatenate(parts))
+
+
+def _shared(what: str, column: str, values: np.ndarray, split: Split) -> Finding:
+    lists = isinstance(values[0], np.ndarray | list)
+    if not lists and len(set(values.tolist())) == 1:
+        return Finding(what, "note", f"all adapters have the same `{column}`")
+    share = share_seen(values, split)
+    if not share:
+        return Finding(what, "clean", f"no test row shares `{column}` with a training row")
+    found = f"{100 * share:.0f} % of test rows share `{column}` with a training row"
+    verdict = "note" if what in PARTS_OF_CLASSES else "leak"
+    return Finding(what, verdict, found, f"--split group:{what}")
+
+
+def _starts(adapters: AdapterSet, split: Split, labels: np.ndarray) -> Finding:
+    groups = start_groups(adapters.weights, adapters.layout)
+    different = len(np.unique(groups))
+    if different == 1:
+        text = "all adapters began with one A, so raw weights can be compared; those of strangers' "
+        return Finding(START, "note", text + "adapters cannot")
+    hits, tried = told_by_group(groups, labels)
+    share = share_seen(groups, split)
+    found = f"{different} starts; {100 * share:.0f} % of test rows have that of a training row"
+    if not share and not tried:
+        return Finding(START, "clean", found)
+    tells = tried and _better(hits, tried, labels)
+    if tells:
+        found += (
+            f"; the start tells the label of {100 * hits / tried:.0f} % of the rows that share one"
+        )
+    leaks = share > 0 or tells
+    column = START if START in adapters.card.group_columns else "COLUMN"
+    advice = f"keep adapters of one start in one part: --split group:{column}" if leaks else ""
+    return Finding(START, "leak" if leaks else "clean", found, advice)
+
+
+def _copies(adapters: AdapterSet, split: Split) -> Finding:
+    share = share_seen(update_groups(adapters), split)
+    found = f"{100 * share:.0f} % of test rows are nearly copies of training rows"
+    if not share:
+        return Finding("copies", "clean", "no test row is nearly a copy of a training row")
+    return Finding("copies", "leak", found, "keep one of each: lora-ws dedup FOLDER")
+
+
+def _recipe(adapters: AdapterSet, labels: np.ndarray) -> Finding:
+    """Whether the recipe alone tells the label, by a decision tree on held-out folds."""
+    # Here, because it is slow to import.
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    names = [name for name in RECIPE if name in adapters.rows.column_names]
+    columns = [np.unique(_plain(adapters.column(name)), return_inverse=True) for name in names]
+    varying = [
+        (name, codes) for name, (kinds, codes) in zip(names, columns, strict=True) if len(kinds) > 1
+    ]
+    if not varying:
+        return Finding("recipe", "clean", "no recorded setting of training varies")
+    if np.unique(labels, return_counts=True)[1].min() < FOLDS:
+        return Finding("recipe", "not measured", f"a class has fewer than {FOLDS} rows")
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    tree = DecisionTreeClassifier(min_samples_leaf=FOLDS, random_state=0)
+    table = np.stack([codes for _, codes in varying], axis=1)
+    scores = cross_val_score(tree, table, labels, cv=folds)
+    found = (
+        f"{', '.join(name for name, _ in varying)} alone tell {100 * scores.mean():.0f} % of labels"
+    )
+    found += f" (largest class {100 * _largest(labels):.0f} %)"
+    if _better(round(scores.mean() * len(labels)), len(labels), labels):
+        return Finding("recipe", "leak", found, "train every class with the same settings")
+    return Finding("recipe", "clean", found)
+
+
+def _prompts(adapters: AdapterSet, labels: np.ndarray) -> Finding:
+    advice = "how much of it can be read: lora-ws data prompt-leak"
+    if "prompt" not in adapters.rows.column_names:
+        return Finding("prompts", "not measured", "no column `prompt`", advice)
+    words = np.array(adapters.labels()[1])[labels]
+    prompts = adapters.column("prompt").tolist()
+    named = np.mean(
+        [
+            bool(re.search(rf"\b{re.escape(w)}\b", str(p)))
+            for w, p in zip(words, prompts, strict=True)
+        ]
+    )
+    if not named:
+        return Finding("prompts", "clean", "no training prompt names the class")
+    return Finding(
+        "prompts", "leak", f"{100 * named:.0f} % of training prompts name the class", advice
+    )
+
+
+def _better(hits: int, n: int, labels: np.ndarray) -> bool:
+    """Whether so many hits are more than naming the largest class (binomial test, one-sided)."""
+    return float(binomtest(hits, n, _largest(labels), alternative="greater").pvalue) < P_VALUE
+
+
+def _largest(labels: np.ndarray) -> float:
+    return float(np.bincount(labels).max()) / len(labels)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Numbers as they are; anything else, and a column with gaps, as text."""
+    return values if values.dtype.kind in "iufb" else np.array([str(value) for value in values])
