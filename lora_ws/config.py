@@ -278,7 +278,7 @@ def _positional(
 def _list_of(annotation: Any) -> type | None:
     """Return the item type of a flag that takes several words, ``--adapters a b``."""
     kinds = (annotation, *get_args(annotation))
-    return next((k for k in (str, float) if list[k] in kinds), None)
+    return next((k for k in (str, float, int) if list[k] in kinds), None)
 
 
 def _summary(target: Callable[..., Any]) -> str:

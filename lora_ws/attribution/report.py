@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ SHOWN, STRIP = 128, 64
 def write_attribution(
     folder: Path, done: Attributed, learned: dict[str, str] | None = None
 ) -> Path:
-    """Write ``attribution.html`` and its pictures, also as PNG files, into a folder.
+    """Write ``attribution.html``, ``attribution.json`` and pictures as PNG files into a folder.
 
     Args:
         folder: made if missing.
@@ -57,10 +58,27 @@ def write_attribution(
         sections.append(Section("Step by step", (Figure(strip, said),)))
     if done.boxes is not None:
         sections.append(Section("Boxes", (boxes_grid(done.boxes),)))
+    if done.made is not None:
+        sections.append(Section("Made by", (done.made.facts(),)))
+        done.made.write(folder / "attribution.json", **_numbers(done))
     page = to_page("Which adapter did this?", sections)
     file = folder / "attribution.html"
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def _numbers(done: Attributed) -> dict[str, Any]:
+    """What the page's table says, for JSON."""
+    ablation = done.ablation
+    numbers: dict[str, Any] = {
+        "effects": dict(zip(ablation.names, ablation.effects.tolist(), strict=True)),
+        "shares": dict(zip(ablation.names, ablation.shares.tolist(), strict=True)),
+    }
+    if done.shapley is not None:
+        numbers["shapley"] = dict(zip(ablation.names, done.shapley.values.tolist(), strict=True))
+    if done.distance is not None:
+        numbers |= {"distance": done.distance, "left_out": dict(done.left_out)}
+    return numbers
 
 
 def given_section(done: Attributed, given: Float[Tensor, "3 height width"], file: Path) -> Section:

@@ -28,6 +28,7 @@ class AttributeSpec(PipelineSpec):
         guidance_scale: scale of classifier-free guidance; null takes the image's, or 3.
         num_inference_steps: denoising steps; null takes the image's, or 30.
         seed: seed of the noise; null takes the image's, or 0.
+        scheduler: class of diffusers; null takes the image's sampler, or that of the base.
         shapley: also compute Shapley values: exact up to 6 adapters, sampled beyond.
         boxes: also attribute these regions: left, top, right, bottom in pixels, such as
             [[0,0,8,8],[8,8,16,16]].
@@ -50,6 +51,7 @@ class AttributeSpec(PipelineSpec):
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     seed: int | None = None
+    scheduler: str | None = None
     shapley: bool = False
     boxes: tuple[tuple[int, int, int, int], ...] = ()
     start: int = 0

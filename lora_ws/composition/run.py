@@ -6,22 +6,25 @@ from typing import Any
 from lora_ws.adapters import read_adapter
 from lora_ws.adapters.merging import merge_adapters
 from lora_ws.adapters.writer import write_adapter
-from lora_ws.composition.grid import draw_grid
+from lora_ws.composition.grid import calls_of, draw_grid
 from lora_ws.composition.page import write_composition
 from lora_ws.composition.spec import ComposeSpec
-from lora_ws.diffusion.methods import Merge, Method
-from lora_ws.diffusion.pipeline import load_base
+from lora_ws.diffusion.methods import Merge, Method, acts_at
+from lora_ws.diffusion.pipeline import load_base, size_of
 from lora_ws.diffusion.prompts import check_prompts
+from lora_ws.diffusion.provenance import Provenance, used_adapters
+from lora_ws.diffusion.samplers import use_scheduler
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.text_encoders import prompt_weights
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, notice
 
 
 def run(spec: ComposeSpec) -> list[Path]:
     """Draw none, each and all of the adapters, and write the grid and its page.
 
     Returns:
-        The files written: grid, page, and the merged adapter where one was asked for.
+        What was written: grid, page, JSON, folder of single images, and the merged adapter where
+        one was asked for.
 
     Raises:
         ConfigError: a prompt is too long, or scales, triggers or method do not fit the adapters.
@@ -39,13 +42,36 @@ def run(spec: ComposeSpec) -> list[Path]:
     check_prompts(pipeline, spec.texts)
     if spec.triggers is not None:
         method = _weighed(pipeline, method, spec, len(stack))
-    grid = draw_grid(pipeline, stack, method, spec, images=spec.images, text=spec.text)
-    written = [spec.out, write_composition(spec.out, stack, grid, str(method), spec)]
+    use_scheduler(pipeline, spec.scheduler)
+    _say_idle(method, stack, pipeline, spec)
+    seeds = spec.image_seeds
+    grid = draw_grid(pipeline, stack, method, spec, seeds=seeds, text=spec.text)
+    made = Provenance(
+        base=spec.base,
+        scheduler=type(pipeline.scheduler).__name__,
+        generation=spec,
+        seeds=tuple(seeds),
+        size=size_of(pipeline, spec),
+        adapters=used_adapters(stack, spec.text),
+        method=str(method),
+    )
+    written = [spec.out, *write_composition(spec.out, stack, grid, made, method, spec.text)]
     if spec.export is not None and isinstance(method, Merge):
         count = len(stack) if method.normalised else 1
         merged = merge_adapters(read, [scale / count for scale in stack.scales])
         written.append(write_adapter(merged.adapter, spec.export, "diffusers"))
     return written
+
+
+def _say_idle(method: Method, stack: AdapterStack, pipeline: Any, spec: ComposeSpec) -> None:
+    """Say which adapters act at no step, such as the last ones of long turns."""
+    calls = calls_of(pipeline, spec)
+    for name, at in zip(stack.names, acts_at(method, len(stack), calls), strict=True):
+        if not at:
+            notice(f"method: {name} acts at none of the {calls} steps of {method}")
+    for name, scale in zip(stack.names, stack.scales, strict=True):
+        if not scale:
+            notice(f"scales: {name} has a scale of 0 and does nothing")
 
 
 def _weighed(pipeline: Any, method: Method, spec: ComposeSpec, adapters: int) -> Method:

@@ -10,6 +10,8 @@ MOST_STEPS = 1000
 MOST_GUIDANCE = 1000
 # Of adapters; people use -2 to 2, sliders -10 to 10.
 MOST_SCALE = 1000
+# Pixels; Stable Diffusion draws 512, SDXL 1024.
+MOST_SIDE = 8192
 # Of one prompt in one call.
 MOST_IMAGES = 1000
 # The seeds that torch takes, apart from negative ones.
@@ -26,6 +28,8 @@ class GenerationSpec:
         guidance_scale: scale of classifier-free guidance; 1 for none.
         num_inference_steps: denoising steps.
         seed: seed of the initial noise; image k uses ``seed + k``.
+        width: width in pixels; None takes the base's own.
+        height: height in pixels, likewise.
 
     Example:
         >>> GenerationSpec("a photo of cat", seed=3).prompts(2)
@@ -38,6 +42,8 @@ class GenerationSpec:
     guidance_scale: float = 3.0
     num_inference_steps: int = 30
     seed: int = 0
+    width: int | None = None
+    height: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt and not isinstance(self.prompt, str):
@@ -45,6 +51,9 @@ class GenerationSpec:
         check_range("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
         check_range("guidance_scale", self.guidance_scale, 0, MOST_GUIDANCE)
         check_range("seed", self.seed, 0, MOST_SEED)
+        for name, side in {"width": self.width, "height": self.height}.items():
+            if side is not None:
+                check_range(name, side, 1, MOST_SIDE)
 
     @property
     def guided(self) -> bool:

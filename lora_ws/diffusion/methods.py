@@ -324,6 +324,18 @@ class BatchedSets(Method):
         return Mix(rows, mixes[0].weights)
 
 
+def acts_at(method: Method, adapters: int, steps: int) -> list[list[int]]:
+    """The steps, counted from 0, at which each adapter has a part in the prediction.
+
+    Example:
+        >>> acts_at(Switch(tau=2), 3, 5)
+        [[0, 1], [2, 3], [4]]
+    """
+    mixes = [method.mix(Step(number, steps), [1.0] * adapters) for number in range(steps)]
+    on = [mix.rows.flatten(0, -2).any(dim=0).tolist() for mix in mixes]
+    return [[step for step, row in enumerate(on) if row[k]] for k in range(adapters)]
+
+
 def _read_masks(files: Sequence[Path]) -> Float[Tensor, "k height width"]:
     from PIL import Image
 

@@ -312,12 +312,35 @@ def decode_latents(
     return torch.cat(parts).float().clamp(-1, 1)
 
 
-def initial_noise(pipeline: Any, seeds: Sequence[int]) -> Float[Tensor, "n channels h w"]:
-    """Noise that images start from: of each seed, whatever stands beside it."""
-    side = int(pipeline.unet.config.sample_size)
+def size_of(pipeline: Any, generation: GenerationSpec) -> tuple[int, int]:
+    """Width and height of the images of a generation.
+
+    Raises:
+        ConfigError: they are not whole numbers of latents.
+    """
+    own, unit = image_size(pipeline), int(pipeline.vae_scale_factor)
+    for name in ("width", "height"):
+        side = getattr(generation, name) or own
+        if side % unit:
+            raise ConfigError(f"{name}: expected a multiple of {unit}, got {side}")
+    return generation.width or own, generation.height or own
+
+
+def initial_noise(
+    pipeline: Any, seeds: Sequence[int], size: tuple[int, int] | None = None
+) -> Float[Tensor, "n channels h w"]:
+    """Noise that images start from: of each seed, whatever stands beside it.
+
+    Args:
+        pipeline: the base.
+        seeds: one per image.
+        size: width and height in pixels; None for the base's own.
+    """
+    own, unit = image_size(pipeline), int(pipeline.vae_scale_factor)
+    width, height = (side // unit for side in size or (own, own))
     channels = int(pipeline.unet.config.in_channels)
     drawn = [
-        torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))
+        torch.randn(channels, height, width, generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     ]
     return torch.stack(drawn)
@@ -369,6 +392,7 @@ def generate(
     *,
     images: int | None = None,
     noise: Float[Tensor, "n channels h w"] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Float[Tensor, "n 3 height width"]:
     """Generate images with the pipeline's scheduler.
 
@@ -377,13 +401,15 @@ def generate(
         generation: what is drawn.
         images: how many; None for one per prompt.
         noise: where images start, one each, instead of the noise of the seeds.
+        seeds: of all noise, one per image, instead of those that follow the generation's own.
 
     Raises:
         ConfigError: there are several prompts, and not one per image.
     """
     if noise is None:
         first, count = generation.seed, len(generation.prompts(images))
-        noise = initial_noise(pipeline, range(first, first + count))
+        seeds = range(first, first + count) if seeds is None else seeds
+        noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
     prompts = generation.prompts(len(noise))
     return (
         pipeline(

@@ -14,7 +14,7 @@ from lora_ws.diffusion.generation import MOST_SCALE
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.targets import adapted_modules, check_whole
 from lora_ws.diffusion.text_encoders import encoder_of, text_banks, text_modules
-from lora_ws.errors import ConfigError, check_range
+from lora_ws.errors import ConfigError, check_range, notice
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class AdapterStack:
         scales: multiplier per adapter, on top of the scale in its file.
         texts: name of a text encoder -> factors in it; empty where no adapter has any.
         text_ratios: multiplier per adapter in text encoders, on top of `scales`; None for 1.
+        files: file and SHA-256 of each adapter; the hash is empty where it is not known.
 
     Example:
         >>> from importlib import resources
@@ -42,6 +43,7 @@ class AdapterStack:
     scales: tuple[float, ...]
     texts: Mapping[str, AdapterBank] = field(default_factory=dict)
     text_ratios: tuple[float, ...] | None = None
+    files: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +81,10 @@ class AdapterStack:
         names = _names(read) if names is None else tuple(names)
         if len(names) != len(read):
             raise ConfigError(f"names: expected {len(read)}, one per adapter, got {len(names)}")
-        return cls(names, bank, (1.0,) * len(read), text_banks(read)).scaled(scales)
+        files = tuple((adapter.source, adapter.sha256) for adapter in read)
+        _say_twice(names, files)
+        whole = (1.0,) * len(read)
+        return cls(names, bank, whole, text_banks(read), files=files).scaled(scales)
 
     def scaled(self, scales: Sequence[float] | None) -> "AdapterStack":
         """The same adapters at other scales; None keeps them.
@@ -126,3 +131,11 @@ def _names(adapters: Sequence[Adapter]) -> tuple[str, ...]:
         stem if stems.count(stem) == 1 else f"{stem} {stems[:k].count(stem) + 1}"
         for k, stem in enumerate(stems)
     )
+
+
+def _say_twice(names: Sequence[str], files: Sequence[tuple[str, str]]) -> None:
+    """Say which adapters have the same content as one before them."""
+    first: dict[str, str] = {}
+    for name, (_, sha256) in zip(names, files, strict=True):
+        if sha256 and first.setdefault(sha256, name) != name:
+            notice(f"adapters: {name} is the same file as {first[sha256]}; it counts twice")

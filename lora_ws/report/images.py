@@ -1,6 +1,6 @@
 """Grids of images as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,28 @@ from torch import Tensor
 LABEL_WIDTH, TEXT_SIZE = 220, 14
 
 
-def to_png(image: Tensor) -> bytes:
-    """Encode an image ``[3, height, width]`` from -1 to 1 as PNG, a pixel a pixel."""
+def to_png(image: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
+    """Encode an image ``[3, height, width]`` from -1 to 1 as PNG, a pixel a pixel.
+
+    Args:
+        image: to encode.
+        texts: what the file says of itself, by keyword.
+    """
     from PIL import Image
 
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     written = BytesIO()
-    Image.fromarray(pixels).save(written, "PNG")
+    Image.fromarray(pixels).save(written, "PNG", pnginfo=_chunks(texts))
     return written.getvalue()
+
+
+def _chunks(texts: Mapping[str, str] | None) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for name, text in (texts or {}).items():
+        chunks.add_text(name, text)
+    return chunks
 
 
 def save_grid(
@@ -27,6 +41,7 @@ def save_grid(
     file: Path,
     scale: int = 2,
     labels: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write images ``[3, height, width]`` from -1 to 1 as one PNG, row by row.
 
@@ -36,6 +51,7 @@ def save_grid(
         file: where to write.
         scale: each pixel becomes ``scale`` by ``scale``.
         labels: what stands before each row; none leaves no room for them.
+        texts: what the file says of itself, by keyword.
     """
     from PIL import Image
 
@@ -51,7 +67,7 @@ def save_grid(
     if labels:
         picture = _labelled(picture, labels)
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file)
+    picture.save(file, pnginfo=_chunks(texts))
     return file
 
 

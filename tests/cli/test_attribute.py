@@ -78,7 +78,7 @@ def test_a_picture_says_what_it_was_made_of(
 ) -> None:
     info = PngInfo()
     text = (
-        "a photo of three <lora:ink:0.8> <lora:dots:0.4>\nSteps: 5, Sampler: Euler a, Seed: 3, "
+        "a photo of three <lora:ink:0.8> <lora:dots:0.4>\nSteps: 5, Sampler: Restart, Seed: 3, "
         "CFG scale: 2, Size: 16x16, Clip skip: 2"
     )
     info.add_text("parameters", text)
@@ -88,13 +88,13 @@ def test_a_picture_says_what_it_was_made_of(
     told, warned = capsys.readouterr()
     lines = [line for line in warned.splitlines() if "not reproduced" in line]
     assert [re.findall(r"from_image: (.+) is not", line) for line in lines] == [
-        ["Sampler (Euler a)"],
+        ["Sampler (Restart)"],
         ["Clip skip (2)"],
     ]
     assert "Given image, and generated again: mean absolute difference" in told
     page = (tmp_path / "one" / "attribution.html").read_text(encoding="utf-8")
     assert "Given image" in page
-    assert "Euler a" in page
+    assert "Restart" in page
     assert (tmp_path / "one" / "given.png").is_file()
     files = (loras / "ink.safetensors", loras / "dots.safetensors")
     drawn = (

@@ -10,9 +10,10 @@ import torch
 from browser import open_page
 from PIL import Image
 from safetensors.torch import save_file
-from tolerances import rounding
+from tolerances import of_images, rounding
 
 from lora_ws.adapters import read_adapter
+from lora_ws.attribution.metadata import read_metadata
 from lora_ws.cli import main
 from lora_ws.composition.run import run as run_spec
 from lora_ws.composition.spec import ComposeSpec
@@ -105,7 +106,7 @@ def test_masks_are_pictures(files: list[str], tmp_path: Path) -> None:
         method=Regions(masks),
         out=tmp_path / "python.png",
     )
-    drawn, page = run_spec(spec)
+    drawn, page, *_ = run_spec(spec)
     assert drawn.read_bytes() == (tmp_path / "grid.png").read_bytes()
     assert page == tmp_path / "python.html"
 
@@ -145,6 +146,7 @@ def test_flags_of_before_are_taken_with_a_notice(
     assert (tmp_path / "old.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 
 
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
 @pytest.mark.slow
 def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> None:
     args = ("--method", "Switch", "--out")
@@ -155,6 +157,7 @@ def test_turns_have_the_length_asked_for(files: list[str], tmp_path: Path) -> No
     assert five == again != one
 
 
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
 @pytest.mark.slow
 def test_prompts_weigh_turns(files: list[str], tmp_path: Path) -> None:
     plain, weighed = tmp_path / "plain.png", tmp_path / "weighed.png"
@@ -228,3 +231,76 @@ def test_bad_input_is_named_before_anything_is_drawn(
     assert run(files, *args, "--out", out, prompt=prompt) == 2
     assert text in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
+def test_images_stand_alone_and_say_what_they_were_made_by(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ("--width", 24, "--height", 16, "--scheduler", "EulerDiscreteScheduler")
+    args = (
+        "--method",
+        "Switch",
+        "--scales",
+        1,
+        0.5,
+        "--seeds",
+        9,
+        3,
+        *size,
+        "--out",
+        tmp_path / "g.png",
+    )
+    assert run(files[:2], *args, steps=4) == 0
+    notices = [line for line in capsys.readouterr().err.splitlines() if "acts at none" in line]
+    assert len(notices) == 1, "of turns of five steps in four the second adapter has none"
+    assert "concept1" in notices[0]
+    folder = tmp_path / "g-images"
+    rows = ("none", "concept0", "concept1", "all")
+    assert {file.name for file in folder.iterdir()} == {
+        f"{r}-{s}.png" for r in rows for s in (9, 3)
+    }
+    with Image.open(folder / "all-3.png") as one, Image.open(folder / "concept0-3.png") as other:
+        assert one.size == (24, 16)
+        # Switch never gets to the second adapter.
+        assert one.tobytes() == other.tobytes()
+    said = read_metadata(folder / "concept1-9.png")
+    assert (said.seed, said.adapters) == (9, {"concept1": 0.5})
+    told = json.loads((tmp_path / "g.json").read_text(encoding="utf-8"))
+    assert (told["seeds"], told["width"], told["height"]) == ([9, 3], 24, 16)
+    assert told["scheduler"] == "EulerDiscreteScheduler"
+    assert told["method"] == "Switch"
+    assert [a["scale"] for a in told["adapters"]] == [1, 0.5]
+    page = (tmp_path / "g.html").read_text(encoding="utf-8")
+    assert all(adapter["sha256"] in page for adapter in told["adapters"])
+
+
+@pytest.mark.slow
+def test_an_image_is_attributed_by_what_it_says(files: list[str], tmp_path: Path) -> None:
+    out = ("--scales", 1, 0.5, 0.8, "--seed", 11, "--out", tmp_path / "g.png")
+    assert run(files, *out, "--scheduler", "EulerDiscreteScheduler", steps=6) == 0
+    image = tmp_path / "g-images" / "all-12.png"
+    folder = str(Path(files[0]).parent)
+    given = ["--base", "digit-sd", "--from_image", str(image), "--lora_dir", folder]
+    assert main(["attribute", *given, "--out", str(tmp_path / "why")]) == 0
+    told = json.loads((tmp_path / "why" / "attribution.json").read_text(encoding="utf-8"))
+    assert (told["seeds"], told["num_inference_steps"]) == ([12], 6)
+    assert told["scheduler"] == "EulerDiscreteScheduler"
+    assert {a["name"]: a["scale"] for a in told["adapters"]} == dict(
+        zip(("concept0", "concept1", "concept2"), (1, 0.5, 0.8), strict=True)
+    )
+    assert told["left_out"] == {}
+    # Eight bits of a channel are as near as a PNG is.
+    assert told["distance"] <= 1 / 255 + of_images(load_pipeline("digit-sd"), 6, 3)
+
+
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
+@pytest.mark.slow
+def test_a_file_twice_and_a_scale_of_0_are_said(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = [files[0], files[0], files[1]]
+    assert run(twice, "--scales", 1, 1, 0, "--out", tmp_path / "g.png", steps=1) == 0
+    told = capsys.readouterr().err
+    assert "concept0 2 is the same file as concept0 1" in told
+    assert "concept1 has a scale of 0" in told

@@ -126,6 +126,8 @@ def given() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+# Turns of ten steps in two: the last adapters never act.
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if typed(page)], ids=lambda page: page.stem
 )

@@ -19,11 +19,12 @@ COMMANDS = {
 }
 NAN = float("nan")
 STEPS, GUIDANCE = (0, -1, 1001, 10**30), (-0.5, 1e30, NAN, float("inf"))
+SIDES = {"width": (0, -8, 10**30), "height": (0, 8193)}
 DRAWING = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "seed": (-1, 2**64)}
 SCALES = {"scales": ([1e30], [NAN], [-1e4])}
 EDIT = {"steps": STEPS, "guidance_scale": GUIDANCE, "budget": (0.0, -0.1, 1.5, 1e30, NAN)}
 WRONG = {
-    "compose": DRAWING | SCALES | {"images": (0, -1, 10**30)},
+    "compose": DRAWING | SCALES | SIDES | {"images": (0, -1, 10**30), "seeds": ([1, -1],)},
     "attribute": DRAWING | SCALES | {"start": (-1, 10**30), "batch": (0,), "shown": (-1,)},
     "concepts erase": EDIT | {"seeds": (0, -1, 10**30), "preserve": (["six", "three"],)},
     "concepts amplify": EDIT | {"images": (0, 10**30), "seed": (-1,)},
