@@ -191,11 +191,14 @@ def _run(name: str, target: Callable[..., int | None], args: list[str]) -> int:
 def _notices() -> Iterator[None]:
     """Say in one line each what is deprecated, not used or left out."""
     with warnings.catch_warnings():
-        shown = warnings.showwarning
+        shown, said = warnings.showwarning, set[str]()
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
             if issubclass(category, DeprecatedName | Notice):
-                print(f"lora-ws: {message}", file=sys.stderr)  # noqa: T201
+                # A command that opens its data several times says what it leaves out once.
+                if str(message) not in said:
+                    print(f"lora-ws: {message}", file=sys.stderr)  # noqa: T201
+                said.add(str(message))
             else:
                 shown(message, category, *where)
 

@@ -190,7 +190,7 @@ class AdapterSet:
         kind = self.rows[name].type
         if reduce and pa.types.is_list(kind) and not pa.types.is_string(kind.value_type):
             values = self._reduced(name, values, reduce)
-        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
             raise DataError(
                 f"column `{name}` of `{self.card.name}`: expected finite numbers, got "
                 f"{kind}; choose a column of numbers, or use task=classification"

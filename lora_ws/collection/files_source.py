@@ -35,7 +35,7 @@ class FilesSource:
         root: the folder.
         files: below it.
         project: bring adapters of other ranks and modules into the layout, with columns
-            ``retained_energy`` and ``layers_missing``; else they are problems.
+            ``retained_energy``, ``layers_missing`` and ``layer_mask``; else they are problems.
         min_energy: share of the squared norm of an update that has to fit the layout.
         categories: of files, instead of their top folders.
     """
@@ -143,7 +143,11 @@ class FilesSource:
                 f"expected at least {self.min_energy:g} of the update's energy in the layout, got "
                 f"{found.energy:.3f}; lower --min_energy, or --project a layout of higher rank"
             )
-        columns = {"retained_energy": found.energy, "layers_missing": len(found.missing)}
+        columns = {
+            "retained_energy": found.energy,
+            "layers_missing": len(found.missing),
+            "layer_mask": [layer.name not in found.missing for layer in layout.layers],
+        }
         return found.weights, columns
 
 

@@ -46,7 +46,8 @@ def import_collection(
             a table of labels, if there is one.
         layout: the layout that every row must have; by default the card's, else the first row's.
         project: bring adapter files of other ranks and modules into the layout, by default the one
-            that most files have in common, with columns ``retained_energy`` and ``layers_missing``.
+            that most files have in common, with columns ``retained_energy``, ``layers_missing`` and
+            ``layer_mask``, which layers of the layout a file adapts.
         min_energy: share of the squared norm of an update that has to fit the layout.
         on_error: "raise" stops at the first row that cannot be imported; "skip" lists such rows
             in ``quarantine.jsonl`` and goes on.

@@ -213,9 +213,24 @@ def _split_groups(
             np.asarray,
             train_test_split(rest, test_size=n_test, stratify=labels[rest], random_state=seed),
         )
-    except ValueError as error:
-        raise DataError(
-            f"cannot split {len(labels)} rows or groups into parts of {fractions} that hold every "
-            f"class (smallest class: {smallest}): {error}"
-        ) from error
+    except ValueError:
+        # The fractions of so few leave a class out of a part.
+        return _deal_classes(labels, (val, test), seed)
+    return kept, held, tested
+
+
+def _deal_classes(
+    labels: np.ndarray, fractions: tuple[float, float], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deal each class alone: fractions of it, but at least one, to validate on and to test on."""
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        held, tested = (max(1, round(share * len(rows))) if share else 0 for share in fractions)
+        tested = min(tested, len(rows) - held - 1)
+        dealt = np.split(rows, [len(rows) - held - tested, len(rows) - tested])
+        for part, own in zip(parts, dealt, strict=True):
+            part.append(own)
+    kept, held, tested = (np.sort(np.concatenate(part)) for part in parts)
     return kept, held, tested

@@ -39,6 +39,7 @@ def draw_map(
     from sklearn.manifold import TSNE
 
     # A layout needs neighbours.
-    layout = TSNE(init="pca", perplexity=min(30, len(features) // 4), random_state=0)
+    init = "pca" if features.shape[1] > 1 else "random"
+    layout = TSNE(init=init, perplexity=min(30, len(features) // 4), random_state=0)
     points, title = layout.fit_transform(features), "All adapters by t-SNE"
     return chart_map(points, labels, classes, file, title=title)

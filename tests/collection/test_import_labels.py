@@ -120,6 +120,7 @@ def test_ranks_and_modules_come_into_one_layout(tmp_path: Path):
     zoo = import_collection(tmp_path / "in", tmp_path / "s", project=True)
     assert [layer.rank for layer in zoo.layout.layers] == [4, 4]
     assert zoo.rows["layers_missing"].to_pylist() == [0, 0, 0, 1]
+    assert zoo.rows["layer_mask"].to_pylist() == [[True, True]] * 3 + [[True, False]]
     np.testing.assert_allclose(zoo.rows["retained_energy"].to_pylist(), 1, atol=1e-6)
     down, up = zoo.layer(SMALL[0][0])
     for row, name in enumerate(zoo.column("source")):

@@ -94,6 +94,18 @@ def test_impossible_splits_are_explained(labels: list, groups, fractions: tuple,
         )
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("per_class", [3, 4, 5])
+def test_few_of_each_class_are_in_every_part(classes: int, per_class: int):
+    labels = np.repeat(np.arange(classes), per_class)
+    split = make_split(labels, None, SplitRule())
+    assert sorted(np.concatenate(split).tolist()) == list(range(len(labels)))
+    for part in split:
+        assert set(labels[part].tolist()) == set(range(classes))
+    again = make_split(labels, None, SplitRule())
+    assert all(np.array_equal(a, b) for a, b in zip(split, again, strict=True))
+
+
 @pytest.mark.parametrize("n", [3, 5])
 def test_folds_test_every_row_once_and_keep_groups_together(n: int):
     groups = np.repeat(np.arange(40), 2)

@@ -1,14 +1,17 @@
 """Collections as tables of arrow, pandas and datasets, and back: nothing is lost or rounded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel
 
 from lora_ws import AdapterSet, DatasetCard, LayerSpec, Layout, adapters_from
 from lora_ws.errors import DataError
+from lora_ws.learn.tasks import Classification, MultiLabel
 
 PATH = "mid_block.attentions.{}.transformer_blocks.0.attn1.to_q"
 DOWN, UP = (f"unet.{PATH.format(0)}.lora.{role}.weight" for role in ("down", "up"))
@@ -48,6 +51,38 @@ def test_round_trip_is_exact(way: str, ranks: tuple[int, ...]) -> None:
     assert np.array_equal(back.weights, made.weights)
     assert back.rows.to_pylist() == made.rows.to_pylist()
     assert back.card == made.card
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_column_of_any_table_is_the_label(way: str) -> None:
+    back = adapters_from(WAYS[way](adapters((4,)).select([0, 1, 3, 4])))
+    codes, names = Classification().read(back, "category_label")
+    assert [names[code] for code in codes] == ["cat", "dog", "cat", "dog"]
+    targets, labels = MultiLabel().read(back, "labels")
+    assert (labels, targets.tolist()) == (("a", "b"), [[1, 0], [0, 0], [0, 1], [0, 0]])
+    with pytest.raises(DataError, match="rows without a label"):
+        adapters_from(WAYS[way](adapters((4,)))).labels("category_label")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_several_columns_of_any_table_are_several_labels(way: str) -> None:
+    made = adapters((4,))
+    made = replace(made, rows=made.rows.append_column("large", pa.array([0, 1, 1, 0, 1])))
+    back = adapters_from(WAYS[way](made))
+    targets, names = MultiLabel(columns=("flagged", "large")).read(back, None)
+    assert names == ("flagged", "large")
+    assert targets.tolist() == [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]
+
+
+def test_named_classes_of_datasets_and_pandas_keep_their_names() -> None:
+    table = adapters((2,)).to_dataset().remove_columns("category_label")
+    codes = ["cat", "dog", None, "cat", "dog"]
+    table = table.add_column("kind", [-1 if c is None else ["cat", "dog"].index(c) for c in codes])
+    named = table.cast_column("kind", ClassLabel(names=["cat", "dog"]))
+    assert adapters_from(named).rows["kind"].to_pylist() == codes
+    frame = adapters((2,)).to_frame().astype({"category_label": "category"})
+    back = adapters_from(frame).select([0, 1, 3])
+    assert back.labels("category_label")[1] == ("cat", "dog")
 
 
 def test_cells_of_a_frame_are_the_factors() -> None:

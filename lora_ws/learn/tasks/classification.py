@@ -101,11 +101,12 @@ def check_classes(
         got = "".join(f"only `{label}`" for label in classes) or "none"
         raise DataError(
             f"{name}: expected two classes or more, got {got}; add adapters of "
-            "another class, such as ones of nothing in particular, or choose another --label"
+            "another class, such as ones of nothing in particular, or choose another --label; "
+            "`lora-ws similar` finds what is like adapters of one kind without any training"
         )
     counts = np.bincount(targets, minlength=len(classes))
     if counts.min() < least:
         raise DataError(
             f"{name}: expected at least {least} adapters of each class, got {counts.min()} of "
-            f"`{classes[counts.argmin()]}`; add some or leave the class out"
+            f"`{classes[counts.argmin()]}`; add some, or leave the class out"
         )
