@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
 from lora_ws.diffusion.prompts import check_single
@@ -201,5 +202,5 @@ def _check(
         raise ConfigError(f"start: expected a step from 0 to {last}, got {start}")
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
-    stack.bank.modules_of(pipeline.unet)
+    stack.bank.modules_of(denoiser_of(pipeline))
     check_single(pipeline, generation)

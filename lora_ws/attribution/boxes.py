@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.config import nearest
+from lora_ws.diffusion.families import check_plain
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import image_size
@@ -129,6 +130,7 @@ def attribute_boxes(
             the prompt is too long.
         LayoutError: the adapters are of another base.
     """
+    check_plain(pipeline, "boxes")
     side = image_size(pipeline)
     chosen = _checked(boxes, (side, side), method)
     if method == "norm":

@@ -24,8 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, ablation_subsets, finish_subsets
+from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.prompts import check_single, encode_generation
+from lora_ws.diffusion.prompts import check_single
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -186,12 +187,13 @@ def _predictor(
     pipeline: Any, generation: GenerationSpec, count: int
 ) -> Callable[[Tensor, Tensor, float], Tensor]:
     """The noise that the model predicts, guided."""
-    guided, text = generation.guided, encode_generation(pipeline, generation, count)
+    family, guided = family_of(pipeline), generation.guided
+    text = family.condition(generation, count)
     velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
 
     def predict(x: Tensor, time: Tensor, kept: float) -> Tensor:
         twice = torch.cat([x] * (1 + guided))
-        said = pipeline.unet(twice, time, encoder_hidden_states=text).sample
+        said = family.predict(twice, time, text)
         if guided:
             plain, asked = said.chunk(2)
             said = plain + generation.guidance_scale * (asked - plain)

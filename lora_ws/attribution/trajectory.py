@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.config import nearest
+from lora_ws.diffusion.families import denoiser_of, family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import denoise, initial_noise
-from lora_ws.diffusion.prompts import check_single, encode_generation
+from lora_ws.diffusion.prompts import check_single
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -86,7 +87,7 @@ def record(
     check_single(pipeline, generation)
     noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
     teacher = trajectory(pipeline, stack, generation)[:-1] if forced else None
-    with _watched(pipeline.unet, modules) as seen, stack.attach(pipeline, rows):
+    with _watched(denoiser_of(pipeline), modules) as seen, stack.attach(pipeline, rows):
         if teacher is None:
             latents = noise * pipeline.scheduler.init_noise_sigma
             for after in denoise(pipeline, noise, generation):
@@ -112,12 +113,13 @@ def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
 @torch.no_grad()
 def _forced(pipeline: Any, latents: Tensor, generation: GenerationSpec) -> Iterator[Tensor]:
     """Call the model on latents of every step as denoising would, without going on from them."""
-    scheduler, count = pipeline.scheduler, latents.shape[1]
-    scheduler.set_timesteps(generation.num_inference_steps, device=pipeline.unet.device)
-    guided, text = generation.guided, encode_generation(pipeline, generation, count)
+    family, scheduler, count = family_of(pipeline), pipeline.scheduler, latents.shape[1]
+    steps = generation.num_inference_steps
+    scheduler.set_timesteps(steps, device=latents.device, **family.timesteps(generation))
+    guided, text = family.guided(generation), family.condition(generation, count)
     for now, time in zip(latents, scheduler.timesteps, strict=True):
         x = scheduler.scale_model_input(torch.cat([now] * (1 + guided)), time)
-        pipeline.unet(x, time, encoder_hidden_states=text)
+        family.predict(x, time, text)
         yield now
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lora_ws.diffusion.families import denoiser_of, family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import Method
@@ -64,7 +65,7 @@ def draw_grid(
     first = generation.seed
     seeds = range(first, first + images) if seeds is None else seeds
     size, calls = size_of(pipeline, generation), calls_of(pipeline, generation)
-    with _progress(pipeline.unet, (len(stack) + 2) * calls):
+    with _progress(denoiser_of(pipeline), (len(stack) + 2) * calls):
         rows = _draw_alone(pipeline, stack, generation, seeds, text)
         noise = initial_noise(pipeline, seeds, size)
         steps = shown_steps(calls)
@@ -96,15 +97,16 @@ def _draw_alone(
 
 def calls_of(pipeline: Any, generation: GenerationSpec) -> int:
     """Calls of the model in one generation, of which some schedulers have more than steps."""
-    pipeline.scheduler.set_timesteps(generation.num_inference_steps)
+    options = family_of(pipeline).timesteps(generation)
+    pipeline.scheduler.set_timesteps(generation.num_inference_steps, **options)
     return len(pipeline.scheduler.timesteps)
 
 
 @contextmanager
-def _progress(unet: nn.Module, calls: int) -> Iterator[None]:
+def _progress(denoiser: nn.Module, calls: int) -> Iterator[None]:
     """Show how many calls of a model are done, and the time left, until the block ends."""
     with progress("denoising", calls) as advance:
-        handle = unet.register_forward_hook(lambda *_: advance())
+        handle = denoiser.register_forward_hook(lambda *_: advance())
         try:
             yield
         finally:

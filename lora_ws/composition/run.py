@@ -9,6 +9,7 @@ from lora_ws.adapters.writer import write_adapter
 from lora_ws.composition.grid import calls_of, draw_grid
 from lora_ws.composition.page import write_composition
 from lora_ws.composition.spec import ComposeSpec
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.methods import Merge, Method, acts_at
 from lora_ws.diffusion.pipeline import load_base, size_of
 from lora_ws.diffusion.prompts import check_prompts
@@ -38,7 +39,7 @@ def run(spec: ComposeSpec) -> list[Path]:
     stack = AdapterStack.of(read, spec.scales, ignore_other=spec.ignore_other)
     method.check(len(stack))
     pipeline = load_base(spec)
-    stack.bank.modules_of(pipeline.unet)
+    stack.bank.modules_of(denoiser_of(pipeline))
     check_prompts(pipeline, spec.texts)
     if spec.triggers is not None:
         method = _weighed(pipeline, method, spec, len(stack))

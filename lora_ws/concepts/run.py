@@ -15,6 +15,7 @@ from lora_ws.concepts.objective import (
 from lora_ws.concepts.report import outcomes, with_controls, write_edit
 from lora_ws.concepts.scores import METHODS, Scores, contrast, validity
 from lora_ws.concepts.spec import AmplifySpec, EditSpec, EraseSpec
+from lora_ws.diffusion.families import check_plain
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_base
 from lora_ws.diffusion.prompts import check_prompts
@@ -40,6 +41,7 @@ def erase(spec: EraseSpec) -> Edited:
         ConfigError: a prompt is too long, or the budget is no share.
     """
     pipeline, preserved = load_base(spec), spec.preserve or []
+    check_plain(pipeline, "concepts")
     check_prompts(pipeline, [spec.concept, *preserved])
     own, *others = (
         erase_objective(
@@ -63,6 +65,7 @@ def amplify(spec: AmplifySpec) -> Edited:
         ConfigError: the prompt is too long, or the budget is no share.
     """
     pipeline = load_base(spec)
+    check_plain(pipeline, "concepts")
     check_prompts(pipeline, [spec.concept])
     generation = GenerationSpec(spec.concept, guidance_scale=spec.guidance_scale, seed=spec.seed)
     drawn = generate(pipeline, generation, images=spec.images)

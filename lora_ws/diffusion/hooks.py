@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lora_ws.adapters import Adapter
 from lora_ws.config import nearest
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.methods import Merge, Method, Mix, Step
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.stack import AdapterStack
@@ -27,13 +28,14 @@ def compose(
     *,
     text: TextMode = "merged",
 ) -> Iterator[AdapterStack]:
-    """Let a diffusers pipeline with a U-Net run with adapters until the block ends.
+    """Let a diffusers pipeline run with adapters until the block ends.
 
-    The U-Net is watched, not the pipeline: whatever the pipeline does around it, guidance
-    included, stays as it is. A step begins where the timestep changes.
+    The U-Net or transformer is watched, not the pipeline: whatever the pipeline does around it,
+    guidance included, stays as it is. A step begins where the timestep changes.
 
     Args:
-        pipeline: with ``unet`` and ``scheduler``; it is left as found, however the block ends.
+        pipeline: with ``unet`` or ``transformer``, and ``scheduler``; it is left as found, however
+            the block ends.
         adapters: a stack, read adapters, or names of files.
         method: how they act together; None merges them.
         scales: one per adapter; None takes those of the stack, or all of each.
@@ -59,14 +61,14 @@ def compose(
     stack = _stack_of(adapters, scales)
     method = Merge() if method is None else method
     method.check(len(stack))
-    unet, scheduler = pipeline.unet, pipeline.scheduler
+    denoiser, scheduler = denoiser_of(pipeline), pipeline.scheduler
     with ExitStack() as held:
         own = held.enter_context(_texts_attached(pipeline, stack, method, text))
-        hooks = _UNetHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
+        hooks = _DenoiserHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
         # Before the bank's own hook, which counts the batch that is made here.
-        for handle in hooks.watch(unet):
+        for handle in hooks.watch(denoiser):
             held.callback(handle.remove)
-        hooks.mixture = held.enter_context(stack.bank.attach(unet, stack.scales))
+        hooks.mixture = held.enter_context(stack.bank.attach(denoiser, stack.scales))
         yield stack
 
 
@@ -113,8 +115,12 @@ def _per_adapter_text(pipeline: Any, stack: AdapterStack, method: Method) -> Per
     return PerAdapterText(dict(stack.texts), stack.scales)
 
 
-class _UNetHooks:
-    """Hooks of a U-Net that count steps and run the mixtures of each step as one batch."""
+# What a denoiser is told of the places of a sequence, the same for all samples.
+_PLACES = ("txt_ids", "img_ids")
+
+
+class _DenoiserHooks:
+    """Hooks of a denoiser that count steps and run the mixtures of each step as one batch."""
 
     def __init__(
         self,
@@ -129,16 +135,18 @@ class _UNetHooks:
         self._step = Step(-1, 0)
         self._mix: Mix | None = None
         self._batch = 0
+        self._places: Tensor | None = None
 
-    def watch(self, unet: nn.Module) -> Iterator[Any]:
-        yield unet.register_forward_pre_hook(self._widen, with_kwargs=True)
-        yield unet.register_forward_hook(self._join)
+    def watch(self, denoiser: nn.Module) -> Iterator[Any]:
+        yield denoiser.register_forward_pre_hook(self._widen, with_kwargs=True)
+        yield denoiser.register_forward_hook(self._join)
 
     def _widen(
-        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        self._places = kwargs.get("img_ids")
         self._advance(float(torch.as_tensor(timestep).flatten()[0]))
         assert self.mixture is not None
         self._mix = self._method.mix(self._step, self._scales)
@@ -150,7 +158,11 @@ class _UNetHooks:
         states = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
         if copies > 1:
             args = _repeated(args, self._batch, copies)
-            kwargs = _repeated(kwargs, self._batch, copies)
+            kwargs |= _repeated(
+                {name: value for name, value in kwargs.items() if name not in _PLACES},
+                self._batch,
+                copies,
+            )
         if self._own is not None and states is not None:
             own = self._own.of(states, self._mix.rows)
             if len(args) > 2:
@@ -166,7 +178,7 @@ class _UNetHooks:
         self._step = Step(0 if new else self._step.number + 1, self._steps(), call)
         self._time = time
 
-    def _join(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _join(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         assert self._mix is not None
         if len(self._mix.rows) == 1:
             return output
@@ -181,6 +193,11 @@ class _UNetHooks:
         parts = predictions.unflatten(0, (len(weights), self._batch))
         if weights.ndim == 1:
             return torch.tensordot(weights, parts, dims=1)
+        if self._places is not None:
+            # A sequence of patches: the mask at the place of each.
+            height, width = (int(at.max()) + 1 for at in self._places.mT[1:])
+            weights = functional.interpolate(weights[None], (height, width), mode="area")[0]
+            return (weights.flatten(1)[:, None, :, None] * parts).sum(0)
         if weights.shape[1:] != parts.shape[3:]:
             weights = functional.interpolate(weights[None], parts.shape[3:], mode="area")[0]
         return (weights[:, None, None] * parts).sum(0)

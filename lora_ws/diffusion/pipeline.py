@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
@@ -23,9 +22,10 @@ from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.diffusion.base_spec import PipelineSpec, Precision
+from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.prompts import encode_generation
-from lora_ws.errors import ConfigError, NotAvailableError
+from lora_ws.diffusion.loading import find_device, quiet, read_pipeline
+from lora_ws.errors import ConfigError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
 _verbosity = transformers_logging.get_verbosity()
@@ -184,76 +184,34 @@ def load_base(spec: PipelineSpec) -> Any:
         >>> load_base(PipelineSpec(base="digit-sd", device="cpu", dtype="float16")).unet.dtype
         torch.float16
     """
-    return load_pipeline(spec.base, spec.device, spec.dtype)
+    return load_pipeline(spec.base, spec.device, spec.dtype, spec.base_config)
 
 
-def load_pipeline(name: str, device: str = "cpu", dtype: Precision = "float32") -> Any:
+def load_pipeline(
+    name: str, device: str = "cpu", dtype: Precision = "float32", config: str | None = None
+) -> Any:
     """Load a base model for inference or for training adapters: frozen.
 
     Args:
-        name: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, or a repository on the Hub.
+        name: "digit-sd" or "tiny-sd" (bundled), a pipeline's folder, a repository on the Hub, or
+            a checkpoint in a single .safetensors file.
         device: where to put it; auto is a GPU where there is one.
         dtype: of its numbers.
+        config: of a single file; see `lora_ws.diffusion.loading.read_pipeline`.
 
     Raises:
         ConfigError: the device is not here.
         NotAvailableError: the base is neither here nor reachable.
+        DataError: a file holds no base that is known.
     """
     place = find_device(device)
-    folder = bundled_folder(name) if name in BUNDLED else Path(name)
-    try:
-        with _quiet():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(folder) if folder.is_dir() else name,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise NotAvailableError(
-            f"{name}: no Stable Diffusion pipeline here or on the Hub ({first}); expected one of "
-            f"{', '.join(BUNDLED)}, a folder with model_index.json, or owner/name"
-        ) from error
+    pipeline = read_pipeline(str(bundled_folder(name)) if name in BUNDLED else name, config)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval().to(place, getattr(torch, dtype))
+    with quiet():
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval().to(place, getattr(torch, dtype))
     return pipeline
-
-
-def find_device(name: str) -> torch.device:
-    """Find a device by name; auto is a GPU where there is one.
-
-    Raises:
-        ConfigError: it is not here.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((kind for kind, found in here.items() if found), "cpu"))
-    if not here.get(name.partition(":")[0], True):
-        found = ", ".join(kind for kind, is_here in (here | {"cpu": True}).items() if is_here)
-        raise ConfigError(f"device: there is no {name} here; expected auto or {found}")
-    return torch.device(name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the loaders' bars and advice off the screen."""
-    loggers = (diffusers_logging, transformers_logging)
-    levels = [logger.get_verbosity() for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.set_verbosity_error()
-            logger.disable_progress_bar()
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.set_verbosity(level)
-            logger.enable_progress_bar()
 
 
 def bundled_folder(name: str) -> Path:
@@ -287,7 +245,7 @@ def adapter_layout(
 
 def image_size(pipeline: Any) -> int:
     """Pixels per side of the images a pipeline makes."""
-    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+    return family_of(pipeline).image_size
 
 
 @torch.no_grad()
@@ -299,7 +257,7 @@ def encode_images(
     parts = [
         vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode() for x in images.split(batch)
     ]
-    return torch.cat(parts) * vae.config.scaling_factor
+    return (torch.cat(parts) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -307,9 +265,23 @@ def decode_latents(
     pipeline: Any, latents: Float[Tensor, "n channels h w"], batch: int = 64
 ) -> Float[Tensor, "n 3 height width"]:
     """Images of latents in float32, clipped to -1 and 1."""
-    scaled = latents / pipeline.vae.config.scaling_factor
-    parts = [pipeline.vae.decode(z).sample for z in scaled.split(batch)]
+    vae = pipeline.vae
+    scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+    with _without_overflow(vae):
+        parts = [vae.decode(z.to(vae.dtype)).sample for z in scaled.split(batch)]
     return torch.cat(parts).float().clamp(-1, 1)
+
+
+@contextmanager
+def _without_overflow(vae: Any) -> Iterator[None]:
+    """Let an autoencoder run in float32 where it says that half precision overflows."""
+    before = vae.dtype
+    if before == torch.float16 and vae.config.force_upcast:
+        vae.float()
+    try:
+        yield
+    finally:
+        vae.to(before)
 
 
 def size_of(pipeline: Any, generation: GenerationSpec) -> tuple[int, int]:
@@ -318,12 +290,7 @@ def size_of(pipeline: Any, generation: GenerationSpec) -> tuple[int, int]:
     Raises:
         ConfigError: they are not whole numbers of latents.
     """
-    own, unit = image_size(pipeline), int(pipeline.vae_scale_factor)
-    for name in ("width", "height"):
-        side = getattr(generation, name) or own
-        if side % unit:
-            raise ConfigError(f"{name}: expected a multiple of {unit}, got {side}")
-    return generation.width or own, generation.height or own
+    return family_of(pipeline).size(generation)
 
 
 def initial_noise(
@@ -336,13 +303,8 @@ def initial_noise(
         seeds: one per image.
         size: width and height in pixels; None for the base's own.
     """
-    own, unit = image_size(pipeline), int(pipeline.vae_scale_factor)
-    width, height = (side // unit for side in size or (own, own))
-    channels = int(pipeline.unet.config.in_channels)
-    drawn = [
-        torch.randn(channels, height, width, generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]
+    shape = family_of(pipeline).latent_shape(size)
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(drawn)
 
 
@@ -368,16 +330,19 @@ def denoise(
     Raises:
         ConfigError: there are several prompts, and not one per image.
     """
-    scheduler, device = pipeline.scheduler, pipeline.unet.device
-    scheduler.set_timesteps(generation.num_inference_steps, device=device)
-    guided = generation.guided
-    text = encode_generation(pipeline, generation, len(latents))
-    latents = latents.to(device, pipeline.unet.dtype) * (
-        scheduler.init_noise_sigma if start == 0 else 1
-    )
+    family, scheduler = family_of(pipeline), pipeline.scheduler
+    device, steps = family.denoiser.device, generation.num_inference_steps
+    scheduler.set_timesteps(steps, device=device, **family.timesteps(generation))
+    guided = family.guided(generation)
+    text = family.condition(generation, len(latents))
+    latents = latents.to(device, family.denoiser.dtype)
+    if start == 0:
+        latents = latents * getattr(scheduler, "init_noise_sigma", 1)
     for time in scheduler.timesteps[start:]:
-        x = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
-        noise = pipeline.unet(x, time, encoder_hidden_states=text).sample
+        x = torch.cat([latents] * (1 + guided))
+        if hasattr(scheduler, "scale_model_input"):
+            x = scheduler.scale_model_input(x, time)
+        noise = family.predict(x, time, text)
         if guided:
             plain, asked = noise.chunk(2)
             noise = plain + generation.guidance_scale * (asked - plain)
@@ -410,15 +375,20 @@ def generate(
         first, count = generation.seed, len(generation.prompts(images))
         seeds = range(first, first + count) if seeds is None else seeds
         noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
-    prompts = generation.prompts(len(noise))
+    family, prompts = family_of(pipeline), generation.prompts(len(noise))
+    width, height = family.size(generation)
+    guidance: dict[str, Any] = {"guidance_scale": generation.guidance_scale}
+    if family.guided(generation) and generation.negative_prompt:
+        guidance["negative_prompt"] = [generation.negative_prompt] * len(prompts)
     return (
         pipeline(
             prompts,
-            negative_prompt=[generation.negative_prompt] * len(prompts),
-            latents=noise.to(pipeline.unet.dtype),
+            **guidance,
+            latents=family.packed(noise).to(family.denoiser.dtype),
             num_inference_steps=generation.num_inference_steps,
-            guidance_scale=generation.guidance_scale,
             output_type="pt",
+            height=height,
+            width=width,
         )
         .images.float()
         .mul(2)

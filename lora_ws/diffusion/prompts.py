@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_ws.config import nearest
+from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.errors import ConfigError
 
@@ -29,8 +30,8 @@ def check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
     Raises:
         ConfigError: a prompt is too long, or holds a word that a small base does not know.
     """
-    tokenizer = pipeline.tokenizer
-    most, unknown = tokenizer.model_max_length, tokenizer.unk_token_id
+    tokenizer, most = family_of(pipeline).reads
+    unknown = tokenizer.unk_token_id
     for prompt in prompts:
         ids = tokenizer(prompt).input_ids
         if len(ids) > most:
@@ -59,17 +60,9 @@ def check_single(pipeline: Any, generation: GenerationSpec) -> None:
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Float[Tensor, "n length width"]:
-    """Text embeddings as the U-Net takes them."""
+    """Text embeddings as the U-Net of Stable Diffusion takes them."""
     ids = token_ids(pipeline, prompts).to(pipeline.text_encoder.device)
     return pipeline.text_encoder(input_ids=ids).last_hidden_state
-
-
-def encode_generation(
-    pipeline: Any, generation: GenerationSpec, images: int
-) -> Float[Tensor, "rows length width"]:
-    """Text embeddings of all images: where guided, the negative prompt's come first."""
-    without = [generation.negative_prompt] * (images * generation.guided)
-    return encode_prompts(pipeline, without + generation.prompts(images))
 
 
 @torch.no_grad()

@@ -85,11 +85,15 @@ def use_scheduler(pipeline: Any, name: str | None) -> None:
         return
     import diffusers
 
-    known = [key for key in dir(diffusers) if key.endswith("Scheduler") and key[0] != "F"]
+    # What a model predicts, noise or flow, is not the scheduler's to choose.
+    flow = "Flow" in type(pipeline.scheduler).__name__
+    named = [key for key in dir(diffusers) if key.endswith("Scheduler") and "Flax" not in key]
+    known = [key for key in named if ("Flow" in key) == flow]
     if name not in known:
         raise ConfigError(
-            f"scheduler: diffusers has no `{name}`{nearest(name, known)}; expected a class such as "
-            "EulerDiscreteScheduler"
+            f"scheduler: diffusers has no `{name}` for a model that predicts "
+            f"{'flow' if flow else 'noise'}{nearest(name, known)}; expected a class such as "
+            f"{type(pipeline.scheduler).__name__}"
         )
     try:
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)

@@ -10,6 +10,7 @@ import torch
 
 from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import MOST_SCALE
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.targets import adapted_modules, check_whole
@@ -23,7 +24,7 @@ class AdapterStack:
 
     Attributes:
         names: names in reports.
-        bank: factors in the U-Net.
+        bank: factors in the U-Net or transformer.
         scales: multiplier per adapter, on top of the scale in its file.
         texts: name of a text encoder -> factors in it; empty where no adapter has any.
         text_ratios: multiplier per adapter in text encoders, on top of `scales`; None for 1.
@@ -103,7 +104,7 @@ class AdapterStack:
 
     @contextmanager
     def attach(self, pipeline: Any, scales: Any) -> Iterator[Mixture]:
-        """Let U-Net and text encoders of a pipeline run with adapters until the block ends.
+        """Let denoiser and text encoders of a pipeline run with adapters until the block ends.
 
         Args:
             pipeline: left as found.
@@ -111,7 +112,7 @@ class AdapterStack:
                 encoders are these times `text_ratios`.
 
         Yields:
-            The mixture of the U-Net.
+            The mixture of the denoiser.
 
         Raises:
             LayoutError: the adapters are of another base.
@@ -121,7 +122,7 @@ class AdapterStack:
         with ExitStack() as held:
             for component, bank in self.texts.items():
                 held.enter_context(bank.attach(encoder_of(pipeline, component), texts))
-            yield held.enter_context(self.bank.attach(pipeline.unet, scales))
+            yield held.enter_context(self.bank.attach(denoiser_of(pipeline), scales))
 
 
 def _names(adapters: Sequence[Adapter]) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def check_whole(adapter: Adapter, names: Iterable[str]) -> None:
 
 
 def find_module(model: nn.Module, layer: LayerSpec, kernel: tuple[int, ...] = ()) -> nn.Module:
-    """Find the linear module or convolution that a layer names.
+    """Find the linear module or convolution that a layer names; of one that peft wraps, its base.
 
     Args:
         model: holds it.
@@ -82,6 +82,7 @@ def find_module(model: nn.Module, layer: LayerSpec, kernel: tuple[int, ...] = ()
         raise LayoutError(
             f"{type(model).__name__} has no module `{name}`{nearest(name, known)}"
         ) from None
+    module = getattr(module, "base_layer", module)
     if isinstance(module, nn.Conv2d) and module.groups == 1:
         sizes = module.in_channels * prod(module.kernel_size), module.out_channels
     elif isinstance(module, nn.Linear):

@@ -144,7 +144,7 @@ def prompt_weights(
     """How much a prompt asks for each adapter, for weighted Switch and Composite (2606.03792).
 
     Args:
-        pipeline: with one text encoder.
+        pipeline: whose first text encoder is CLIP's.
         prompt: holds the triggers.
         triggers: phrase of each adapter.
         by: absence, the cosine distance of the prompt with and without the trigger (for Switch);
@@ -161,7 +161,9 @@ def prompt_weights(
     others = [" ".join(prompt.replace(phrase, " ").split()) for phrase in triggers]
     texts = [prompt, *(others if by == "absence" else triggers)]
     ids = token_ids(pipeline, texts).to(pipeline.text_encoder.device)
-    whole, *parts = pipeline.text_encoder(input_ids=ids).pooler_output
+    said = pipeline.text_encoder(input_ids=ids)
+    # Encoders with a projection, as those of SD3, have its output alone.
+    whole, *parts = said.pooler_output if hasattr(said, "pooler_output") else said.text_embeds
     cosines = [float(functional.cosine_similarity(whole, part, dim=0)) for part in parts]
     weights = [max(1 - c if by == "absence" else c, 0.0) for c in cosines]
     total = sum(weights)
