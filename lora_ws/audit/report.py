@@ -295,7 +295,8 @@ def _all_said(finding: Finding) -> str:
 def _classifier(bundle: Bundle) -> Section:
     held = bundle.confidence.calibration
     data = bundle.training.get("dataset", "unknown")
-    tasks = "".join(f"; also predicts {head.name}" for head in bundle.heads)
+    names = ", ".join(head.name for head in bundle.heads)
+    tasks = f"; also predicts {names}" if names else ""
     text = (
         f"{len(bundle.classes)} classes ({', '.join(bundle.classes)}) of {bundle.base} adapters, "
         f"from {len(bundle.layers)} layers, {bundle.size_mb:.1f} MiB; trained on {data}{tasks}."
@@ -303,7 +304,7 @@ def _classifier(bundle: Bundle) -> Section:
     if held is None:
         return Section("The classifier", (text, "It is not calibrated, and abstains from all."))
     rows = tuple(
-        (Cell(name), Cell("none" if value is None else f"{value:.3f}"))
+        (Cell(name.replace("_", " ")), Cell("none" if value is None else f"{value:.3f}"))
         for name, value in held.test.items()
     )
     caption = "Measured on its own test rows, which are like its training rows."

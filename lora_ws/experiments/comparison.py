@@ -149,12 +149,14 @@ def _classes(home: Path) -> tuple[str, ...]:
 
 def _result(runs: Comparison) -> Section:
     first = runs.first
-    main = metric_of(metrics_of([runs.groups[runs.best]])[0])
-    tiles = {f"{runs.best}: {main.name}": Cell(headline(runs.groups[runs.best]).split(" ", 2)[2])}
-    tiles |= {name: Cell(f"{100 * value:.0f} %") for name, value in runs.references.items()}
+    main = metrics_of([runs.groups[runs.best]])[0]
+    name, quality = metric_of(main).name, headline(runs.groups[runs.best])
+    tiles = {f"{runs.best}: {name}": Cell(quality.removeprefix(f"test {name} "))}
+    if main == "accuracy":
+        tiles |= {name: Cell(f"{100 * value:.0f} %") for name, value in runs.references.items()}
     text = (
-        f"What {len(runs.groups)} readers tell of an adapter's photos from its weights alone. "
-        f"{runs.best} is the best by the validation rows; the test rows had no say."
+        "Predictions about the photos of an adapter, from its weights alone. "
+        f"{runs.best} is best on the validation rows; test rows took no part in this choice."
     )
     data = f"{first.n_train} rows to train, {first.n_val} to validate, {first.n_test} to test"
     made = Facts({"data": Cell(f"{first.dataset}, version {first.data_version[:12]}; {data}")})

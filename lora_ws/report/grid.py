@@ -3,12 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+# Between the title of a group of columns and a column's own.
+GROUP = ": "
 Mark = Literal["", "best", "second"]
 MARKDOWN = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
 LATEX = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
@@ -59,6 +62,29 @@ class Grid:
     top: str = "best"
 
     @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """Group of consecutive columns, ``GROUP: title``, and how many; empty without any."""
+        names = [title.partition(GROUP)[0] if GROUP in title else "" for title in self.head]
+        found = tuple((name, len([*own])) for name, own in groupby(names))
+        return found if any(name and count > 1 for name, count in found) else ()
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """Titles of the columns, below those of their groups."""
+        return tuple(t.partition(GROUP)[2] or t for t in self.head) if self.groups else self.head
+
+    def by_group(self) -> "list[tuple[str, Grid]]":
+        """A table per group of columns, each with the columns of text; itself without groups."""
+        found, start = list[tuple[str, Grid]](), 0
+        for name, count in self.groups or (("", len(self.head)),):
+            start += count
+            own = [k for k in range(start - count, start) if k >= self.left]
+            kept = [*range(self.left), *own]
+            rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
+            found.append((name, Grid(tuple(self.titles[k] for k in kept), rows, left=self.left)))
+        return found
+
+    @property
     def note(self) -> str:
         """The caption, and what bold and underlined cells are where there are any."""
         marks = {cell.mark for row in self.rows for cell in row}
@@ -107,17 +133,18 @@ def latex(grid: Grid) -> str:
 def show(console: Console, grid: Grid) -> None:
     """Print the table and its note; where a terminal is too narrow, lines wrap.
 
-    A cut number says nothing.
+    A cut number says nothing. Groups of columns are tables below each other.
 
     Args:
         console: where to.
         grid: the table.
     """
-    table = terminal(grid)
-    needed = Console(width=1000).measure(table).maximum
     width = console.width
-    console.width = max(width, needed)
-    console.print(table)
+    for name, part in grid.by_group():
+        table = terminal(part)
+        table.title = name or None
+        console.width = max(width, Console(width=1000).measure(table).maximum)
+        console.print(table)
     console.width = width
     if grid.note:
         console.print(grid.note)

@@ -37,8 +37,9 @@ def results_grid(groups: Groups, references: Mapping[str, float] | None = None) 
         head.append("p (chance)")
         columns.append([Cell(_chance(records)) for records in groups.values()])
     rows = list(zip(*columns, strict=True))
-    for name, value in (references or {}).items():
-        known = {head[0]: name, metric_of("accuracy").title: f"{100 * value:.1f}"}
+    accuracy = metric_of("accuracy").title
+    for name, value in (references or {}).items() if accuracy in head else ():
+        known = {head[0]: name, accuracy: f"{100 * value:.1f}"}
         rows.append(tuple(Cell(known.get(title, MISSING)) for title in head))
     return Grid(tuple(head), tuple(rows), caption(groups))
 

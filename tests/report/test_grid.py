@@ -55,3 +55,23 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int) -> None:
             assert cell.text in text
     assert "…" not in text
     assert console.width == width
+
+
+def test_columns_of_a_group_stand_below_its_title() -> None:
+    head = ("Row", "mean", "size: R²", "size: error", "colour: F1")
+    row = tuple(map(Cell, ("a", "1", "2", "3", "4")))
+    grid = Grid(head, (row,), "n = 1.")
+    assert grid.groups == (("", 2), ("size", 2), ("colour", 1))
+    assert grid.titles == ("Row", "mean", "R²", "error", "F1")
+    names, parts = zip(*grid.by_group(), strict=True)
+    assert names == ("", "size", "colour")
+    assert [part.head for part in parts] == [("Row", "mean"), ("Row", "R²", "error"), ("Row", "F1")]
+    assert [cell.text for cell in parts[1].rows[0]] == ["a", "2", "3"]
+    out = io.StringIO()
+    show(Console(file=out, width=30), grid)
+    assert max(map(len, out.getvalue().splitlines())) <= 30
+    assert markdown(grid).splitlines()[0] == f"| {' | '.join(head)} |"
+    single = Grid(("Row", "size: R²"), (row[:2],))
+    assert single.groups == ()
+    assert single.titles == single.head
+    assert [part.head for _, part in single.by_group()] == [single.head]

@@ -5,6 +5,7 @@
   const LEAST = 8; // rows from which on a section is worth a filter
 
   const make = (tag, more) => Object.assign(document.createElement(tag), more);
+  const titles = (table) => [...table.tHead.rows].at(-1); // above it may be those of groups
   const text = (row, column) => row.cells[column].textContent.trim();
 
   function number(said) {
@@ -20,7 +21,7 @@
   }
 
   function sort(table, column) {
-    const heads = [...table.tHead.rows[0].cells];
+    const heads = [...titles(table).cells];
     const head = heads[column];
     const numbers = !head.classList.contains("text");
     const first = numbers ? "descending" : "ascending";
@@ -35,7 +36,7 @@
   }
 
   function sortable(table) {
-    [...table.tHead.rows[0].cells].forEach((head, column) => {
+    [...titles(table).cells].forEach((head, column) => {
       if (!head.textContent) return;
       const button = make("button", { type: "button", title: "sort" });
       button.append(...head.childNodes);
