@@ -29,6 +29,8 @@ def detector(folders: list[str], /, spec: DetectorSpec) -> None:
     if (rest := len(made.left_out) - SHOWN) > 0:
         console.print(f"and {rest} more; {spec.out / CARD} names them")
     console.print(verdict(made))
+    for confound in made.confounds:
+        console.print(f"warning: {escape(printable(str(confound)))}")
     for name, share in made.caught.items():
         least = made.policy.classes[name]
         console.print(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lora_ws.adapters.locate import PICKLED
 from lora_ws.audit.policy import Policy
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import measures
@@ -28,6 +29,7 @@ from lora_ws.errors import ConfigError, DataError
 from lora_ws.featurizers import UpdateKernel
 from lora_ws.functional.calibrate import threshold_at
 from lora_ws.learn.calibration import fit_confidence
+from lora_ws.learn.confounds import file_facts, find_confounds
 from lora_ws.learn.detector_card import CARD, POLICY, Detector, detector_card
 from lora_ws.learn.estimators import fit_network
 from lora_ws.learn.features import prepare, refit_features
@@ -91,16 +93,20 @@ def make_detector(folders: Sequence[str | Path], spec: DetectorSpec = DetectorSp
         raise ConfigError(f"{spec.out} is not empty; choose another --out, or remove it")
     with tempfile.TemporaryDirectory() as work:
         adapters, left_out = _import(files, Path(work) / spec.out.name)
+        left_out |= _pickled([Path(folder).resolve() for folder in folders])
         copies = update_groups(adapters)
         began = start_groups(adapters.weights, adapters.layout)
         # A start that most share tells classes apart no more than it would in a scan.
         shared = np.bincount(began).max() > len(adapters) / 2
         groups = copies if shared else joined(copies, began)
         _check_groups(adapters, groups, left_out)
+        sources = [str(name) for name in adapters.column("source")]
+        root = common_parent(list(files))
+        facts = [file_facts(root / name) for name in sources]
+        confounds = find_confounds(facts, began, adapters.labels()[0], groups)
         store = _save(adapters, groups, Path(work) / "grouped")
         found = _train(store)
     policy = _policy(found, harmless, spec.false_alarms)
-    sources = [str(name) for name in adapters.column("source")]
     started = len(np.unique(began))
     made = Detector(
         bundle=found.bundle,
@@ -112,6 +118,7 @@ def make_detector(folders: Sequence[str | Path], spec: DetectorSpec = DetectorSp
         abstained=found.abstained,
         starts=started,
         left_out=left_out,
+        confounds=confounds,
     )
     _write(made, spec, harmless)
     return made
@@ -140,6 +147,17 @@ def _files(folders: Sequence[Path]) -> dict[Path, str]:
             raise ConfigError(f"{folder}: expected folders of different names, none in another")
         found |= dict.fromkeys(files, folder.name)
     return found
+
+
+def _pickled(folders: Sequence[Path]) -> dict[str, str]:
+    """Files that hold adapters in a form that can run code -> why they are left out."""
+    why = "a pickled file; `lora-ws convert FILE OUT --allow_pickle true` it if you trust it"
+    found = (file for folder in folders for file in sorted(folder.rglob("*")))
+    return {
+        f"{file.parent.name}/{file.name}": why
+        for file in found
+        if file.suffix.lower() in PICKLED and file.is_file()
+    }
 
 
 def _import(files: Mapping[Path, str], store: Path) -> tuple[AdapterSet, dict[str, str]]:

@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from lora_ws.audit.policy import Policy
 from lora_ws.bundle import Bundle
+from lora_ws.learn.confounds import Confound
 
 CARD, POLICY = "README.md", "policy.yaml"
 TEXT = """
@@ -23,6 +24,13 @@ files of the same start ({groups} groups of {files} files, five folds).
 {thresholds}; it was chosen on these {harmless_files} files of `{harmless}` to flag at most
 {rate:g} % of files like them. `files.csv` has each file's probabilities: look at files that were
 named wrongly, as their folder may be wrong.
+
+## What else tells the folders apart
+
+Tried: the start (A before training), and by the files' headers base model, rank, number of modules,
+file size, type of numbers, naming of tensors, names of metadata; each alone, on held-out files.
+
+{confounds}
 
 ## What was not tested
 
@@ -47,6 +55,7 @@ class Detector(NamedTuple):
         abstained: whether that reader abstained from it.
         starts: how many different starts (A before training) the files have.
         left_out: files that could not be used -> why.
+        confounds: facts beside their updates that tell the folders apart.
     """
 
     bundle: Bundle
@@ -58,6 +67,7 @@ class Detector(NamedTuple):
     abstained: np.ndarray
     starts: int
     left_out: Mapping[str, str]
+    confounds: Sequence[Confound]
 
     @property
     def caught(self) -> dict[str, float]:
@@ -114,6 +124,7 @@ def detector_card(made: Detector, harmless: str, rate: float, card: str) -> str:
         harmless=harmless,
         harmless_files=int((made.labels == classes.index(harmless)).sum()),
         rate=100 * rate,
+        confounds="\n".join(f"- {one}." for one in made.confounds) or "None of them does.",
         more="".join(more),
     )
 

@@ -16,6 +16,7 @@ from lora_ws.cli import main
 from lora_ws.collection import load
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
+from lora_ws.learn.confounds import find_confounds
 from lora_ws.learn.detector import DetectorSpec, make_detector
 from lora_ws.learn.starts import joined, start_groups
 
@@ -51,6 +52,25 @@ def test_joined_groups_hold_whole_groups_of_each():
     found = joined(one, two)
     for labels in (one, two):
         assert all(len(set(found[labels == value])) == 1 for value in labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_facts_that_tell_folders_apart_are_named(classes: int):
+    rng, per = np.random.default_rng(0), 20
+    labels = np.repeat(np.arange(classes), per)
+    chance = rng.permutation(labels)
+    facts = [
+        {"base": "SD1.x", "rank": 4.0 + k, "trainer": "kohya" if k else "PEFT", "size": float(c)}
+        for k, c in zip(labels, chance, strict=True)
+    ]
+    groups = np.arange(len(labels))
+    found = find_confounds(facts, groups, labels, groups)
+    assert [one.what for one in found] == ["rank", "trainer"]
+    assert (found[0].share, found[0].largest) == (1.0, pytest.approx(1 / classes))
+    # One start for each folder tells it; one for all, or one for each file, does not.
+    for starts, named in ((labels, True), (0 * labels, False), (groups, False)):
+        told = [one.what for one in find_confounds(facts, starts, labels, groups)]
+        assert ("the start" in told) == named
 
 
 def test_too_little_is_said(tmp_path: Path):
