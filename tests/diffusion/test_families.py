@@ -20,7 +20,7 @@ from lora_ws.cli import main
 from lora_ws.diffusion import compose
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.methods import Composite, Merge, Method, Switch
+from lora_ws.diffusion.methods import Composite, Merge, Method, Regions, Switch
 from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
@@ -232,6 +232,43 @@ def test_a_pipeline_that_holds_peft_layers_keeps_them(
         same(generate(theirs, ASKED), wanted, pipeline)
     theirs.set_adapters(["a0"], [SCALES[0]])
     assert float((drawn(theirs) - wanted).abs().max()) > 20 * bound(pipeline)
+
+
+@pytest.mark.slow
+def test_regions_hold_where_their_masks_say(pipeline: Any, files: list[Path]) -> None:
+    """After one step the halves are those of each adapter alone; FLUX sees them as patches."""
+    asked = replace(ASKED, num_inference_steps=1)
+    noise = initial_noise(pipeline, [3, 4])
+
+    def after(method: Method, scales: tuple[float, float]) -> Tensor:
+        with compose(pipeline, files, method, scales, text="none"):
+            (latents,) = denoise(pipeline, noise, asked)
+        return latents
+
+    left, right = (after(Merge(), scales) for scales in ((SCALES[0], 0.0), (0.0, SCALES[1])))
+    both = after(Regions(torch.eye(2)[:, None]), SCALES)
+    half = both.shape[-1] // 2
+    same(both[..., :half], left[..., :half], pipeline)
+    same(both[..., half:], right[..., half:], pipeline)
+    assert float((left - right).abs().max()) > 20 * bound(pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_runs_through_every_family(
+    kind: str, dtype: torch.dtype, files: list[Path]
+) -> None:
+    made = make(kind)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(dtype)
+    with compose(made, files, Composite(), SCALES):
+        images = generate(made, ASKED)
+        *_, latents = denoise(made, initial_noise(made, [3, 4]), ASKED)
+    assert latents.dtype == dtype
+    assert bool(images.isfinite().all())
+    atol = bound(made) * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    assert torch.allclose(decode_latents(made, latents), images, atol=atol, rtol=0)
 
 
 def test_sdxl_draws_what_diffusers_draws() -> None:
