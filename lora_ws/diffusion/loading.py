@@ -47,15 +47,17 @@ SINGLE_FILES = (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
 )
+_TEXT = re.compile(r"cond_stage_model\.|conditioner\.|text_encoders\.")
 
 
-def read_pipeline(name: str, config: str | None = None) -> Any:
+def read_pipeline(name: str, config: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """Read a pipeline, of whatever class it says.
 
     Args:
         name: a folder with model_index.json, a repository on the Hub, or a .safetensors file.
         config: of a single file: a folder or repository with the configuration; None for the one
             that its kind of model has on the Hub.
+        dtype: of the weights, as they are read.
 
     Raises:
         NotAvailableError: it is neither here nor reachable.
@@ -63,8 +65,8 @@ def read_pipeline(name: str, config: str | None = None) -> Any:
     """
     with quiet():
         if name.endswith(".safetensors"):
-            return _read_single(Path(name), config)
-        return _read_folder(name)
+            return _read_single(Path(name), config, dtype)
+        return _read_folder(name, dtype)
 
 
 def find_device(name: str) -> torch.device:
@@ -86,7 +88,7 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _read_folder(name: str) -> Any:
+def _read_folder(name: str, dtype: torch.dtype) -> Any:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
@@ -94,7 +96,7 @@ def _read_folder(name: str) -> Any:
         left_out = {part: None for part in ("safety_checker", "feature_extractor") if part in known}
         if left_out:
             left_out["requires_safety_checker"] = False  # type: ignore[assignment]
-        return DiffusionPipeline.from_pretrained(name, **left_out)
+        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **left_out)
     except (OSError, ValueError, AttributeError) as error:
         raise NotAvailableError(
             f"{name}: no pipeline of diffusers here or on the Hub ({_first_line(error)}); expected "
@@ -103,34 +105,36 @@ def _read_folder(name: str) -> Any:
         ) from error
 
 
-def _read_single(file: Path, config: str | None) -> Any:
+def _read_single(file: Path, config: str | None, dtype: torch.dtype) -> Any:
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    kind, component, repository = _kind(file)
+    kind, component, repository, whole = _kind(file)
     pipeline = getattr(diffusers, kind)
     source = config or repository
     try:
         try:
-            return pipeline.from_single_file(str(file), config=source, safety_checker=None)
+            return pipeline.from_single_file(
+                str(file), config=source, torch_dtype=dtype, safety_checker=None
+            )
         except SingleFileComponentError:
             # The file has the denoiser alone, as those of FLUX have: the rest is with the config.
-            whole = pipeline.load_config(source)
-            _, denoiser = whole[component]
+            _, denoiser = pipeline.load_config(source)[component]
             part = getattr(diffusers, denoiser).from_single_file(
-                str(file), config=source, subfolder=component
+                str(file), config=source, subfolder=component, torch_dtype=dtype
             )
-            return pipeline.from_pretrained(source, **{component: part})
+            return pipeline.from_pretrained(source, torch_dtype=dtype, **{component: part})
     except (OSError, ValueError) as error:
-        download = f"hf download {source} --exclude '*.safetensors' '*.bin' '*.ckpt'"
+        weights = "*" if whole else f"{component}/*"
+        download = f"hf download {source} --exclude '{weights}.safetensors' '*.bin' '*.ckpt'"
         raise NotAvailableError(
             f"{file}: its configuration is not here ({_first_line(error)}); once, with a network, "
             f"run `{download}`, or name a folder that has it with --base_config"
         ) from error
 
 
-def _kind(file: Path) -> tuple[str, str, str]:
-    """Pipeline, denoiser and repository of the configuration of a single file."""
+def _kind(file: Path) -> tuple[str, str, str, bool]:
+    """Pipeline, denoiser and repository of a single file, and whether it has text encoders too."""
     try:
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
@@ -139,7 +143,7 @@ def _kind(file: Path) -> tuple[str, str, str]:
     for pattern, *found in SINGLE_FILES:
         if any(map(re.compile(pattern).match, names)):
             pipeline, component, repository = found
-            return pipeline, component, repository
+            return pipeline, component, repository, any(map(_TEXT.match, names))
     raise DataError(
         f"{file}: expected a checkpoint of Stable Diffusion, SDXL, SD3 or FLUX.1, got weights such "
         f"as `{names[0] if names else 'none'}`; an adapter goes into --adapters"

@@ -24,7 +24,7 @@ from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.diffusion.base_spec import PipelineSpec, Precision
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.loading import find_device, quiet, read_pipeline
+from lora_ws.diffusion.loading import find_device, read_pipeline
 from lora_ws.errors import ConfigError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
@@ -205,12 +205,12 @@ def load_pipeline(
         DataError: a file holds no base that is known.
     """
     place = find_device(device)
-    pipeline = read_pipeline(str(bundled_folder(name)) if name in BUNDLED else name, config)
+    source = str(bundled_folder(name)) if name in BUNDLED else name
+    pipeline = read_pipeline(source, config, getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
-    with quiet():
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False).eval().to(place, getattr(torch, dtype))
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval().to(place)
     return pipeline
 
 

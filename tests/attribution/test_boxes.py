@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_input_is_named_before_any_work(wrong: str, pipeline: Any, stack: AdapterStack) -> None:
     options, text = WRONG[wrong]
     idle = SimpleNamespace(
-        unet=SimpleNamespace(config=pipeline.unet.config),
+        unet=pipeline.unet,
         vae_scale_factor=pipeline.vae_scale_factor,
         scheduler=pipeline.scheduler,
     )

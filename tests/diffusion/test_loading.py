@@ -71,7 +71,7 @@ def test_a_file_of_the_transformer_alone_takes_the_rest_from_its_configuration(
     file = tmp_path / "flux.safetensors"
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)}, file)
 
-    def read(name: str, config: str, subfolder: str) -> Any:
+    def read(name: str, config: str, subfolder: str, torch_dtype: torch.dtype) -> Any:
         assert (name, config, subfolder) == (str(file), str(tmp_path / "folder"), "transformer")
         return other.transformer
 
