@@ -1,7 +1,7 @@
 """`lora-ws evaluate`: measure a saved classifier on a part of a collection."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,14 +13,9 @@ from rich.table import Table
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.card import MEASURES, measure_text
 from lora_ws.bundle.confidence import ABSTENTIONS, measures
-from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, DataError
-from lora_ws.learn.features import open_data
-from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.labelled import UNKNOWN, open_for, places
 from lora_ws.report.metrics import ordered
-
-# Number of a class that the bundle does not name.
-UNKNOWN = -1
 
 
 def evaluate(
@@ -54,14 +49,14 @@ def evaluate(
             "README.md has its test metrics, and `lora-ws predict` says labels of files"
         )
     made = bundle.training
-    adapters, subset = _open(made, dataset, subset)
+    adapters, subset = open_for(bundle, dataset, subset)
     console = Console(highlight=False, soft_wrap=True)
     if (adapters.version, subset) != (made["data_version"], made["subset"]):
         origin = " ".join(filter(None, [made["dataset"], made["subset"]]))
         console.print(f"Note: the bundle was trained on other adapters ({origin}).")
     labels, classes = adapters.labels(label)
     rows = np.arange(len(adapters)) if part == "all" else getattr(adapters.split(label), part)
-    meant = _places(bundle.classes, classes)[labels[rows]]
+    meant = places(bundle.classes, classes)[labels[rows]]
     rows, meant = rows[meant != UNKNOWN], meant[meant != UNKNOWN]
     if not len(rows):
         raise DataError(
@@ -80,22 +75,6 @@ def evaluate(
     console.print(_believed(measures(judged, meant)))
     if not bundle.confidence.calibration:
         console.print(f"Note: {ABSTENTIONS['uncalibrated']}.")
-
-
-def _open(
-    made: Mapping[str, Any], dataset: str | None, subset: str | None
-) -> tuple[AdapterSet, str]:
-    """The collection asked for; what is not said is as in training, if it is the same one."""
-    same = dataset is None or dataset == made["dataset"]
-    subset = subset or (made["subset"] or None if same else None)
-    split = made.get("split") or None if same else None
-    return open_data(ExperimentSpec(dataset or made["dataset"], subset, split))
-
-
-def _places(known: Sequence[str], asked: Sequence[str]) -> Int[np.ndarray, " asked"]:
-    """The bundle's number of each class of the collection, or `UNKNOWN`."""
-    numbers = {name: k for k, name in enumerate(known)}
-    return np.array([numbers.get(name, UNKNOWN) for name in asked])
 
 
 def _differing(

@@ -98,6 +98,12 @@ COMMANDS = {
         "--model runs/store/bundle --dataset my-store",
         ("model", "dataset", "subset", "part", "label"),
     ),
+    "study": Command(
+        "lora_ws.commands.study:study",
+        "measure how robust trained classifiers are",
+        "weight-noise --model tiny-sd",
+        ("model", "dataset", "subset", "draws", "out"),
+    ),
     "zoo base": Command(
         "lora_ws.commands.zoo:base",
         "train a small diffusion model",

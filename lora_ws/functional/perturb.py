@@ -15,7 +15,13 @@ from lora_ws.errors import ConfigError
 Up = Float[Tensor, "*some modules outputs rank"]
 Down = Float[Tensor, "*some modules rank inputs"]
 Pair = tuple[Tensor, Tensor]
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+Rounded = Literal["float16", "bfloat16", "float8_e4m3fn", "int8"]
+DTYPES: dict[Rounded, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "int8": torch.int8,
+}
 
 
 def flip_signs(up: Up, down: Down, generator: torch.Generator) -> Pair:
@@ -83,6 +89,62 @@ def add_noise(up: Up, down: Down, size: float, generator: torch.Generator) -> Pa
     return noisy[0], noisy[1]
 
 
+def append_noise(
+    up: Up, down: Down, size: float, generator: torch.Generator, rank: int = 8
+) -> Pair:
+    """Add noise of a rank to each update, as more columns of B and rows of A.
+
+    The noise is a product of two Gaussian factors, scaled to ``size`` times the Frobenius norm of
+    the update.
+
+    Example:
+        >>> b, a = append_noise(torch.ones(1, 4, 1), torch.ones(1, 1, 3), 0.5, torch.Generator())
+        >>> noise = b[..., 1:] @ a[:, 1:]
+        >>> b.shape[-1], round(float(noise.norm() / 12**0.5), 4)
+        (9, 0.5)
+    """
+    more_up = _normal(up.new_empty(*up.shape[:-1], rank), generator)
+    more_down = _normal(down.new_empty(*down.shape[:-2], rank, down.shape[-1]), generator)
+    wanted = size * product_norm(up, down) / product_norm(more_up, more_down)
+    return torch.cat([up, more_up * wanted[..., None, None]], -1), torch.cat([down, more_down], -2)
+
+
+def product_norm(up: Up, down: Down) -> Tensor:
+    """Frobenius norm of each ``BA``, which is not formed.
+
+    Example:
+        >>> product_norm(torch.ones(1, 4, 1), torch.ones(1, 1, 9)).tolist()
+        [6.0]
+    """
+    return ((up.mT @ up) * (down @ down.mT)).sum((-2, -1)).clamp(min=0).sqrt()
+
+
+def spread_ranks(up: Up, down: Down, rank: int, generator: torch.Generator) -> Pair:
+    """Write each update with a higher rank: ``B R`` and ``pinv(R) A``; ``BA`` stays the same.
+
+    Args:
+        up: B.
+        down: A.
+        rank: the new one.
+        generator: of R ``[old, new]``, with orthonormal rows.
+
+    Raises:
+        ConfigError: the rank is lower than that of the factors.
+
+    Example:
+        >>> b, a = torch.ones(1, 4, 1), torch.ones(1, 1, 3)
+        >>> wide = spread_ranks(b, a, 2, torch.Generator().manual_seed(0))
+        >>> wide[0].shape[-1], torch.allclose(wide[0] @ wide[1], b @ a)
+        (2, True)
+    """
+    own = down.shape[-2]
+    if rank < own:
+        raise ConfigError(f"rank: expected at least {own}, that of the factors, got {rank}")
+    normal = _normal(down.new_empty(*down.shape[:-2], rank, own), generator)
+    rows = torch.linalg.qr(normal).Q.mT
+    return up @ rows, rows.mT @ down
+
+
 def drop_modules(up: Up, down: Down, share: float, generator: torch.Generator) -> Pair:
     """Set the updates of modules to zero, each with probability ``share``.
 
@@ -120,9 +182,29 @@ def truncate_rank(up: Up, down: Down, rank: int) -> Pair:
     return up @ right.mT, v.mT @ v @ read.mT
 
 
-def round_to(up: Up, down: Down, dtype: Literal["float16", "bfloat16"]) -> Pair:
-    """Round both factors to a 16-bit format and back."""
-    return up.to(DTYPES[dtype]).to(up.dtype), down.to(DTYPES[dtype]).to(down.dtype)
+def round_to(up: Up, down: Down, dtype: Rounded) -> Pair:
+    """Round both factors to a format of 16 or 8 bits and back.
+
+    Those of 8 bits get one scale per matrix, which takes its largest entry to theirs.
+
+    Example:
+        >>> b, _ = round_to(torch.tensor([[1.0], [0.3]])[None], torch.ones(1, 1, 2), "int8")
+        >>> [round(127 * value) for value in b.flatten().tolist()]
+        [127, 38]
+    """
+    return _rounded(up, dtype), _rounded(down, dtype)
+
+
+def _rounded(factor: Tensor, dtype: Rounded) -> Tensor:
+    kind = DTYPES[dtype]
+    if kind.itemsize > 1:
+        return factor.to(kind).to(factor.dtype)
+    most = torch.finfo(kind).max if kind.is_floating_point else torch.iinfo(kind).max
+    largest = factor.abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest > 0, largest / most, 1)
+    scaled = factor / scale
+    scaled = scaled if kind.is_floating_point else scaled.round()
+    return scaled.to(kind).to(factor.dtype) * scale
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

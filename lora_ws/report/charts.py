@@ -194,7 +194,7 @@ def _place(name: str) -> tuple[str, str, str]:
 
 
 def chart_lines(
-    values: Mapping[str, Mapping[int, tuple[float, float]]],
+    values: Mapping[str, Mapping[int, tuple[float, float]] | Mapping[float, tuple[float, float]]],
     file: Path,
     *,
     title: str,
@@ -227,7 +227,7 @@ def chart_lines(
     axes.set(xscale="log", title=title, xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(roomy([pair for points in values.values() for pair in points.values()], chance))
     ticks = sorted({x for points in values.values() for x in points})
-    axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45)
+    axes.set_xticks(ticks, [f"{t:.9g}" for t in ticks], rotation=45)
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return save(figure, file)

@@ -40,6 +40,7 @@ SMALLER = {
     "attribute": DRAW,
     "concepts erase": ["--steps", "2", "--seeds", "1"],
     "concepts amplify": ["--steps", "2"],
+    "study": ["--draws", "1"],
     "zoo build": ["--finetune.steps", "2"],
 }
 # How a line begins that is not run, and why.
@@ -47,6 +48,7 @@ NOT_RUN = {
     "lora-ws reproduce": "minutes to hours; tests/experiments run every kind at a small size",
     "lora-ws detector": "needs folders of two subjects; tests/learn/test_detector.py makes them",
     "lora-ws scan ./uploads --model detector": "the same test runs it",
+    "lora-ws study all": "minutes; tests/experiments/test_study.py runs two studies",
     "lora-ws serve": "serves until it is stopped; tests/web ask it",
     "lora-ws data prompt-leak": "reads 2 000 adapters; tests/cli has it on a few",
     "lora-ws attribute --base ./sd15": "needs Stable Diffusion 1.5",

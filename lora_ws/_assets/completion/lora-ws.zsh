@@ -31,6 +31,7 @@ _shtab_lora_ws_commands() {
     search:'find adapters that a text describes'
     serve:'serve a web page and an API for single files'
     similar:'find the most similar adapters'
+    study:'measure how robust trained classifiers are'
     sweep:'train on each layer or matrix alone'
     train:'train and evaluate classifiers'
     tune:'search hyper-parameters'
@@ -540,6 +541,21 @@ _shtab_lora_ws_similar_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_lora_ws_similar_defaults_added=0
 
+_shtab_lora_ws_study_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[YAML file with any of the flags below]:config:_files"
+  "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
+  "--model[bundles\: folders, names of shipped ones, or repositories on the Hub.]:model:"
+  "--dataset[a collection]:dataset:"
+  "--subset[subset of the collection]:subset:"
+  "--draws[how often each level that draws something is drawn.]:draws:"
+  "--out[folder for records, tables, curves and the page]:out:_files"
+  ":weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts, gauge, rank-padding, rescale, strength, cast, truncation, merging, or all:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_lora_ws_study_defaults_added=0
+
 _shtab_lora_ws_sweep_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[YAML file with any of the flags below]:config:_files"
@@ -922,6 +938,7 @@ _shtab_lora_ws() {
         search) _arguments -C -s $_shtab_lora_ws_search_options ;;
         serve) _arguments -C -s $_shtab_lora_ws_serve_options ;;
         similar) _arguments -C -s $_shtab_lora_ws_similar_options ;;
+        study) _arguments -C -s $_shtab_lora_ws_study_options ;;
         sweep) _arguments -C -s $_shtab_lora_ws_sweep_options ;;
         train) _arguments -C -s $_shtab_lora_ws_train_options ;;
         tune) _arguments -C -s $_shtab_lora_ws_tune_options ;;

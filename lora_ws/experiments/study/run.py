@@ -1,0 +1,210 @@
+"""Run a study: change adapters that a classifier has not seen, and let it read them again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_ws import journal
+from lora_ws.adapters import Layout
+from lora_ws.bundle import Bundle
+from lora_ws.bundle.bundle import MAX_RANK
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.study.changes import CHANGES, Level, changed_rows, partners
+from lora_ws.experiments.study.spec import StudySpec
+from lora_ws.functional.factors import cut_to_rank
+from lora_ws.learn.labelled import UNKNOWN, open_for, places
+from lora_ws.report.progress import progress
+
+ALL, CLEAN, RECORDS = "all", "unchanged", "records.jsonl"
+
+
+class Rows(NamedTuple):
+    """Test adapters of a collection.
+
+    Attributes:
+        name: of the collection and subset.
+        weights: ``[adapters, params]``.
+        layout: of the weights.
+        truth: the bundle's number of each class.
+    """
+
+    name: str
+    weights: np.ndarray
+    layout: Layout
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a reader made of the test adapters at one level of a change.
+
+    Attributes:
+        model: the bundle, as it was given.
+        data: collection and subset.
+        study: name of the change, or `CLEAN`.
+        level: how much of it.
+        draw: number of the draw.
+        right: for each adapter ``1`` where the likeliest class is its own, else ``0``.
+        flipped: share whose likeliest class is not what it was before.
+        nll: mean negative logarithm of the probability of the true class.
+        abstained: share that the reader does not answer.
+        either: of merges, the share whose likeliest class is that of one of the two.
+        both: of merges, the share whose two likeliest classes are those of the two.
+    """
+
+    model: str
+    data: str
+    study: str
+    level: Level
+    draw: int
+    right: str
+    flipped: float
+    nll: float
+    abstained: float
+    either: float | None = None
+    both: float | None = None
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Whether each adapter is read rightly ``[adapters]``."""
+        return np.array([bit == "1" for bit in self.right])
+
+
+def run_study(name: str, spec: StudySpec) -> list[Read]:
+    """Read changed test adapters at every level and draw; what records hold is not read again.
+
+    Args:
+        name: of a change, or ``all``.
+        spec: with which classifiers, on what.
+
+    Raises:
+        ConfigError: there is no such study.
+        DataError: a bundle and its collection have no class in common.
+    """
+    chosen = studies_of(name)
+    spec.out.mkdir(parents=True, exist_ok=True)
+    path = spec.out / RECORDS
+    held = {key_of(read): read for read in read_records(path)}
+    found = []
+    for model in spec.model:
+        bundle = Bundle.from_pretrained(model)
+        rows = test_rows(bundle, spec.dataset, spec.subset)
+        asked = [(CLEAN, CLEAN, 0), *_asked(chosen, rows.layout, spec.draws)]
+        clean = _predicted(bundle, rows.weights, rows.layout)[0].argmax(axis=1)
+        with progress(model, len(asked)) as advance:
+            for study, level, draw in asked:
+                key = (model, rows.name, study, level, draw)
+                if key not in held:
+                    held[key] = _read(bundle, model, rows, clean, study, level, draw)
+                    journal.append(path, [asdict(held[key])])
+                found.append(held[key])
+                advance()
+    return found
+
+
+def studies_of(name: str) -> list[str]:
+    """Names of the studies asked for."""
+    if name != ALL and name not in CHANGES:
+        raise ConfigError(f"study: expected {', '.join(CHANGES)} or {ALL}, got `{name}`")
+    return list(CHANGES) if name == ALL else [name]
+
+
+def key_of(read: Read) -> tuple[Any, ...]:
+    """What tells a reading from the others."""
+    return read.model, read.data, read.study, read.level, read.draw
+
+
+def read_records(path: Path) -> list[Read]:
+    """Readings of an earlier run."""
+    return [Read(**line) for line in journal.read(path)] if path.is_file() else []
+
+
+def test_rows(bundle: Bundle, dataset: str | None, subset: str | None) -> Rows:
+    """Test rows of the classes that a bundle knows."""
+    if bundle.confidence.thresholds:
+        raise ConfigError("model: expected classes that exclude each other, got a bundle of labels")
+    adapters, subset = open_for(bundle, dataset, subset)
+    labels, classes = adapters.labels()
+    rows = adapters.split().test
+    truth = places(bundle.classes, classes)[labels[rows]]
+    rows, truth = rows[truth != UNKNOWN], truth[truth != UNKNOWN]
+    if not len(rows):
+        known = ", ".join(bundle.classes)
+        raise ConfigError(f"dataset: no test adapter of {adapters.card.name} is of {known}")
+    name = " ".join(filter(None, [adapters.card.name, subset]))
+    return Rows(name, np.asarray(adapters.weights[rows]), adapters.layout, truth)
+
+
+def _asked(chosen: Sequence[str], layout: Layout, draws: int) -> Iterator[tuple[str, Level, int]]:
+    rank = max(layer.rank for layer in layout.layers)
+    for study in chosen:
+        change = CHANGES[study]
+        levels = [level for level in change.levels if study != "truncation" or int(level) < rank]
+        for level in levels:
+            for draw in range(draws if change.draws else 1):
+                yield study, level, draw
+
+
+def _read(
+    bundle: Bundle, model: str, rows: Rows, clean: np.ndarray, study: str, level: Level, draw: int
+) -> Read:
+    weights, layout, change = rows.weights, rows.layout, CHANGES.get(study)
+    if change:
+        weights, layout = changed_rows(weights, layout, change, level, rows.truth, draw)
+    probabilities, abstained = _predicted(bundle, weights, layout)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    own = probabilities[np.arange(len(order)), rows.truth]
+    either = both = None
+    if change and change.merges:
+        either, both = _of_both(order, rows.truth, rows.truth[partners(rows.truth, draw)])
+    return Read(
+        model,
+        rows.name,
+        study,
+        level,
+        draw,
+        "".join(str(int(hit)) for hit in order[:, 0] == rows.truth),
+        float((order[:, 0] != clean).mean()),
+        float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()),
+        float(abstained.mean()),
+        either,
+        both,
+    )
+
+
+def _of_both(order: np.ndarray, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    top = order[:, :2]
+    either = (top[:, 0] == own) | (top[:, 0] == other)
+    both = (top == own[:, None]).any(axis=1) & (top == other[:, None]).any(axis=1)
+    return float(either.mean()), float(both.mean())
+
+
+def _predicted(
+    bundle: Bundle, weights: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, and whether the bundle abstains, of rows of any rank."""
+    rank = max(layer.rank for layer in layout.layers)
+    read_as_is = bundle.layout == layout or (bundle.any_rank and rank <= MAX_RANK)
+    if not read_as_is:
+        weights, layout = _cut(weights, layout, bundle.layout), bundle.layout
+    found = bundle.predict_arrays(weights, layout)
+    if not read_as_is and bundle.gauge == "raw":
+        found = found.abstain(True, "projected")
+    return found.probabilities, found.reasons != ""
+
+
+def _cut(weights: np.ndarray, layout: Layout, wanted: Layout) -> np.ndarray:
+    """Updates cut to a layout's rank, as a scan does with files of another one."""
+    new = np.empty((len(weights), wanted.size), np.float32)
+    for (layer, down, up), (own, new_down, new_up) in zip(
+        layout.pairs(), wanted.pairs(), strict=True
+    ):
+        for old, row in zip(weights, new, strict=True):
+            cut = cut_to_rank(
+                old[down].reshape(layer.down_shape), old[up].reshape(layer.up_shape), own.rank
+            )
+            row[new_down], row[new_up] = cut.down.ravel(), cut.up.ravel()
+    return new
