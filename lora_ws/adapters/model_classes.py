@@ -50,7 +50,11 @@ ORIGINALS = tuple(
         (r"(?:double|single)_blocks[._]\d+[._](?:img|txt)_(?:attn_|mlp[._]fc)", "HunyuanVideo"),
         (r"double_stream_blocks|single_stream_blocks", "HiDream"),
         (r"blocks[._]\d+[._](?:self_attn|cross_attn|ffn)[._]", "Wan"),
-        (r"layers[._]\d+[._](?:attention|feed_forward|adaLN)", "Z-Image or Lumina 2"),
+        (
+            r"(?:layers|\w+_refiner)[._]\d+[._](?:attention|feed_forward|adaLN)",
+            "Z-Image or Lumina 2",
+        ),
+        (r"distilled_guidance_layer", "Chroma"),
         (
             r"(?:down|up)_blocks[._]\d+[._]\d+[._](?:attention|kv_mapper|channelwise)",
             "Stable Cascade",

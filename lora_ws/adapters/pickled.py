@@ -12,12 +12,18 @@ import zipfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_ws.adapters.header import read_header, shown
 from lora_ws.adapters.source import LocalSource
 from lora_ws.errors import AdapterError
 
+Holds = Literal["tensors", "matrix", "dimensions"]
+HOLDS = {
+    "tensors": "a dictionary of tensors",
+    "matrix": "a matrix",
+    "dimensions": "a dictionary of shapes",
+}
 # Before 2.10, weights_only could be made to overwrite memory, and before 2.6 to run code.
 TORCH = (2, 10)
 MEMBERS, RATIO = 100_000, 20
@@ -29,7 +35,12 @@ SPARE = 64 << 20
 
 
 def convert_pickle(
-    file: str | Path, out: str | Path, *, memory_mb: int = 2048, seconds: float = 60
+    file: str | Path,
+    out: str | Path,
+    *,
+    memory_mb: int = 2048,
+    seconds: float = 60,
+    holds: Holds = "tensors",
 ) -> Path:
     """Write the tensors of a pickled adapter as a safetensors file.
 
@@ -42,6 +53,9 @@ def convert_pickle(
             dictionaries are joined by dots; whatever is no tensor is left out.
         memory_mb: memory for the content, in MiB, beside torch itself.
         seconds: time for everything, with the start of torch.
+        holds: what the file is expected to hold: tensors; a single ``matrix``, which gets this
+            name; or ``dimensions``, a dictionary of shapes, each of which becomes its place in the
+            dictionary and its sizes.
 
     Returns:
         ``out``.
@@ -64,7 +78,7 @@ def convert_pickle(
     _check_zip(file, memory_mb << 20)
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        _in_child(file, draft, memory_mb, seconds)
+        _in_child(file, draft, memory_mb, seconds, holds)
         with LocalSource(draft) as source:
             header = read_header(source)
         if not header.tensors:
@@ -105,10 +119,10 @@ def _check_zip(file: Path, most: int) -> None:
         )
 
 
-def _in_child(file: Path, draft: Path, memory_mb: int, seconds: float) -> None:
+def _in_child(file: Path, draft: Path, memory_mb: int, seconds: float, holds: Holds) -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(file, draft, memory_mb, seconds, theirs))
+    child = context.Process(target=_child, args=(file, draft, memory_mb, seconds, holds, theirs))
     child.start()
     theirs.close()
     child.join(seconds)
@@ -132,23 +146,25 @@ def _last_words(connection: Connection) -> str:
     return words.decode("utf-8", "replace")
 
 
-def _child(file: Path, draft: Path, memory_mb: int, seconds: float, words: Connection) -> None:
+def _child(
+    file: Path, draft: Path, memory_mb: int, seconds: float, holds: Holds, words: Connection
+) -> None:
     import resource
 
     try:
-        _convert(file, draft, memory_mb << 20, seconds)
+        _convert(file, draft, memory_mb << 20, seconds, holds)
     except BaseException as error:
         # Saying so needs memory too.
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         text = str(error).splitlines() or [""]
         kind = "" if isinstance(error, AdapterError) else f"{type(error).__name__}: "
-        message = f"expected a dictionary of tensors, got {kind}{shown(text[0]).strip('`')}"
+        message = f"expected {HOLDS[holds]}, got {kind}{shown(text[0]).strip('`')}"
         words.send_bytes(message.encode("utf-8", "replace")[:WORDS])
         os._exit(1)
 
 
-def _convert(file: Path, draft: Path, memory: int, seconds: float) -> None:
+def _convert(file: Path, draft: Path, memory: int, seconds: float, holds: Holds) -> None:
     import resource
 
     import torch
@@ -170,7 +186,7 @@ def _convert(file: Path, draft: Path, memory: int, seconds: float) -> None:
         data = torch.load(opened, map_location="cpu", weights_only=True)
     tensors: dict[str, torch.Tensor] = {}
     total = 0
-    for key, tensor in _tensors(data):
+    for key, tensor in {"tensors": _tensors, "matrix": _matrix, "dimensions": _shapes}[holds](data):
         total += tensor.numel() * tensor.element_size()
         # A tensor may repeat one number without end.
         if total > memory:
@@ -181,12 +197,34 @@ def _convert(file: Path, draft: Path, memory: int, seconds: float) -> None:
     save_file(tensors, draft)
 
 
+def _matrix(data: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    if not isinstance(data, torch.Tensor):
+        raise AdapterError(f"a {type(data).__name__}")
+    yield "matrix", data
+
+
+def _shapes(data: Any) -> Iterator[tuple[str, Any]]:
+    """Shapes of a dictionary, each behind its place: of ``name: shape`` or ``name: (_, shape)``."""
+    import torch
+
+    if not isinstance(data, dict) or not 0 < len(data) <= ENTRIES:
+        raise AdapterError(f"a {type(data).__name__}, or too many entries")
+    for place, (name, shape) in enumerate(data.items()):
+        last = shape[-1] if isinstance(shape, list | tuple) and len(shape) else shape
+        sizes = last if isinstance(last, list | tuple) else shape
+        if not isinstance(sizes, list | tuple) or not all(type(n) is int and n > 0 for n in sizes):
+            raise AdapterError(f"{name}, which is no shape")
+        yield str(name), torch.tensor([place, *sizes], dtype=torch.int64)
+
+
 def _tensors(data: Any) -> Iterator[tuple[str, Any]]:
     """Tensors of nested dictionaries, which may also hold each other or themselves."""
     import torch
 
     if isinstance(data, torch.Tensor):
-        raise AdapterError("a single tensor")
+        raise AdapterError("a single tensor; if its rows are adapters, name their --dimensions")
     stack: list[tuple[str, Any, int]] = [("", data, 0)]
     seen = 0
     while stack:

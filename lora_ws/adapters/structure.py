@@ -284,7 +284,7 @@ def _unmapped(found: Structure, file: str) -> AdapterError:
             "weights, which are not in the file",
             "needs-base",
         )
-    model = original_model(key)
+    key, model = next(((k, m) for k in found.unmapped if (m := original_model(k))), (key, ""))
     if model == LANGUAGE_MODEL:
         return AdapterError(
             f"{share} of a language model, such as {shown(key)}; expected an adapter of a "

@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_ws.adapters import AdapterFile, open_adapter
+from lora_ws.adapters import AdapterFile, open_adapter, read_adapter
+from lora_ws.adapters.flattened import split_rows
+from lora_ws.adapters.header import CONVERT
 from lora_ws.adapters.reader import open_pickled
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.adapters.writer import FileFormat, write_adapter
-from lora_ws.errors import AdapterError, printable
+from lora_ws.errors import AdapterError, ConfigError, printable
 
 
 def inspect(file: str, /, *, as_json: bool = False) -> None:
@@ -32,7 +34,15 @@ def inspect(file: str, /, *, as_json: bool = False) -> None:
     _show(file, adapter.sha256, facts)
 
 
-def convert(file: str, out: str, /, *, to: FileFormat, allow_pickle: bool = False) -> None:
+def convert(
+    file: str,
+    out: str,
+    /,
+    *,
+    to: FileFormat,
+    allow_pickle: bool = False,
+    dimensions: Path | None = None,
+) -> None:
     """Write an adapter in another file format, with the same effective update.
 
     Args:
@@ -41,12 +51,31 @@ def convert(file: str, out: str, /, *, to: FileFormat, allow_pickle: bool = Fals
         to: peft, diffusers or kohya
         allow_pickle: also open pickled files, in a separate process with limited memory and time.
             It has your rights: use it for trusted files only.
+        dimensions: pickled dictionary of names and shapes, for a pickled matrix with an adapter per
+            row (weights2weights); writes a folder per row.
     """
+    if dimensions is not None:
+        _convert_rows(file, dimensions, Path(out), to, allow_pickle)
+        return
     with TemporaryDirectory() as folder:
         with _open(file, Path(folder), allow_pickle) as opened:
             adapter = opened.read()
         written = write_adapter(adapter, Path(out), to, sdxl=opened.base.name == "SDXL")
     print(f"wrote {written}")  # noqa: T201
+
+
+def _convert_rows(
+    file: str, dimensions: Path, out: Path, to: FileFormat, allow_pickle: bool
+) -> None:
+    if not allow_pickle:
+        raise ConfigError(f"dimensions: {file} is pickled, which can run code; {CONVERT}")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another folder")
+    with TemporaryDirectory() as folder:
+        rows = split_rows(file, dimensions, folder)
+        for row in rows:
+            write_adapter(read_adapter(row), out / row.stem, to)
+    print(f"wrote {len(rows)} adapters to {out}; their scale is taken to be 1")  # noqa: T201
 
 
 def _open(file: str, folder: Path, allow_pickle: bool) -> AdapterFile:

@@ -156,7 +156,7 @@ COMMANDS = {
         "lora_ws.commands.adapters:convert",
         "write an adapter in another file format",
         "my_lora.safetensors converted --to peft",
-        ("to", "allow_pickle"),
+        ("to", "allow_pickle", "dimensions"),
     ),
     "predict": Command(
         "lora_ws.commands.predict:predict",

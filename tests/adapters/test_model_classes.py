@@ -202,17 +202,24 @@ def test_a_module_of_flux_by_both_names_is_refused() -> None:
 
 
 ORIGINAL = {
-    "SD3": "lora_unet_joint_blocks_0_x_block_attn_qkv",
-    "HunyuanVideo": "diffusion_model.double_blocks.0.img_attn_qkv",
-    "Z-Image or Lumina 2": "diffusion_model.layers.0.attention.qkv",
-    "Stable Cascade": "lora_unet_down_blocks_0_2_attention_attn_to_q",
+    "lora_unet_joint_blocks_0_x_block_attn_qkv": "SD3",
+    "diffusion_model.joint_blocks.0.context_block.mlp.fc1": "SD3",
+    "diffusion_model.double_blocks.0.img_attn_qkv": "HunyuanVideo",
+    "transformer.double_blocks.0.txt_mlp.fc1": "HunyuanVideo",
+    "diffusion_model.layers.0.attention.qkv": "Z-Image or Lumina 2",
+    "diffusion_model.noise_refiner.1.attention.out": "Z-Image or Lumina 2",
+    "lora_unet_context_refiner_0_attention_qkv": "Z-Image or Lumina 2",
+    "lora_unet_down_blocks_0_2_attention_attn_to_q": "Stable Cascade",
+    "diffusion_model.distilled_guidance_layer.layers.0.in_layer": "Chroma",
 }
 
 
-@pytest.mark.parametrize("base", ORIGINAL)
-def test_a_base_by_names_that_are_not_read_is_named(base: str) -> None:
-    with pytest.raises(AdapterError, match=base) as refused:
-        check_complete(structure_of(pair(ORIGINAL[base], 192, 64), "f"), "f")
+@pytest.mark.parametrize("path", ORIGINAL)
+def test_a_base_by_names_that_are_not_read_is_named(path: str) -> None:
+    # Beside a module whose name says nothing.
+    shapes = pair("diffusion_model.another", 64, 64) | pair(path, 192, 64)
+    with pytest.raises(AdapterError, match=f"are of {ORIGINAL[path]} by names") as refused:
+        check_complete(structure_of(shapes, "f"), "f")
     assert refused.value.reason == "unmapped"
 
 

@@ -1,6 +1,7 @@
 """`inspect` and `convert` as users meet them, and verdicts on a file in other spellings."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,42 @@ def test_a_pickle_is_converted_on_request(name: str, file: Path, tmp_path: Path)
     for module, update in expected.items():
         np.testing.assert_allclose(found[module], update, atol=bound(update))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.safetensors", name, "out"])
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize("prefix", ["base_model.model.", "lora_unet_"])
+def test_rows_of_a_matrix_are_adapters(prefix: str, tmp_path: Path, capsys: Any) -> None:
+    # As weights2weights: columns in the order of PEFT's names, A before B; length and shape each.
+    rng, shapes = np.random.default_rng(0), {}
+    for k, width in ((10, 6), (2, 5)):
+        path = f"down_blocks.{k % 3}.attentions.0.transformer_blocks.0.attn1.to_q"
+        named = path if "." in prefix else path.replace(".", "_")
+        shapes[f"{prefix}{named}.lora_A.weight"] = (1, width)
+        shapes[f"{prefix}{named}.lora_B.weight"] = (4, 1)
+    sizes = {name: (torch.Size([math.prod(s)]), torch.Size(s)) for name, s in shapes.items()}
+    rows = rng.standard_normal((11, sum(map(math.prod, shapes.values()))), dtype=np.float32)
+    torch.save(sizes, tmp_path / "weight_dimensions.pt")
+    torch.save(torch.tensor(rows), tmp_path / "weights.pt")
+    out, dimensions = tmp_path / "out", ["--dimensions", str(tmp_path / "weight_dimensions.pt")]
+    command = ["convert", str(tmp_path / "weights.pt"), str(out), "--to", "diffusers"]
+    assert main([*command, *dimensions]) == 2
+    assert "--allow_pickle true" in capsys.readouterr().err
+    assert main([*command, *PICKLE, *dimensions]) == 0
+    assert len(list(out.iterdir())) == len(rows)
+    for k in (0, 10):
+        (file,) = (out / f"{k:02d}").iterdir()
+        first = read_adapter(file).modules[
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+        ]
+        expected = np.outer(rows[k, 6:10], rows[k, :6])
+        np.testing.assert_array_equal(first.scaled_up @ first.down, expected)
+    torch.save(torch.tensor(rows[:, 1:]), tmp_path / "weights.pt")
+    again = [*command[:2], str(tmp_path / "again"), *command[3:], *PICKLE, *dimensions]
+    assert main(again) == 2
+    assert "rows of 19 numbers" in capsys.readouterr().err
+    assert main([*again[:-2]]) == 2
+    assert "--dimensions" in capsys.readouterr().err
 
 
 @pytest.mark.slow

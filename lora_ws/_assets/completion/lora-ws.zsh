@@ -243,6 +243,7 @@ _shtab_lora_ws_convert_options=(
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--to[peft, diffusers or kohya]:to:(peft diffusers kohya)"
   "--allow_pickle[also open pickled files, in a separate process with limited memory and time. It has your rights\: use it for trusted files only.]:allow_pickle:(true false)"
+  "--dimensions[pickled dictionary of names and shapes, for a pickled matrix with an adapter per row (weights2weights)]:dimensions:_files"
   ":a .safetensors file, a PEFT folder, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
   ":folder of the new file:"
 )
