@@ -245,7 +245,7 @@ def report(points: Sequence[Point], split: str, folder: Path) -> None:
     chart_lines(
         {name: curve.errors for name, curve in curves.items()},
         folder / f"{split}.png",
-        title=f"{SPLITS[split]}: mean ± std over draws, {tested}",
+        title=f"{SPLITS[split]}: mean ± std, {tested}",
         chance=90.0,
         xlabel="training adapters",
         ylabel="test error, percent",
