@@ -9,14 +9,15 @@ from lora_ws.config import make_parser
 from lora_ws.errors import ConfigError
 from lora_ws.flags import choices_of
 
-Shell = Literal["bash", "zsh"]
+Shell = Literal["bash", "zsh", "fish"]
 
 
 def completion(shell: str, /) -> None:
     """Print a completion script: put into ~/.bashrc `source <(lora-ws completion bash)`.
 
     Args:
-        shell: bash, or zsh, which takes the script as a file `_lora-ws` in a folder of $fpath
+        shell: bash; zsh, whose script is a file `_lora-ws` in a folder of $fpath; or fish, whose
+            script is `~/.config/fish/completions/lora-ws.fish`
     """
     if shell not in get_args(Shell):
         raise ConfigError(f"shell: expected {' or '.join(get_args(Shell))}, got `{shell}`")
