@@ -27,13 +27,14 @@ def tune(spec: TuneSpec) -> None:
     tried = [(t.value, t.user_attrs) for t in found.study.trials if t.value is not None]
     best = sorted(tried, key=lambda one: -one[0])[:SHOWN]
     keys = tuple(spec.search)
+    metric = metric_of(spec.kind.selects)
+    shown = [f"{100 * quality:.2f}" if metric.percent else f"{quality:.4g}" for quality, _ in best]
     rows = [
-        (*(Cell(values[key]) for key in keys), Cell(f"{100 * quality:.2f}"))
-        for quality, values in best
+        (*(Cell(values[key]) for key in keys), Cell(text))
+        for (_, values), text in zip(best, shown, strict=True)
     ]
-    title = metric_of(spec.kind.selects).title
     console = Console(highlight=False, soft_wrap=True)
     caption = f"The best of {len(tried)} trials, mean of {spec.seeds} seeds."
-    show(console, Grid((*keys, f"validation {title}"), tuple(rows), caption, left=len(keys)))
+    show(console, Grid((*keys, f"validation {metric.title}"), tuple(rows), caption, left=len(keys)))
     console.print(f"{found.spec.name}: {headline(found.records)}, n = {len(found.records)}")
     console.print(f"The run: {found.folder}. Its recipe: {found.folder / 'config.yaml'}")

@@ -138,7 +138,7 @@ def test_data_list_and_info() -> None:
             ["train", "--featurizer", "FlatVecPCA", "--featurizer.n_comp", "5"],
             "unknown option `n_comp` of FlatVecPCA, did you mean `n_components`?",
         ),
-        (["completion", "fish"], "shell: expected bash or zsh, got `fish`"),
+        (["completion", "tcsh"], "shell: expected bash or zsh or fish, got `tcsh`"),
         (["train", "--fit.lrr", "3"], "unknown flag `--fit.lrr`, did you mean `--fit.lr`?"),
         (["train", "--seeds", "many"], "--seeds: expected int, got `many`"),
         (["train", "--seeds", "0"], "seeds: expected at least 1, got 0"),

@@ -76,7 +76,7 @@ def test_help_opens_with_a_sentence_an_example_and_what_matters(name: str) -> No
     assert callable(parse(function_of(name), shlex.split(example)[len(prog.split()) :], prog))
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_that_of_the_flags(shell: str) -> None:
     """Where this fails, flags have changed: run ``make help``."""
     assert script_file(shell).read_text(encoding="utf-8") == script(shell)

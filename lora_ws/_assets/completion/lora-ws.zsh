@@ -132,7 +132,7 @@ _shtab_lora_ws_completion_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
-  ":bash, or zsh, which takes the script as a file \`_lora-ws\` in a folder of \$fpath:"
+  ":bash:"
 )
 
 # guard to ensure default positional specs are added only once per session
