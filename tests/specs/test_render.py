@@ -8,7 +8,7 @@ import pytest
 
 from lora_ws.experiments import trials
 
-EVAL = Path(__file__).parents[2] / "eval"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -16,10 +16,10 @@ EVAL = Path(__file__).parents[2] / "eval"
 def test_a_report_follows_from_its_records(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "run", trials.run)  # which render.py replaces
-    committed = EVAL / "results" / name
+    monkeypatch.setattr(trials, "run", trials.run)  # which reports.py replaces
+    committed = ROOT / "eval" / "results" / name
     shutil.copy(committed / "records.jsonl", tmp_path)
-    runpy.run_path(str(EVAL / "render.py"))["render"](name, tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "site" / "reports.py"))["render"](name, tmp_path)
     for file in ("report.md", "tables.tex", "records.jsonl"):
         expected = (committed / file).read_text(encoding="utf-8")
         assert (tmp_path / file).read_text(encoding="utf-8") == expected

@@ -1,4 +1,4 @@
-"""Write committed reports again from their records: `python eval/render.py table1 figure2 figure3`.
+"""Write committed reports again from their records: `python docs/site/reports.py table1 figure2`.
 
 Nothing is trained, and a missing record is an error. Left out is what needs more than records:
 learning curves, and ROC. The other reports need more throughout (losses of 64 layers, costs of a
@@ -19,7 +19,7 @@ from lora_ws.experiments.options import Options, ReproduceSpec
 from lora_ws.learn.run_folder import RECORDS
 from lora_ws.learn.spec import ExperimentSpec
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[2] / "eval" / "results"
 PICTURES = ("*.png", "*.svg")
 
 
