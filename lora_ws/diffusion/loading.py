@@ -1,6 +1,7 @@
 """Read a diffusers pipeline, from a folder, the Hub or a single file, and find its device."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,7 +164,10 @@ def quiet() -> Iterator[None]:
         for logger in loggers:
             logger.set_verbosity_error()
             logger.disable_progress_bar()
-        yield
+        with warnings.catch_warnings():
+            # Arguments are renamed from one version of diffusers to the next.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.set_verbosity(level)

@@ -305,7 +305,7 @@ def test_commands_take_folders_of_other_bases(base: str, tmp_path: Path) -> None
     assert any(folder.iterdir())
 
 
-@pytest.mark.parametrize("command", ["erase", "amplify"])
+@pytest.mark.parametrize("command", ["erase", pytest.param("amplify", marks=pytest.mark.slow)])
 def test_what_does_not_apply_is_said_with_the_base(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
