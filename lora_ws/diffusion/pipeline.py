@@ -275,13 +275,13 @@ def decode_latents(
 @contextmanager
 def _without_overflow(vae: Any) -> Iterator[None]:
     """Let an autoencoder run in float32 where it says that half precision overflows."""
-    before = vae.dtype
-    if before == torch.float16 and vae.config.force_upcast:
-        vae.float()
-    try:
+    if vae.dtype != torch.float16 or not vae.config.force_upcast:
         yield
+        return
+    try:
+        yield vae.float()
     finally:
-        vae.to(before)
+        vae.half()
 
 
 def size_of(pipeline: Any, generation: GenerationSpec) -> tuple[int, int]:
