@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import decode_latents, denoise, initial_noise
+from lora_ws.diffusion.pipeline import decode_latents, initial_noise, size_of
 from lora_ws.diffusion.prompts import check_single
+from lora_ws.diffusion.schedulers import Run, begin_run, continue_run
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -76,7 +77,8 @@ def ablate(
         stack: the adapters.
         generation: what is drawn.
         start: leave adapters out from this step on, where 0 is the true ablation; before it all
-            pictures are that with all adapters, which is drawn once.
+            pictures are that with all adapters, which is drawn once. Steps are the scheduler's
+            timesteps: second-order schedulers have more than the generation asks for.
         batch: pictures at once.
         shown: how many pictures on the way are kept.
 
@@ -84,18 +86,11 @@ def ablate(
         ConfigError: the prompt is too long, or ``start`` is no step.
         LayoutError: the adapters are of another base.
     """
-    first, last = start + 1, generation.num_inference_steps
+    run = begun(pipeline, stack, generation, start, batch)
+    first, last = start + 1, start + len(run.left)
     spread = torch.linspace(first, last, min(shown, last - start)).round().int().tolist()
-    strip = finish_subsets(
-        pipeline,
-        stack,
-        generation,
-        ablation_subsets(len(stack)),
-        _begun(pipeline, stack, generation, start, batch),
-        start=start,
-        batch=batch,
-        steps=sorted({*spread, last}),
-    )
+    subsets, steps = ablation_subsets(len(stack)), sorted({*spread, last})
+    strip = finish_subsets(pipeline, stack, generation, subsets, run, batch=batch, steps=steps)
     images, kept = strip[:, -1], strip if spread else None
     return Ablation(stack.names, images[0], images[1], images[2:], kept, tuple(spread))
 
@@ -130,16 +125,8 @@ def draw_subsets(
         start: see `ablate`.
         batch: pictures at once.
     """
-    return finish_subsets(
-        pipeline,
-        stack,
-        generation,
-        subsets,
-        _begun(pipeline, stack, generation, start, batch),
-        start=start,
-        batch=batch,
-        steps=[generation.num_inference_steps],
-    )[:, 0]
+    run = begun(pipeline, stack, generation, start, batch)
+    return finish_subsets(pipeline, stack, generation, subsets, run, batch=batch)[:, 0]
 
 
 def finish_subsets(
@@ -147,10 +134,9 @@ def finish_subsets(
     stack: AdapterStack,
     generation: GenerationSpec,
     subsets: Bool[Tensor, "m k"],
-    latents: Float[Tensor, "1 channels h w"],
+    run: Run,
     *,
-    start: int,
-    steps: Sequence[int],
+    steps: Sequence[int] | None = None,
     batch: int = 16,
 ) -> Float[Tensor, "m steps 3 height width"]:
     """Finish one picture with each of several subsets of the adapters.
@@ -160,47 +146,49 @@ def finish_subsets(
         stack: the k adapters.
         generation: what is drawn.
         subsets: which adapters are on, one row per image.
-        latents: before step ``start``; at 0, the noise that the generation starts from.
-        start: the first step to do.
-        steps: after which pictures are taken, counted from 1.
+        run: of the picture, before the first step to do; left as it is.
+        steps: after which pictures are taken, counted from 1; None for the last.
         batch: pictures at once.
 
     Raises:
-        ConfigError: the prompt is too long, or ``start`` is no step.
+        ConfigError: the prompt is too long.
         LayoutError: the adapters are of another base.
     """
-    _check(pipeline, stack, generation, start, batch)
-    scales, found = torch.tensor(stack.scales), []
-    for rows in subsets.split(batch):
-        with stack.attach(pipeline, rows * scales):
-            begun = latents.expand(len(rows), -1, -1, -1)
-            run = denoise(pipeline, begun, generation, start=start)
-            kept = [x for number, x in enumerate(run, start + 1) if number in steps]
+    steps = [run.number + len(run.left)] if steps is None else steps
+    # Subsets that differ by adapters at scale 0 are one picture.
+    places: dict[tuple[float, ...], int] = {}
+    mixtures = (subsets * torch.tensor(stack.scales)).tolist()
+    place = [places.setdefault(tuple(row), len(places)) for row in mixtures]
+    found = []
+    for rows in torch.tensor(list(places)).split(batch):
+        with stack.attach(pipeline, rows):
+            going = continue_run(pipeline, run.repeated(len(rows)), generation)
+            kept = [x.after for number, x in enumerate(going, run.number + 1) if number in steps]
             pictures = decode_latents(pipeline, torch.cat(kept)).cpu()
             found.append(pictures.unflatten(0, (len(steps), len(rows))).transpose(0, 1))
-    return torch.cat(found)
+    return torch.cat(found)[place]
 
 
-def _begun(
-    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, start: int, batch: int
-) -> Float[Tensor, "1 channels h w"]:
-    """The latents before a step of the generation with all adapters."""
-    _check(pipeline, stack, generation, start, batch)
-    latents = initial_noise(pipeline, [generation.seed])
-    if start:
-        with stack.attach(pipeline, torch.tensor(stack.scales)):
-            run = denoise(pipeline, latents, generation)
-            latents = [after for after, _ in zip(run, range(start), strict=False)][-1]
-    return latents
+def begun(
+    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, start: int, batch: int = 16
+) -> Run:
+    """Run the generation with all adapters up to a step.
 
-
-def _check(
-    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, start: int, batch: int
-) -> None:
-    last = generation.num_inference_steps - 1
-    if not 0 <= start <= last:
-        raise ConfigError(f"start: expected a step from 0 to {last}, got {start}")
+    Raises:
+        ConfigError: the prompt is too long, ``start`` is no step, or see `begin_run`.
+        LayoutError: the adapters are of another base.
+    """
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
     stack.bank.modules_of(denoiser_of(pipeline))
     check_single(pipeline, generation)
+    noise = initial_noise(pipeline, [generation.seed], size_of(pipeline, generation))
+    run = begin_run(pipeline, noise, generation)
+    if not 0 <= start < len(run.left):
+        raise ConfigError(f"start: expected a step from 0 to {len(run.left) - 1}, got {start}")
+    if start:
+        with stack.attach(pipeline, torch.tensor(stack.scales)):
+            going = continue_run(pipeline, run, generation)
+            for _ in zip(range(start), going, strict=False):
+                pass
+    return run

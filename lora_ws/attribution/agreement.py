@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, ablate
 from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.schedulers import timesteps_for
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -118,7 +119,7 @@ def late_start_curve(
     if wrong := [start for start in starts if not 0 <= start < 1]:
         raise ConfigError(f"starts: expected shares from 0 to below 1, got {wrong[0]}")
     true = true or [ablate(pipeline, stack, generation, batch=batch) for generation in generations]
-    counts = [generation.num_inference_steps for generation in generations]
+    counts = [len(timesteps_for(pipeline, each)) for each in generations]
     rows = []
     for start in starts:
         steps = [min(round(start * n), n - 1) for n in counts]

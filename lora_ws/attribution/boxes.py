@@ -33,6 +33,7 @@ from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import image_size
 from lora_ws.diffusion.prompts import encode_prompts
+from lora_ws.diffusion.schedulers import timesteps_of, training_pair
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -158,39 +159,33 @@ def renoise(
         pipeline: the base; left as found.
         stack: the adapters.
         generation: what is drawn.
-        target: "base" compares with what the base predicts without adapters, "noise" with what was
-            added.
-        levels: steps of the generation, evenly chosen.
+        target: "base" compares with what the base predicts without adapters, "noise" with what it
+            should predict, by the noise that was added.
+        levels: timesteps of the generation, evenly chosen.
         seed: of the noise.
 
     Raises:
-        ConfigError: there is no such target, more levels than steps, the model predicts neither
-            noise nor velocity, or the prompt is too long.
+        ConfigError: there is no such target, more levels than timesteps, the scheduler does not say
+            the noise levels of training, or the prompt is too long.
         LayoutError: the adapters are of another base.
     """
     if target not in get_args(Target):
         raise ConfigError(f"target: expected `base` or `noise`, got `{target}`")
-    steps = generation.num_inference_steps
-    if not 1 <= levels <= steps:
-        raise ConfigError(f"levels: expected 1 to {steps}, one per step, got {levels}")
     scheduler, side = pipeline.scheduler, image_size(pipeline)
-    kind = scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ConfigError(f"expected a model that predicts noise or velocity, got `{kind}`")
+    times = timesteps_of(scheduler, generation.num_inference_steps)
+    if not 1 <= levels <= len(times):
+        raise ConfigError(f"levels: expected 1 to {len(times)}, one per step, got {levels}")
     clean = trajectory(pipeline, stack, generation)[-1].repeat(levels, 1, 1, 1)
-    chosen = np.linspace(0, steps - 1, levels).round().astype(int)
-    times = scheduler.timesteps[torch.from_numpy(chosen)]
+    chosen = torch.linspace(0, len(times) - 1, levels, dtype=torch.float64).round().long()
+    times = times[chosen].to(clean.device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
-    latents = scheduler.add_noise(clean, noise, times)
+    latents, wanted = training_pair(scheduler, clean, noise, times)
     with stack.attach(pipeline, torch.tensor(stack.scales)):
         text = encode_prompts(pipeline, generation.prompts(1))
     if target == "base":
         with torch.no_grad():
             wanted = _predict(pipeline.unet, latents, times, text)
-    else:
-        velocity = kind == "v_prediction"
-        wanted = scheduler.get_velocity(clean, noise, times) if velocity else noise
     return Probe(latents, times, text, wanted, 1 if target == "base" else -1, (side, side))
 
 

@@ -23,10 +23,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_ws.attribution.ablation import Ablation, ablation_subsets, finish_subsets
+from lora_ws.attribution.ablation import Ablation, ablation_subsets, begun, finish_subsets
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.prompts import check_single
+from lora_ws.diffusion.schedulers import forgets
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -111,27 +112,28 @@ def pseudo_ablate(
         batch: pictures at once.
 
     Raises:
-        ConfigError: not as many latents as the generation needs, the prompt is too long, or
-            ``start`` is no step.
+        ConfigError: not as many latents as the generation needs, the prompt is too long,
+            ``start`` is no step, or latents alone do not say how the scheduler goes on from there.
         LayoutError: the adapters are of another base.
     """
-    steps = generation.num_inference_steps
-    expected = (steps + 1, 1)
-    if latents.ndim != 5 or tuple(latents.shape[:2]) != expected:
+    run = begun(pipeline, stack, generation, 0, batch)
+    steps = len(run.left)
+    if latents.ndim != 5 or tuple(latents.shape[:2]) != (steps + 1, 1):
         raise ConfigError(
             f"latents: expected those of one picture before each of {steps} steps and "
-            f"after the last, [{expected[0]}, 1, channels, h, w], got {list(latents.shape)}"
+            f"after the last, [{steps + 1}, 1, channels, h, w], got {list(latents.shape)}"
         )
     if not 0 <= start < steps:
         raise ConfigError(f"start: expected a step from 0 to {steps - 1}, got {start}")
-    begun = latents[start]
-    if start == 0:
-        # Denoising scales the noise that it starts from.
-        begun = begun / pipeline.scheduler.init_noise_sigma
+    if start and not forgets(pipeline, generation):
+        raise ConfigError(
+            f"scheduler: expected one that goes on from latents alone, such as DDIMScheduler; "
+            f"{type(pipeline.scheduler).__name__} remembers steps or draws noise, which "
+            "`ablate(start=...)` takes along"
+        )
+    run = replace(run, latents=latents[start].to(run.latents), number=start)
     subsets = ablation_subsets(len(stack))
-    images = finish_subsets(
-        pipeline, stack, generation, subsets, begun, start=start, batch=batch, steps=[steps]
-    )[:, 0]
+    images = finish_subsets(pipeline, stack, generation, subsets, run, batch=batch)[:, 0]
     return Ablation(stack.names, images[0], images[1], images[2:])
 
 

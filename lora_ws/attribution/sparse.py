@@ -24,6 +24,7 @@ from torch import Tensor
 from lora_ws.attribution.autoencoder import SparseAutoencoder
 from lora_ws.attribution.trajectory import Moment, record
 from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.schedulers import timesteps_for
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.report.grid import Cell, Grid
@@ -148,7 +149,8 @@ def record_middle(
             prompt is too long.
         LayoutError: the adapters are of another base.
     """
-    counts = sorted({generation.num_inference_steps for generation in generations})
+    counts = {len(timesteps_for(pipeline, each)) for each in generations}
+    counts = sorted(counts)
     if len(counts) != 1:
         raise ConfigError(f"generations: expected some of as many steps each, got steps {counts}")
     kept = list(range(counts[0]) if steps is None else steps)
@@ -203,7 +205,8 @@ def decompose_middle(
         LayoutError: the adapters are of another base.
     """
     rows = decomposition_rows(stack.scales)
-    at = generation.num_inference_steps // 2 if step is None else step
+    steps = len(timesteps_for(pipeline, generation))
+    at = steps // 2 if step is None else step
     found = record_middle(pipeline, stack, [generation], rows, steps=[at], forced=forced)
     raw = found.activations[0, :, 0]
     codes = autoencoder.encode(raw)

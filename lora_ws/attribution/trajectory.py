@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lora_ws.config import nearest
 from lora_ws.diffusion.families import denoiser_of, family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import denoise, initial_noise
+from lora_ws.diffusion.pipeline import initial_noise
 from lora_ws.diffusion.prompts import check_single
+from lora_ws.diffusion.schedulers import Call, begin_run, continue_run
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -47,12 +48,8 @@ def trajectory(
         ConfigError: the prompt is too long, or the scales do not fit.
         LayoutError: the adapters are of another base.
     """
-    rows = _rows(stack, scales)
-    check_single(pipeline, generation)
-    noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
-    with stack.attach(pipeline, rows):
-        run = list(denoise(pipeline, noise, generation))
-    return torch.stack([noise.to(run[0]) * pipeline.scheduler.init_noise_sigma, *run])
+    calls = list(_run(pipeline, stack, generation, _rows(stack, scales)))
+    return torch.stack([calls[0].before, *(call.after for call in calls)])
 
 
 def record(
@@ -84,19 +81,27 @@ def record(
         LayoutError: the adapters are of another base.
     """
     rows, kept = _rows(stack, scales), []
+    teacher = list(_run(pipeline, stack, generation, _rows(stack, None))) if forced else None
+    with _watched(denoiser_of(pipeline), modules) as seen:
+        run = (
+            _run(pipeline, stack, generation, rows)
+            if teacher is None
+            else _forced(pipeline, stack, generation, rows, teacher)
+        )
+        for call in run:
+            kept.append(reduce(Moment(call.before, _by_mixture(seen, len(rows)))))
+    return kept
+
+
+def _run(
+    pipeline: Any, stack: AdapterStack, generation: GenerationSpec, rows: Tensor
+) -> Iterator[Call]:
+    """Draw with mixtures from the same noise."""
     check_single(pipeline, generation)
     noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
-    teacher = trajectory(pipeline, stack, generation)[:-1] if forced else None
-    with _watched(denoiser_of(pipeline), modules) as seen, stack.attach(pipeline, rows):
-        if teacher is None:
-            latents = noise * pipeline.scheduler.init_noise_sigma
-            for after in denoise(pipeline, noise, generation):
-                kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
-                latents = after
-        else:
-            for latents in _forced(pipeline, teacher.expand(-1, len(rows), -1, -1, -1), generation):
-                kept.append(reduce(Moment(latents, _by_mixture(seen, len(rows)))))
-    return kept
+    run = begin_run(pipeline, noise, generation, seeds=[generation.seed] * len(rows))
+    with stack.attach(pipeline, rows):
+        yield from continue_run(pipeline, run, generation)
 
 
 def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
@@ -111,16 +116,21 @@ def _rows(stack: AdapterStack, scales: Any) -> Float[Tensor, "mixtures k"]:
 
 
 @torch.no_grad()
-def _forced(pipeline: Any, latents: Tensor, generation: GenerationSpec) -> Iterator[Tensor]:
-    """Call the model on latents of every step as denoising would, without going on from them."""
-    family, scheduler, count = family_of(pipeline), pipeline.scheduler, latents.shape[1]
-    steps = generation.num_inference_steps
-    scheduler.set_timesteps(steps, device=latents.device, **family.timesteps(generation))
-    guided, text = family.guided(generation), family.condition(generation, count)
-    for now, time in zip(latents, scheduler.timesteps, strict=True):
-        x = scheduler.scale_model_input(torch.cat([now] * (1 + guided)), time)
-        family.predict(x, time, text)
-        yield now
+def _forced(
+    pipeline: Any,
+    stack: AdapterStack,
+    generation: GenerationSpec,
+    rows: Tensor,
+    teacher: Sequence[Call],
+) -> Iterator[Call]:
+    """Call the model with mixtures on what it was given in another run."""
+    family = family_of(pipeline)
+    copies = len(rows) * (1 + family.guided(generation))
+    with stack.attach(pipeline, rows):
+        text = family.condition(generation, len(rows))
+        for call in teacher:
+            family.predict(call.inputs.expand(copies, -1, -1, -1), call.time, text)
+            yield call._replace(before=call.before.expand(len(rows), -1, -1, -1))
 
 
 def _by_mixture(seen: dict[str, Tensor], count: int) -> dict[str, Tensor]:

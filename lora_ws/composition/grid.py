@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_ws.diffusion.families import denoiser_of, family_of
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import Method
 from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise, size_of
+from lora_ws.diffusion.schedulers import timesteps_for
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.text_encoders import TextMode
 from lora_ws.report.progress import progress
@@ -97,9 +98,7 @@ def _draw_alone(
 
 def calls_of(pipeline: Any, generation: GenerationSpec) -> int:
     """Calls of the model in one generation, of which some schedulers have more than steps."""
-    options = family_of(pipeline).timesteps(generation)
-    pipeline.scheduler.set_timesteps(generation.num_inference_steps, **options)
-    return len(pipeline.scheduler.timesteps)
+    return len(timesteps_for(pipeline, generation))
 
 
 @contextmanager

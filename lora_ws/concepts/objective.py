@@ -17,8 +17,14 @@ from lora_ws.concepts.spec import Eligible
 from lora_ws.config import nearest
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
-from lora_ws.diffusion.pipeline import denoise, encode_images, initial_noise
+from lora_ws.diffusion.pipeline import encode_images, initial_noise
 from lora_ws.diffusion.prompts import check_prompts, encode_prompts
+from lora_ws.diffusion.schedulers import (
+    begin_run,
+    continue_run,
+    timesteps_of,
+    training_pair,
+)
 from lora_ws.errors import ConfigError
 
 # The released ablation touches matrices of the feed-forward parts of transformer blocks alone.
@@ -31,7 +37,7 @@ class Objective:
     """``J = sum_i ||Phi(z_i, t_i, c) - target_i||^2``, and what a large J means.
 
     Attributes:
-        latents: z.
+        latents: z, as the model is given them.
         times: t.
         text: embedding of c ``[1, length, width]``.
         against: what predictions are compared with: an embedding, for the model's own predictions
@@ -116,11 +122,17 @@ def erase_objective(
         raise ConfigError("seeds: expected at least one, got none")
     noise = initial_noise(pipeline, seeds)
     generation = GenerationSpec(concept, guidance_scale=guidance_scale, num_inference_steps=steps)
-    run = [*denoise(pipeline, noise, generation)]
-    latents = run if compat else [noise * pipeline.scheduler.init_noise_sigma, *run[:-1]]
-    times = pipeline.scheduler.timesteps.repeat_interleave(len(seeds))
+    run = begin_run(pipeline, noise, generation, seeds=seeds)
+    calls = [*continue_run(pipeline, run, generation)]
+    if compat and not torch.equal(calls[0].inputs, calls[0].before):
+        raise ConfigError(
+            f"compat: expected a scheduler that does not scale what the model is given, got "
+            f"{type(pipeline.scheduler).__name__}"
+        )
+    latents = torch.cat([call.after if compat else call.inputs for call in calls])
+    times = torch.stack([call.time for call in calls]).repeat_interleave(len(seeds))
     asked, plain = encode_prompts(pipeline, [concept, base]).split(1)
-    return Objective(torch.cat(latents), times, asked, plain, 1, stop_gradient)
+    return Objective(latents, times, asked, plain, 1, stop_gradient)
 
 
 def amplify_objective(
@@ -141,16 +153,16 @@ def amplify_objective(
         seed: of the noise.
 
     Raises:
-        ConfigError: the prompt is too long.
+        ConfigError: the prompt is too long, or the scheduler does not say the noise levels of
+            training.
     """
     check_prompts(pipeline, [concept])
-    pipeline.scheduler.set_timesteps(steps)
     latents = encode_images(pipeline, images)
-    times = pipeline.scheduler.timesteps.repeat_interleave(len(latents))
-    clean = latents.repeat(steps, 1, 1, 1)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = pipeline.scheduler.add_noise(clean, noise, times)
-    return Objective(noisy, times, encode_prompts(pipeline, [concept]), noise, -1)
+    own = timesteps_of(pipeline.scheduler, steps, device=latents.device)
+    times, clean = own.repeat_interleave(len(latents)), latents.repeat(len(own), 1, 1, 1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+    noisy, target = training_pair(pipeline.scheduler, clean, noise, times)
+    return Objective(noisy, times, encode_prompts(pipeline, [concept]), target, -1)
 
 
 def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Parameter]:

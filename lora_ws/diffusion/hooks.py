@@ -1,6 +1,6 @@
 """Let a pipeline run with several adapters at once, by any method, in one forward pass per step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -12,8 +12,9 @@ from torch.nn import functional
 from lora_ws.adapters import Adapter
 from lora_ws.config import nearest
 from lora_ws.diffusion.families import denoiser_of
-from lora_ws.diffusion.methods import Merge, Method, Mix, Step
+from lora_ws.diffusion.methods import Merge, Method, Mix
 from lora_ws.diffusion.mixture import Mixture
+from lora_ws.diffusion.schedulers import Clock
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.text_encoders import PerAdapterText, TextMode, encoder_of
 from lora_ws.errors import ConfigError
@@ -31,7 +32,8 @@ def compose(
     """Let a diffusers pipeline run with adapters until the block ends.
 
     The U-Net or transformer is watched, not the pipeline: whatever the pipeline does around it,
-    guidance included, stays as it is. A step begins where the timestep changes.
+    guidance included, stays as it is. Steps are the scheduler's own timesteps that are done; see
+    `lora_ws.diffusion.schedulers.Clock`.
 
     Args:
         pipeline: with ``unet`` or ``transformer``, and ``scheduler``; it is left as found, however
@@ -61,10 +63,10 @@ def compose(
     stack = _stack_of(adapters, scales)
     method = Merge() if method is None else method
     method.check(len(stack))
-    denoiser, scheduler = denoiser_of(pipeline), pipeline.scheduler
+    denoiser = denoiser_of(pipeline)
     with ExitStack() as held:
         own = held.enter_context(_texts_attached(pipeline, stack, method, text))
-        hooks = _DenoiserHooks(method, stack.scales, lambda: len(scheduler.timesteps), own)
+        hooks = _DenoiserHooks(method, stack.scales, Clock(pipeline), own)
         # Before the bank's own hook, which counts the batch that is made here.
         for handle in hooks.watch(denoiser):
             held.callback(handle.remove)
@@ -126,13 +128,11 @@ class _DenoiserHooks:
         self,
         method: Method,
         scales: tuple[float, ...],
-        steps: Callable[[], int],
+        clock: Clock,
         own: PerAdapterText | None = None,
     ) -> None:
         self.mixture: Mixture | None = None
-        self._method, self._scales, self._steps, self._own = method, scales, steps, own
-        self._time: float | None = None
-        self._step = Step(-1, 0)
+        self._method, self._scales, self._clock, self._own = method, scales, clock, own
         self._mix: Mix | None = None
         self._batch = 0
         self._places: Tensor | None = None
@@ -147,9 +147,9 @@ class _DenoiserHooks:
         sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         self._places = kwargs.get("img_ids")
-        self._advance(float(torch.as_tensor(timestep).flatten()[0]))
+        step = self._clock.at(float(torch.as_tensor(timestep).flatten()[0]))
         assert self.mixture is not None
-        self._mix = self._method.mix(self._step, self._scales)
+        self._mix = self._method.mix(step, self._scales)
         self._batch, copies = len(sample), len(self._mix.rows)
         # Mixture by mixture, each with the whole batch.
         rows = self._mix.rows if self._mix.rows.ndim == 3 else self._mix.rows[:, None]
@@ -169,14 +169,6 @@ class _DenoiserHooks:
                 return (*args[:2], own, *args[3:]), kwargs
             kwargs = {**kwargs, "encoder_hidden_states": own}
         return args, kwargs
-
-    def _advance(self, time: float) -> None:
-        if time == self._time:
-            return
-        new = self._time is None or time > self._time
-        call = self._step.call + (new and self._time is not None)
-        self._step = Step(0 if new else self._step.number + 1, self._steps(), call)
-        self._time = time
 
     def _join(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         assert self._mix is not None

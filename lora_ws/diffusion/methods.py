@@ -27,8 +27,8 @@ class Step(NamedTuple):
     """Where a denoiser is.
 
     Attributes:
-        number: of the step, from 0.
-        steps: how many there are.
+        number: of the step, from 0; a step is a timestep of the scheduler, which calls the model.
+        steps: how many are done.
         call: of the pipeline, from 0.
     """
 

@@ -25,6 +25,7 @@ from lora_ws.diffusion.base_spec import PipelineSpec, Precision
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.loading import find_device, read_pipeline
+from lora_ws.diffusion.schedulers import begin_run, continue_run, step_generators
 from lora_ws.errors import ConfigError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
@@ -308,46 +309,32 @@ def initial_noise(
     return torch.stack(drawn)
 
 
-@torch.no_grad()
 def denoise(
     pipeline: Any,
-    latents: Float[Tensor, "n channels h w"],
+    noise: Float[Tensor, "n channels h w"],
     generation: GenerationSpec,
     *,
-    start: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[Float[Tensor, "n channels h w"]]:
-    """Denoise from a step on, as the pipeline does, and show the latents on the way.
+    """Denoise as the pipeline does, and show the latents on the way.
 
     Args:
         pipeline: the base; adapters may be attached to it.
-        latents: noise, or what a run with as many steps had before step ``start``.
-        generation: what is drawn; its seed is not used.
-        start: the first step to do, from 0; above 0 for schedulers without memory, such as DDIM.
+        noise: that images start from.
+        generation: what is drawn.
+        seeds: of the noise that steps of some schedulers add, one per image, where images of one
+            seed get the same; None for those of the generation.
 
     Yields:
-        The latents after each step.
+        The latents after each timestep of the scheduler, of which some have more than steps.
 
     Raises:
-        ConfigError: there are several prompts, and not one per image.
+        ConfigError: there are several prompts, and not one per image, or the scheduler is not for
+            the pipeline.
     """
-    family, scheduler = family_of(pipeline), pipeline.scheduler
-    device, steps = family.denoiser.device, generation.num_inference_steps
-    scheduler.set_timesteps(steps, device=device, **family.timesteps(generation))
-    guided = family.guided(generation)
-    text = family.condition(generation, len(latents))
-    latents = latents.to(device, family.denoiser.dtype)
-    if start == 0:
-        latents = latents * getattr(scheduler, "init_noise_sigma", 1)
-    for time in scheduler.timesteps[start:]:
-        x = torch.cat([latents] * (1 + guided))
-        if hasattr(scheduler, "scale_model_input"):
-            x = scheduler.scale_model_input(x, time)
-        noise = family.predict(x, time, text)
-        if guided:
-            plain, asked = noise.chunk(2)
-            noise = plain + generation.guidance_scale * (asked - plain)
-        latents = scheduler.step(noise, time, latents).prev_sample
-        yield latents
+    run = begin_run(pipeline, noise, generation, seeds=seeds)
+    for call in continue_run(pipeline, run, generation):
+        yield call.after
 
 
 @torch.no_grad()
@@ -356,7 +343,6 @@ def generate(
     generation: GenerationSpec,
     *,
     images: int | None = None,
-    noise: Float[Tensor, "n channels h w"] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Float[Tensor, "n 3 height width"]:
     """Generate images with the pipeline's scheduler.
@@ -365,16 +351,14 @@ def generate(
         pipeline: the base; adapters may be attached to it.
         generation: what is drawn.
         images: how many; None for one per prompt.
-        noise: where images start, one each, instead of the noise of the seeds.
         seeds: of all noise, one per image, instead of those that follow the generation's own.
 
     Raises:
         ConfigError: there are several prompts, and not one per image.
     """
-    if noise is None:
-        first, count = generation.seed, len(generation.prompts(images))
-        seeds = range(first, first + count) if seeds is None else seeds
-        noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
+    if seeds is None:
+        seeds = range(generation.seed, generation.seed + len(generation.prompts(images)))
+    noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
     family, prompts = family_of(pipeline), generation.prompts(len(noise))
     width, height = family.size(generation)
     guidance: dict[str, Any] = {"guidance_scale": generation.guidance_scale}
@@ -385,6 +369,7 @@ def generate(
             prompts,
             **guidance,
             latents=family.packed(noise).to(family.denoiser.dtype),
+            generator=step_generators(noise, seeds),
             num_inference_steps=generation.num_inference_steps,
             output_type="pt",
             height=height,

@@ -15,7 +15,6 @@ from lora_ws.diffusion.pipeline import (
     decode_latents,
     encode_images,
     generate,
-    initial_noise,
     load_pipeline,
 )
 from lora_ws.errors import ConfigError
@@ -63,12 +62,11 @@ def test_every_adapter_adds_its_element(judge: ElementJudge) -> None:
     names = [member.id for member in testbed.members]
     files = [testbed.file(member) for member in testbed.members]
     sets, images = tuple((k,) for k in range(len(names))), 4
-    noise = initial_noise(pipeline, range(images))
     generation = GenerationSpec("a photo of sks", num_inference_steps=12)
-    plain = generate(pipeline, generation, noise=noise)
+    plain = generate(pipeline, generation, images=images)
     with compose(pipeline, files, BatchedSets(Merge(), sets)):
-        every = noise.repeat_interleave(len(names), 0)
-        drawn = generate(pipeline, generation, noise=every)
+        seeds = [image for image in range(images) for _ in names]
+        drawn = generate(pipeline, generation, seeds=seeds)
     for k, name in enumerate(names):
         shown = judge.shown(drawn[k :: len(names)], name).mean()
         assert shown >= 0.5, name

@@ -250,7 +250,7 @@ def test_normalised_merge_divides(pipeline: Any, adapters: list[Adapter]) -> Non
 
 def ddim(pipeline: Any, unets: list[Any], weights: list[float], guidance: float) -> Tensor:
     """A loop by hand: guidance in every model, then the mean (section 3 of the paper)."""
-    from lora_ws.diffusion.pipeline import decode_latents, initial_noise
+    from lora_ws.diffusion.pipeline import decode_latents
 
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(6)
@@ -482,7 +482,7 @@ def ddim_with_texts(
     pipeline: Any, unets: list[Any], encoders: list[Any], weights: list[float]
 ) -> Tensor:
     """`ddim` where every model has embeddings of its own."""
-    from lora_ws.diffusion.pipeline import decode_latents, initial_noise
+    from lora_ws.diffusion.pipeline import decode_latents
     from lora_ws.diffusion.prompts import token_ids
 
     scheduler, noise = pipeline.scheduler, initial_noise(pipeline, [3, 4])
@@ -540,8 +540,8 @@ def test_sets_together_are_each_set_by_itself(
 ) -> None:
     sets = ((0, 1), (2, 0), (1, 2))
     with compose(pipeline, adapters, BatchedSets(method, sets), SCALES):
-        noise = initial_noise(pipeline, [3, 3, 3, 4, 4, 4])
-        drawn = generate(pipeline, asked(PROMPTS[:1]), noise=noise)
+        seeds = [3, 3, 3, 4, 4, 4]
+        drawn = generate(pipeline, asked(PROMPTS[:1]), seeds=seeds)
     for n, places in enumerate(sets):
         chosen, scales = [adapters[k] for k in places], [SCALES[k] for k in places]
         with compose(pipeline, chosen, method, scales):

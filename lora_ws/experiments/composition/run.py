@@ -22,7 +22,6 @@ from lora_ws.diffusion.pipeline import (
     encode_images,
     generate,
     image_size,
-    initial_noise,
     load_pipeline,
 )
 from lora_ws.diffusion.stack import AdapterStack
@@ -77,15 +76,15 @@ class _Sampler:
         """Pictures of sets at once: a prompt each, the same noise for every set."""
         spec, ids, images = self.spec, self.stack.names, len(prompts[0])
         places = tuple(tuple(ids.index(name) for name in names) for names in sets)
-        noise = initial_noise(self.pipeline, range(images)).repeat_interleave(len(sets), 0)
         # Sample j is of set j modulo their number.
+        seeds = [image for image in range(images) for _ in sets]
         generation = GenerationSpec(
             tuple(own[image] for image in range(images) for own in prompts),
             guidance_scale=spec.guidance,
             num_inference_steps=spec.steps,
         )
         with compose(self.pipeline, self.stack, BatchedSets(method, places), [factor] * len(ids)):
-            drawn = generate(self.pipeline, generation, noise=noise)
+            drawn = generate(self.pipeline, generation, seeds=seeds)
         return drawn.unflatten(0, (images, len(sets))).transpose(0, 1)
 
     def record(
