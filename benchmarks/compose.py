@@ -31,8 +31,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from lora_ws.diffusion.compose import compose
 from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.hooks import compose
 from lora_ws.diffusion.methods import Composite
 from lora_ws.diffusion.mixture import Mixture
 from lora_ws.diffusion.pipeline import adapter_layout, generate, initial_noise, load_pipeline
