@@ -5,6 +5,7 @@ from typing import Literal
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["float32", "float16", "bfloat16"]
+BUNDLED = ("digit-sd", "tiny-sd")
 
 
 @dataclass(frozen=True, kw_only=True)

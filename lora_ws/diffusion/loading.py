@@ -12,6 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from lora_ws.diffusion.base_spec import BUNDLED
 from lora_ws.errors import ConfigError, DataError, NotAvailableError
 
 # What tells the models that checkpoints of a single file hold: a weight's name, the pipeline, its
@@ -101,8 +102,8 @@ def _read_folder(name: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, AttributeError) as error:
         raise NotAvailableError(
             f"{name}: no pipeline of diffusers here or on the Hub ({_first_line(error)}); expected "
-            "a bundled base, a folder with model_index.json, a .safetensors checkpoint, or "
-            "owner/name"
+            f"{' or '.join(BUNDLED)}, a folder with model_index.json, a .safetensors checkpoint, "
+            "or owner/name"
         ) from error
 
 

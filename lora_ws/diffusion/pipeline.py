@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lora_ws.adapters.layout import LayerSpec, Layout
-from lora_ws.diffusion.base_spec import PipelineSpec, Precision
+from lora_ws.diffusion.base_spec import BUNDLED, PipelineSpec, Precision
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.loading import find_device, read_pipeline
@@ -42,7 +42,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast 
 transformers_logging.set_verbosity(_verbosity)
 
 ASSETS = Path(__file__).parent.parent / "_assets"
-BUNDLED = ("digit-sd", "tiny-sd")
 # What the paper's recipe adapts: queries and values of every attention layer.
 QUERY_VALUE = ("to_q", "to_v")
 

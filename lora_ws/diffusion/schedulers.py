@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from lora_ws.diffusion.families import family_of
@@ -208,7 +208,7 @@ def training_pair(
     scheduler: Any,
     clean: Float[Tensor, "n channels h w"],
     noise: Float[Tensor, "n channels h w"],
-    times: Float[Tensor, " n"],
+    times: Real[Tensor, " n"],
 ) -> tuple[Float[Tensor, "n channels h w"], Float[Tensor, "n channels h w"]]:
     """What a model is given and should predict when it is trained, at any times of a scheduler.
 

@@ -33,7 +33,7 @@ from lora_ws.report.page import Section, write_report
 
 RESULTS = eval_file("table1").parent / "results"
 # Chosen by, and drawn from, runs of single layers, whose records are not committed.
-OF_OTHER_RECORDS = ("The chosen layers", "Nested cross-validation", "Curves")
+OF_OTHER_RECORDS = ("The chosen layers", "Nested cross-validation")
 
 
 def lines(name: str) -> list[str]:
