@@ -114,7 +114,7 @@ def test_the_learning_curve_says_what_its_records_say() -> None:
                 expected = f"{np.mean(found):.1f}{spread}" if found else "–"
                 assert cell == expected, (name, size)
                 seen += bool(found)
-    assert seen == len(errors) == 62
+    assert seen == len(errors) == 70
 
 
 def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
