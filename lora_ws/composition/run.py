@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lora_ws.adapters import read_adapter
+from lora_ws.adapters import Adapter, read_adapter
 from lora_ws.adapters.merging import merge_adapters
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.composition.grid import calls_of, draw_grid
 from lora_ws.composition.page import write_composition
 from lora_ws.composition.spec import ComposeSpec
+from lora_ws.diffusion.block_weights import parse_block_weights, weigh_blocks
 from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.methods import Merge, Method, acts_at
 from lora_ws.diffusion.pipeline import load_base, size_of
@@ -39,11 +40,15 @@ def run(spec: ComposeSpec) -> list[Path]:
     stack = AdapterStack.of(read, spec.scales, ignore_other=spec.ignore_other)
     method.check(len(stack))
     pipeline = load_base(spec)
+    if spec.block_weights is not None:
+        read = _weighed_blocks(spec.block_weights, read, pipeline)
+        stack = stack.with_blocks(read, spec.block_weights)
     stack.bank.modules_of(denoiser_of(pipeline))
     check_prompts(pipeline, spec.texts)
     if spec.triggers is not None:
         method = _weighed(pipeline, method, spec, len(stack))
     use_scheduler(pipeline, spec.scheduler)
+    method = method.fitted(pipeline, spec)
     _say_idle(method, stack, pipeline, spec)
     seeds = spec.image_seeds
     grid = draw_grid(pipeline, stack, method, spec, seeds=seeds, text=spec.text)
@@ -62,6 +67,22 @@ def run(spec: ComposeSpec) -> list[Path]:
         merged = merge_adapters(read, [scale / count for scale in stack.scales])
         written.append(write_adapter(merged.adapter, spec.export, "diffusers"))
     return written
+
+
+def _weighed_blocks(texts: list[str], read: list[Adapter], pipeline: Any) -> list[Adapter]:
+    """Adapters with the weights of their blocks; `1` leaves one as it is."""
+    if len(texts) != len(read):
+        raise ConfigError(f"block_weights: expected {len(read)}, one per adapter, got {len(texts)}")
+    if getattr(pipeline, "unet", None) is None:
+        raise ConfigError(
+            f"block_weights: expected a base with a U-Net, got {type(pipeline).__name__}"
+        )
+    return [
+        adapter
+        if text.strip() == "1"
+        else weigh_blocks(adapter, parse_block_weights(text, pipeline.unet), pipeline.unet)
+        for adapter, text in zip(read, texts, strict=True)
+    ]
 
 
 def _say_idle(method: Method, stack: AdapterStack, pipeline: Any, spec: ComposeSpec) -> None:

@@ -10,6 +10,7 @@ from lora_ws.diffusion.base_spec import PipelineSpec
 from lora_ws.diffusion.generation import MOST_IMAGES, MOST_SCALE, MOST_SEED, GenerationSpec
 from lora_ws.diffusion.methods import Method
 from lora_ws.diffusion.text_encoders import TextMode
+from lora_ws.diffusion.turns import AdaptiveSwitch  # noqa: F401, so that --method knows the name
 from lora_ws.errors import check_range
 
 
@@ -24,6 +25,8 @@ class ComposeSpec(PipelineSpec, GenerationSpec):
         method: method of composition, by class name or dotted path, with its options, such as
             --method.tau; null is Merge.
         scales: one per adapter; null takes 1 for each.
+        block_weights: weights per block of the U-Net, one text per adapter: 17 or 26 numbers for
+            SD1.x, 12 or 20 for SDXL, or names such as in04=0.5,mid=0; 1 for an adapter without.
         triggers: one phrase of the prompt per adapter; Switch and Composite weight adapters by the
             relevance of their phrase to the prompt.
         text: adapters in the text encoder: all added (merged), the first only (first), those of
@@ -43,6 +46,7 @@ class ComposeSpec(PipelineSpec, GenerationSpec):
     prompt: str
     method: Method | None = None
     scales: list[float] | None = None
+    block_weights: list[str] | None = None
     triggers: list[str] | None = None
     text: TextMode = "merged"
     images: int = 4

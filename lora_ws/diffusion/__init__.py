@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from lora_ws.diffusion.hooks import compose
     from lora_ws.diffusion.methods import Composite, Merge, Regions, Schedule, Switch
     from lora_ws.diffusion.stack import AdapterStack
+    from lora_ws.diffusion.turns import AdaptiveSwitch
 
 _HOME_OF = {
     "AdapterStack": "stack",
+    "AdaptiveSwitch": "turns",
     "Composite": "methods",
     "Merge": "methods",
     "Regions": "methods",
@@ -23,7 +25,16 @@ _HOME_OF = {
     "Switch": "methods",
     "compose": "hooks",
 }
-__all__ = ["AdapterStack", "Composite", "Merge", "Regions", "Schedule", "Switch", "compose"]
+__all__ = [
+    "AdapterStack",
+    "AdaptiveSwitch",
+    "Composite",
+    "Merge",
+    "Regions",
+    "Schedule",
+    "Switch",
+    "compose",
+]
 _old_name = old_names(__name__, {"Stack": "lora_ws.diffusion:AdapterStack"})
 
 

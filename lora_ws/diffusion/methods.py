@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.errors import ConfigError
 
 # What a prompt says of an adapter: by what it lacks without its trigger, or by how near that is.
@@ -78,6 +79,15 @@ class Method(ABC):
             step: where the denoiser is.
             scales: of the k adapters.
         """
+
+    def fitted(self, pipeline: Any, generation: GenerationSpec) -> "Method":
+        """The same method with what it measures of a generation before it runs; most need nothing.
+
+        Args:
+            pipeline: the base, without adapters; left as found.
+            generation: what will be drawn.
+        """
+        return self
 
     def weighed(self, weights: tuple[float, ...]) -> "Method":
         """The same method with other weights of the adapters.

@@ -29,6 +29,7 @@ class UsedAdapter(NamedTuple):
         autov3: first digits of the hash of its tensors, likewise.
         scale: multiplier of its update in the denoiser.
         text_scale: multiplier of its update in text encoders.
+        blocks: weights per block, as they were given; empty for none.
     """
 
     name: str
@@ -38,12 +39,14 @@ class UsedAdapter(NamedTuple):
     autov3: str
     scale: float
     text_scale: float
+    blocks: str = ""
 
     @property
     def tag(self) -> str:
         """The tag that A1111 writes, with two numbers where the text encoder has another scale."""
         scales = dict.fromkeys((f"{self.text_scale:.9g}", f"{self.scale:.9g}"))
-        return f"<lora:{self.called}:{':'.join(scales)}>"
+        blocks = f":lbw={self.blocks}" if self.blocks else ""
+        return f"<lora:{self.called}:{':'.join(scales)}{blocks}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,9 @@ class Provenance:
         values["seeds"] = ", ".join(map(str, self.seeds))
         for adapter in self.adapters:
             digest = f", sha256 {adapter.sha256}" if adapter.sha256 else ""
-            values[f"adapter {adapter.name}"] = f"scale {adapter.scale:g}, {adapter.file}{digest}"
+            blocks = f", blocks {adapter.blocks}" if adapter.blocks else ""
+            said = f"scale {adapter.scale:g}{blocks}, {adapter.file}{digest}"
+            values[f"adapter {adapter.name}"] = said
         return Facts({name: Cell(str(value)) for name, value in values.items() if value != ""})
 
     def write(self, file: Path, **more: Any) -> Path:
@@ -137,7 +142,8 @@ class Provenance:
     def workflow(self, seed: int) -> dict[str, Any] | None:
         """ComfyUI's graph of the same, None where no graph of its own nodes draws it."""
         sampler = sampler_of(self.scheduler).comfy
-        if self.method != "Merge" or not sampler:
+        weighed = any(adapter.blocks for adapter in self.adapters)
+        if self.method != "Merge" or weighed or not sampler:
             return None
         nodes = {"1": _node("CheckpointLoaderSimple", ckpt_name=f"{self.base}.safetensors")}
         last = "1"
@@ -179,6 +185,8 @@ def used_adapters(stack: AdapterStack, text: str = "merged") -> tuple[UsedAdapte
     """
     found = []
     ratios = stack.text_ratios or (1.0,) * len(stack)
+    given = [text.replace(" ", "") for text in stack.blocks or ("",) * len(stack)]
+    blocks = ["" if text == "1" else text for text in given]
     stems = [Path(file).stem for file, _ in stack.files]
     for k, (file, sha256) in enumerate(stack.files):
         path, scale = Path(file), stack.scales[k]
@@ -188,7 +196,9 @@ def used_adapters(stack: AdapterStack, text: str = "merged") -> tuple[UsedAdapte
         autov3 = tensor_sha256(path)[:AUTOV3] if local else ""
         read = not stack.texts or text in ("merged", "per_adapter") or (text, k) == ("first", 0)
         text_scale = scale * ratios[k] if read else 0.0
-        found.append(UsedAdapter(stack.names[k], called, file, sha256, autov3, scale, text_scale))
+        found.append(
+            UsedAdapter(stack.names[k], called, file, sha256, autov3, scale, text_scale, blocks[k])
+        )
     return tuple(found)
 
 

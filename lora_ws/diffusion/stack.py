@@ -29,6 +29,7 @@ class AdapterStack:
         texts: name of a text encoder -> factors in it; empty where no adapter has any.
         text_ratios: multiplier per adapter in text encoders, on top of `scales`; None for 1.
         files: file and SHA-256 of each adapter; the hash is empty where it is not known.
+        blocks: weights per block of each adapter, as they were given; empty for none.
 
     Example:
         >>> from importlib import resources
@@ -45,6 +46,7 @@ class AdapterStack:
     texts: Mapping[str, AdapterBank] = field(default_factory=dict)
     text_ratios: tuple[float, ...] | None = None
     files: tuple[tuple[str, str], ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,6 +88,11 @@ class AdapterStack:
         _say_twice(names, files)
         whole = (1.0,) * len(read)
         return cls(names, bank, whole, text_banks(read), files=files).scaled(scales)
+
+    def with_blocks(self, adapters: Sequence[Adapter], blocks: Sequence[str]) -> "AdapterStack":
+        """The same files with the factors of adapters whose blocks were weighed by these texts."""
+        bank = AdapterBank.from_adapters(adapters, ignore_other=True)
+        return replace(self, bank=bank, texts=text_banks(adapters), blocks=tuple(blocks))
 
     def scaled(self, scales: Sequence[float] | None) -> "AdapterStack":
         """The same adapters at other scales; None keeps them.

@@ -51,6 +51,7 @@ METHODS = {
     "Merge, normalised": ("--method", "Merge", "--method.normalised", "true"),
     "Switch": ("--method", "Switch", "--method.tau", 2),
     "Composite": ("--method", "lora_ws.diffusion.Composite", "--method.weights", "[3,1,1]"),
+    "AdaptiveSwitch": ("--method", "AdaptiveSwitch", "--method.turns", 2),
     "Schedule": ("--method", "Schedule", "--method.windows", "[[0,0.5],[0.5,1],[0,1]]"),
 }
 
@@ -218,6 +219,7 @@ WRONG = {
         ("--method", "Regions", "--method.masks", '["nowhere.png"]'),
         "masks: expected a picture, got `nowhere.png`",
     ),
+    "few block weights": (("three",), ("--block_weights", "1"), "block_weights: expected 3"),
     "a base": (("three",), ("--base", "tiny-sd"), "is this their base"),
 }
 
@@ -273,6 +275,22 @@ def test_images_stand_alone_and_say_what_they_were_made_by(
     assert [a["scale"] for a in told["adapters"]] == [1, 0.5]
     page = (tmp_path / "g.html").read_text(encoding="utf-8")
     assert all(adapter["sha256"] in page for adapter in told["adapters"])
+
+
+@pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
+@pytest.mark.slow
+def test_blocks_are_weighed_per_adapter(files: list[str], tmp_path: Path) -> None:
+    every = [f"{way}{k:02}=0" for way in ("in", "out") for k in range(12)]
+    none = ",".join([*every, "mid=0"])
+    args = ("--block_weights", none, "1", "--out", tmp_path / "g.png")
+    assert run(files[:2], *args, steps=2) == 0
+    assert run(files[:2], "--scales", 0, 1, "--out", tmp_path / "h.png", steps=2) == 0
+    one, other = (tmp_path / f"{name}-images" / "all-1.png" for name in ("g", "h"))
+    with Image.open(one) as weighed, Image.open(other) as alone:
+        assert weighed.tobytes() == alone.tobytes()
+    said = read_metadata(one)
+    assert said.other_settings["lbw of concept0"] == none
+    assert said.adapters == {"concept0": 1, "concept1": 1}
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""`AdaptiveSwitch`: turns that end when the image has changed enough, not after so many steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+
+from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.methods import Method, Mix, Step
+from lora_ws.errors import ConfigError, check_range
+
+MOST_TURNS = 1000
+
+
+@final
+@dataclass(frozen=True)
+class AdaptiveSwitch(Method):
+    """One adapter at a time, each until the image has changed by an equal share.
+
+    Zhong et al. 2024 leave open whether the length of turns of `Switch` should adapt. Here the base
+    draws the image once, how far latents move at each step is measured, and turns are cut so that
+    they move equally far.
+
+    Attributes:
+        turns: turns of each adapter.
+        change: how far latents move at each step of the base; None has it measured by `fitted`.
+
+    Example:
+        >>> late = AdaptiveSwitch(change=(1.0, 1.0, 2.0, 4.0))
+        >>> [late.turn(Step(number, 4), 2) for number in range(4)]
+        [0, 0, 0, 1]
+    """
+
+    alone: ClassVar[bool] = True
+    turns: int = 1
+    change: tuple[float, ...] | None = None
+
+    def check(self, adapters: int) -> None:
+        """See `Method.check`."""
+        check_range("turns", self.turns, 1, MOST_TURNS)
+        if self.change is not None and (min(self.change, default=-1) < 0 or not sum(self.change)):
+            raise ConfigError(
+                f"change: expected numbers of 0 and above, one per step, got {self.change}"
+            )
+
+    def fitted(self, pipeline: Any, generation: GenerationSpec) -> "AdaptiveSwitch":
+        """Measure how far latents move at each step of the base, by root mean squares."""
+        if self.change is not None:
+            return self
+        # Here, because diffusers takes seconds to import.
+        from lora_ws.diffusion.pipeline import denoise, initial_noise, size_of
+
+        noise = initial_noise(pipeline, [generation.seed], size_of(pipeline, generation))
+        latents = [noise.cpu(), *(z.cpu() for z in denoise(pipeline, noise, generation))]
+        # Schedulers in units of noise start from more of it than is drawn.
+        latents[0] = latents[0] * float(pipeline.scheduler.init_noise_sigma)
+        moved = torch.stack(latents).float().diff(dim=0).square().mean(dim=(1, 2, 3, 4)).sqrt()
+        return replace(self, change=tuple(moved.tolist()))
+
+    def mix(self, step: Step, scales: Sequence[float]) -> Mix:
+        """One mixture of the adapter whose turn it is."""
+        row = torch.zeros(1, len(scales))
+        turn = self.turn(step, len(scales))
+        row[0, turn] = scales[turn]
+        return Mix(row, torch.ones(1))
+
+    def turn(self, step: Step, adapters: int) -> int:
+        """Place of the adapter whose turn it is.
+
+        Raises:
+            ConfigError: the change is neither given nor measured.
+        """
+        if self.change is None:
+            raise ConfigError("change: expected what `fitted` measures, got none")
+        way = np.cumsum([0.0, *self.change])
+        at = step.number / step.steps * len(self.change)
+        share = np.interp(at, np.arange(len(way)), way) / way[-1]
+        # Sums of shares that should be whole fall short by rounding.
+        return int(share * self.turns * adapters + 1e-9) % adapters
