@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_ws.concepts.edit import SparseEdit, magnitude_control, random_control
 from lora_ws.concepts.objective import Objective
@@ -89,21 +89,27 @@ def write_edit(
     """
     edit = next(iter(edits.values()))
     edit.save(folder / "edit.safetensors")
-    data = {
-        **edit.facts,
-        "outcomes": [vars(one) for one in found],
-        "validity": {"correlation": valid.correlation, "masks": len(valid.true)},
-    }
-    (folder / "edit.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    rows, labels = [], []
+    drawn: dict[tuple[str, str], Tensor] = {}
     for prompt in prompts:
         for name, one in {"before": None, **edits}.items():
             with one.applied(pipeline.unet) if one else nullcontext():
                 generation = GenerationSpec(prompt, guidance_scale=guidance_scale)
-                rows.append(generate(pipeline, generation, images=images))
-            labels.append(f"{prompt}, {name}")
+                drawn[prompt, name] = generate(pipeline, generation, images=images)
+    changes = {
+        name: {p: float((drawn[p, name] - drawn[p, "before"]).abs().mean()) for p in prompts}
+        for name in edits
+    }
+    data = {
+        **edit.facts,
+        "outcomes": [vars(one) for one in found],
+        "validity": {"correlation": valid.correlation, "masks": len(valid.true)},
+        "image_changes": changes,
+    }
+    (folder / "edit.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     scale = max(1, -(-SHOWN // image_size(pipeline)))
-    picture = save_grid(torch.cat(rows), images, folder / "edit.png", scale, labels)
+    labels = [f"{prompt}, {name}" for prompt, name in drawn]
+    tiles = torch.cat(list(drawn.values()))
+    picture = save_grid(tiles, images, folder / "edit.png", scale, labels)
     cells = [
         (Cell(o.name), Cell(f"{o.changed}"), Cell(f"{o.predicted:.4g}"), Cell(f"{o.true:.4g}"))
         for o in found
@@ -117,8 +123,24 @@ def write_edit(
     text = "; ".join(f"{name}: {value}" for name, value in edit.facts.items())
     sections = [
         Section("What was done", (text, grid)),
+        Section("What it changed in images", (_changes_grid(changes, images),)),
         Section("Pictures", (Figure(picture, "The same noise in every row."),)),
     ]
     page = folder / "edit.html"
     page.write_text(to_page("An edit of a concept", sections), encoding="utf-8")
     return page
+
+
+def _changes_grid(changes: Mapping[str, Mapping[str, float]], images: int) -> Grid:
+    """How far images of the concept and of others are from those before, a column per prompt."""
+    prompts = list(next(iter(changes.values())))
+    rows = tuple(
+        (Cell(name), *(Cell(f"{value:.3f}") for value in own.values()))
+        for name, own in changes.items()
+    )
+    caption = (
+        f"Mean absolute difference from the images before, of pixels from -1 to 1, {images} images "
+        "of each prompt from the same noise. The first prompt is the concept; of the others a "
+        "change is damage."
+    )
+    return Grid(("edit", *prompts), rows, caption)

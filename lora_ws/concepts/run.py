@@ -42,7 +42,9 @@ def erase(spec: EraseSpec) -> Edited:
     """
     pipeline, preserved = load_base(spec), spec.preserve or []
     check_plain(pipeline, "concepts")
-    check_prompts(pipeline, [spec.concept, *preserved])
+    beside = [name for name in spec.neighbours or [] if name not in preserved]
+    shown = [spec.concept, *preserved, *beside]
+    check_prompts(pipeline, shown)
     own, *others = (
         erase_objective(
             pipeline,
@@ -50,12 +52,15 @@ def erase(spec: EraseSpec) -> Edited:
             seeds=range(spec.seeds),
             steps=spec.steps,
             guidance_scale=spec.guidance_scale,
+            stop_gradient=spec.stop_gradient,
         )
         for prompt in (spec.concept, *preserved)
     )
     facts = {"erased": spec.concept, "preserved": ", ".join(preserved) or "nothing"}
-    facts |= {"base": spec.base}
-    return _edit(spec, pipeline, own, others, facts, [spec.concept, *preserved])
+    facts |= {"base": spec.base, "seeds": str(spec.seeds)}
+    through = "one prediction, as published" if spec.stop_gradient else "both predictions"
+    facts |= {"gradients": through}
+    return _edit(spec, pipeline, own, others, facts, shown)
 
 
 def amplify(spec: AmplifySpec) -> Edited:
@@ -70,7 +75,7 @@ def amplify(spec: AmplifySpec) -> Edited:
     generation = GenerationSpec(spec.concept, guidance_scale=spec.guidance_scale, seed=spec.seed)
     drawn = generate(pipeline, generation, images=spec.images)
     own = amplify_objective(pipeline, spec.concept, drawn, steps=spec.steps, seed=spec.seed)
-    facts = {"amplified": spec.concept, "base": spec.base}
+    facts = {"amplified": spec.concept, "base": spec.base, "seed": str(spec.seed)}
     return _edit(spec, pipeline, own, [], facts, [spec.concept])
 
 
@@ -101,7 +106,9 @@ def _edit(
             "scores above 0; nothing is changed"
         )
     facts |= {"budget": f"{spec.budget:g} of each {spec.per}", "eligible": spec.eligible}
-    facts |= {"scores": spec.scores}
+    facts |= {"scores": spec.scores, "steps": str(spec.steps)}
+    facts |= {"guidance scale": f"{spec.guidance_scale:g}"}
+    facts |= {"scheduler": type(pipeline.scheduler).__name__}
     name, *_ = facts
     edits = with_controls(name, replace(chosen, facts=facts), weights)
     found = outcomes(edits, own, unet, scores)

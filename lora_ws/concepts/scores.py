@@ -196,3 +196,56 @@ def validity(
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = float(np.corrcoef(predicted, true)[0, 1])
     return Validity(correlation, np.array(predicted), np.array(true))
+
+
+def single_weight_errors(
+    objective: Objective,
+    unet: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    scores: Scores,
+    others: Mapping[str, Scores],
+    count: int = 10,
+) -> dict[str, Float[np.ndarray, " count"]]:
+    """Set single weights to zero, and compare what happens with what scores of them predict.
+
+    Args:
+        objective: what the scores are of.
+        unet: left as found.
+        weights: that were scored.
+        scores: the weights of largest magnitude in these are taken.
+        others: scores that are compared, by name.
+        count: how many weights.
+
+    Returns:
+        Name -> ``|predicted - true| / |true|``.
+    """
+    flat = {name: score.flatten() for name, score in scores.items()}
+    joined = torch.cat(list(flat.values())).abs()
+    starts = np.cumsum([0, *map(len, flat.values())])
+    names, before, found = list(flat), objective.value(unet), dict[str, list[float]]()
+    for place in joined.topk(count).indices.tolist():
+        k = int(np.searchsorted(starts, place, side="right")) - 1
+        name, at = names[k], place - int(starts[k])
+        with restored({name: weights[name]}):
+            weights[name].data.view(-1)[at] = 0
+            true = objective.sign * (before - objective.value(unet))
+        for method, own in others.items():
+            error = abs(float(own[name].flatten()[at]) - true) / abs(true)
+            found.setdefault(method, []).append(error)
+    return {method: np.array(errors) for method, errors in found.items()}
+
+
+def concentration(scores: Scores, shares: Sequence[float]) -> list[float]:
+    """Share of the sum of positive scores that the highest weights hold.
+
+    Args:
+        scores: of all eligible weights.
+        shares: of the weights, from the highest on.
+
+    Example:
+        >>> concentration({"a": torch.tensor([3.0, -5.0, 1.0, 0.0])}, [0.25, 0.5])
+        [0.75, 1.0]
+    """
+    joined = torch.cat([score.flatten() for score in scores.values()]).double()
+    ranked = joined.clamp(min=0).sort(descending=True).values.cumsum(0)
+    return [float(ranked[int(share * len(ranked)) - 1] / ranked[-1]) for share in shares]

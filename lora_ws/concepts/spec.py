@@ -56,11 +56,16 @@ class EraseSpec(EditSpec):
 
     Attributes:
         preserve: prompts of concepts to keep; weights that they need are not changed.
+        neighbours: prompts of other concepts whose images are compared before and after the edit.
+        stop_gradient: take the predictions of the empty prompt for constants in gradients, as
+            published; false gives scores that are first-order in the measure.
         seeds: trajectories used for the scores.
     """
 
     budget: float = 0.05
     preserve: list[str] | None = None
+    neighbours: list[str] | None = None
+    stop_gradient: bool = True
     seeds: int = 3
     out: Path = Path("erased")
 
@@ -69,6 +74,10 @@ class EraseSpec(EditSpec):
         if self.concept in (self.preserve or []):
             raise ConfigError(
                 f"preserve: expected concepts other than the erased one, got `{self.concept}`"
+            )
+        if self.concept in (self.neighbours or []):
+            raise ConfigError(
+                f"neighbours: expected concepts other than the erased one, got `{self.concept}`"
             )
         check_range("seeds", self.seeds, 1, MOST_IMAGES)
 
