@@ -17,7 +17,7 @@ from lora_ws.concepts.objective import (
     eligible_weights,
     erase_objective,
 )
-from lora_ws.concepts.scores import integrated
+from lora_ws.concepts.scores import contributions, integrated
 from lora_ws.diffusion import compose
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_pipeline
@@ -44,7 +44,11 @@ def run(*args: object) -> int:
 @pytest.mark.parametrize(
     ("args", "budget"),
     [
-        pytest.param((*ERASE, "--preserve", "a photo of six"), 0.02, marks=pytest.mark.slow),
+        pytest.param(
+            (*ERASE, "--preserve", "a photo of six", "--neighbours", "a photo of two"),
+            0.02,
+            marks=pytest.mark.slow,
+        ),
         (AMPLIFY, 0.01),
     ],
 )
@@ -65,6 +69,10 @@ def test_an_edit_is_kept_with_its_controls_and_a_page(
     assert sum(int((w == 0).sum()) for w in ff) == edit.changed
     if args[0] == "erase":
         assert own["true"] > random["true"]
+        assert told["gradients"] == "one prediction, as published"
+        changed = told["image_changes"]["erased"]
+        assert list(changed) == ["a photo of one", "a photo of six", "a photo of two"]
+        assert min(changed.values()) > 0
     dom, probe = open_page(out / "edit.html", tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (1, 1, [])
     assert "correlation" in dom
@@ -89,6 +97,22 @@ def test_scores_may_be_integrated(args: tuple[str, ...], tmp_path: Path) -> None
         lowest = signed[at].min()
         assert lowest > 0
         assert int((signed > lowest).sum()) < len(at)
+
+
+@pytest.mark.slow
+def test_scores_may_be_first_order(tmp_path: Path) -> None:
+    """An edit by first-order scores, whose random edits they predict."""
+    assert run(*ERASE, "--stop_gradient", "false", "--out", tmp_path) == 0
+    told = json.loads((tmp_path / "edit.json").read_text(encoding="utf-8"))
+    assert told["gradients"] == "both predictions"
+    pipeline, prompt = load_pipeline("digit-sd"), "a photo of one"
+    objective = erase_objective(pipeline, prompt, seeds=[0], steps=6, stop_gradient=False)
+    weights = eligible_weights(pipeline.unet)
+    edit = choose(contributions(objective, pipeline.unet, weights), weights, 0.05)
+    kept = SparseEdit.load(tmp_path / "edit.safetensors")
+    assert kept.changed == edit.changed
+    assert all(torch.equal(kept.indices[name], at) for name, at in edit.indices.items())
+    assert told["validity"]["correlation"] > 0.9
 
 
 WRONG = {

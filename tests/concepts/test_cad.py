@@ -24,9 +24,11 @@ from lora_ws.concepts.objective import (
 )
 from lora_ws.concepts.scores import (
     adapter_scores,
+    concentration,
     contrast,
     contributions,
     grouped,
+    single_weight_errors,
     validity,
 )
 from lora_ws.diffusion.bank import AdapterBank
@@ -289,3 +291,30 @@ def test_scores_of_a_batch_are_those_of_its_rows(pipeline: Any, objective: Objec
     atol = gradient_bound(pipeline, objective, whole)
     for name, total in totals.items():
         assert np.allclose(whole[name], total, rtol=0, atol=atol)
+
+
+def test_errors_of_single_weights_are_those_of_true_ablations(
+    linear: tuple[Linear, Objective],
+) -> None:
+    model, objective = linear
+    weights = eligible_weights(model)
+    scores = contributions(objective, model, weights)
+    twice = {name: 2 * score for name, score in scores.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    found = single_weight_errors(objective, model, weights, scores, {"own": scores, "2": twice}, 5)
+    # On this model scores are true; scores that are twice as large are wrong by all of it.
+    assert found["own"].shape == (5,)
+    assert float(found["own"].max()) <= rounding(16, size=10)
+    np.testing.assert_allclose(found["2"], 1, atol=rounding(16, size=10))
+    assert all(torch.equal(before[name], weight) for name, weight in weights.items())
+
+
+def test_concentration_is_the_share_of_the_highest() -> None:
+    rng = np.random.default_rng(0)
+    parts = {name: rng.normal(size=(5, n)).astype(np.float32) for name, n in (("a", 7), ("b", 3))}
+    joined = np.sort(np.concatenate([part.ravel() for part in parts.values()]))[::-1]
+    positive = joined[joined > 0].sum()
+    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+    shares = (0.02, 0.1, 0.3, 1.0)
+    wanted = [joined[: int(share * 50)].clip(min=0).sum() / positive for share in shares]
+    np.testing.assert_allclose(concentration(tensors, shares), wanted, rtol=rounding(50))

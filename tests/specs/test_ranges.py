@@ -26,7 +26,8 @@ EDIT = {"steps": STEPS, "guidance_scale": GUIDANCE, "budget": (0.0, -0.1, 1.5, 1
 WRONG = {
     "compose": DRAWING | SCALES | SIDES | {"images": (0, -1, 10**30), "seeds": ([1, -1],)},
     "attribute": DRAWING | SCALES | {"start": (-1, 10**30), "batch": (0,), "shown": (-1,)},
-    "concepts erase": EDIT | {"seeds": (0, -1, 10**30), "preserve": (["six", "three"],)},
+    "concepts erase": EDIT
+    | {"seeds": (0, -1, 10**30), "preserve": (["six", "three"],), "neighbours": (["three"],)},
     "concepts amplify": EDIT | {"images": (0, 10**30), "seed": (-1,)},
 }
 CASES: list[tuple[str, str, Any]] = [
