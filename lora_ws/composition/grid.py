@@ -71,7 +71,7 @@ def draw_grid(
         noise = initial_noise(pipeline, seeds, size)
         steps = shown_steps(calls)
         with compose(pipeline, stack, method, text=text):
-            run = denoise(pipeline, noise, generation)
+            run = denoise(pipeline, noise, generation, seeds=seeds)
             kept = [latents for number, latents in enumerate(run, 1) if number in steps]
     rows.append(decode_latents(pipeline, kept[-1]).cpu())
     course = decode_latents(pipeline, torch.stack([latents[0] for latents in kept])).cpu()
