@@ -50,14 +50,16 @@ class AdaptiveSwitch(Method):
         if self.change is not None:
             return self
         # Here, because diffusers takes seconds to import.
-        from lora_ws.diffusion.pipeline import denoise, initial_noise, size_of
+        from lora_ws.diffusion.pipeline import initial_noise, size_of
+        from lora_ws.diffusion.schedulers import begin_run, continue_run
 
         noise = initial_noise(pipeline, [generation.seed], size_of(pipeline, generation))
-        latents = [noise.cpu(), *(z.cpu() for z in denoise(pipeline, noise, generation))]
-        # Schedulers in units of noise start from more of it than is drawn.
-        latents[0] = latents[0] * float(pipeline.scheduler.init_noise_sigma)
-        moved = torch.stack(latents).float().diff(dim=0).square().mean(dim=(1, 2, 3, 4)).sqrt()
-        return replace(self, change=tuple(moved.tolist()))
+        run = begin_run(pipeline, noise, generation)
+        moved = [
+            float((call.after - call.before).float().square().mean().sqrt())
+            for call in continue_run(pipeline, run, generation)
+        ]
+        return replace(self, change=tuple(moved))
 
     def mix(self, step: Step, scales: Sequence[float]) -> Mix:
         """One mixture of the adapter whose turn it is."""
