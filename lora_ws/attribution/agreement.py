@@ -35,11 +35,11 @@ class Agreement(NamedTuple):
     """Agreement of two methods, averaged over pictures.
 
     Attributes:
-        top1: share of pictures that both attribute to the same adapter. Where one adapter leads in
-            all pictures, this is easy: look at the others.
+        top1: share of pictures that both attribute to the same adapter; see `majority`.
         map_correlation: Pearson's over pixels, of the maps of each adapter.
         share_correlation: Pearson's over the adapters of a picture, of their shares.
         pictures: how many.
+        majority: the ``top1`` of always naming the adapter that is first most often.
 
     Means leave out what does not vary; nan where nothing does.
     """
@@ -48,6 +48,7 @@ class Agreement(NamedTuple):
     map_correlation: float
     share_correlation: float
     pictures: int
+    majority: float
 
 
 class LateStart(NamedTuple):
@@ -78,17 +79,19 @@ def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agre
         raise ConfigError(
             f"expected attributions of the same pictures, got {len(cheap)} and {len(true)}"
         )
-    same, maps, shares = [], [], []
+    same, firsts, maps, shares = [], [], [], []
     for one, other in zip(cheap, true, strict=True):
         first, second = _array(one.shares), _array(other.shares)
         if first.shape != second.shape:
             raise ConfigError(
                 f"expected shares of the same adapters, got {len(first)} and {len(second)}"
             )
-        same.append(first.argmax() == second.argmax())
+        firsts.append(second.argmax())
+        same.append(first.argmax() == firsts[-1])
         shares.append(_correlation(first, second))
         maps += _map_correlations(one.maps, other.maps)
-    return Agreement(float(np.mean(same)), _mean(maps), _mean(shares), len(true))
+    majority = float(np.bincount(firsts).max()) / len(true)
+    return Agreement(float(np.mean(same)), _mean(maps), _mean(shares), len(true), majority)
 
 
 def late_start_curve(

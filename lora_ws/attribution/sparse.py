@@ -7,12 +7,12 @@ references at the scales of the mixture, whose weights would be 1, whether the s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.optimize import nnls
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
@@ -22,8 +22,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lora_ws.attribution.autoencoder import SparseAutoencoder
-from lora_ws.attribution.trajectory import Moment, record
+from lora_ws.attribution.trajectory import Moment, record, watched
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
+from lora_ws.diffusion.pipeline import denoise, initial_noise
+from lora_ws.diffusion.prompts import check_prompts
 from lora_ws.diffusion.schedulers import timesteps_for
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
@@ -31,25 +34,6 @@ from lora_ws.report.grid import Cell, Grid
 
 # What the middle of the U-Net's attention returns.
 MIDDLE = "mid_block.attentions.0"
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """What the middle of a U-Net returns for several mixtures along their trajectories.
-
-    Attributes:
-        activations: means over places, with the prompt.
-        latents: what the model saw.
-    """
-
-    activations: Float[Tensor, "generations mixtures steps width"]
-    latents: Float[Tensor, "generations mixtures steps numbers"]
-
-    def vectors(self) -> tuple[Float[Tensor, "n width"], Int[np.ndarray, " n"]]:
-        """All activations, one row each, and which generation each is of."""
-        shape = self.activations.shape[:3]
-        generation = np.arange(shape[0])[:, None, None]
-        return self.activations.flatten(0, 2), np.broadcast_to(generation, shape).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +107,44 @@ class Decomposition:
         return Grid(("adapter", *columns), cells, caption)
 
 
+def record_base(
+    pipeline: Any,
+    generation: GenerationSpec,
+    *,
+    steps: Sequence[int],
+    batch: int = 25,
+    module: str = MIDDLE,
+) -> Float[Tensor, "pictures steps width"]:
+    """Draw without adapters, and keep what the middle of the U-Net returns.
+
+    Args:
+        pipeline: the base; left as found.
+        generation: what is drawn, a picture per prompt; picture k starts from the noise of
+            ``seed + k``.
+        steps: which are kept, from 0.
+        batch: pictures at once.
+        module: see `record_middle`.
+
+    Returns:
+        Means over places, with the prompt.
+
+    Raises:
+        ConfigError: no such step or module, or a prompt is too long.
+    """
+    check_prompts(pipeline, generation.texts)
+    kept = _steps(steps, len(timesteps_for(pipeline, generation)))
+    prompts = generation.prompts()
+    found = []
+    for first in range(0, len(prompts), batch):
+        part = replace(generation, prompt=tuple(prompts[first : first + batch]))
+        seeds = range(generation.seed + first, generation.seed + first + len(part.prompts()))
+        with watched(denoiser_of(pipeline), [module]) as seen:
+            run = denoise(pipeline, initial_noise(pipeline, seeds), part)
+            every = [_mean_of_places(seen[module][-len(seeds) :]) for _ in run]
+        found.append(torch.stack([every[step] for step in kept], dim=1))
+    return torch.cat(found)
+
+
 def record_middle(
     pipeline: Any,
     stack: AdapterStack,
@@ -132,7 +154,7 @@ def record_middle(
     steps: Sequence[int] | None = None,
     forced: bool = False,
     module: str = MIDDLE,
-) -> Recording:
+) -> Float[Tensor, "generations mixtures steps width"]:
     """Draw with several mixtures, and keep what the middle of the U-Net returns.
 
     Args:
@@ -144,6 +166,9 @@ def record_middle(
         forced: every mixture sees the latents of the full stack, rather than its own.
         module: what is listened to; returns ``[batch, width, height, width of the picture]``.
 
+    Returns:
+        Means over places, with the prompt.
+
     Raises:
         ConfigError: no generations, generations of different length, no such step or module, or a
             prompt is too long.
@@ -153,21 +178,28 @@ def record_middle(
     counts = sorted(counts)
     if len(counts) != 1:
         raise ConfigError(f"generations: expected some of as many steps each, got steps {counts}")
-    kept = list(range(counts[0]) if steps is None else steps)
-    if not kept or not set(kept) <= set(range(counts[0])):
-        raise ConfigError(f"steps: expected numbers from 0 to {counts[0] - 1}, got {kept}")
+    kept = _steps(range(counts[0]) if steps is None else steps, counts[0])
 
-    def pooled(moment: Moment) -> tuple[Tensor, Tensor]:
+    def pooled(moment: Moment) -> Tensor:
         # The last part is that with the prompt, be there guidance or not.
-        asked = moment.outputs[module][:, -1]
-        return asked.flatten(2).mean(dim=2).cpu(), moment.latents.flatten(1).cpu()
+        return _mean_of_places(moment.outputs[module][:, -1])
 
-    activations, latents = [], []
-    for generation in generations:
-        found = record(pipeline, stack, generation, scales, [module], pooled, forced=forced)
-        activations.append(torch.stack([found[step][0] for step in kept], dim=1))
-        latents.append(torch.stack([found[step][1] for step in kept], dim=1))
-    return Recording(torch.stack(activations), torch.stack(latents))
+    found = [
+        record(pipeline, stack, generation, scales, [module], pooled, forced=forced)
+        for generation in generations
+    ]
+    return torch.stack([torch.stack([own[step] for step in kept], dim=1) for own in found])
+
+
+def _steps(steps: Sequence[int], count: int) -> list[int]:
+    kept = list(steps)
+    if not kept or not set(kept) <= set(range(count)):
+        raise ConfigError(f"steps: expected numbers from 0 to {count - 1}, got {kept}")
+    return kept
+
+
+def _mean_of_places(outputs: Tensor) -> Tensor:
+    return outputs.flatten(2).mean(dim=2).cpu()
 
 
 def decomposition_rows(scales: Sequence[float]) -> Float[Tensor, "rows k"]:
@@ -208,7 +240,7 @@ def decompose_middle(
     steps = len(timesteps_for(pipeline, generation))
     at = steps // 2 if step is None else step
     found = record_middle(pipeline, stack, [generation], rows, steps=[at], forced=forced)
-    raw = found.activations[0, :, 0]
+    raw = found[0, :, 0]
     codes = autoencoder.encode(raw)
     return Decomposition(stack.names, stack.scales, superposition(codes), superposition(raw))
 
@@ -264,41 +296,42 @@ def additivity(
     return float(apart / np.linalg.norm(mixture)) if apart else 0.0
 
 
-def latent_r2(recording: Recording, *, folds: int = 5) -> float:
-    """How much of the activations' changes follows from the latents' changes alone, linearly.
+def code_r2(
+    activations: Float[Tensor, "generations mixtures steps width"],
+    autoencoder: SparseAutoencoder,
+    *,
+    folds: int = 5,
+) -> float:
+    """How much of the changes of activations follows from the changes of their codes, linearly.
 
     Changes are those from the first mixture, which should be the one without adapters. The
     regression is ridge; R2 is of rows that it was not fitted on, and rows of a generation stay
     together.
 
     Args:
-        recording: of at least two generations and two mixtures, along trajectories of their own.
+        activations: what `record_middle` returned, of at least two generations and two mixtures.
+        autoencoder: of such activations.
         folds: of the cross-validation; at most as many as generations are used.
 
     Raises:
-        ConfigError: there are fewer, or latents do not differ.
+        ConfigError: there are fewer.
     """
-    generations, mixtures = recording.activations.shape[:2]
+    generations, mixtures = activations.shape[:2]
     if generations < 2 or mixtures < 2 or folds < 2:
         raise ConfigError(
             "expected at least 2 generations, 2 mixtures and 2 folds, got "
             f"{generations}, {mixtures} and {folds}"
         )
-    apart = recording.latents[:, 1:] - recording.latents[:, :1]
-    if not bool(apart.any()):
-        raise ConfigError(
-            "recording: expected latents that differ among mixtures, these are all the same; "
-            "record with forced=False and a step above 0"
-        )
-    changed = recording.activations[:, 1:] - recording.activations[:, :1]
-    groups = np.arange(generations).repeat(changed[0, ..., 0].numel())
-    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
+    codes = autoencoder.encode(activations.flatten(0, 2)).unflatten(0, activations.shape[:3])
+    inputs, wanted = (
+        (values[:, 1:] - values[:, :1]).flatten(0, 2).double().numpy()
+        for values in (codes, activations)
+    )
     predicted = cross_val_predict(
-        ridge,
-        apart.flatten(0, 2).double().numpy(),
-        changed.flatten(0, 2).double().numpy(),
-        groups=groups,
+        make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15))),
+        inputs,
+        wanted,
+        groups=np.arange(generations).repeat(len(wanted) // generations),
         cv=GroupKFold(min(folds, generations)),
     )
-    true = changed.flatten(0, 2).double().numpy()
-    return float(r2_score(true, predicted, multioutput="variance_weighted"))
+    return float(r2_score(wanted, predicted, multioutput="variance_weighted"))

@@ -82,7 +82,7 @@ def record(
     """
     rows, kept = _rows(stack, scales), []
     teacher = list(_run(pipeline, stack, generation, _rows(stack, None))) if forced else None
-    with _watched(denoiser_of(pipeline), modules) as seen:
+    with watched(denoiser_of(pipeline), modules) as seen:
         run = (
             _run(pipeline, stack, generation, rows)
             if teacher is None
@@ -138,8 +138,26 @@ def _by_mixture(seen: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _watched(unet: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What modules returned last."""
+def watched(unet: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep what modules returned last until the block ends.
+
+    Args:
+        unet: holds them.
+        names: of modules; of a tuple that one returns, the first is taken.
+
+    Yields:
+        Module -> what it returned last.
+
+    Raises:
+        ConfigError: there is no such module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with watched(model, ["0"]) as seen:
+        ...     _ = model(torch.ones(2))
+        >>> seen["0"].tolist()
+        [1.0, 1.0]
+    """
     modules, seen, handles = dict(unet.named_modules()), {}, []
     for name in names:
         if name not in modules:

@@ -1,6 +1,7 @@
 """Mixtures that add up exactly, linear and saturating networks, autoencoders by scikit-learn."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from lora_ws.adapters import LayerSpec, Layout
 from lora_ws.attribution.autoencoder import AutoencoderSpec, SparseAutoencoder, fit_autoencoder
 from lora_ws.attribution.sparse import (
     MIDDLE,
-    Recording,
     additivity,
+    code_r2,
     decompose_middle,
     decomposition_rows,
     fit_changes,
-    latent_r2,
+    record_base,
     record_middle,
     superposition,
 )
@@ -177,7 +178,7 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(
     ]
     rows = [[0.0, 0.0, 0.0], SCALES]
     found = record_middle(pipeline, stack, generations, rows, steps=[0, 2])
-    assert found.activations.shape == (2, 2, 2, 48)
+    assert found.shape == (2, 2, 2, 48)
     seen: list[Tensor] = []
     handle = pipeline.unet.get_submodule(MIDDLE).register_forward_hook(
         lambda _, __, output: seen.append(output[0][1].mean(dim=(1, 2)))
@@ -192,24 +193,24 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(
     # Three steps under guidance of 2.
     size = float(expected.abs().max())
     atol = rounding(terms_of(pipeline.unet), size=size, steps=3 * 3)
-    assert torch.allclose(found.activations[1], expected, rtol=0, atol=atol)
-    vectors, groups = found.vectors()
-    assert groups.tolist() == [0] * 4 + [1] * 4
-    assert torch.equal(vectors[5], found.activations[1, 0, 1])
-    assert torch.equal(found.latents[:, 0, 0], found.latents[:, 1, 0])
-    forced = record_middle(pipeline, stack, generations[:1], rows, forced=True)
-    assert torch.equal(forced.latents[:, 0], forced.latents[:, 1])
+    assert torch.allclose(found[1], expected, rtol=0, atol=atol)
+    # Without adapters, and of two prompts at once.
+    both = replace(generations[0], prompt=("three", "three"))
+    alone = record_base(pipeline, both, steps=[0, 2], batch=1)
+    together = record_base(pipeline, both, steps=[0, 2])
+    assert torch.allclose(alone, found[:, 0], rtol=0, atol=atol)
+    assert torch.allclose(together, found[:, 0], rtol=0, atol=atol)
 
 
 def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: AdapterStack) -> None:
     generation = GenerationSpec("three", num_inference_steps=4, guidance_scale=1)
     seen = record_middle(pipeline, stack, [generation], [SCALES, [0.0] * 3, [1.0, 0.0, 0.0]])
-    small = fit_autoencoder(seen.vectors()[0], AutoencoderSpec(hidden=16, max_epochs=5))
+    small = fit_autoencoder(seen.flatten(0, 2), AutoencoderSpec(hidden=16, max_epochs=5))
     found = decompose_middle(pipeline, stack, generation, small)
     again = decompose_middle(pipeline, stack, generation, small, step=2)
     assert found.raw.unit.least_squares == pytest.approx(again.raw.unit.least_squares)
     outputs = record_middle(pipeline, stack, [generation], decomposition_rows(SCALES), steps=[2])
-    values = outputs.activations[0, :, 0].double().numpy()
+    values = outputs[0, :, 0].double().numpy()
     changes = values[1:] - values[0]
     expected, *_ = np.linalg.lstsq(changes[:3].T, changes[-1], rcond=None)
     assert found.raw.unit.least_squares == pytest.approx(expected)
@@ -217,19 +218,22 @@ def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: AdapterStack
     assert all(name in table for name in (*stack.names, "residual R2", "of 1"))
 
 
-def recording(noise: float) -> Recording:
-    """Activations whose changes are linear in those of the latents, up to noise."""
+def test_what_codes_keep_is_told_from_what_they_do_not() -> None:
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(6, 3, 10, 8, generator=generator)
-    activations = latents @ torch.randn(8, 20, generator=generator)
-    return Recording(
-        activations + noise * torch.randn(activations.shape, generator=generator), latents
+    hidden, width, shown = 8, 20, 12
+    # Codes are the first numbers of activations, where all are above 0.
+    zeros = torch.zeros(width)
+    picked = SparseAutoencoder(
+        *(zeros, zeros + 1, torch.eye(hidden, width), torch.zeros(hidden)),
+        *(torch.eye(width, hidden), zeros, 1.0, 1),
     )
-
-
-def test_what_follows_from_latents_is_told_from_what_does_not() -> None:
-    assert latent_r2(recording(0)) == pytest.approx(1, abs=rounding(8))
-    assert latent_r2(recording(100)) < 0.1
+    codes = torch.rand(6, 3, 10, hidden, generator=generator)
+    kept = codes @ torch.rand(hidden, shown, generator=generator)
+    lost = torch.rand(6, 3, 10, shown, generator=generator)
+    assert code_r2(torch.cat([codes, kept], dim=-1), picked) == pytest.approx(1, abs=rounding(8))
+    found = code_r2(torch.cat([codes, lost], dim=-1), picked)
+    ours, theirs = (float(x.var()) for x in (codes, lost))
+    assert found == pytest.approx(hidden * ours / (hidden * ours + shown * theirs), abs=0.1)
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -247,12 +251,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "few": (lambda p, s: fit_autoencoder(torch.zeros(1, 2)), "more rows"),
     "groups": (lambda p, s: fit_autoencoder(torch.zeros(9, 2), groups=[0]), "groups: expected 9"),
     "one": (
-        lambda p, s: latent_r2(Recording(torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3))),
+        lambda p, s: code_r2(torch.zeros(1, 2, 1, 3), cast(Any, None)),
         "2 generations",
-    ),
-    "forced": (
-        lambda p, s: latent_r2(Recording(torch.zeros(2, 2, 1, 3), torch.zeros(2, 2, 1, 3))),
-        "forced=False",
     ),
 }
 

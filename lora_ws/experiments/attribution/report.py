@@ -4,18 +4,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lora_ws.experiments.attribution.spec import AttributionSpec
+from lora_ws.experiments.attribution.spec import (
+    CACHED,
+    INVERTED,
+    ORIGINAL,
+    UNGUIDED,
+    AttributionSpec,
+    Values,
+)
+from lora_ws.experiments.attribution.statements import statements_grid
 from lora_ws.experiments.quoted import published_section
 from lora_ws.report.charts import chart_trade
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
 
-Values = Mapping[str, Any]
 PICTURE = "pictures.png"
 # What `Agreement` says, in its order.
 AGREED = ("same adapter first", "correlation of maps", "of shares")
+# Of latents that adapters are left out from.
+WHERE = {
+    CACHED: "those that the picture went through",
+    INVERTED: "DDIM inversion with fixed-point iterations, guided as the picture",
+    UNGUIDED: "DDIM inversion as published, without guidance",
+    ORIGINAL: "the same, compared with the picture itself, as the post does",
+}
 # Of gradients in boxes, and what each is.
 BOX_METHODS = {
     "norm": "norm of the gradient over the norm of the update, as published",
@@ -35,27 +47,45 @@ def attribution_sections(
         done: stage -> what it found.
         folder: of the report, which holds `PICTURE`; charts go there.
     """
-    names, pictures = spec.adapters, len(spec.pictures)
+    names = spec.adapters
+    inverted = done["inversion"]
     return [
         _introduction(spec, folder),
+        Section("What the post states", (statements_grid(spec, done), DIFFERENT)),
         Section("True ablation", (_ablation_grid(names, done["ablation"]),)),
-        Section("Leaving adapters out late", _late_parts(done["late start"], folder)),
-        Section("Blocks that change (activations)", _block_parts(done["blocks"])),
+        Section("Leaving adapters out late", _late_parts(spec, inverted["rows"])),
+        Section("Blocks that change (activations)", _block_parts(spec, done["blocks"])),
         Section("Sparse codes", _sparse_parts(names, spec.mixture, done["sparse codes"])),
-        Section("Gradients in boxes", _box_parts(names, pictures, done["boxes"])),
-        Section("Ablation from inverted latents", _inversion_parts(done["inversion"])),
+        Section("Gradients in boxes", _box_parts(spec, done["boxes"])),
+        Section("Ablation from inverted latents", _inversion_parts(spec, inverted, folder)),
         published_section(spec.source, spec.published),
     ]
 
 
+# Where this experiment is not the post's, beside base and adapters.
+DIFFERENT = (
+    "Different here: pictures are of ten prompts that differ in a digit, not of general ones; "
+    "sparse codes are learned from pictures of the same ten prompts and other noise, where the "
+    "post has 100 prompts; boxes lie where adapters act by construction, none is drawn by hand; "
+    "and scales are such that each adapter leads about as often (chosen on pictures of other "
+    "noise), so that naming the first adapter is no foregone conclusion. The post does not say "
+    "how its inversion is guided, with which prompt and adapters it inverts, which variance its "
+    "first experiment divides by what, or what 3.75 % is a share of: of 20 pictures it is none."
+)
+
+
 def _introduction(spec: AttributionSpec, folder: Path) -> Section:
-    intro = (
-        f"Adapters {', '.join(spec.adapters)} of the bundled testbed at scale {spec.scale:g} on "
-        f"{spec.base}; {len(spec.pictures)} pictures: {', '.join(spec.digits)}, seeds per digit: "
-        f"{spec.seeds}; {spec.steps} steps, guidance {spec.guidance:g}. True ablation draws the "
-        "picture again from the same noise without one adapter; all else is compared with it."
+    scales = ", ".join(
+        f"{name} at {scale:g}" for name, scale in zip(spec.adapters, spec.scales, strict=True)
     )
-    prompt, _ = spec.pictures[spec.shown]
+    counts = ", ".join(f"{stage} {n}" for stage, n in spec.pictures.items())
+    intro = (
+        f"Adapters of the bundled testbed on {spec.base}: {scales}. Pictures: {counts}; each is "
+        f"`a photo of` {', '.join(spec.digits)}, {spec.steps} steps, guidance {spec.guidance:g}. "
+        "True ablation draws the picture again from the same noise without one adapter; all else "
+        "is compared with it."
+    )
+    prompt, _ = spec.drawn("ablation")[spec.shown]
     legend = (
         f"`{prompt}`: with all adapters, and with none; then without each: "
         "the picture, what that changed, and the change over the picture."
@@ -70,40 +100,52 @@ def _ablation_grid(names: Sequence[str], found: Values) -> Grid:
             names, found["shares"], found["spread"], found["first"], strict=True
         )
     )
-    caption = "Share of the sum of effects, percent, ± standard deviation over pictures."
+    majority = max(found["first"]) / sum(found["first"])
+    caption = (
+        "Share of the sum of effects, percent, ± standard deviation over pictures. Always naming "
+        f"the same adapter would be right in {100 * majority:.0f} %."
+    )
     return Grid(("adapter", "share", "pictures where it is first"), rows, caption)
 
 
-def _late_parts(found: Values, folder: Path) -> tuple[Any, ...]:
-    rows = found["rows"]
-    n = rows[0][-1]
-    series = {
-        "correlation of maps": [(100 * cost, maps, 0.0) for _, cost, _, maps, *_ in rows],
-        "same adapter first": [
-            (100 * cost, top, (top * (1 - top) / n) ** 0.5) for _, cost, top, *_ in rows
-        ],
-    }
-    chart = chart_trade(
-        series,
-        folder / "late.png",
-        title=f"Agreement with true ablation, n = {n} pictures",
-        xlabel="calls of the model, percent of true ablation",
-        ylabel="agreement",
-    )
+def _late_parts(spec: AttributionSpec, rows: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    # With all adapters, with none, and without each: all but one are saved until the start.
+    saved = (len(spec.adapters) + 1) / (len(spec.adapters) + 2)
     cells = tuple(
-        tuple(map(Cell, (f"{100 * start:.0f} %", f"{100 * cost:.0f} %", *_agreed(agreed))))
-        for start, cost, *agreed in rows
+        tuple(
+            map(
+                Cell,
+                (
+                    f"{100 * (1 - left / spec.steps):.0f} %",
+                    f"{100 * (1 - saved * (1 - left / spec.steps)):.0f} %",
+                    *_agreed(agreed),
+                ),
+            )
+        )
+        for name, left, *agreed in reversed(rows)
+        if name == CACHED
     )
     head = ("left out from", "cost", *AGREED)
-    said = "What the first steps settle stays, whoever is left out later."
-    return Grid(head, cells, "Against true ablation."), Figure(chart, said)
+    caption = (
+        "Against true ablation; cost: calls of the model. What the first steps settle stays, "
+        "whoever is left out later. " + _majority(rows)
+    )
+    return (Grid(head, cells, caption),)
+
+
+def _majority(rows: Sequence[Sequence[Any]]) -> str:
+    *_, pictures, majority = rows[0]
+    return (
+        f"n = {pictures} pictures; always naming the same adapter is right in {majority:.2f} of "
+        "them."
+    )
 
 
 def _agreed(values: Sequence[float]) -> list[str]:
     return [f"{value:.2f}" for value in values[:3]]
 
 
-def _block_parts(found: Values) -> tuple[Any, ...]:
+def _block_parts(spec: AttributionSpec, found: Values) -> tuple[Any, ...]:
     columns = zip(*(found[key] for key in ("blocks", "forced", "free", "all", "safe")), strict=True)
     rows = tuple(
         (
@@ -117,9 +159,10 @@ def _block_parts(found: Values) -> tuple[Any, ...]:
     )
     head = ("block", "at the same latents", "on own trajectories", "change by all", "cache-safe")
     caption = (
-        "Relative variance of a block's output over each adapter alone and all together: mean over "
-        "configurations of the squared distance from their mean, over its square. Change by all: "
-        "distance from the output without adapters, over its norm, at the same latents. "
+        "Relative variance of a block's output over no adapter, each alone and all together, at "
+        f"scale {spec.block_scale:g}: mean over configurations of the squared distance from their "
+        "mean, over its square. Change by all: distance from the output without adapters, over its "
+        "norm, at the same latents. "
         "Cache-safe: no configuration changes it by more than 1 %."
     )
     text = (
@@ -146,50 +189,95 @@ def _sparse_parts(names: Sequence[str], scales: Sequence[float], found: Values) 
         "over pictures. With references at their own scales the weights would be 1 did changes add."
     )
     text = (
-        f"512 codes, {found['vectors']} vectors; held-out R2 {found['r2']:.3f}. Distance of the "
+        f"512 codes, learned from {found['vectors']} vectors of the base on other pictures; R2 "
+        f"{found['r2']:.3f} of vectors held out. From changes of codes ridge explains changes of "
+        f"activations with R2 {found['code_r2']:.2f}, on pictures left out. Distance of the "
         f"mixture from the sum of its parts: {found['codes']['additivity']:.2f} in codes, "
-        f"{found['activations']['additivity']:.2f} in the activations themselves. "
-        "Of the changes of the activations those of the latents explain R2 "
-        f"{found['latent_r2']:.2f} (ridge, on pictures left out; below 0: nothing)."
+        f"{found['activations']['additivity']:.2f} in the activations themselves."
     )
     return Grid(tuple(head), rows, caption), text
 
 
-def _box_parts(names: Sequence[str], pictures: int, found: Values) -> tuple[Any, ...]:
+def _box_parts(spec: AttributionSpec, found: Values) -> tuple[Any, ...]:
+    names = spec.adapters
     right = [found[method]["right"] for method in BOX_METHODS]
     cells = ranked(right, [f"{100 * share:.0f} %" for share in right])
     rows = []
     for (method, says), cell in zip(BOX_METHODS.items(), cells, strict=True):
+        own = " / ".join(f"{100 * share:.0f}" for share in found[method]["own"])
         shares = (" / ".join(f"{100 * s:.0f}" for s in box) for box in found[method]["shares"])
-        rows.append((Cell(method), Cell(says), cell, *map(Cell, shares)))
-    owners = [names[int(np.argmax(counts))] for counts in found["owners"]]
-    boxes = [f"box {k + 1} ({owner})" for k, owner in enumerate(owners)]
+        rows.append((Cell(method), Cell(says), cell, *map(Cell, (own, *shares))))
+    owners = [sum(column) for column in zip(*found["owners"], strict=True)]
+    placed = sum(found["owners"][k][k] for k in range(len(names)))
+    every = " / ".join(names)
     grid = Grid(
-        ("score", "what it is", "right", *boxes),
+        ("score", "what it is", "right", "own boxes", *(f"box of {name}" for name in names)),
         tuple(rows),
-        f"Right: boxes whose first adapter is that of true ablation there, of {pictures} "
-        f"pictures with {len(owners)} boxes each. Then mean shares of {' / '.join(names)} in each "
-        "box, percent; in brackets the adapter that ablation finds there most often.",
+        f"Right: boxes whose first adapter is that of true ablation there, of {sum(owners)} boxes "
+        f"({spec.pictures['boxes']} pictures); true ablation ascribes "
+        f"{' / '.join(map(str, owners))} to {every}, so that always naming the same adapter is "
+        f"right in {100 * max(owners) / sum(owners):.0f} %, and naming the one that acts there by "
+        f"construction in {100 * placed / sum(owners):.0f} %. Own boxes: percent of the boxes "
+        f"where {every} act by construction that are ascribed to them. Then mean shares of {every} "
+        "in each box, percent.",
         2,
     )
     text = (
         "By the chain rule the gradient of an update is its scale times that of the weight it is "
-        "added to, whatever the box, so the published score orders adapters of equal scale by "
-        "their norms alone."
+        "added to, whatever the box, so the published score orders adapters by scale over norm "
+        "alone: that it ascribes all boxes to one of them, and that its shares are the same "
+        "everywhere, follows from its formula. The signed derivative knows the box."
     )
     return grid, text
 
 
-def _inversion_parts(found: Values) -> tuple[Any, ...]:
-    rows = tuple(
-        (Cell(name), *map(Cell, _agreed(values))) for name, values in found["rows"].items()
+def _inversion_parts(spec: AttributionSpec, found: Values, folder: Path) -> tuple[Any, ...]:
+    rows = found["rows"]
+    cells = tuple(
+        (Cell(name), Cell(WHERE[name]), *map(Cell, (str(left), *_agreed(agreed))))
+        for name in WHERE
+        for way, left, *agreed in rows
+        if way == name
     )
+    errors = found["errors"]
     caption = (
-        "Against true ablation. Cached: the latents that the picture went through; inverted: those "
-        f"that DDIM inversion finds with up to {found['iterations']} fixed-point iterations per "
-        f"step, guided as the picture; its noise is off by {100 * found['noise_error']:.2f} %."
+        f"Against true ablation. {_majority(rows)} The noise that inversion ends in is off by "
+        f"{100 * errors[INVERTED]:.1f} % with up to {spec.fixed_point_iters} iterations per step, "
+        f"and by {100 * errors[UNGUIDED]:.0f} % without guidance and iterations."
     )
-    text = (
-        "With exact latents the late start alone explains what is lost: inversion is not to blame."
+    series = {
+        name: [(left, agreed[1], 0.0) for way, left, *agreed in rows if way == name]
+        for name in WHERE
+    }
+    chart = chart_trade(
+        series,
+        folder / "late.png",
+        title="Maps of late ablation against true ablation",
+        xlabel=f"steps left of {spec.steps}",
+        ylabel="correlation of maps",
     )
-    return Grid(("latents", *AGREED), rows, caption), text
+    return Grid(("latents", "what", "steps left", *AGREED), cells, caption, 2), Figure(
+        chart, _why(spec, rows)
+    )
+
+
+def _why(spec: AttributionSpec, rows: Sequence[Sequence[Any]]) -> str:
+    ends = {
+        name: " to ".join(
+            f"{r:.2f}" for way, left, _, r, *_ in rows if way == name and left in _ends(spec)
+        )
+        for name in WHERE
+    }
+    least, most = _ends(spec)
+    return (
+        f"With {least} to {most} steps left maps correlate with those of true ablation by "
+        f"{ends[CACHED]} from the true latents, {ends[INVERTED]} from inverted ones, and "
+        f"{ends[UNGUIDED]} without guidance; compared with the picture itself, by "
+        f"{ends[ORIGINAL]}. In the last, what inversion loses stands in the maps of all adapters "
+        "alike; in the others it does not count, as all pictures are finished from the same "
+        "latents."
+    )
+
+
+def _ends(spec: AttributionSpec) -> tuple[int, int]:
+    return min(spec.left), max(spec.left)

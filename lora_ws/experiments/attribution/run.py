@@ -1,26 +1,29 @@
 """Measure attribution in a stack of adapters: true ablation, and four shortcuts against it."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lora_ws.attribution.ablation import Ablation, ablate
 from lora_ws.attribution.activations import block_sensitivity, cache_safe_blocks
-from lora_ws.attribution.agreement import agreement, late_start_curve
+from lora_ws.attribution.agreement import agreement
 from lora_ws.attribution.autoencoder import fit_autoencoder
 from lora_ws.attribution.boxes import box_scores, renoise
 from lora_ws.attribution.inversion import invert, pseudo_ablate
 from lora_ws.attribution.report import save_pictures
 from lora_ws.attribution.sparse import (
-    decompose_middle,
+    code_r2,
     decomposition_rows,
-    latent_r2,
+    record_base,
     record_middle,
+    superposition,
 )
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.composition.testbed import bundled
@@ -29,13 +32,22 @@ from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.attribution.report import BOX_METHODS, PICTURE, attribution_sections
-from lora_ws.experiments.attribution.spec import AttributionRecord, AttributionSpec, Values
+from lora_ws.experiments.attribution.spec import (
+    CACHED,
+    ORIGINAL,
+    STAGES,
+    UNGUIDED,
+    WAYS,
+    AttributionRecord,
+    AttributionSpec,
+    Values,
+)
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.records import Records
 from lora_ws.report.page import write_report
 
-# Of noise, that gradients are averaged over.
-LEVELS = 8
+# Seeds from here on are of pictures that nothing is measured on.
+OTHERS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,29 +65,37 @@ class _Setup:
         if unknown := [name for name in spec.adapters if name not in members]:
             raise ConfigError(f"adapters: expected {', '.join(members)}, got `{unknown[0]}`")
         files = [testbed.file(members[name]) for name in spec.adapters]
-        scales = [spec.scale] * len(files)
-        return cls(spec, load_pipeline(spec.base), AdapterStack.of(files, scales, spec.adapters))
+        stack = AdapterStack.of(files, spec.scales, spec.adapters)
+        return cls(spec, load_pipeline(spec.base), stack)
+
+    def drawings(self, stage: str) -> list[GenerationSpec]:
+        return [self.drawing(prompt, seed) for prompt, seed in self.spec.drawn(stage)]
+
+    def drawing(self, prompt: str, seed: int) -> GenerationSpec:
+        return GenerationSpec(
+            prompt,
+            guidance_scale=self.spec.guidance,
+            num_inference_steps=self.spec.steps,
+            seed=seed,
+        )
+
+    def true(self, stage: str) -> list[Ablation]:
+        """True ablations of the pictures of a stage."""
+        return [self.ablated(drawing) for drawing in self.drawings(stage)]
+
+    def ablated(self, drawing: GenerationSpec) -> Ablation:
+        """True ablation of one picture, made once."""
+        if drawing not in self._known:
+            self._known[drawing] = ablate(self.pipeline, self.stack, drawing)
+        return self._known[drawing]
 
     @cached_property
-    def drawings(self) -> list[GenerationSpec]:
-        spec = self.spec
-        return [
-            GenerationSpec(
-                prompt,
-                guidance_scale=spec.guidance,
-                num_inference_steps=spec.steps,
-                seed=seed,
-            )
-            for prompt, seed in spec.pictures
-        ]
-
-    @cached_property
-    def true(self) -> list[Ablation]:
-        return [ablate(self.pipeline, self.stack, drawing) for drawing in self.drawings]
+    def _known(self) -> dict[GenerationSpec, Ablation]:
+        return {}
 
 
 def _ablation(setup: _Setup) -> Values:
-    shares = torch.stack([one.shares for one in setup.true]).numpy()
+    shares = torch.stack([one.shares for one in setup.true("ablation")]).numpy()
     first = [setup.stack.names[k] for k in shares.argmax(axis=1)]
     return {
         "shares": shares.mean(axis=0).tolist(),
@@ -84,22 +104,17 @@ def _ablation(setup: _Setup) -> Values:
     }
 
 
-def _late(setup: _Setup) -> Values:
-    spec = setup.spec
-    curve = late_start_curve(
-        setup.pipeline, setup.stack, setup.drawings, spec.starts, true=setup.true
-    )
-    return {"rows": [[row.start, row.cost, *row.agreement] for row in curve]}
-
-
 def _blocks(setup: _Setup) -> Values:
-    rows = torch.cat([torch.eye(len(setup.stack)), torch.ones(1, len(setup.stack))])
+    k = len(setup.stack)
+    # None, each alone, and all: none has no adapters, so that the base's own outputs count.
+    rows = torch.cat([torch.zeros(1, k), torch.eye(k), torch.ones(1, k)])
+    stack = setup.stack.scaled([setup.spec.block_scale] * k)
     found = [
         block_sensitivity(
             setup.pipeline,
-            setup.stack,
-            setup.drawings[: len(setup.spec.digits)],
-            rows * setup.spec.scale,
+            stack,
+            setup.drawings("blocks"),
+            rows * setup.spec.block_scale,
             forced=forced,
         )
         for forced in (True, False)
@@ -114,96 +129,118 @@ def _blocks(setup: _Setup) -> Values:
     }
 
 
+def _dictionary(setup: _Setup) -> tuple[Tensor, np.ndarray]:
+    """Activations of the base on other pictures, and which picture each is of."""
+    spec = setup.spec
+    prompts = tuple(f"a photo of {digit}" for digit in spec.digits) * spec.dictionary
+    drawn = replace(
+        setup.drawing("", OTHERS), prompt=prompts, num_inference_steps=spec.dictionary_steps
+    )
+    found = record_base(setup.pipeline, drawn, steps=range(0, spec.dictionary_steps, 2))
+    return found.flatten(0, 1), np.arange(len(prompts)).repeat(found.shape[1])
+
+
 def _sparse(setup: _Setup) -> Values:
-    stack = setup.stack.scaled(setup.spec.mixture)
-    rows = decomposition_rows(stack.scales)
-    recording = record_middle(setup.pipeline, stack, setup.drawings, rows)
-    vectors, groups = recording.vectors()
+    vectors, groups = _dictionary(setup)
     autoencoder = fit_autoencoder(vectors, groups=groups)
-    found = [
-        decompose_middle(setup.pipeline, stack, drawing, autoencoder) for drawing in setup.drawings
-    ]
+    drawings, stack = setup.drawings("sparse codes"), setup.stack.scaled(setup.spec.mixture)
+    recording = record_middle(setup.pipeline, stack, drawings, decomposition_rows(stack.scales))
+    raw = recording[:, :, setup.spec.steps // 2]
+    outputs = {"codes": [autoencoder.encode(rows) for rows in raw], "activations": list(raw)}
+    found = {name: [superposition(rows) for rows in parts] for name, parts in outputs.items()}
 
-    def mean(of: Callable[[Any], Any]) -> list[float]:
-        values = np.array([of(one) for one in found])
-        return np.stack([values.mean(axis=0), values.std(axis=0, ddof=1)]).tolist()
+    def mean(values: list[np.ndarray]) -> list[list[float]]:
+        return np.stack([np.mean(values, axis=0), np.std(values, axis=0, ddof=1)]).tolist()
 
-    parts = {"codes": lambda one: one.codes, "activations": lambda one: one.raw}
     return {
         "vectors": len(vectors),
         "r2": autoencoder.held_out_r2,
-        "latent_r2": latent_r2(recording),
+        "code_r2": code_r2(recording, autoencoder),
         **{
             name: {
-                "unit": mean(lambda one, of=of: of(one).unit.least_squares),
-                "own": mean(lambda one, of=of: of(one).own.least_squares),
-                "additivity": mean(lambda one, of=of: of(one).additivity)[0],
+                "unit": mean([one.unit.least_squares for one in parts]),
+                "own": mean([one.own.least_squares for one in parts]),
+                "additivity": float(np.mean([one.additivity for one in parts])),
             }
-            for name, of in parts.items()
+            for name, parts in found.items()
         },
     }
 
 
 def _boxes(setup: _Setup) -> Values:
-    boxes, names = setup.spec.boxes, setup.stack.names
+    names, boxes = setup.stack.names, [setup.spec.boxes[name] for name in setup.stack.names]
     owners = [
         [
-            names[int(one.maps[:, top:bottom, left:right].mean(dim=(1, 2)).argmax())]
+            int(one.maps[:, top:bottom, left:right].mean(dim=(1, 2)).argmax())
             for left, top, right, bottom in boxes
         ]
-        for one in setup.true
+        for one in setup.true("boxes")
     ]
-    levels = min(LEVELS, setup.spec.steps)
     probes = [
-        renoise(setup.pipeline, setup.stack, drawing, levels=levels) for drawing in setup.drawings
+        renoise(setup.pipeline, setup.stack, drawing, levels=setup.spec.levels)
+        for drawing in setup.drawings("boxes")
     ]
-    columns = zip(*owners, strict=True)
-    found: Values = {"owners": [[column.count(name) for name in names] for column in columns]}
+    found: Values = {
+        "owners": [
+            np.bincount(column, minlength=len(names)).tolist()
+            for column in zip(*owners, strict=True)
+        ]
+    }
     for method in BOX_METHODS:
         scored = [
             box_scores(setup.pipeline.unet, setup.stack, probe, boxes, method=method)  # type: ignore[arg-type]
             for probe in probes
         ]
-        right = [np.equal(one.top, own) for one, own in zip(scored, owners, strict=True)]
-        shares = torch.stack([one.shares for one in scored]).mean(dim=0)
-        found[method] = {"right": float(np.mean(right)), "shares": shares.tolist()}
+        top = np.array([one.scores.argmax(dim=1).tolist() for one in scored])
+        found[method] = {
+            "right": float(np.mean(top == np.array(owners))),
+            "own": (top == np.arange(len(names))).mean(axis=0).tolist(),
+            "shares": torch.stack([one.shares for one in scored]).mean(dim=0).tolist(),
+        }
     return found
 
 
+def _ways(setup: _Setup, drawing: GenerationSpec) -> dict[str, Tensor]:
+    """Latents before each step of a picture, as they were and as inversion finds them."""
+    way = trajectory(setup.pipeline, setup.stack, drawing)
+    last = setup.pipeline, setup.stack, drawing, way[-1]
+    with warnings.catch_warnings():
+        # That it does not lead back is what is measured.
+        warnings.simplefilter("ignore", UserWarning)
+        plain = invert(*last, guidance_scale=1, fixed_point_iters=0)
+    back = invert(
+        *last,
+        guidance_scale=setup.spec.guidance,
+        fixed_point_iters=setup.spec.fixed_point_iters,
+    )
+    return dict(zip(WAYS, (way, back, plain), strict=True))
+
+
 def _inverted(setup: _Setup) -> Values:
-    spec = setup.spec
-    rows: dict[str, list[Ablation]] = {}
-    errors = []
-    for drawing in setup.drawings:
-        way = trajectory(setup.pipeline, setup.stack, drawing)
-        back = invert(
-            setup.pipeline,
-            setup.stack,
-            drawing,
-            way[-1],
-            guidance_scale=spec.guidance,
-            fixed_point_iters=spec.fixed_point_iters,
-        )
-        errors.append(float((back[0] - way[0]).norm() / way[0].norm()))
-        for name, latents in (("cached", way), ("inverted", back)):
-            for start in (0, spec.resume):
-                one = pseudo_ablate(setup.pipeline, setup.stack, drawing, latents, start=start)
-                rows.setdefault(f"{name}, from step {start}", []).append(one)
+    spec, true = setup.spec, setup.true("inversion")
+    found: dict[tuple[str, int], list[Ablation]] = {}
+    errors: dict[str, list[float]] = {name: [] for name in WAYS}
+    for drawing, one in zip(setup.drawings("inversion"), true, strict=True):
+        ways = _ways(setup, drawing)
+        for name, latents in ways.items():
+            noise = ways[CACHED][0]
+            errors[name].append(float((latents[0] - noise).norm() / noise.norm()))
+            for left in spec.left:
+                start = spec.steps - left
+                late = pseudo_ablate(setup.pipeline, setup.stack, drawing, latents, start=start)
+                found.setdefault((name, left), []).append(late)
+                if name == UNGUIDED:
+                    # What the post compares with: the picture itself, not as it is drawn again.
+                    found.setdefault((ORIGINAL, left), []).append(replace(late, full=one.full))
     return {
-        "iterations": spec.fixed_point_iters,
-        "noise_error": float(np.mean(errors)),
-        "rows": {name: list(agreement(found, setup.true)) for name, found in rows.items()},
+        "errors": {name: float(np.mean(values)) for name, values in errors.items()},
+        "rows": [[name, left, *agreement(late, true)] for (name, left), late in found.items()],
     }
 
 
-STAGES: dict[str, Callable[[_Setup], Values]] = {
-    "ablation": _ablation,
-    "late start": _late,
-    "blocks": _blocks,
-    "sparse codes": _sparse,
-    "boxes": _boxes,
-    "inversion": _inverted,
-}
+MEASURES: dict[str, Callable[[_Setup], Values]] = dict(
+    zip(STAGES, (_ablation, _blocks, _sparse, _boxes, _inverted), strict=True)
+)
 
 
 def run(spec: AttributionSpec, options: Options) -> Path:
@@ -219,11 +256,11 @@ def run(spec: AttributionSpec, options: Options) -> Path:
     setup = _Setup.of(spec)
 
     def measure(stage: str) -> AttributionRecord:
-        return AttributionRecord(stage, STAGES[stage](setup))
+        return AttributionRecord(stage, MEASURES[stage](setup))
 
     done = records.complete(options.name, {stage: partial(measure, stage) for stage in STAGES})
     folder = options.out / "report"
-    one = ablate(setup.pipeline, setup.stack, setup.drawings[spec.shown])
+    one = setup.ablated(setup.drawings("ablation")[spec.shown])
     save_pictures(one, folder / PICTURE)
     values = {stage: done[stage].values for stage in STAGES}
     write_report(folder, spec.title, attribution_sections(spec, values, folder))

@@ -1,7 +1,8 @@
 """What the file of the experiment on attribution holds, and what the experiment keeps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from lora_ws.diffusion.digits import check_digits
@@ -12,6 +13,13 @@ from lora_ws.experiments.quoted import PublishedTable
 Values = dict[str, Any]
 
 
+# What is measured, each on pictures of its own number.
+STAGES = ("ablation", "blocks", "sparse codes", "boxes", "inversion")
+# Latents that adapters are left out from late; the last compares with the picture itself.
+WAYS = CACHED, INVERTED, UNGUIDED = "cached", "inverted", "inverted, unguided"
+ORIGINAL = "inverted, unguided, from the picture"
+
+
 @dataclass(frozen=True)
 class AttributionSpec(EvalSpec):
     """An experiment on adapters of the bundled testbed.
@@ -19,50 +27,65 @@ class AttributionSpec(EvalSpec):
     Attributes:
         base: of the adapters.
         adapters: that are stacked.
-        scale: of each.
+        scales: of each; such that each is the first of about as many pictures.
+        block_scale: of each where blocks are compared.
         mixture: other scales, which sparse codes are to recover.
         digits: that are drawn, by name.
-        seeds: pictures of each digit.
+        pictures: stage -> how many; one of each digit, then one more of each.
+        dictionary: pictures of each digit that sparse codes are learned from, drawn by the base.
+        dictionary_steps: of denoising of these, of which every second is kept.
         steps: of denoising.
         guidance: its scale.
-        starts: shares of the steps before adapters are left out.
-        resume: step that pseudo-ablation resumes at.
+        left: how many steps are left when adapters are left out late.
         fixed_point_iters: of inversion.
-        boxes: left, top, right, bottom in pixels.
+        boxes: adapter -> where it acts: left, top, right, bottom in pixels.
+        levels: of noise that gradients in boxes are averaged over.
         published: numbers of others.
     """
 
     base: str
     adapters: tuple[str, ...]
-    scale: float
+    scales: tuple[float, ...]
+    block_scale: float
     mixture: tuple[float, ...]
     digits: tuple[str, ...]
-    seeds: int
+    pictures: Mapping[str, int]
+    dictionary: int
+    dictionary_steps: int
     steps: int
     guidance: float
-    starts: tuple[float, ...]
-    resume: int
+    left: tuple[int, ...]
     fixed_point_iters: int
-    boxes: tuple[tuple[int, int, int, int], ...]
+    boxes: Mapping[str, tuple[int, int, int, int]]
+    levels: int
     published: tuple[PublishedTable, ...]
 
     def __post_init__(self) -> None:
         check_digits(self.digits)
-        if len(self.mixture) != len(self.adapters):
+        for name in ("scales", "mixture"):
+            if len(getattr(self, name)) != len(self.adapters):
+                raise ConfigError(
+                    f"{name}: expected {len(self.adapters)} scales, got {len(getattr(self, name))}"
+                )
+        if set(self.pictures) != set(STAGES) or min(self.pictures.values()) < 1:
             raise ConfigError(
-                f"mixture: expected {len(self.adapters)} scales, got {len(self.mixture)}"
+                f"pictures: expected a number for {', '.join(STAGES)}, got {self.pictures}"
             )
+        if set(self.boxes) != set(self.adapters):
+            raise ConfigError(f"boxes: expected one for each adapter, got {', '.join(self.boxes)}")
+        if not all(0 < left <= self.steps for left in self.left):
+            raise ConfigError(f"left: expected 1 to {self.steps} steps, got {self.left}")
 
-    @property
-    def pictures(self) -> list[tuple[str, int]]:
-        """Prompt and seed of every picture."""
-        every = product(range(self.seeds), self.digits)
+    def drawn(self, stage: str) -> list[tuple[str, int]]:
+        """Prompt and seed of every picture of a stage; a stage of more has those of the others."""
+        number = self.pictures[stage]
+        every = islice(product(range(number), self.digits), number)
         return [(f"a photo of {digit}", seed) for seed, digit in every]
 
     @property
     def shown(self) -> int:
         """Number of the picture that the report shows."""
-        return min(3, len(self.pictures) - 1)
+        return min(3, len(self.drawn("ablation")) - 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ class AttributionRecord:
     """What one part of the experiment found.
 
     Attributes:
-        stage: one of the stages of ``run.py``.
+        stage: one of `STAGES`.
         values: its numbers.
     """
 
