@@ -708,8 +708,9 @@ def test_adapters_act_in_half_precision_as_weights_that_they_are_added_to(dtype)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_draws_what_the_cpu_draws() -> None:
-    pipelines = [load_pipeline("digit-sd", device) for device in ("cpu", "auto")]
+    pipelines = [load_pipeline("digit-sd", device) for device in ("cpu", "cuda")]
     generation = GenerationSpec("a photo of three", num_inference_steps=4, seed=3)
     layout = layout_of(pipelines[0].unet, 2)
     stack = AdapterStack(("a",), AdapterBank([layout], [random_row(layout, 0)]), (1.0,))
