@@ -75,6 +75,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     JSON | st.dictionaries(st.text(max_size=5), FIELDS | JSON, max_size=3), st.binary(max_size=8)
 )

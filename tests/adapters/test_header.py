@@ -337,6 +337,7 @@ def files(draw: st.DrawFn) -> bytes:
     return pack(json.dumps(header, ensure_ascii=draw(st.booleans())).encode(), bytes(at))
 
 
+@pytest.mark.slow
 @given(files())
 @settings(max_examples=400, deadline=None)
 def test_generated_headers_are_accepted_exactly_where_the_library_accepts(

@@ -47,6 +47,7 @@ def test_a_pattern_fits_what_it_fits_in_peft(pattern: str):
         assert found.fits(path) == (get_pattern_key([pattern], path) == pattern), path
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([*"aab.().|?*+^$", r"\d", r"\.", "[ab]", "[^a]"]), max_size=9),
     st.text("ab.1", max_size=9),

@@ -65,6 +65,7 @@ def test_pictures_are_those_of_the_pipeline_one_by_one(pipeline: Any, stack: Ada
     assert not any(m._forward_hooks for m in pipeline.unet.modules())
 
 
+@pytest.mark.slow
 def test_batches_and_subsets_change_no_picture(pipeline: Any, stack: AdapterStack) -> None:
     rows = torch.from_numpy(subsets_of(3))
     whole = draw_subsets(pipeline, stack, GENERATION, rows)
@@ -72,6 +73,7 @@ def test_batches_and_subsets_change_no_picture(pipeline: Any, stack: AdapterStac
     assert torch.allclose(whole, parts, atol=of_images(pipeline, 6, 3.0), rtol=0)
 
 
+@pytest.mark.slow
 def test_a_late_start_is_true_at_0_and_nothing_at_the_end(
     pipeline: Any, stack: AdapterStack
 ) -> None:

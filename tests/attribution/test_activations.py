@@ -159,6 +159,7 @@ def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipelin
         assert torch.allclose(last, expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [True, False])
 def test_identical_configurations_differ_by_nothing(pipeline: Any, forced: bool) -> None:
     stack = make_stack(pipeline, "")
@@ -208,6 +209,7 @@ def test_a_block_behind_one_that_changes_is_not_safe(pipeline: Any) -> None:
     assert cache_safe_blocks(found, worst).safe == BLOCKS
 
 
+@pytest.mark.slow
 def test_the_bundled_base_has_the_same_blocks_and_is_left_as_found() -> None:
     pipeline = load_pipeline("digit-sd")
     assert block_names(pipeline.unet) == BLOCKS

@@ -109,6 +109,7 @@ def test_directional_scores_are_finite_differences(
             assert found_here == pytest.approx(sign * scale * expected, rel=0, abs=scale * off)
 
 
+@pytest.mark.slow
 def test_integrated_scores_are_true_ablations_of_the_loss(
     pipeline: Any, stack: AdapterStack, probe: Probe
 ) -> None:

@@ -129,6 +129,7 @@ def test_without_iterations_it_is_the_inversion_of_diffusers() -> None:
     assert torch.allclose(found, torch.stack(expected[::-1]), rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_every_step_back_is_undone_by_a_step_of_the_scheduler(kind: str) -> None:
     pipeline = untrained(kind)
@@ -170,6 +171,7 @@ def test_from_the_first_of_cached_latents_it_is_the_true_ablation(pipeline: Any)
     assert float(late.effects[0]) < float(true.effects[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 2])
 def test_an_adapter_of_zeros_changes_nothing(pipeline: Any, start: int) -> None:
     stack = make_stack(pipeline, 0.3)

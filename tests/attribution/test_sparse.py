@@ -1,7 +1,7 @@
 """Mixtures that add up exactly, linear and saturating networks, autoencoders by scikit-learn."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +236,21 @@ def test_what_codes_keep_is_told_from_what_they_do_not() -> None:
     assert found == pytest.approx(hidden * ours / (hidden * ours + shown * theirs), abs=0.1)
 
 
+def blank_autoencoder(width: int) -> SparseAutoencoder:
+    zeros = torch.zeros(width)
+    return SparseAutoencoder(
+        mean=zeros,
+        deviation=zeros + 1,
+        encoder=torch.zeros(2, width),
+        threshold=torch.zeros(2),
+        decoder=torch.zeros(width, 2),
+        offset=zeros,
+        held_out_r2=0.0,
+        epochs=0,
+        spec=AutoencoderSpec(),
+    )
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "generations": (lambda p, s: record_middle(p, s, [], [SCALES]), "generations: expected"),
     "steps": (
@@ -251,7 +266,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "few": (lambda p, s: fit_autoencoder(torch.zeros(1, 2)), "more rows"),
     "groups": (lambda p, s: fit_autoencoder(torch.zeros(9, 2), groups=[0]), "groups: expected 9"),
     "one": (
-        lambda p, s: code_r2(torch.zeros(1, 2, 1, 3), cast(Any, None)),
+        lambda p, s: code_r2(torch.zeros(1, 2, 1, 3), blank_autoencoder(3)),
         "2 generations",
     ),
 }

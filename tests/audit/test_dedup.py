@@ -11,6 +11,7 @@ from lora_ws.audit.similar import Index, Signature
 from lora_ws.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_copies_of_real_adapters_are_grouped_and_twins_are_near(mini, twins, tmp_path):
     kinds = {
         "plain": adapters(mini.select(slice(60))),

@@ -50,6 +50,7 @@ def test_graph_finds_nearly_what_every_row_gives(index):
     assert recall > 0.8
 
 
+@pytest.mark.slow
 def test_every_row_can_be_reached_in_a_graph_that_is_always_the_same(index):
     pytest.importorskip("usearch")
     graphs = []

@@ -160,6 +160,7 @@ def test_leak_counts_hits_against_chance(reader: PromptReader) -> None:
     assert (other.top1, other.top3) == (0.5, 1)
 
 
+@pytest.mark.slow
 def test_commands(reader: PromptReader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zoo = planted(reader, DIGITS)
     (tmp_path / "files").mkdir()

@@ -106,6 +106,7 @@ def test_every_file_of_a_mixed_folder_is_told_of(
         assert rows[line["file"]]["label"] == ((line["verdict"] or {}).get("label") or "")
 
 
+@pytest.mark.slow
 def test_the_page_tells_all_of_it_and_runs_nothing_of_it(
     folder: Path, bundle: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_boxes_have_shares_of_the_adapters(
     assert "<h2" in (tmp_path / "out" / "attribution.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_page_shows_shares_and_maps(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_neither_lightning_nor_wandb_nor_datasets(warm: Warm) -> None:
     script = (
         "import sys, lora_ws; lora_ws.StatsLayerDense; lora_ws.load; "
@@ -400,6 +401,7 @@ def test_import_then_train_on_own_files(tmp_path: Path) -> None:
     assert main([*args, "--label", "colour", "--out", str(tmp_path / "x.npz")]) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named(warm: Warm) -> None:
     absent = "import sys; sys.modules['diffusers'] = None\n"
     status, printed = warm.start(absent + COMMAND, "zoo", "build").wait()

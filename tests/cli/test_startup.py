@@ -142,6 +142,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MODEL = ["--model", "run/bundle"]
 
 
+@pytest.mark.slow
 def test_verdicts_load_nothing_that_fits_or_trains(home: Path) -> None:
     commands = [
         ["inspect", "0.safetensors"],

@@ -138,6 +138,7 @@ def test_mini_fits_into_the_package():
     assert sum(p.stat().st_size for p in files) <= 30_000_000
 
 
+@pytest.mark.slow
 def test_first_use_by_several_processes_at_once(tmp_path: Path, mini: AdapterSet, warm: Warm):
     code = "import lora_ws; print(len(lora_ws.load('lora-ws-mini')))"
     jobs = [warm.start(code, LORA_WS_CACHE=str(tmp_path)) for _ in range(4)]

@@ -105,6 +105,7 @@ def one_sentence_with_both_ways_out(message: str, name: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_flat_collection_is_fetched_once(hub: HubServer, user: User):
     content, labels, manifest = user.load("lora-ws-nsfw")
     assert content == digest(weights(2 * ROWS, SIZE)[:ROWS])
@@ -132,6 +133,7 @@ def test_shards_of_matrices_and_the_hubs_cache(hub: HubServer, user: User):
     assert hub.requests() == []
 
 
+@pytest.mark.slow
 def test_cached_part_of_the_shards_is_refused(hub: HubServer, user: User):
     user.load("lora-ws-1k")
     user.forget_store()
@@ -211,6 +213,7 @@ def test_lasting_trouble_is_one_sentence(hub: HubServer, user: User):
     assert one_sentence_with_both_ways_out(message, "lora-ws-nsfw")
 
 
+@pytest.mark.slow
 def test_file_spoilt_on_the_way_is_refused_and_fetched_anew(tmp_path: Path, root: Path, warm: Warm):
     """The listing is of the true content, the body is of another: same size, one byte differs."""
 
@@ -248,6 +251,7 @@ def test_an_address_of_a_known_collection_is_the_collection(user: User, revision
     assert user.load("lora-ws-nsfw", HF_HUB_OFFLINE="1")[0] == content
 
 
+@pytest.mark.slow
 def test_an_address_of_another_collection_is_fetched_and_kept(root: Path, user: User):
     values = weights(ROWS, SIZE)
     table = make_table(values, sd15_layers())

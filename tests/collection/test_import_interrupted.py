@@ -84,6 +84,7 @@ def test_killed_imports_end_as_if_nothing_had_happened(source: Path, tmp_path: P
     assert not list(tmp_path.glob("s.*"))
 
 
+@pytest.mark.slow
 def test_second_import_into_one_place_is_refused(source: Path, tmp_path: Path, warm: Warm):
     job = warm.start(CHILD, source, tmp_path / "s")
     wait_for(tmp_path / "s", 3)

@@ -229,6 +229,7 @@ def test_what_is_no_edit_is_named(tmp_path: Path) -> None:
         SparseEdit.load(tmp_path / "a.safetensors")
 
 
+@pytest.mark.slow
 def test_first_order_predicts_small_random_edits(
     pipeline: Any, objective: Objective, scores: dict[str, Tensor]
 ) -> None:

@@ -71,6 +71,7 @@ def test_they_are_scipys_quadrature_of_gradients() -> None:
     assert not np.allclose(next(iter(rough.values())), one * mean[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_of_a_real_denoiser_they_sum_to_what_all_weights_do(pipeline: Any) -> None:
     erase = erase_objective(pipeline, "a photo of three", steps=5, stop_gradient=False)
     generation = GenerationSpec("a photo of three", num_inference_steps=4)

@@ -189,6 +189,7 @@ def test_landmarks_that_span_the_updates_are_exact() -> None:
     np.testing.assert_allclose(np.abs(few), np.abs(exact), atol=EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"whiten": None}, {"kernel": "right", "whiten": 0.5}, {"landmarks": 20}]
 )

@@ -280,6 +280,7 @@ def cases(draw):
     return layouts, torch.tensor(scales), trainable, shape
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_equals_merged_weights_sample_by_sample(case):

@@ -283,6 +283,7 @@ def test_composite_is_the_mean_of_guided_predictions(
     )
 
 
+@pytest.mark.slow
 def test_composite_of_equal_ones_is_one_and_order_is_nothing_to_it(
     pipeline: Any, adapters: list[Adapter]
 ) -> None:
@@ -299,6 +300,7 @@ def test_composite_of_equal_ones_is_one_and_order_is_nothing_to_it(
     ).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_long_turns_are_the_first_adapter_alone(pipeline: Any, adapters: list[Adapter]) -> None:
     alone = composed(pipeline, adapters[:1], Merge(), SCALES[:1])
     close(pipeline, composed(pipeline, adapters, Switch(tau=6), SCALES), alone)
@@ -322,6 +324,7 @@ def test_regions_are_their_owners(pipeline: Any, adapters: list[Adapter]) -> Non
     assert torch.allclose(as_tuple, expected, atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 def test_schedules_turn_adapters_on_and_off(pipeline: Any, adapters: list[Adapter]) -> None:
     whole = Schedule(((0, 1), (0, 1), (0, 1)))
     close(
@@ -345,6 +348,7 @@ def test_a_second_call_is_the_first_again(
         assert torch.equal(images(pipeline), images(pipeline))
 
 
+@pytest.mark.slow
 def test_the_released_composite_forgets_at_the_second_call(
     pipeline: Any, adapters: list[Adapter]
 ) -> None:
@@ -421,6 +425,7 @@ def text_encoder(pipeline: Any, file: Path, scale: float, onto: Any = None) -> A
     return made
 
 
+@pytest.mark.slow
 def test_text_encoders_adapters_are_added_taken_from_the_first_or_left_out(
     pipeline: Any, spoken: list[Path], files: list[Path]
 ) -> None:
@@ -444,6 +449,7 @@ def test_text_encoders_adapters_are_added_taken_from_the_first_or_left_out(
     assert (drawn["first"] - drawn["none"]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Composite(), Switch(tau=6)], ids=["composite", "switch"])
 @pytest.mark.parametrize("by_hand", [False, True], ids=["pipeline", "denoise"])
 def test_each_prediction_sees_its_own_adapters_text(
@@ -534,6 +540,7 @@ def test_what_cannot_be_applied_is_not_left_out_in_silence(
     close(pipeline, composed(pipeline, stack, Merge()), composed(pipeline, files[:1], Merge()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Merge(), Switch(tau=2), Composite()], ids=str)
 def test_sets_together_are_each_set_by_itself(
     method: Method, pipeline: Any, adapters: list[Adapter]

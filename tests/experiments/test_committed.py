@@ -74,6 +74,7 @@ def assert_committed(name: str, folder: Path, *more: str) -> None:
         assert (folder / file).read_bytes() == (RESULTS / name / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_table1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undrawn(monkeypatch, table, "chart_bars", "chart_curves", "_map")
     undrawn(monkeypatch, table, "plot_confusion", at=2)
@@ -147,6 +148,7 @@ def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_figure2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undrawn(monkeypatch, layers, "sweep_chart", at=2)
     folder = run_eval(runs_again("figure2", tmp_path))

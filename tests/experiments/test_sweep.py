@@ -59,6 +59,7 @@ def test_the_layer_and_the_matrix_that_tell_are_found(spec: SweepSpec, swept: Sw
     assert left_out[0].summary("test").mean < layers[2].summary("test").mean - 0.2
 
 
+@pytest.mark.slow
 def test_a_point_is_the_experiment_of_that_layer_alone(spec: SweepSpec, swept: Swept):
     point = swept.layers[2]
     one = FlatVec(matrices=("mid.attn2.to_v",))

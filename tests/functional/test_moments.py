@@ -64,6 +64,7 @@ def test_ties_constants_and_small_rows(x):
     assert_matches(summary_statistics(x), reference(x))
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(
         np.float64,

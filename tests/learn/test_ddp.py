@@ -219,6 +219,7 @@ def test_one_process_resumes_wherever_it_was_cut(
     assert curves[0].read_text(encoding="utf-8") == curves[1].read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_experiment_does_not_count(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_others_are_let_through(code: str) -> None:
     assert not leaves_encoding_open(ast.parse(code, mode="eval").body)
 
 
+@pytest.mark.slow
 def test_text_files_name_their_encoding() -> None:
     found = [
         f"{file.relative_to(ROOT)}:{call.lineno}"

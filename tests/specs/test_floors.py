@@ -78,6 +78,7 @@ def module_of(path: Path) -> str:
     return "lora_ws." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_in_a_circle() -> None:
     names = {module_of(path): path for path in MODULES if path.stem != "__init__"}
     imports = {name: imported(path) & set(names) for name, path in names.items()}

@@ -259,6 +259,7 @@ def test_a_file_on_the_hub_is_read_in_parts(
     assert gone["finding"]["reason"] == "missing"
 
 
+@pytest.mark.slow
 def test_a_person_chooses_a_file_and_sees_the_verdict(
     file: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_person_chooses_a_file_and_sees_the_verdict(
 api = schemathesis.openapi.from_asgi("/openapi.json", create_app(hosts=("*",)))
 
 
+@pytest.mark.slow
 @api.parametrize()
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_api_is_as_it_describes_itself(

@@ -299,6 +299,7 @@ def publish(
     return run
 
 
+@pytest.mark.slow
 def test_publish(
     zoo: AdapterSet,
     server: HubServer,
