@@ -201,8 +201,9 @@ def audit(
     # Here, as scipy's tests take a second to import.
     from lora_ws.learn.leaks import find_leaks
 
-    card = load(name).card
-    zoo = load(name, subset=subset or card.main_subset or None)
+    zoo = load(name)
+    chosen = subset or zoo.card.main_subset
+    zoo = zoo.subset(chosen) if chosen else zoo
     zoo = zoo.split_by(split) if split else zoo
     if label:
         zoo = replace(zoo, card=replace(zoo.card, label=label, classes=()))

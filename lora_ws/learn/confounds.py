@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from scipy.stats import binomtest
 
 from lora_ws.adapters import open_adapter
-from lora_ws.learn.leaks import told_by_group
+from lora_ws.learn.leaks import beats_guessing, largest_share, told_by_columns, told_by_group
 
-FOLDS, P_VALUE = 5, 0.01
 # Endings of tensor names -> whose they are.
 SPELLINGS = (
     *(
@@ -95,26 +93,13 @@ def find_confounds(
         >>> [str(found)[:24] for found in find_confounds(facts, labels, labels, np.arange(40))]
         ['the start alone tells th', 'rank alone tells the fol']
     """
-    largest = float(np.bincount(labels).max()) / len(labels)
     tried = {"the start": told_by_group(starts, labels)}
     for name in facts[0]:
         codes = np.unique([one[name] for one in facts], return_inverse=True)[1]
         if codes.any():
-            hits = int((_held_out(codes, labels, groups) == labels).sum())
-            tried[name] = hits, len(labels)
+            tried[name] = told_by_columns(codes[:, None], labels, groups), len(labels)
     return [
-        Confound(name, hits / n, largest)
+        Confound(name, hits / n, largest_share(labels))
         for name, (hits, n) in tried.items()
-        if n and binomtest(hits, n, largest, alternative="greater").pvalue < P_VALUE / len(tried)
+        if n and beats_guessing(hits, n, labels, len(tried))
     ]
-
-
-def _held_out(codes: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Labels that a decision tree on one column gives to rows whose groups it has not seen."""
-    # Here, because it is slow to import.
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.tree import DecisionTreeClassifier
-
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    tree = DecisionTreeClassifier(min_samples_leaf=FOLDS, random_state=0)
-    return np.asarray(cross_val_predict(tree, codes[:, None], labels, groups=groups, cv=folds))

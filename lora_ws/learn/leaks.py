@@ -4,7 +4,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 from scipy.stats import binomtest
 
 from lora_ws.collection import AdapterSet, Split
@@ -133,6 +133,58 @@ def told_by_group(groups: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) 
     return int((tried & (others.argmax(axis=1) == labels)).sum()), int(tried.sum())
 
 
+def told_by_columns(
+    table: Num[np.ndarray, "n columns"],
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> int:
+    """Guess each row's label by a decision tree on held-out folds: the hits.
+
+    Args:
+        table: what the tree sees.
+        labels: at least five rows of each.
+        groups: of rows that stay in one fold; None where each row is its own.
+
+    Example:
+        >>> labels = np.repeat([0, 1], 10)
+        >>> told_by_columns(labels[:, None], labels)
+        20
+    """
+    # Here, because it is slow to import.
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    folds = kind(FOLDS, shuffle=True, random_state=0)
+    tree = DecisionTreeClassifier(min_samples_leaf=FOLDS, random_state=0)
+    guessed = cross_val_predict(tree, table, labels, groups=groups, cv=folds)
+    return int((np.asarray(guessed) == labels).sum())
+
+
+def largest_share(labels: Int[np.ndarray, " n"]) -> float:
+    """Share of the largest class, which is right as often as naming it.
+
+    Example:
+        >>> largest_share(np.array([0, 0, 0, 1]))
+        0.75
+    """
+    return float(np.bincount(labels).max()) / len(labels)
+
+
+def beats_guessing(hits: int, n: int, labels: Int[np.ndarray, " n"], trials: int = 1) -> bool:
+    """Whether so many hits are more than naming the largest class gives.
+
+    Binomial test, one-sided, at 0.01 over the number of trials.
+
+    Example:
+        >>> labels = np.array([0, 1])
+        >>> beats_guessing(9, 10, labels), beats_guessing(10, 10, labels)
+        (False, True)
+    """
+    test = binomtest(hits, n, largest_share(labels), alternative="greater")
+    return float(test.pvalue) < P_VALUE / trials
+
+
 def _sample(n: int, split: Split) -> np.ndarray:
     """At most `MOST_ROWS` rows, of every part its share."""
     if n <= MOST_ROWS:
@@ -165,7 +217,7 @@ def _starts(adapters: AdapterSet, split: Split, labels: np.ndarray) -> Finding:
     found = f"{different} starts; {100 * share:.0f} % of test rows have that of a training row"
     if not share and not tried:
         return Finding(START, "clean", found)
-    tells = tried and _better(hits, tried, labels)
+    tells = tried and beats_guessing(hits, tried, labels)
     if tells:
         found += (
             f"; the start tells the label of {100 * hits / tried:.0f} % of the rows that share one"
@@ -186,10 +238,6 @@ def _copies(adapters: AdapterSet, split: Split) -> Finding:
 
 def _recipe(adapters: AdapterSet, labels: np.ndarray) -> Finding:
     """Whether the recipe alone tells the label, by a decision tree on held-out folds."""
-    # Here, because it is slow to import.
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.tree import DecisionTreeClassifier
-
     names = [name for name in RECIPE if name in adapters.rows.column_names]
     columns = [np.unique(_plain(adapters.column(name)), return_inverse=True) for name in names]
     varying = [
@@ -199,15 +247,11 @@ def _recipe(adapters: AdapterSet, labels: np.ndarray) -> Finding:
         return Finding("recipe", "clean", "no recorded setting of training varies")
     if np.unique(labels, return_counts=True)[1].min() < FOLDS:
         return Finding("recipe", "not measured", f"a class has fewer than {FOLDS} rows")
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    tree = DecisionTreeClassifier(min_samples_leaf=FOLDS, random_state=0)
-    table = np.stack([codes for _, codes in varying], axis=1)
-    scores = cross_val_score(tree, table, labels, cv=folds)
-    found = (
-        f"{', '.join(name for name, _ in varying)} alone tell {100 * scores.mean():.0f} % of labels"
-    )
-    found += f" (largest class {100 * _largest(labels):.0f} %)"
-    if _better(round(scores.mean() * len(labels)), len(labels), labels):
+    hits = told_by_columns(np.stack([codes for _, codes in varying], axis=1), labels)
+    told = ", ".join(name for name, _ in varying)
+    found = f"{told} alone tell {100 * hits / len(labels):.0f} % of labels"
+    found += f" (largest class {100 * largest_share(labels):.0f} %)"
+    if beats_guessing(hits, len(labels), labels):
         return Finding("recipe", "leak", found, "train every class with the same settings")
     return Finding("recipe", "clean", found)
 
@@ -229,15 +273,6 @@ def _prompts(adapters: AdapterSet, labels: np.ndarray) -> Finding:
     return Finding(
         "prompts", "leak", f"{100 * named:.0f} % of training prompts name the class", advice
     )
-
-
-def _better(hits: int, n: int, labels: np.ndarray) -> bool:
-    """Whether so many hits are more than naming the largest class (binomial test, one-sided)."""
-    return float(binomtest(hits, n, _largest(labels), alternative="greater").pvalue) < P_VALUE
-
-
-def _largest(labels: np.ndarray) -> float:
-    return float(np.bincount(labels).max()) / len(labels)
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
