@@ -7,6 +7,7 @@ from typing import Any
 
 REASONS = {
     "missing": "there is no such file",
+    "not-a-file": "a folder, pipe, socket or device, which is not opened",
     "pickle": "a pickled file, which can run code when opened",
     "archive": "files packed into one, which is not unpacked",
     "empty": "nothing in it",

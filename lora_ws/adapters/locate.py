@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from lora_ws.adapters.header import CONVERT
 from lora_ws.adapters.remote import SAFETENSORS, HubSource
 from lora_ws.adapters.settings import PEFT_CONFIG
-from lora_ws.adapters.source import LocalSource, Source
+from lora_ws.adapters.source import LocalSource, Source, not_a_file
 from lora_ws.errors import AdapterError, NotAvailableError
 from lora_ws.hub import HF, HubPath
 
@@ -108,6 +108,8 @@ class AdapterRef:
             for file in inside if self.path.is_dir() else [self.path]:
                 if file.is_file():
                     return file
+            if not self.path.is_dir():
+                raise not_a_file(self.name, self.path.stat().st_mode)
         raise AdapterError(
             f"{self.name}: expected a .safetensors file or a PEFT folder, found neither", "missing"
         )

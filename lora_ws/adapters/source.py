@@ -130,12 +130,8 @@ class LocalSource(Source):
                 f"{self.name}: expected a file, got none ({error}); check the path",
                 reason="missing",
             ) from error
-        # Opening a pipe would wait for its other end for ever.
         if not stat.S_ISREG(status.st_mode):
-            raise AdapterError(
-                f"{self.name}: expected a file, got a folder, pipe or device; name a file",
-                reason="missing",
-            )
+            raise not_a_file(self.name, status.st_mode)
         try:
             file = self.path.open("rb")
         except OSError as error:
@@ -196,6 +192,22 @@ class LocalSource(Source):
             "being written; read it again when that is done",
             reason="unreadable",
         )
+
+
+def not_a_file(name: str, mode: int) -> AdapterError:
+    """The error about no regular file: opening a pipe would wait for its other end for ever.
+
+    Args:
+        name: what the error calls it.
+        mode: what the system says of it.
+
+    Example:
+        >>> not_a_file("a", stat.S_IFIFO)
+        AdapterError('a: expected a file, got a pipe; name a file')
+    """
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "device")
+    return AdapterError(f"{name}: expected a file, got a {kind}; name a file", "not-a-file")
 
 
 def file_sha256(file: Path) -> str:

@@ -11,7 +11,8 @@ from lora_ws.audit.classify import Finding
 from lora_ws.audit.index_store import HASH_LENGTH
 from lora_ws.audit.scan import Scan
 from lora_ws.audit.similar import Index, Match
-from lora_ws.errors import ConfigError
+from lora_ws.config import nearest
+from lora_ws.errors import REASONS, ConfigError
 
 _ROWS_AT_ONCE = 256
 
@@ -28,7 +29,8 @@ class Policy:
         classes: class -> least calibrated probability at which a file is flagged, unless the
             classifier abstains from it.
         bases: base models that are expected; files of others are flagged. Empty expects all.
-        refused: flag what could not be read.
+        refused: flag what could not be read: all of it, none, or what was refused for one of these
+            reasons (`lora_ws.errors.REASONS`).
         abstained: flag what the classifier abstained from.
         oddities: flag what honest trainers do not write: modules of two base models, or of none
             that is known.
@@ -45,7 +47,7 @@ class Policy:
     allow: tuple[str, ...] = ()
     classes: dict[str, float] = field(default_factory=dict)
     bases: tuple[str, ...] = ()
-    refused: bool = True
+    refused: bool | tuple[str, ...] = True
     abstained: bool = False
     oddities: bool = True
     partly_read: bool = False
@@ -59,6 +61,12 @@ class Policy:
                         f"{name}: expected a hash of {HASH_LENGTH} hexadecimal digits, as `lora-ws "
                         f"scan --json` writes `update_hash` and `sha256`, got `{entry[:80]}`"
                     )
+        named = () if isinstance(self.refused, bool) else self.refused
+        if unknown := [name for name in named if name not in REASONS]:
+            raise ConfigError(
+                f"refused: expected true, false or a list of reasons, got `{unknown[0][:80]}`"
+                + nearest(unknown[0], list(REASONS))
+            )
         if both := sorted(self._denied & self._allowed):
             raise ConfigError(f"`{both[0]}` is on the deny list and on the allow list; choose one")
         shares = {**self.classes, **({} if self.similar is None else {"similar": self.similar})}
@@ -78,7 +86,7 @@ class Policy:
         if known & self._allowed:
             return ()
         found = ["on the deny list"] if hashes & self._denied else []
-        if finding.reason and self.refused:
+        if finding.reason and (self.refused is True or finding.reason in (self.refused or ())):
             found.append(f"refused: {finding.reason}")
         if finding.facts and self.bases and finding.facts.base not in self.bases:
             found.append(f"base: {finding.facts.base}")

@@ -96,6 +96,9 @@ def _held(beside: Path) -> dict[str, Any] | None:
     """What a sidecar holds: nothing where there is none, None where it is another kind of file."""
     if not beside.exists():
         return {}
+    # Reading a pipe would wait for its other end for ever.
+    if not beside.is_file():
+        return None
     try:
         if beside.stat().st_size > MAX_BYTES:
             return None

@@ -232,12 +232,13 @@ def test_files_of_one_recipe_keep_their_own_metadata(tmp_path: Path):
         assert ours(tmp_path, pack(head, bytes(4))).metadata == {"name": name}
 
 
-def test_what_is_no_file_is_missing(tmp_path: Path):
+def test_what_is_no_file_is_told_from_what_is_missing(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
-    for name in ("absent", ".", "pipe", "nul\0"):
+    reasons = {"absent": "missing", "nul\0": "missing", ".": "not-a-file", "pipe": "not-a-file"}
+    for name, reason in reasons.items():
         with pytest.raises(AdapterError) as caught:
             read_header(LocalSource(f"{tmp_path}/{name}"))
-        assert caught.value.reason == "missing"
+        assert caught.value.reason == reason
 
 
 def test_only_the_header_of_a_large_file_is_read(tmp_path: Path):

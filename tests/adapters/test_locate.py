@@ -1,5 +1,7 @@
 """Names that users give, and the files that they stand for."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ def test_a_pointer_of_git_lfs_is_refused_as_one(suffix: str, tmp_path: Path) -> 
     with pytest.raises(AdapterError) as refused:
         open_adapter(file)
     assert refused.value.reason == "lfs-pointer"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "zip"])
+def test_pipes_and_sockets_are_refused_unopened(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    with socket.socket(socket.AF_UNIX) as bound:
+        # The whole path may be longer than sockets' names can be.
+        monkeypatch.chdir(tmp_path)
+        bound.bind(f"socket.{suffix}")
+    for kind in ("pipe", "socket"):
+        with pytest.raises(AdapterError, match=f"got a {kind}") as refused:
+            open_adapter(tmp_path / f"{kind}.{suffix}")
+        assert refused.value.reason == "not-a-file"
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "bin", "pt", "pth", "pkl"])

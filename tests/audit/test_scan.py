@@ -269,6 +269,11 @@ def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: 
     assert any(flag.startswith(f"class: {label} ") for flag in flags["good-401.safetensors"])
     near = [flag for flag in flags["good-402.safetensors"] if flag.startswith("similar: ")]
     assert near == [f"similar: {folder / 'good-402.safetensors'} 1.000"]
+    policy.write_text("refused: [pickle, html]\n", encoding="utf-8")
+    assert run(folder, *options, "--policy", policy) == 3
+    flags = {Path(line["file"]).name: line["flags"] for line in lines(out) if line["flags"]}
+    assert flags.pop("page.safetensors") == ["refused: html"]
+    assert all(found == ["refused: pickle"] for found in flags.values())
     policy.write_text("refused: false\n", encoding="utf-8")
     assert run(folder, *options, "--policy", policy) == 0
     assert not any(line["flags"] for line in lines(out))
@@ -286,6 +291,7 @@ WRONG = {
     "both": (["{loras}", "--policy", "{both}"], "choose one"),
     "share": (["{loras}", "--policy", "{share}"], "from 0 to 1"),
     "key": (["{loras}", "--policy", "{key}"], "denied"),
+    "reason": (["{loras}", "--policy", "{reason}"], "did you mean `pickle`?"),
     "no policy": (["{loras}", "--policy", "{empty}/p.yaml"], "p.yaml"),
     "no model": (["{loras}", "--model", "{empty}"], "no bundle here"),
     "nothing known": (["{loras}", "--index", "{empty}"], "expected adapter files"),
@@ -297,6 +303,7 @@ POLICIES = {
     "both": f"deny: ['{HASH}']\nallow: ['{HASH}']",
     "share": "classes: {carnivore: 7}",
     "key": f"denied: ['{HASH}']",
+    "reason": "refused: [pickel]",
 }
 
 
