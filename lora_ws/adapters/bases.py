@@ -14,7 +14,8 @@ from lora_ws.adapters.structure import Entry
 # Width of the text embedding that cross-attention reads.
 CONTEXTS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL", 64: "tiny-sd"}
 FLUX, FLUX_WIDTH = "FLUX.1", 3072
-FLUX2_WIDTHS = {3072: "FLUX.2 Klein 4B", 4096: "FLUX.2 Klein 9B", 6144: "FLUX.2"}
+FLUX2 = "FLUX.2"
+FLUX2_WIDTHS = {3072: "FLUX.2 Klein 4B", 4096: "FLUX.2 Klein 9B", 6144: FLUX2}
 # Above this share of modules that Stable Diffusion's U-Net does not have, a file is of another one.
 MOST_ODD = 1 / 4
 # Models of the same modules that are named as evidence.
@@ -136,6 +137,9 @@ def _transformer(entries: Sequence[Entry]) -> Base:
     said = f"{count} of {len(layers)} modules are its own, such as `{layers[0].path}`{such}"
     if best.name == FLUX:
         return _flux(layers, said, odd)
+    if best.name == FLUX2:
+        widths = Counter(min(layer.inputs, layer.outputs) for layer in layers)
+        return Base(FLUX2_WIDTHS.get(widths.most_common(1)[0][0], FLUX2), said, odd)
     if alike and not fitting:
         return Base(f"unknown DiT, perhaps {best.name}", said, odd)
     return Base(best.name, said, odd)

@@ -15,15 +15,12 @@ from lora_ws.adapters.model_classes import find_module, last_name, unet_last_nam
 ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + r"\Z"), role)
     for pattern, role in (
-        (r"\.lora[._]down\.weight", "down"),
-        (r"\.lora[._]up\.weight", "up"),
+        (r"\.lora[._](B|up)(\.[^.]+)?\.bias", "bias"),
+        (r"(\.lora)?\.lora[._](A|down)(\.[^.]+)?(\.weight)?", "down"),
+        (r"(\.lora)?\.lora[._](B|up)(\.[^.]+)?(\.weight)?", "up"),
         (r"\.lora_linear_layer\.down\.weight", "down"),
         (r"\.lora_linear_layer\.up\.weight", "up"),
-        (r"\.lora_A(\.[^.]+)?\.weight", "down"),
-        (r"\.lora_B(\.[^.]+)?\.weight", "up"),
         (r"\.lora_E(\.[^.]+)?", "values"),
-        (r"\.lora_A", "down"),
-        (r"\.lora_B", "up"),
         (r"_lora(?P<n>[12]?)\.down\.weight", "down"),
         (r"_lora(?P<n>[12]?)\.up\.weight", "up"),
         (r"_lora_down\.weight", "down"),
@@ -32,14 +29,16 @@ ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.alpha", "alpha"),
         (r"\.(?P<role>hada_(w[12]_[ab]|t[12]))", ""),
         (r"\.(?P<role>lokr_(w[12](_[ab])?|t[12]))", ""),
-        (r"\.dora_scale", "magnitude"),
-        (r"\.(lora_|dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?", "magnitude"),
+        (
+            r"([._](lora|dora))*([._]magnitude(_vector)?|[._]dora[._]scale|\.weight_m_wdecomp)"
+            r"(\.[^.]+)?(\.weight)?",
+            "magnitude",
+        ),
         (r"\.diff", "diff"),
         (r"\.(?P<role>diff_b|w_norm|b_norm|oft_blocks|oft_diag|rescale|on_input)", ""),
         (r"\.(?P<role>[ab][12]|bm)\.weight", ""),
         (r"\.(?P<role>oft_[rR]|boft_[Rs]|ia3_l|hra_u|vera_lambda_[bd])(\.[^.]+)?(\.weight)?", ""),
         (r"\.(?P<role>fourierft_spectrum|shira_weight)(\.[^.]+)?", ""),
-        (r"\.lora_B(\.[^.]+)?\.bias", "bias"),
         (r"\.(?P<role>lora_embedding_[AB])(\.[^.]+)?", ""),
     )
 )
@@ -54,27 +53,22 @@ FOREIGN_ROLES = {
     "fourierft_spectrum": "FourierFT",
     "shira_weight": "SHiRA",
 }
-# What stands before a module's path, in any order and number. A text encoder says which it is; what
-# denoiser a path is of, the path tells, as trainers say `unet` and `diffusion_model` for all.
-PREFIXES: tuple[tuple[str, str], ...] = (
-    ("base_model.model.", ""),
-    ("diffusion_model.", ""),
-    ("lora_transformer_", ""),
-    ("lora_unet_", ""),
-    ("lycoris_", ""),
-    ("transformer.", ""),
-    ("unet.", ""),
-    ("unet_", ""),
-    ("text_encoders.clip_l.", "text_encoder"),
-    ("text_encoders.clip_g.", "text_encoder_2"),
-    ("text_encoders.", "other_text_encoder"),
-    ("text_encoder_2.", "text_encoder_2"),
-    ("text_encoder_3.", "text_encoder_3"),
-    ("text_encoder.", "text_encoder"),
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te3_", "text_encoder_3"),
-    ("lora_te_", "text_encoder"),
+# What stands before a module's path, in any order and number. Which denoiser a path is of, the path
+# tells, as trainers say `unet` and `diffusion_model` for all.
+WRAPPERS = (
+    *("base_model.model.", "diffusion_model.", "module.", "_orig_mod.", "pipe.", "dit.", "net."),
+    *("model.diffusion_model.", "denoiser.", "transformer.", "unet.", "unet_", "lycoris_"),
+    *("lora_transformer_", "lora_transformer.", "lora_unet_", "lora_unet.", "lora_prior_unet_"),
+)
+# What stands before a module's path in a text encoder.
+_ENCODER = re.compile(
+    r"(?:lora_|lycoris_)?(?:prior_)?(?:te\d?|text_encoders?(?:_\d)?|clip(?:_[lgh])?|(?:um|by)?t5\w*?"
+    r"|(?:qwen|llama|gemma|mistral)\w*?|llm|cond_stage_model|conditioner\.embedders\.\d)[._]"
+)
+# Where such a name says that it is of the second or the third.
+_WHICH = (
+    (re.compile(r"(?:te|encoder_)2|clip_g|embedders\.1"), "text_encoder_2"),
+    (re.compile(r"(?:te|encoder_)3"), "text_encoder_3"),
 )
 DENOISERS = ("unet", "transformer")
 # Of kinds that nothing here reads, such as T5 beside FLUX; listed, and no part of a verdict.
@@ -82,7 +76,8 @@ OTHER_ENCODER = "other_text_encoder"
 # Where the modules of U-Nets are, those of one's own too.
 _UNET = re.compile(r"(down_blocks|mid_block|up_blocks)\.")
 _INDEXED = re.compile(r"(unet|text_encoder):(\d+):(down|up)\Z")
-_OLD_TEXT = re.compile(r"self_attn\.to_(q|k|v|out)\Z")
+_CLIP = re.compile(r"(?:^|[._])(?:text_model[._])?(encoder[._]layers[._].+|text_projection)\Z")
+_OLD_TEXT = re.compile(r"self_attn_to_(q|k|v|out)\Z")
 # Names of Wan's own repository -> those of diffusers, with underscores.
 _WAN = {
     **{f"self_attn_{x}": f"attn1_to_{x}" for x in "qkv"},
@@ -159,16 +154,30 @@ def parse_key(key: str) -> Key | None:
 @lru_cache(REMEMBERED)
 def _place(stem: str) -> tuple[str, str] | None:
     """Component and path of a module, by whatever name."""
-    prefix, component = next((row for row in PREFIXES if stem.startswith(row[0])), ("", ""))
-    path = stem[len(prefix) :]
-    if component:
-        return _text(path, component)
+    starts = [0]
+    while prefix := next((name for name in WRAPPERS if stem.startswith(name, starts[-1])), ""):
+        starts.append(starts[-1] + len(prefix))
     # A prefix may be part of a name too: `transformer.layers` is not UVit's `transformer_layers`.
-    if prefix and (found := _place(path)):
-        return found
-    if found := _denoiser(stem):
-        return found
-    return _text(stem, "text_encoder") if stem.startswith("text_model.") else None
+    for start in reversed(starts):
+        if found := _denoiser(stem[start:]) or _encoder(stem[start:]):
+            return found
+    return None
+
+
+def _encoder(path: str) -> tuple[str, str] | None:
+    """Of CLIP by either separator; other encoders keep their paths, and a name of their own."""
+    prefix = _ENCODER.match(path)
+    if not prefix and not path.startswith(("text_model.", "text_model_")):
+        return None
+    plain = path[prefix.end() if prefix else 0 :]
+    found = _CLIP.search(plain)
+    name = found[1].replace(".", "_") if found else ""
+    name = _OLD_TEXT.sub(r"self_attn_\1_proj", name)
+    names = by_underscores("text_encoder")
+    if dotted := names.get(f"text_model_{name}") or names.get(name):
+        which = (kind for said, kind in _WHICH if prefix and said.search(path))
+        return next(which, "text_encoder"), dotted
+    return OTHER_ENCODER, plain
 
 
 def _denoiser(path: str) -> tuple[str, str] | None:
@@ -190,12 +199,3 @@ def _denoiser(path: str) -> tuple[str, str] | None:
     if _UNET.match(path) and last_name(path) in unet_last_names():
         return "unet", path
     return None
-
-
-def _text(path: str, component: str) -> tuple[str, str]:
-    """Of CLIP by either separator; other encoders keep their paths, and a name of their own."""
-    path = path.removeprefix("transformer.")
-    if "." not in path:
-        dotted = by_underscores("text_encoder").get(path)
-        return (component, dotted) if dotted else (OTHER_ENCODER, path)
-    return component, _OLD_TEXT.sub(r"self_attn.\1_proj", path)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Common names of models, the most common first: of classes that have the same modules, such as
 # Wan's and those that were made from it, the first one is named.
@@ -80,11 +80,13 @@ class ModelClass(NamedTuple):
         name: what people call the model.
         component: ``unet`` or ``transformer``.
         modules: name with ``#`` for numbers -> pairs of inputs and outputs at published sizes.
+        blocks: the same name -> how many blocks of published models have such a module.
     """
 
     name: str
     component: str
     modules: Mapping[str, frozenset[tuple[int, int]]]
+    blocks: Mapping[str, int]
 
 
 class Layer(NamedTuple):
@@ -105,6 +107,18 @@ def template(path: str) -> str:
     return _NUMBER.sub("#", path)
 
 
+def block_number(path: str) -> int:
+    """The first number in a path, which counts blocks in most models; 0 where it has none.
+
+    Example:
+        >>> block_number("blocks.12.attn1.to_out.0"), block_number("proj_out")
+        (12, 0)
+    """
+    found = _NUMBER.search(path)
+    # Longer ones count no blocks, and would take long to read.
+    return int(found[0][:9]) if found else 0
+
+
 @cache
 def model_classes() -> dict[str, ModelClass]:
     """Class of diffusers -> what it is, in the order of `NAMES`."""
@@ -113,10 +127,11 @@ def model_classes() -> dict[str, ModelClass]:
     return {name: _model_class(name, table[name]) for name in order}
 
 
-def _model_class(name: str, modules: Mapping[str, list[list[int]]]) -> ModelClass:
-    sizes = {path: frozenset((i, o) for i, o in pairs) for path, pairs in modules.items()}
+def _model_class(name: str, modules: Mapping[str, list[Any]]) -> ModelClass:
+    sizes = {path: frozenset((i, o) for i, o in pairs) for path, (_, *pairs) in modules.items()}
+    blocks = {path: count for path, (count, *_) in modules.items()}
     component = "unet" if "UNet" in name else "transformer"
-    return ModelClass(NAMES.get(name) or _KIND.sub("", name) or name, component, sizes)
+    return ModelClass(NAMES.get(name) or _KIND.sub("", name) or name, component, sizes, blocks)
 
 
 @cache
@@ -196,13 +211,19 @@ def rank_classes(layers: Iterable[Layer]) -> list[tuple[ModelClass, int, int]]:
         layers: adapted modules.
 
     Returns:
-        Class, how many of the modules it has, and how many of these are of its published sizes.
+        Class, how many of the modules it has, and how many of these are of its published sizes,
+        in a block that published models have.
     """
-    named = [(template(layer.path), (layer.inputs, layer.outputs)) for layer in layers]
+    named = [(template(layer.path), layer) for layer in layers]
     scored = []
     for kind in model_classes().values():
-        sizes = [(kind.modules[path], size) for path, size in named if path in kind.modules]
-        scored.append((kind, len(sizes), sum(size in known for known, size in sizes)))
+        own = [(path, layer) for path, layer in named if path in kind.modules]
+        fitting = sum(
+            (layer.inputs, layer.outputs) in kind.modules[path]
+            and block_number(layer.path) < kind.blocks[path]
+            for path, layer in own
+        )
+        scored.append((kind, len(own), fitting))
     most = max((count for _, count, _ in scored), default=0)
     best = [row for row in scored if row[1] == most and most]
     return sorted(best, key=lambda row: -row[2])

@@ -30,6 +30,8 @@ MAX_UNMAPPED = 0.1
 SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_SIGN = 3e-8, 1e-10, 2e-7
 # As FLUX's own repository names its blocks; JoyImageEdit does too, with other names inside.
 _FLUX_BLOCK = re.compile(r"(?:double|single)_blocks[._]\d")
+# In names of tensors that no model has of its own.
+_LIKE_AN_ADAPTER = re.compile(r"(?i)lora|dora|hada_|lokr|adapter")
 BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
 
 
@@ -269,8 +271,11 @@ def check_complete(found: Structure, file: str) -> None:
             f"another kind, such as {shown(found.other_encoders[0])}",
             "unmapped",
         )
-    what = f"got names such as {shown(found.other_keys[0])}" if found.other_keys else "none"
-    raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", "not-an-adapter")
+    alike = next((key for key in found.other_keys if _LIKE_AN_ADAPTER.search(key)), "")
+    key = alike or next(iter(found.other_keys), "")
+    what = f"got names such as {shown(key)}" if key else "none"
+    reason = "unmapped" if alike else "not-an-adapter"
+    raise AdapterError(f"{file}: expected tensors of a LoRA adapter, {what}", reason)
 
 
 def _unmapped(found: Structure, file: str) -> AdapterError:

@@ -9,12 +9,12 @@ arguments.
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lora_ws.adapters.model_classes import TABLE, template
+from lora_ws.adapters.model_classes import TABLE, block_number, template
 
 __all__ = ["TABLE", "module_table", "table_text"]
 
@@ -59,15 +59,57 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }
+# Of classes that are published in several sizes, those that are not the default.
+PUBLISHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "SD3Transformer2DModel": (
+        {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536},
+        {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "dual_attention_layers": tuple(range(13)),
+        },
+        {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432},
+    ),
+    "WanTransformer3DModel": (
+        {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+        {"num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48},
+        {"image_dim": 1280, "added_kv_proj_dim": 5120, "in_channels": 36},
+    ),
+    "CogVideoXTransformer3DModel": ({"num_layers": 42, "num_attention_heads": 48},),
+    "Flux2Transformer2DModel": (
+        {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+        },
+        {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+        },
+    ),
+    "SanaTransformer2DModel": (
+        {
+            "num_layers": 28,
+            "num_attention_heads": 36,
+            "num_cross_attention_heads": 16,
+            "cross_attention_head_dim": 72,
+            "cross_attention_dim": 1152,
+        },
+    ),
+}
 LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
-def module_table() -> dict[str, dict[str, list[list[int]]]]:
+def module_table() -> dict[str, dict[str, list[Any]]]:
     """Build every denoiser of the installed diffusers without weights, and list its layers.
 
     Returns:
-        Class -> name of a layer, numbers replaced by ``#`` -> its inputs and outputs, each pair
-        once.
+        Class -> name of a layer, numbers replaced by ``#`` -> how many blocks have it at most, and
+        its inputs and outputs, each pair once.
     """
     import diffusers
     from diffusers.models.modeling_utils import ModelMixin
@@ -88,18 +130,25 @@ def table_text() -> str:
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
-def _layers(kind: type[torch.nn.Module]) -> dict[str, list[list[int]]]:
+def _layers(kind: type[torch.nn.Module]) -> dict[str, list[Any]]:
+    blocks: dict[str, int] = {}
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for arguments in (ARGUMENTS.get(kind.__name__, {}), *PUBLISHED.get(kind.__name__, ())):
+        for path, layer in _built(kind, arguments).named_modules():
+            if isinstance(layer, LAYERS):
+                outputs, inputs = layer.weight.shape[:2]
+                name = template(path)
+                sizes.setdefault(name, set()).add((inputs, outputs))
+                blocks[name] = max(blocks.get(name, 0), block_number(path) + 1)
+    return {name: [blocks[name], *sorted(map(list, sizes[name]))] for name in sorted(sizes)}
+
+
+def _built(kind: type[torch.nn.Module], arguments: Mapping[str, Any]) -> torch.nn.Module:
     try:
         with torch.device("meta"):
-            model = kind(**ARGUMENTS.get(kind.__name__, {}))
+            return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{kind.__name__} cannot be built without arguments ({error}); give it a row of "
             "ARGUMENTS, or of PARTS if it is no denoiser"
         ) from error
-    found: dict[str, set[tuple[int, int]]] = {}
-    for path, layer in model.named_modules():
-        if isinstance(layer, LAYERS):
-            outputs, inputs = layer.weight.shape[:2]
-            found.setdefault(template(path), set()).add((inputs, outputs))
-    return {path: sorted(map(list, sizes)) for path, sizes in sorted(found.items())}

@@ -127,6 +127,12 @@ def pair(path: str, outputs: int, inputs: int) -> Shapes:
         ("base_model.model.diffusion_model.", "transformer"),
         ("unet.", "transformer"),
         ("unet.base_model.model.", "transformer"),
+        ("module.transformer.", "transformer"),
+        ("transformer._orig_mod.", "transformer"),
+        ("model.diffusion_model.", "transformer"),
+        ("pipe.dit.", "transformer"),
+        ("lora_unet_lycoris_", "transformer"),
+        ("net." * 200, "transformer"),
     ],
 )
 def test_prefixes_are_nested_in_any_order(prefix: str, expected: str) -> None:
@@ -265,6 +271,11 @@ def test_a_method_that_is_not_read_is_named(ending: str, method: str) -> None:
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
         "base_model.model.text_model.encoder.layers.0.self_attn.q_proj",
+        "clip_l.text_model.encoder.layers.0.self_attn.q_proj",
+        "te1.text_model.encoder.layers.0.self_attn.q_proj",
+        "lycoris_text_model_encoder_layers_0_self_attn_q_proj",
+        "text_encoder.module.text_model.encoder.layers.0.self_attn.to_q",
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj",
     ],
 )
 @pytest.mark.parametrize(
@@ -273,6 +284,9 @@ def test_a_method_that_is_not_read_is_named(ending: str, method: str) -> None:
         "text_encoders.t5xxl.transformer.encoder.block.{}.layer.0.SelfAttention.q",
         "lora_te3_encoder_block_{}_layer_0_SelfAttention_q",
         "text_encoders.qwen25_7b.transformer.model.layers.{}.self_attn.q_proj",
+        "text_encoder.encoder.block.{}.layer.0.SelfAttention.q",
+        "t5xxl.encoder.block.{}.layer.0.SelfAttention.q",
+        "text_encoder.text_model.encoder.layers.{}.self_attn.q_projj",
     ],
 )
 def test_other_encoders_are_listed_apart(clip: str, other: str) -> None:
@@ -286,6 +300,85 @@ def test_other_encoders_are_listed_apart(clip: str, other: str) -> None:
     assert set(structure.other_encoders) <= set(structure.unread)
     with pytest.raises(AdapterError, match="text encoder of another kind"):
         check_complete(structure_of(pair(other.format(0), 64, 64), "f"), "f")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", ["lora_te{}_", "text_encoder_{}.", "te{}."])
+def test_further_encoders_keep_their_number(name: str, number: int) -> None:
+    path = name.format(number) + "text_model.encoder.layers.0.mlp.fc1"
+    (entry,) = structure_of(pair(path, 8, 8), "f").entries
+    assert (entry.component, entry.path[-7:]) == (f"text_encoder_{number}", "mlp.fc1")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ".dora_scale",
+        ".lora_magnitude_vector",
+        ".lora_magnitude_vector.default.weight",
+        ".lora.magnitude.weight",
+        "_lora.dora_scale",
+        "_lora_magnitude",
+        ".lora_dora_scale",
+        ".dora.scale.weight",
+        ".weight_m_wdecomp.weight",
+    ],
+)
+@pytest.mark.parametrize("separator", [".", "_"])
+def test_magnitudes_of_dora_by_any_name(ending: str, separator: str) -> None:
+    stem = f"lora_unet_{ATTENTION.replace('.', separator)}"
+    shapes = pair(stem, 3072, 3072) | {stem + ending: (3072,)}
+    structure = structure_of(shapes, "f")
+    (entry,) = structure.entries
+    assert entry.needs_base
+    assert entry.path == ATTENTION
+    assert structure.unread == (stem + ending,)
+
+
+def attention(stem: str, blocks: int, width: int) -> Shapes:
+    shapes: Shapes = {}
+    for number in range(blocks):
+        for name in ("to_q", "to_k", "to_v"):
+            shapes |= pair(stem.format(number) + name, width, width)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("stem", "blocks", "width", "expected"),
+    [
+        ("transformer.transformer_blocks.{}.attn.", 60, 3072, "Qwen-Image"),
+        ("transformer.transformer_blocks.{}.attn.", 19, 3072, "FLUX.1"),
+        ("transformer.single_transformer_blocks.{}.attn.", 40, 3072, "HunyuanVideo"),
+        ("transformer.transformer_blocks.{}.attn.", 24, 1536, "SD3"),
+        ("transformer.transformer_blocks.{}.attn2.", 13, 1536, "SD3"),
+        ("diffusion_model.transformer_blocks.{}.attn.", 38, 2432, "SD3"),
+        ("diffusion_model.blocks.{}.attn1.", 30, 1536, "Wan"),
+        ("transformer.transformer_blocks.{}.attn1.", 42, 3072, "CogVideoX"),
+    ],
+)
+def test_attention_alone_is_told_by_sizes_and_number_of_blocks(
+    stem: str, blocks: int, width: int, expected: str
+) -> None:
+    assert detect_base(structure_of(attention(stem, blocks, width), "f").entries).name == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(3072, "FLUX.2 Klein 4B"), (4096, "FLUX.2 Klein 9B"), (6144, "FLUX.2")],
+)
+def test_sizes_of_flux_2_by_its_own_names(width: int, expected: str) -> None:
+    path = "transformer.single_transformer_blocks.{}.attn."
+    shapes: Shapes = {}
+    for number in range(20):
+        shapes |= pair(f"{path.format(number)}to_qkv_mlp_proj", 9 * width, width)
+    assert detect_base(structure_of(shapes, "f").entries).name == expected
+
+
+@pytest.mark.parametrize("ending", ["lora_a.weight", "adapter.0.weight", "LoRA_A"])
+def test_an_adapter_by_endings_that_are_not_known_is_no_file_without_one(ending: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        check_complete(structure_of({f"unet.{ATTENTION}.{ending}": (4, 8)}, "f"), "f")
+    assert refused.value.reason == "unmapped"
 
 
 def test_what_is_added_does_not_name_the_base() -> None:
