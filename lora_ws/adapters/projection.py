@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from lora_ws.adapters.adapter import Adapter, Module, lay_out
 from lora_ws.adapters.layout import LayerSpec, Layout
-from lora_ws.errors import AdapterError, old_names
+from lora_ws.errors import AdapterError, LayoutError, old_names
 from lora_ws.functional.factors import Cut, cut_to_rank, product_energy
 from lora_ws.functional.kronecker import KroneckerProduct, cut_kronecker
 
@@ -83,6 +83,70 @@ def project_adapter(
     whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing
     return Projection(layout, row, _energy(list(cuts.values()), whole), missing, exact)
+
+
+def project_rows(
+    rows: Float[np.ndarray, "n params"], layout: Layout, wanted: Layout
+) -> Float[np.ndarray, "n size"]:
+    """Bring rows of one layout to the ranks of another, as `project_adapter` does with a file.
+
+    Args:
+        rows: of ``layout``.
+        layout: theirs.
+        wanted: the same layers at other ranks.
+
+    Raises:
+        LayoutError: it has other layers.
+
+    Example:
+        >>> one = Layout.known("tiny_sd_qv")
+        >>> project_rows(np.ones((2, one.at_rank(4).size)), one.at_rank(4), one).shape
+        (2, 7072)
+    """
+    if difference := wanted.difference(layout.at_rank(wanted.layers[0].rank)):
+        raise LayoutError(f"expected the same layers at other ranks: {difference}")
+    new = np.empty((len(rows), wanted.size), np.float32)
+    for (layer, down, up), (own, new_down, new_up) in zip(
+        layout.pairs(), wanted.pairs(), strict=True
+    ):
+        if layer.rank == own.rank:
+            new[:, new_down], new[:, new_up] = rows[:, down], rows[:, up]
+            continue
+        for old, row in zip(rows, new, strict=True):
+            cut = cut_to_rank(
+                old[down].reshape(layer.down_shape), old[up].reshape(layer.up_shape), own.rank
+            )
+            row[new_down], row[new_up] = cut.down.ravel(), cut.up.ravel()
+    return new
+
+
+def pad_rows(
+    rows: Float[np.ndarray, "n params"], layout: Layout, rank: int
+) -> Float[np.ndarray, "n size"]:
+    """Bring rows to a higher rank by zeros; their numbers stay as they are.
+
+    Args:
+        rows: of ``layout``.
+        layout: theirs, of no higher rank.
+        rank: of the result.
+
+    Example:
+        >>> one = Layout.known("tiny_sd_qv")
+        >>> pad_rows(np.ones((2, one.size), np.float32), one, 2).sum(axis=1).tolist()
+        [7072.0, 7072.0]
+    """
+    wanted = layout.at_rank(rank)
+    new = np.zeros((len(rows), wanted.size), np.float32)
+    for (layer, down, up), (own, new_down, new_up) in zip(
+        layout.pairs(), wanted.pairs(), strict=True
+    ):
+        grown = np.zeros((len(rows), *own.down_shape), np.float32)
+        grown[:, : layer.rank] = rows[:, down].reshape(-1, *layer.down_shape)
+        new[:, new_down] = grown.reshape(len(rows), -1)
+        grown = np.zeros((len(rows), *own.up_shape), np.float32)
+        grown[:, :, : layer.rank] = rows[:, up].reshape(-1, *layer.up_shape)
+        new[:, new_up] = grown.reshape(len(rows), -1)
+    return new
 
 
 def common_layout(found: Sequence[tuple[str, Layout]]) -> Layout:

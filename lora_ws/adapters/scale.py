@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from lora_ws.adapters.settings import Configs, Settings, read_settings
 
+# Where the scale of a file is said that says none.
+UNSAID = "none given, so 1"
+
 
 class Scale(NamedTuple):
     """The factor, and where it is said."""
@@ -47,7 +50,7 @@ class ScaleRules:
         if not divisor:
             return Scale(1.0, "full matrices have none")
         if alpha is None:
-            return Scale(1.0, "none given, so 1")
+            return Scale(1.0, UNSAID)
         return Scale(alpha / divisor, self.source)
 
 

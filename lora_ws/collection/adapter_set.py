@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lora_ws.adapters.layout import Layout
+from lora_ws.adapters.projection import pad_rows, project_rows
 from lora_ws.collection.card import DatasetCard, stored_card
 from lora_ws.collection.columns import to_arrow, to_dataset, to_frame
 from lora_ws.collection.splits import (
@@ -239,19 +240,55 @@ class AdapterSet:
             raise DataError(f"column `{name}` has rows without a label; filter them first")
         return values
 
+    @property
+    def ranks(self) -> np.ndarray:
+        """Rank of each row's updates: the column ``rank``, else that of the layout."""
+        own = max(layer.rank for layer in self.layout.layers)
+        if "rank" not in self.rows.column_names:
+            return np.full(len(self), own)
+        return np.minimum(self.column("rank").astype(np.int64), own)
+
+    def at_rank(self, rank: int) -> "AdapterSet":
+        """The same updates at one rank: cut where theirs is higher, padded with zeros where lower.
+
+        Args:
+            rank: of the result.
+
+        Raises:
+            DataError: it is below 1.
+        """
+        if rank < 1:
+            raise DataError(f"rank: expected at least 1, got {rank}")
+        layout, own = self.layout.at_rank(rank), {layer.rank for layer in self.layout.layers}
+        if own == {rank}:
+            return self
+        rows = np.asarray(self.weights)
+        if max(own) < rank:
+            rows = pad_rows(rows, self.layout, rank)
+        else:
+            rows = project_rows(rows, self.layout, layout)
+        return replace(self, weights=rows, layout=layout)
+
+    def _strata(self, column: str | None) -> np.ndarray:
+        """What parts get equal shares of: classes; lists of labels have none."""
+        name = column or self.card.label
+        if name in self.rows.column_names and pa.types.is_list(self.rows[name].type):
+            return np.zeros(len(self), np.int64)
+        return self.labels(column)[0]
+
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""
         rule = self.card.split
         if group := group_of(rule.column):
             named = self.card.group_columns.get(group, group)
-            return split_by_group(self.labels(column)[0], tied(self.column(named)), rule)
+            return split_by_group(self._strata(column), tied(self.column(named)), rule)
         groups = self.column(rule.group) if rule.group else None
         if rule.column and is_rule(rule.column):
-            return split_by_name(rule.column, self.labels(column)[0], groups)
+            return split_by_name(rule.column, self._strata(column), groups)
         if rule.column:
             part = self.column(rule.column)
             return Split(*(np.flatnonzero(part == name) for name in Split._fields))
-        return make_split(self.labels(column)[0], groups, rule)
+        return make_split(self._strata(column), groups, rule)
 
     def split_by(self, column: str) -> "AdapterSet":
         """Split the same rows by the parts that a column records, or by a rule's name."""

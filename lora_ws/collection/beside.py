@@ -52,7 +52,7 @@ def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
     rows: dict[str, Row] = {}
     used: list[Path] = []
     for table in _tables(root, files):
-        held = list(_lines(table))
+        held = list(read_lines(table))
         if not all(KEY in line for line in held) or not held:
             notice(f"{table}: not used, as a table of labels has a column `{KEY}`")
             continue
@@ -129,7 +129,15 @@ def _tables(root: Path, files: Sequence[Path]) -> Iterator[Path]:
         yield from sorted(f for f in folder.iterdir() if f.suffix in TABLES and f.is_file())
 
 
-def _lines(table: Path) -> Iterator[Row]:
+def read_lines(table: Path) -> Iterator[Row]:
+    """Rows of a table; an empty cell is None, a column of numbers holds numbers.
+
+    Args:
+        table: a CSV with a header, or JSON lines.
+
+    Raises:
+        DataError: it is neither.
+    """
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:

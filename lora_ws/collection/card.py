@@ -46,6 +46,33 @@ class LabelTable:
 
 
 @dataclass(frozen=True)
+class SideTable:
+    """A table of a repository that says more of each row of the weights.
+
+    Attributes:
+        files: glob patterns of its CSV, JSON-lines or parquet files.
+        key: its columns that name the row together, joined by slashes.
+        column: column of the rows with the same values; empty takes the path of their file.
+        hub_id: the data set that holds it; empty for the repository of the weights.
+        labels: its columns of 1 and 0 (or -1) become one column of this name: lists of those that
+            apply. Empty leaves them as they are.
+        pattern: regular expression whose groups, joined by slashes, are what counts of a key; empty
+            for all of it.
+
+    Example:
+        >>> SideTable(files=("labels.csv",), key=("folder",), column="who").labels
+        ''
+    """
+
+    files: tuple[str, ...]
+    key: tuple[str, ...]
+    column: str = ""
+    hub_id: str = ""
+    labels: str = ""
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
 class DatasetCard:
     """One adapter collection.
 
@@ -56,12 +83,27 @@ class DatasetCard:
         version: raised when results on it stop being comparable with earlier ones.
         hub_id: repository on the Hugging Face Hub; empty when there is none.
         revision: branch, tag or commit to read; the commit it stood for is recorded at import.
+        hub_type: what kind of repository that is. Of a model repository with ``modules`` only these
+            are fetched, by byte ranges.
+        archive: zip files of the repository that hold the rows, as a glob pattern; empty where none
+            does. ``files`` are then patterns of their members.
         files: which files of the repository hold the rows, as glob patterns.
+        unsafe: why it is not opened, and what to do; empty for safe formats.
         bundled: whether a copy ships inside the package.
         schema: columns of the rows: one nested list per matrix, or one flat vector.
         weights_column: name of the vector column of the flat schema.
         layout: name of the expected layout; empty to take it from the first row.
+        rank: the highest of its rows, which the layout gets; lower ones are padded with zeros, and
+            a column ``rank`` says which. 0 for the layout's own.
+        modules: modules to read, by path, ``*`` standing for anything; empty for all, where any
+            other is an error.
+        alpha_from: where the scale of an update is said; a number is the alpha of all files that
+            say none.
+        path_columns: regular expression for the path of a file; its named groups become columns.
+        side_tables: tables that say more of each row.
+        base_from: column that names each row's base model, where there are several.
         label: column of the class to predict.
+        task: of `lora-ws train` that this column is for.
         classes: its values, in the order of their integer labels.
         label_from: columns of lists of labels that are made on loading, each from a table.
         rows: how many rows it holds, 0 where unknown.
@@ -89,13 +131,23 @@ class DatasetCard:
     kind: Literal["adapters", "images"] = "adapters"
     version: int = 1
     hub_id: str = ""
+    hub_type: Literal["dataset", "model"] = "dataset"
     revision: str = "main"
+    archive: str = ""
+    unsafe: str = ""
     files: tuple[str, ...] = ("**/*.parquet", "*.parquet")
     bundled: bool = False
     schema: Literal["matrix_columns", "flat_column"] = "matrix_columns"
     weights_column: str = "weights"
     layout: str = ""
+    rank: int = 0
+    modules: tuple[str, ...] = ()
+    alpha_from: str = ""
+    path_columns: str = ""
+    side_tables: tuple[SideTable, ...] = ()
+    base_from: str = ""
     label: str = "category_label"
+    task: str = "classification"
     classes: tuple[str, ...] = ()
     label_from: dict[str, LabelTable] = field(default_factory=dict)
     rows: int = 0
@@ -118,7 +170,9 @@ def stored_card(data: Mapping[str, Any]) -> DatasetCard:
     tables = data.get("label_from", {}).items()
     label_from = {name: LabelTable(**_known(LabelTable, table)) for name, table in tables}
     known = _known(DatasetCard, data)
-    return DatasetCard(**{**known, "split": split, "label_from": label_from})
+    beside = tuple(SideTable(**_known(SideTable, one)) for one in data.get("side_tables", ()))
+    nested = {"split": split, "label_from": label_from, "side_tables": beside}
+    return DatasetCard(**{**known, **nested})
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lora_ws.adapters.adapter import Adapter
 from lora_ws.adapters.layout import Layout
 from lora_ws.adapters.projection import common_layout, project_adapter
 from lora_ws.adapters.reader import open_adapter, read_adapter
+from lora_ws.adapters.scale import UNSAID
 from lora_ws.collection.beside import LabelTables, own_metadata, read_tables, sidecars
 from lora_ws.collection.decode import OURS
-from lora_ws.collection.source import Batch, Problem, batch_rows
+from lora_ws.collection.facts import RowFacts
+from lora_ws.collection.source import Batch, read_batches
 from lora_ws.errors import AdapterError, DataError, LayoutError
 
 # Files that are looked at to choose a layout for all, spread over the collection.
@@ -38,6 +39,7 @@ class FilesSource:
             ``retained_energy``, ``layers_missing`` and ``layer_mask``; else they are problems.
         min_energy: share of the squared norm of an update that has to fit the layout.
         categories: of files, instead of their top folders.
+        facts: what the card says of paths and tables beside the files.
     """
 
     root: Path
@@ -45,6 +47,7 @@ class FilesSource:
     project: bool = False
     min_energy: float = 0.0
     categories: Mapping[Path, str] = field(default_factory=dict)
+    facts: RowFacts | None = None
 
     @cached_property
     def tables(self) -> LabelTables:
@@ -88,27 +91,23 @@ class FilesSource:
 
     def batches(self, layout: Layout, skip: int) -> Iterator[Batch]:
         """Read the files, some at a time."""
-        size = batch_rows(layout)
-        for start in range(skip * size, len(self.files), size):
-            vectors, rows, problems = [], [], []
-            for file in self.files[start : start + size]:
-                name = file.relative_to(self.root).as_posix()
-                try:
-                    vector, row = self._read(file, layout)
-                except (AdapterError, LayoutError, DataError) as error:
-                    reason = str(error).removeprefix(f"{file}: ")
-                    problems.append(Problem(name, reason))
-                    continue
-                vectors.append(vector)
-                rows.append(row)
-            table, odd = _table(rows)
-            problems += [Problem(rows[k]["source"], reason) for k, reason in odd.items()]
-            vectors = [vector for k, vector in enumerate(vectors) if k not in odd]
-            weights = np.stack(vectors) if vectors else np.empty((0, layout.size), np.float32)
-            yield Batch(weights, table, problems)
+        names = {file.relative_to(self.root).as_posix(): file for file in self.files}
+
+        def read(name: str) -> tuple[np.ndarray, dict[str, Any]]:
+            try:
+                return self._read(names[name], layout)
+            except (AdapterError, LayoutError, DataError) as error:
+                # Relative paths are enough, and the same on another machine.
+                raise DataError(str(error).removeprefix(f"{names[name]}: ")) from error
+
+        return read_batches(list(names), read, layout, skip)
 
     def _read(self, file: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
-        adapter = read_adapter(file)
+        if self.facts:
+            card = self.facts.card
+            adapter = with_alpha(read_adapter(file, only=card.modules or None), card.alpha_from)
+        else:
+            adapter = read_adapter(file)
         vector, fit = self._vector(adapter, layout)
         if not np.isfinite(vector).all():
             raise DataError("its scale takes values beyond float32")
@@ -122,6 +121,9 @@ class FilesSource:
         if metadata.is_file():
             row |= _metadata(metadata)
         row |= self.tables.rows.get(relative.as_posix(), {})
+        if self.facts:
+            row |= self.facts.of(relative.as_posix())
+            row.setdefault("rank", max(module.rank for module in adapter.modules.values()))
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256
@@ -130,7 +132,7 @@ class FilesSource:
 
     def _vector(self, adapter: Adapter, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
         """The row of an adapter, and columns that say how well it fits."""
-        if not self.project:
+        if not self.project and not self.facts:
             if difference := layout.difference(adapter.layout):
                 raise LayoutError(
                     f"another layout than the rest of the collection: {difference}; --project auto "
@@ -161,16 +163,25 @@ def _metadata(file: Path) -> dict[str, Any]:
     return {f"original_{key}" if key in OURS else key: value for key, value in found.items()}
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[int, str]]:
-    """The rows as a table of all their columns, and rows whose values are of an odd kind."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    odd: dict[int, str] = {}
-    schema = pa.schema([])
-    for k, row in enumerate(rows):
-        try:
-            mine = pa.Table.from_pylist([dict(row)]).schema
-            schema = pa.unify_schemas([schema, mine], promote_options="permissive")
-        except pa.ArrowException as error:
-            odd[k] = f"its metadata is of another kind than that of other files ({error})"
-    kept = [{name: row.get(name) for name in columns} for k, row in enumerate(rows) if k not in odd]
-    return pa.Table.from_pylist(kept, schema), odd
+def with_alpha(adapter: Adapter, said: str) -> Adapter:
+    """The scale that a card knows, for modules whose file says none.
+
+    Args:
+        adapter: as it was read.
+        said: ``alpha_from`` of the card; anything but a number changes nothing.
+
+    Example:
+        >>> down, up = np.ones((2, 3), np.float32), np.ones((4, 2), np.float32)
+        >>> module = Module("unet", "mid_block.to_v", "lora", down, up, 1.0, UNSAID)
+        >>> with_alpha(Adapter({module.name: module}, "a", ""), "27").modules[module.name].scale
+        13.5
+    """
+    if not said.isdecimal():
+        return adapter
+    modules = {
+        name: replace(one, scale=int(said) / one.rank, scale_source="the card")
+        if one.scale_source == UNSAID
+        else one
+        for name, one in adapter.modules.items()
+    }
+    return replace(adapter, modules=modules)

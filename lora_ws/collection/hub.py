@@ -1,4 +1,4 @@
-"""Fetch the parquet files of a collection from the Hugging Face Hub, pinned to one commit."""
+"""Fetch the files of a collection from the Hugging Face Hub, pinned to one commit."""
 
 import hashlib
 from fnmatch import fnmatch
@@ -41,7 +41,9 @@ def fetch(card: DatasetCard, revision: str) -> Snapshot:
 
 def _download(card: DatasetCard, revision: str) -> Snapshot:
     api = client()
-    info = insist(lambda: api.dataset_info(card.hub_id, revision=revision, files_metadata=True))
+    kind = card.hub_type
+    ask = api.model_info if kind == "model" else api.dataset_info
+    info = insist(lambda: ask(card.hub_id, revision=revision, files_metadata=True))
     commit = info.sha or revision
     wanted = {s.rfilename: s for s in info.siblings or [] if _wanted(s.rfilename, card)}
     if not wanted:
@@ -50,7 +52,7 @@ def _download(card: DatasetCard, revision: str) -> Snapshot:
         )
     files = []
     for name in sorted(wanted):
-        file = api.hf_hub_download(card.hub_id, name, repo_type="dataset", revision=commit)
+        file = api.hf_hub_download(card.hub_id, name, repo_type=kind, revision=commit)
         files.append(Path(file))
         _verify(files[-1], wanted[name])
     return Snapshot(files, commit)
@@ -85,7 +87,7 @@ def _cached(card: DatasetCard, revision: str, why: str) -> Snapshot:
     )
     try:
         folder = snapshot_download(
-            card.hub_id, repo_type="dataset", revision=revision, local_files_only=True
+            card.hub_id, repo_type=card.hub_type, revision=revision, local_files_only=True
         )
     except (LocalEntryNotFoundError, OSError) as error:
         raise NotAvailableError(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from lora_ws.adapters.layout import Layout, natural_key
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.card import DatasetCard
+from lora_ws.collection.facts import local_facts
 from lora_ws.collection.files_source import FilesSource
 from lora_ws.collection.parquet_source import ParquetSource, missing_shards
 from lora_ws.collection.source import Batch, ImportSource, Problem, common_parent
@@ -68,7 +69,10 @@ def import_collection(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     out = Path(out)
-    source = find_source([Path(path) for path in listed], card or DatasetCard(name=out.name))
+    paths = [Path(path) for path in listed]
+    source = find_source(paths, card or DatasetCard(name=out.name))
+    if card and (facts := local_facts(card, paths)):
+        source = replace(source, facts=facts)
     if project and not isinstance(source, FilesSource):
         raise DataError("--project: expected adapter files, got parquet files of one layout")
     if isinstance(source, FilesSource):
@@ -95,6 +99,7 @@ def import_source(
         warnings.warn(said, stacklevel=2)
     if layout is None:
         layout = Layout.known(card.layout) if card.layout else source.find_layout()
+        layout = layout.at_rank(card.rank) if card.rank else layout
     facts = {**(origin or {}), "source": source.identity()}
     with StoreWriter(out, layout, card, facts) as writer:
         if writer.quarantine and on_error == "raise":
@@ -144,7 +149,7 @@ def _without_repeats(batch: Batch, seen: dict[str, str]) -> Batch:
     return Batch(batch.weights[mask], rows.filter(pa.array(mask)), problems)
 
 
-def find_source(paths: Sequence[Path], card: DatasetCard) -> ImportSource:
+def find_source(paths: Sequence[Path], card: DatasetCard) -> FilesSource | ParquetSource:
     """Choose the importer for what is at ``paths``: parquet files, or folders of adapters.
 
     Raises:

@@ -8,9 +8,9 @@ from pathlib import Path
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
-from lora_ws.collection.hub import fetch
-from lora_ws.collection.ingest import OnError, import_collection
+from lora_ws.collection.ingest import OnError, import_collection, import_source
 from lora_ws.collection.labels import join_labels
+from lora_ws.collection.published import published_rows
 from lora_ws.collection.store import MANIFEST, QUARANTINE, partial_path
 from lora_ws.config import cache_dir, spec_root
 from lora_ws.errors import DataError, NotAvailableError, notice
@@ -21,7 +21,11 @@ READ = (".safetensors", ".json", ".info", ".csv", ".jsonl")
 
 
 def load(
-    name_or_path: str | Path, *, subset: str | None = None, revision: str | None = None
+    name_or_path: str | Path,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    rank: int | None = None,
 ) -> AdapterSet:
     """Open an adapter collection.
 
@@ -32,6 +36,7 @@ def load(
             changed.
         subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
         revision: Hub branch, tag or commit, instead of the card's.
+        rank: bring all updates to this rank, see `AdapterSet.at_rank`; None leaves each at its own.
 
     Raises:
         NotAvailableError: it is not here and cannot be fetched; the message has the ways out.
@@ -48,7 +53,8 @@ def load(
         adapters = _from_folder(path)
     else:
         adapters = _by_name(find_card(str(name_or_path)), revision)
-    return adapters if subset is None else adapters.subset(subset)
+    adapters = adapters if subset is None else adapters.subset(subset)
+    return adapters if rank is None else adapters.at_rank(rank)
 
 
 def store_path(card: DatasetCard, revision: str) -> Path:
@@ -85,19 +91,14 @@ def import_from_hub(
     if not card.hub_id:
         raise DataError(f"`{card.name}` is not on the Hub, there is nothing to import")
     revision = revision or card.revision
-    snapshot = fetch(card, revision)
     folder = cache_dir() / "stores" / card.name
-    path = folder / snapshot.commit
-    if not (path / MANIFEST).is_file():
-        import_collection(
-            snapshot.files,
-            path,
-            card=card,
-            on_error=on_error,
-            origin={"hub_id": card.hub_id, "commit": snapshot.commit},
-        )
-    _point(folder, revision, snapshot.commit)
-    return AdapterSet.open(path)
+    work = folder / f"unpacked-{revision.replace('/', '--')}"
+    with published_rows(card, revision, work) as (source, commit):
+        if not (folder / commit / MANIFEST).is_file():
+            origin = {"hub_id": card.hub_id, "commit": commit}
+            import_source(source, folder / commit, card, on_error=on_error, origin=origin)
+    _point(folder, revision, commit)
+    return AdapterSet.open(folder / commit)
 
 
 def _from_folder(folder: Path) -> AdapterSet:

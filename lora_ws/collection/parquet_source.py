@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from lora_ws.adapters.keys import parse_key, split_ending
 from lora_ws.adapters.layout import Layout
+from lora_ws.adapters.projection import pad_rows
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns, plain
+from lora_ws.collection.facts import RowFacts
 from lora_ws.collection.source import Batch, Problem, batch_rows, common_parent
 from lora_ws.errors import DataError, LayoutError
 
@@ -24,10 +26,18 @@ ROWS_TRIED = 1000
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files: one list column per matrix, or one flat vector column."""
+    """Parquet files: one list column per matrix, or one flat vector column.
+
+    Attributes:
+        files: in order.
+        card: of the collection.
+        facts: what the card says of their paths; a ``rank`` there is that of a file's rows, which
+            are padded to the layout's.
+    """
 
     files: Sequence[Path]
     card: DatasetCard
+    facts: RowFacts | None = None
 
     def identity(self) -> Mapping[str, Any]:
         """Names, sizes and schema kind."""
@@ -117,19 +127,21 @@ class ParquetSource:
             if (path, role) not in named:
                 raise DataError(f"missing column `unet.{path}.lora.{role}.weight`")
         extra = [name for key, name in named.items() if key not in set(wanted)]
-        if extra:
+        if extra and not self.card.modules:
             raise DataError(f"column `{extra[0]}` is not part of the layout")
         return [named[key] for key in wanted]
 
     def _decode(
         self, batch: pa.RecordBatch, file: Path, offset: int, layout: Layout, columns: list[str]
     ) -> Batch:
+        told = self.facts.of(file.as_posix()) if self.facts else {}
+        own = layout.at_rank(int(told.get("rank", 0))) if told.get("rank") else layout
         if self.card.schema == "flat_column":
-            shapes = [((1, layout.size), slice(0, layout.size))]
+            shapes = [((1, own.size), slice(0, own.size))]
         else:
-            shapes = [(matrix.shape, matrix.columns) for matrix in layout.matrices]
+            shapes = [(matrix.shape, matrix.columns) for matrix in own.matrices]
         label = self.label(file)
-        weights = np.empty((batch.num_rows, layout.size), np.float32)
+        weights = np.empty((batch.num_rows, own.size), np.float32)
         problems: dict[int, Problem] = {}
         for name, (shape, where) in zip(columns, shapes, strict=True):
             bad = decode_matrix(batch.column(name), shape, weights[:, where])
@@ -137,7 +149,8 @@ class ParquetSource:
                 problems.setdefault(row, Problem(label, reason, offset + row, name))
         keep = np.ones(batch.num_rows, bool)
         keep[list(problems)] = False
-        rows = metadata_columns(batch, columns)
+        beyond = [n for n in batch.schema.names if self.card.modules and parse_key(n)]
+        rows = metadata_columns(batch, list({*columns, *beyond, *told}))
         source = pa.array([f"{label}:{offset + k}" for k in range(batch.num_rows)], pa.string())
         # A table without columns has no length, and takes no column.
         rows = (
@@ -145,8 +158,12 @@ class ParquetSource:
             if rows.num_columns
             else pa.table([source], ["source"])
         )
+        for column, value in told.items():
+            rows = rows.append_column(column, pa.array([value] * batch.num_rows))
         if problems:
             weights, rows = weights[keep], rows.filter(pa.array(keep))
+        if own != layout:
+            weights = pad_rows(weights, own, max(layer.rank for layer in layout.layers))
         return Batch(weights, rows, [problems[row] for row in sorted(problems)])
 
 

@@ -18,6 +18,7 @@ import yaml
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier, is_regressor
 from sklearn.utils import get_tags
 
+from lora_ws.collection.card import card_names, find_card
 from lora_ws.config import DEPRECATED, load_spec, to_plain
 from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, Featurizer, FlatVec, UpdateKernel
@@ -168,7 +169,7 @@ class ExperimentSpec:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
         if isinstance(self.task, str) and self.task not in TASKS:
             raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {self.task}")
-        if self.kind.needs_label and self.label is None:
+        if self.kind.needs_label and self.label is None and not self._card_serves:
             raise ConfigError(
                 f"task={self.kind.name}: expected `label`, {self.kind.needs_label}, got none"
             )
@@ -194,6 +195,12 @@ class ExperimentSpec:
                 f"{describe(self.model)}, which needs validation rows to stop; leave it out"
             )
         self._check_trainer()
+
+    @property
+    def _card_serves(self) -> bool:
+        """Whether the label of the collection's card is one for this task."""
+        known = str(self.dataset) in card_names()
+        return known and find_card(str(self.dataset)).task == self.kind.name
 
     def _check_model(self) -> None:
         """Refuse what no engine fits; a network that reads factors gets the weights themselves."""

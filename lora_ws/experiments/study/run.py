@@ -9,12 +9,12 @@ import numpy as np
 
 from lora_ws import journal
 from lora_ws.adapters import Layout
+from lora_ws.adapters.projection import project_rows
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.bundle import MAX_RANK
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.changes import CHANGES, Level, changed_rows, partners
 from lora_ws.experiments.study.spec import StudySpec
-from lora_ws.functional.factors import cut_to_rank
 from lora_ws.learn.labelled import UNKNOWN, open_for, places
 from lora_ws.report.progress import progress
 
@@ -189,22 +189,8 @@ def _predicted(
     rank = max(layer.rank for layer in layout.layers)
     read_as_is = bundle.layout == layout or (bundle.any_rank and rank <= MAX_RANK)
     if not read_as_is:
-        weights, layout = _cut(weights, layout, bundle.layout), bundle.layout
+        weights, layout = project_rows(weights, layout, bundle.layout), bundle.layout
     found = bundle.predict_arrays(weights, layout)
     if not read_as_is and bundle.gauge == "raw":
         found = found.abstain(True, "projected")
     return found.probabilities, found.reasons != ""
-
-
-def _cut(weights: np.ndarray, layout: Layout, wanted: Layout) -> np.ndarray:
-    """Updates cut to a layout's rank, as a scan does with files of another one."""
-    new = np.empty((len(weights), wanted.size), np.float32)
-    for (layer, down, up), (own, new_down, new_up) in zip(
-        layout.pairs(), wanted.pairs(), strict=True
-    ):
-        for old, row in zip(weights, new, strict=True):
-            cut = cut_to_rank(
-                old[down].reshape(layer.down_shape), old[up].reshape(layer.up_shape), own.rank
-            )
-            row[new_down], row[new_up] = cut.down.ravel(), cut.up.ravel()
-    return new
