@@ -14,6 +14,7 @@ import re
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -85,6 +86,7 @@ def parse(
     prog: str,
     example: str = "",
     first: Sequence[str] = (),
+    around: Callable[..., AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[], T]:
     """Read flags (and ``--config`` files) for the parameters of ``target``.
 
@@ -97,6 +99,7 @@ def parse(
         prog: name in messages and help.
         example: a command line that its help shows.
         first: flags that its help shows before the others.
+        around: what is entered around the call; its parameters are flags too.
 
     Returns:
         A call without arguments that runs ``target`` with what was read.
@@ -106,21 +109,29 @@ def parse(
             not fit.
     """
     spec_type = _spec_type(target)
-    parser = make_parser(target, prog, example, first)
+    parser = make_parser(target, prog, example, first, around)
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(error, parser)) from error
     values.pop("config", None)
     positional = [values.pop(parameter.name) for parameter in _positional(target)[0]]
-    if spec_type:
-        spec = spec_type(**values)
-        return lambda: target(*positional, spec)
-    return lambda: target(*positional, **values)
+    entered = {name: values.pop(name) for name in _around_flags(around)}
+    spec = (spec_type(**values),) if spec_type else ()
+
+    def call() -> T:
+        with around(**entered):
+            return target(*positional, *spec, **({} if spec_type else values))
+
+    return call
 
 
 def make_parser(
-    target: Callable[..., Any], prog: str, example: str = "", first: Sequence[str] = ()
+    target: Callable[..., Any],
+    prog: str,
+    example: str = "",
+    first: Sequence[str] = (),
+    around: Callable[..., AbstractContextManager[None]] = nullcontext,
 ) -> Parser:
     """The parser that `parse` uses, with a flag for every parameter."""
     source = _spec_type(target) or target
@@ -155,11 +166,18 @@ def make_parser(
         parser.set_defaults(_default_classes(source))
     elif keywords:
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
+    if _around_flags(around):
+        parser.add_function_arguments(around, None, as_group=False)
     for action in parser._actions:
         action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
         _prefer_ours(action)
     parser.put_first(first)
     return parser
+
+
+def _around_flags(around: Callable[..., Any]) -> Sequence[str]:
+    """Names of the flags of what is entered around a call."""
+    return () if around is nullcontext else tuple(inspect.signature(around).parameters)
 
 
 def to_plain(value: Any) -> Any:

@@ -1,15 +1,18 @@
-"""What differs between Linux, macOS and Windows: CPUs, the output's encoding, a parent's end."""
+"""What differs between Linux, macOS and Windows: CPUs, memory, encoding, a parent's end."""
 
 import io
 import os
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 # In a pool: Windows waits for at most 63 handles at once, two of which are not processes.
 MOST_PROCESSES = 61 if sys.platform == "win32" else sys.maxsize
 # Seconds between looks at the parent.
 PAUSE = 0.5
+# What a container may take, where this process is in one; "max" where it is not.
+CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def cpus() -> int:
@@ -17,6 +20,20 @@ def cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory of this machine, or of the container that this process is in."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kib = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
+        return kib.value << 10
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):
+        return min(machine, int(CGROUP.read_text(encoding="utf-8")))
+    return machine
 
 
 def write_utf8() -> None:

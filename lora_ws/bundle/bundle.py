@@ -33,6 +33,7 @@ from lora_ws.bundle.state import fitted_state, restore, restore_model
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableError, deprecated
 from lora_ws.featurizers import Featurizer
+from lora_ws.functional.rows import Rows
 from lora_ws.hub import push_folder
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.base import is_invariant
@@ -187,7 +188,9 @@ class Bundle:
         return self.predict_batch(*args, **keywords)
 
     def predict_arrays(
-        self, weights: Float[np.ndarray, "adapters params"], layout: Layout | None = None
+        self,
+        weights: Float[np.ndarray, "adapters params"] | Rows,
+        layout: Layout | None = None,
     ) -> Predictions:
         """Predict for many adapters: what `predict_batch` says, as arrays.
 
@@ -206,7 +209,7 @@ class Bundle:
         own = outputs.logits[:, : len(self.classes)]
         return self.confidence.predict(outputs._replace(logits=own))
 
-    def _outputs(self, weights: np.ndarray, layout: Layout | None) -> NetworkOutputs:
+    def _outputs(self, weights: np.ndarray | Rows, layout: Layout | None) -> NetworkOutputs:
         """What the network makes of rows; NaN of those that are not finite."""
         layout = self.layout if layout is None else layout
         network = self._network_at(layout)

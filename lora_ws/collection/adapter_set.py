@@ -42,6 +42,7 @@ from lora_ws.collection.store import (
 )
 from lora_ws.config import nearest
 from lora_ws.errors import DataError, LayoutError, NotAvailableError
+from lora_ws.memory import blocks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -361,10 +362,9 @@ class AdapterSet:
         origin = self.origin or {"origin": "arrays"}
         # Nothing tells whose rows an unfinished store of arrays holds, so it is not continued.
         with StoreWriter(Path(path), self.layout, self.card, origin, resume=False) as writer:
-            step = max(1, (64 << 20) // (4 * self.layout.size))
-            for start in range(0, len(self), step):
-                weights = np.asarray(self.weights[start : start + step])
-                rows = self.rows.slice(start, step)
+            for part in blocks(len(self), 4 * self.layout.size):
+                weights = np.asarray(self.weights[part])
+                rows = self.rows.slice(part.start, len(weights))
                 if "sha256" not in rows.column_names:
                     rows = rows.append_column("sha256", pa.array(row_hashes(weights), pa.string()))
                 writer.append(weights, rows)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Literal, get_args
 
-from lora_ws.commands.table import COMMANDS, function_of
+from lora_ws.commands.table import COMMANDS, described, function_of
 from lora_ws.config import make_parser
 from lora_ws.errors import ConfigError
 from lora_ws.flags import choices_of
@@ -48,7 +48,7 @@ def _add(name: str, parser: argparse.ArgumentParser) -> None:
     """Copy the arguments of a command: what they are called, and which values they take."""
     import shtab
 
-    for action in make_parser(function_of(name), name)._actions:
+    for action in make_parser(function_of(name), *described(name))._actions:
         if "--help" in action.option_strings or action.help == argparse.SUPPRESS:
             continue
         hint = getattr(action, "_typehint", None)

@@ -14,6 +14,7 @@ from lora_ws.bundle import Bundle
 from lora_ws.bundle.card import MEASURES, measure_text
 from lora_ws.bundle.confidence import ABSTENTIONS, measures
 from lora_ws.errors import ConfigError, DataError
+from lora_ws.functional.rows import Rows
 from lora_ws.learn.labelled import UNKNOWN, open_for, places
 from lora_ws.report.metrics import ordered
 
@@ -63,7 +64,7 @@ def evaluate(
             f"the bundle names {', '.join(bundle.classes)}; `{adapters.card.name}` has "
             f"{', '.join(classes)}"
         )
-    judged = bundle.predict_arrays(adapters.select(rows).weights, adapters.layout)
+    judged = bundle.predict_arrays(Rows(adapters.weights, rows), adapters.layout)
     scores, truth = torch.from_numpy(judged.probabilities), torch.from_numpy(meant)
     values = present_class_metrics(scores, truth)
     where = f"{adapters.card.name} {subset}".strip()

@@ -14,8 +14,8 @@ from lora_ws.errors import ConfigError
 from lora_ws.featurizers import Featurizer, StatsLayerDense
 from lora_ws.learn.features import open_data, represent, with_layout
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.memory import blocks
 
-GROUP_BYTES = 64 << 20
 # Columns that say which file a row is of.
 KEYS = ("source", "sha256")
 
@@ -82,10 +82,8 @@ def _write_parquet(
     out: Path, features: np.ndarray, names: list[str], columns: dict[str, np.ndarray]
 ) -> None:
     """Write row group by row group: a wide representation need not fit in memory twice."""
-    step = max(1, GROUP_BYTES // (4 * features.shape[1]))
     writer = None
-    for start in range(0, len(features), step):
-        part = slice(start, start + step)
+    for part in blocks(len(features), 4 * features.shape[1]):
         block = np.asfortranarray(features[part])
         table = pa.table(
             {

@@ -2,7 +2,10 @@
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
+
+from lora_ws.memory import bounded
 
 
 class Command(NamedTuple):
@@ -13,12 +16,14 @@ class Command(NamedTuple):
         text: what it does, in a few words.
         example: what to type after ``lora-ws`` and the command's name.
         flags: those that its help shows first, at most five.
+        around: what is entered around it; its parameters are flags too.
     """
 
     where: str
     text: str
     example: str
     flags: tuple[str, ...] = ()
+    around: Callable[..., AbstractContextManager[None]] = nullcontext
 
 
 # Two words are a command and what it acts on.
@@ -43,48 +48,56 @@ COMMANDS = {
         "import adapters from files or the Hub",
         "my-loras --out my-store --on_error skip",
         ("out", "card", "label", "on_error", "revision"),
+        around=bounded,
     ),
     "data audit": Command(
         "lora_ws.commands.data:audit",
         "find what leaks between training and test adapters",
         "lora-ws-mini",
         ("subset", "split", "label", "as_json"),
+        around=bounded,
     ),
     "data prompt-leak": Command(
         "lora_ws.commands.data:prompt_leak",
         "measure how much training prompts reveal of the labels",
         "lora-ws-mini",
         ("label", "base", "templates", "device", "as_json"),
+        around=bounded,
     ),
     "featurize": Command(
         "lora_ws.commands.featurize:featurize",
         "write a representation to a file",
         "--featurizer StatsLayer --out features.parquet",
         ("out", "featurizer", "dataset", "subset", "label"),
+        around=bounded,
     ),
     "train": Command(
         "lora_ws.commands.train:train",
         "train and evaluate classifiers",
         "--subset per_adapter/class --model SVC --seeds 3",
         ("dataset", "subset", "featurizer", "model", "seeds"),
+        around=bounded,
     ),
     "tune": Command(
         "lora_ws.commands.tune:tune",
         "search hyper-parameters",
         "--model DeepSets --search '{fit.lr: {low: 1e-4, high: 1e-2, log: true}}' --trials 20",
         ("search", "trials", "dataset", "model", "seeds"),
+        around=bounded,
     ),
     "sweep": Command(
         "lora_ws.commands.reproduce:sweep",
         "train on each layer or matrix alone",
         "--over layers --featurizer FlatVec --seeds 3",
         ("over", "dataset", "subset", "featurizer", "seeds"),
+        around=bounded,
     ),
     "reproduce": Command(
         "lora_ws.commands.reproduce:reproduce",
         "reproduce tables and figures of `eval/`",
         "table1 --seeds 3",
         ("dataset", "subset", "protocol", "seeds", "out"),
+        around=bounded,
     ),
     "check-reader": Command(
         "lora_ws.commands.check_reader:check_reader",
@@ -97,12 +110,14 @@ COMMANDS = {
         "evaluate a trained classifier",
         "--model runs/store/bundle --dataset my-store",
         ("model", "dataset", "subset", "part", "label"),
+        around=bounded,
     ),
     "study": Command(
         "lora_ws.commands.study:study",
         "measure how robust trained classifiers are",
         "weight-noise --model tiny-sd",
         ("model", "dataset", "subset", "draws", "out"),
+        around=bounded,
     ),
     "zoo base": Command(
         "lora_ws.commands.zoo:base",
@@ -187,6 +202,7 @@ COMMANDS = {
         "find the most similar adapters",
         "my_lora.safetensors --index my-loras",
         ("index", "top", "workers", "cache", "as_json"),
+        around=bounded,
     ),
     "prompt": Command(
         "lora_ws.commands.prompt:prompt",
@@ -241,6 +257,7 @@ COMMANDS = {
         "group duplicate and near-duplicate adapters",
         "my-loras --near 0.99",
         ("equal", "near", "workers", "cache", "as_json"),
+        around=bounded,
     ),
     "completion": Command(
         "lora_ws.commands.completion:completion",
@@ -256,7 +273,17 @@ def function_of(name: str) -> Callable[..., int | None]:
     return getattr(importlib.import_module(module), function)
 
 
-def described(name: str) -> tuple[str, str, tuple[str, ...]]:
+class Described(NamedTuple):
+    """What `lora_ws.config.parse` is told of a command, in its order."""
+
+    prog: str
+    example: str
+    first: tuple[str, ...]
+    around: Callable[..., AbstractContextManager[None]]
+
+
+def described(name: str) -> Described:
     """What a command is called, how it is typed, and which flags its help shows first."""
     command = COMMANDS[name]
-    return f"lora-ws {name}", f"lora-ws {name} {command.example}".rstrip(), command.flags
+    typed = f"lora-ws {name} {command.example}".rstrip()
+    return Described(f"lora-ws {name}", typed, command.flags, command.around)

@@ -15,10 +15,12 @@ import torch
 
 from lora_ws.adapters.layout import LayerSpec, Layout, Selection
 from lora_ws.errors import ConfigError, LayoutError
+from lora_ws.functional.rows import Rows
 from lora_ws.parameters import Parametrized
 
 PRECISIONS = (np.float32, np.float64)
-Array = Any  # np.ndarray, np.memmap or torch.Tensor; the result is of the same kind
+# np.ndarray, np.memmap or torch.Tensor, and the result is of the same kind; or rows of a store.
+Array = Any
 
 
 class Featurizer(Parametrized, ABC):
@@ -136,17 +138,24 @@ class Featurizer(Parametrized, ABC):
 
     def _read(self, X: Array, reset: bool) -> np.ndarray:
         """Checked rows of the chosen matrices."""
-        rows, selection = self._check(X, reset), self._selection
-        return rows if selection is None else rows[:, selection.columns]
+        rows: Any = self._check(X, reset)
+        selection = self._selection
+        if selection is None:
+            return rows
+        columns = selection.columns
+        return rows.of(columns) if isinstance(rows, Rows) else rows[:, columns]
 
-    def _check(self, X: Array, reset: bool) -> np.ndarray:
+    def _check(self, X: Array, reset: bool) -> Any:
         given: Any = X
         if isinstance(X, torch.Tensor):
             host = X.detach().cpu()
             given = (host if host.dtype.itemsize > 2 else host.float()).numpy()
         finite = self.reads or not isinstance(X, np.memmap)
-        rows: Any = np.asarray(given)
-        if reset or not self._fits(given, finite):
+        rows: Any = X if isinstance(X, Rows) else np.asarray(given)
+        if isinstance(X, Rows):
+            # Of a store, whose values were checked when it was imported.
+            self.n_features_in_ = X.shape[1]
+        elif reset or not self._fits(given, finite):
             from sklearn.utils.validation import validate_data
 
             rows = validate_data(

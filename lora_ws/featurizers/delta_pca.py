@@ -36,7 +36,7 @@ class DeltaPCA(UpdateFeaturizer):
             without ``normalize``.
         landmarks: how many training rows, drawn at random, are kept to project on; None keeps
             all, which is exact.
-        max_memory_mb: bound on the memory taken for fitting, in MiB.
+        max_memory_mb: bound on the memory taken for fitting, in MiB, below the command's.
         seed: of the draw of landmarks.
 
     Example:

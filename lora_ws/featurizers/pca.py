@@ -9,23 +9,23 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Featurizer
 from lora_ws.functional.gram_pca import PcaResult, pca, project
+from lora_ws.memory import memory_limit
 
 DEFAULT_COMPONENTS = 200
 Solver = Literal["auto", "gram", "krylov"]
 
 
 class FlatVecPCA(Featurizer):
-    """Exact principal components of the flat vectors (paper section 4; K numbers).
+    """Principal components of the flat vectors (paper section 4; K numbers).
 
-    Fitted on training rows only. Rows are streamed in blocks of columns, so a memory map larger
-    than memory will do.
+    Fitted on training rows only, in passes over them, so a store larger than memory will do.
 
     Args:
         n_components: K; None takes 200, or as many as the training rows and columns allow.
         standardize: scale every column to unit variance first, as the paper's pipeline does.
-        solver: "gram" is exact to rounding; "krylov" is for more rows than whose Gram matrix fits
-            in memory; "auto" takes gram where it fits.
-        max_memory_mb: bound on the memory taken for fitting, in MiB.
+        solver: "gram" is exact to rounding; "krylov" takes six passes over the rows, after which
+            a singular value is at most 2 % too low; "auto" takes gram up to 5000 rows (or columns).
+        max_memory_mb: bound on the memory taken for fitting, in MiB, below the command's.
         seed: start of the Krylov solver.
         layout: which columns are which matrix; needed to choose some.
         matrices: names of the layers or matrices to read, ``*`` standing for anything (see
@@ -80,7 +80,7 @@ class FlatVecPCA(Featurizer):
             wanted,
             standardize=self.standardize,
             solver=self.solver,
-            max_memory_mb=self.max_memory_mb,
+            max_memory_mb=self._memory_mb(),
             seed=self.seed,
         )
         self.mean_, self.scale_ = result.mean, result.scale
@@ -91,7 +91,11 @@ class FlatVecPCA(Featurizer):
         return result
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
-        return project(rows, self.mean_, self.scale_, self.components_)
+        memory = self._memory_mb()
+        return project(rows, self.mean_, self.scale_, self.components_, max_memory_mb=memory)
+
+    def _memory_mb(self) -> int:
+        return min(self.max_memory_mb, memory_limit() >> 20)
 
     def _names(self) -> Sequence[str]:
         return [f"pca{k}" for k in range(len(self.components_))]

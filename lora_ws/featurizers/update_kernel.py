@@ -36,7 +36,7 @@ class UpdateKernel(UpdateFeaturizer):
             adapters are lowered; None leaves them. With it, updates count with unit norm even
             without ``normalize``.
         landmarks: how many training rows, drawn at random, to compare with; None takes all.
-        max_memory_mb: bound on the memory taken for fitting, in MiB.
+        max_memory_mb: bound on the memory taken for fitting, in MiB, below the command's.
         seed: of the draw of landmarks.
 
     Example:

@@ -30,10 +30,11 @@ from lora_ws.functional.delta_gram import (
     whitened,
     whitener,
 )
+from lora_ws.functional.rows import Rows
+from lora_ws.memory import BLOCK_BYTES, held_bytes, memory_limit
 
-# Rows whose directions are made at once, and bytes of one layer's products.
+# Rows whose directions are made at once.
 BLOCK_ROWS = 128
-BLOCK_BYTES = 64 << 20
 _MIB = 1 << 20
 # Kernels of a layer: those of `delta_gram`, and what updates answer to some inputs.
 SIDES = (*KERNELS, "probe")
@@ -67,7 +68,7 @@ class UpdateFeaturizer(Featurizer, ABC):
     seed: int
 
     def _fit_kernel(
-        self, rows: np.ndarray, kept: np.ndarray, labels: np.ndarray | None = None
+        self, rows: np.ndarray | Rows, kept: np.ndarray, labels: np.ndarray | None = None
     ) -> np.ndarray:
         """Fit whitening, probes, landmarks and weights; returns all rows' kernel with landmarks.
 
@@ -87,14 +88,14 @@ class UpdateFeaturizer(Featurizer, ABC):
         self.weights_ = self._fit_weights(None if labels is None else labels[kept])
         return self._cross(self.landmarks_) if len(kept) == len(rows) else self._gram(rows)
 
-    def _gram(self, rows: np.ndarray) -> np.ndarray:
+    def _gram(self, rows: np.ndarray | Rows) -> np.ndarray:
         """Kernel of all rows with the landmarks ``[rows, landmarks]``."""
         gram = np.empty((len(rows), len(self.landmarks_)))
         for block, products in self._products(rows):
             gram[block] = products
         return gram
 
-    def _products(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def _products(self, rows: np.ndarray | Rows) -> Iterator[tuple[slice, np.ndarray]]:
         """The kernel with the landmarks, float64, some rows at a time."""
         for start in range(0, len(rows), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
@@ -175,8 +176,11 @@ class UpdateFeaturizer(Featurizer, ABC):
                 parts += [part.reshape(len(rows), -1) for part in found[: 1 + (whole == "delta")]]
         return np.concatenate(parts, axis=1, dtype=rows.dtype, casting="same_kind")
 
-    def _fit_probes(self, rows: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """The probes of every source of inputs, one after the other in a vector."""
+    def _fit_probes(self, rows: np.ndarray | Rows, labels: np.ndarray | None) -> np.ndarray:
+        """The probes of every source of inputs, one after the other in a vector.
+
+        Of rows on disk, as many are asked as a quarter of the memory holds.
+        """
         if "probe" not in self._kernels():
             return np.zeros(0, rows.dtype)
         if self.probes < 1:
@@ -186,6 +190,11 @@ class UpdateFeaturizer(Featurizer, ABC):
         pairs = self._pairs()
         moments = {source: np.zeros((width, width)) for source, width in self._sources()}
         labels = np.zeros(len(rows)) if labels is None else labels
+        if isinstance(rows, Rows):
+            # A class's updates are summed at full size, layer by layer, so rows are held meanwhile.
+            most = max(2, held_bytes() // (rows.itemsize * rows.shape[1]))
+            drawn = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:most])
+            rows, labels = rows[drawn], labels[drawn]
         quiet = negligible_layers(_all_norms(rows, pairs))
         for index, (layer, down, up) in enumerate(pairs):
             a = rows[:, down].reshape(-1, *layer.down_shape)
@@ -253,7 +262,7 @@ class UpdateFeaturizer(Featurizer, ABC):
             aligned += np.stack(flat) @ target.ravel()
         return nonnegative_weights(moment, aligned) / np.array(sizes)
 
-    def _fit_whiteners(self, rows: np.ndarray) -> np.ndarray:
+    def _fit_whiteners(self, rows: np.ndarray | Rows) -> np.ndarray:
         """Whitening matrices of every layer and side, one after the other in a vector."""
         if self.whiten is None:
             return np.zeros(0, rows.dtype)
@@ -307,21 +316,23 @@ class UpdateFeaturizer(Featurizer, ABC):
             )
         return np.sort(np.random.default_rng(self.seed).permutation(n)[: self.landmarks])
 
-    def _check_memory(self, rows: np.ndarray, kept: int) -> None:
+    def _check_memory(self, rows: np.ndarray | Rows, kept: int) -> None:
         per_landmark = rows.itemsize * sum(size for *_, size in self._parts())
         fixed = 0 if self.whiten is None else 16 * sum(width**2 for _, width in self._sides())
         # A quarter is for blocks.
         values = self.bytes_per_value * len(rows)
         needed = 4 * (values * kept + per_landmark * kept + fixed) // 3
-        if needed <= self.max_memory_mb * _MIB:
+        memory_mb = min(self.max_memory_mb, memory_limit() >> 20)
+        if needed <= memory_mb * _MIB:
             return
-        room = 3 * self.max_memory_mb * _MIB // 4 - fixed
+        room = 3 * memory_mb * _MIB // 4 - fixed
         fits = max(0, room // (values + per_landmark))
         advice = f"landmarks={fits} fits" if fits else "no number of landmarks fits"
         raise ConfigError(
             f"{type(self).__name__}(max_memory_mb={self.max_memory_mb}): expected the kernel of "
-            f"{len(rows)} training rows with {kept} landmarks to fit, got "
-            f"{-(-needed // _MIB)} MiB; set landmarks lower ({advice}) or raise max_memory_mb"
+            f"{len(rows)} training rows with {kept} landmarks to fit {memory_mb} MiB, got "
+            f"{-(-needed // _MIB)} MiB; set landmarks lower ({advice}) or raise max_memory_mb and "
+            "--memory_limit"
         )
 
 

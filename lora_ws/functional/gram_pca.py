@@ -1,4 +1,4 @@
-"""Exact principal components of matrices too large to copy."""
+"""Principal components of matrices too large to copy, in passes over their rows."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -7,14 +7,16 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
+from lora_ws.functional.krylov import leading_eigenpairs
+from lora_ws.functional.rows import Rows
 from lora_ws.functional.standardize import column_moments, safe_scale, standardize
 
 _MIB = 1 << 20
 _BLOCK_COLUMNS = 4096
 _STRIP_ROWS = 1024
 _ROW_BLOCK_BYTES = 64 * _MIB
-# Random directions beyond the wanted ones, so that the last wanted one converges as well.
-_OVERSAMPLING = 8
+# Up to this smaller side the matrix of inner products costs less than passes over the rows.
+_EXACT_SIDE = 5000
 
 
 class PcaResult(NamedTuple):
@@ -37,54 +39,58 @@ class PcaResult(NamedTuple):
 class _Standardized(NamedTuple):
     """A matrix with the mean and scale of its columns, read in standardised blocks."""
 
-    x: np.ndarray
+    x: np.ndarray | Rows
     mean: np.ndarray
     scale: np.ndarray
     block_bytes: int
 
-    @property
-    def side(self) -> int:
-        """The smaller side of the matrix, which is where the eigenvectors live."""
-        return 0 if self.x.shape[0] <= self.x.shape[1] else 1
+    def rows(self, most: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Consecutive blocks of rows of so many bytes."""
+        most = min(self.block_bytes, _ROW_BLOCK_BYTES) if most is None else most
+        step = max(1, most // (self.x.shape[1] * self.x.itemsize))
+        step = min(_BLOCK_COLUMNS, step)
+        for start in range(0, len(self.x), step):
+            part = slice(start, min(start + step, len(self.x)))
+            yield part, standardize(self.x[part], self.mean, self.scale)
 
-    def blocks(self, axis: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Consecutive blocks of rows (axis 0) or columns (axis 1)."""
-        other = self.x.shape[1 - axis] * self.x.itemsize
-        most = self.block_bytes if axis else min(self.block_bytes, _ROW_BLOCK_BYTES)
-        step = min(_BLOCK_COLUMNS, max(1, most // other))
-        for start in range(0, self.x.shape[axis], step):
+    def columns(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Consecutive blocks of columns, of a matrix that memory holds."""
+        assert not isinstance(self.x, Rows)
+        step = min(_BLOCK_COLUMNS, max(1, self.block_bytes // (len(self.x) * self.x.itemsize)))
+        for start in range(0, self.x.shape[1], step):
             part = slice(start, start + step)
-            columns = part if axis else slice(None)
-            block = self.x[:, part] if axis else self.x[part]
-            yield part, standardize(block, self.mean[columns], self.scale[columns])
+            yield part, standardize(self.x[:, part], self.mean[part], self.scale[part])
 
 
 def pca(
-    x: Float[np.ndarray, "n d"],
+    x: Float[np.ndarray, "n d"] | Rows,
     n_components: int,
     *,
     standardize: bool = True,
     solver: Literal["auto", "gram", "krylov"] = "auto",
     max_memory_mb: int = 4096,
     tol: float = 1e-6,
+    passes: int = 6,
     seed: int = 0,
 ) -> PcaResult:
-    """Leading principal components, reading ``x`` in blocks and never copying it.
+    """Leading principal components, reading rows in blocks and copying none of them for good.
 
     ``"gram"`` takes the eigenvectors of the n x n matrix of inner products of the centred rows, or
     of the d x d matrix of the columns where that is smaller (the method of snapshots, Sirovich
     1987). Products are in the dtype of ``x``, sums over blocks in float64. ``"krylov"`` does not
-    form that matrix: it applies it to blocks of vectors (block Lanczos with full
-    reorthogonalisation, Golub and Underwood 1977), one pass over ``x`` each, until the wanted
-    eigenpairs are accurate.
+    form that matrix: it applies it to blocks of vectors (`leading_eigenpairs`), one pass over the
+    rows each. After 6 passes a singular value is at most 2 % too low where the spectrum is flat,
+    noise to the last component, and far less where it falls.
 
     Args:
-        x: Finite float32 or float64 values ``[n, d]``, an array or a memory map.
+        x: Finite float32 or float64 values ``[n, d]``: an array, a memory map, or rows of one.
         n_components: How many components k, from 1 to min(n - 1, d).
         standardize: Divide every column by its standard deviation (zero ones by 1).
-        solver: ``"gram"``, ``"krylov"``, or ``"auto"``: gram where it fits the memory.
+        solver: ``"gram"``, ``"krylov"``, or ``"auto"``: gram up to a smaller side of 5000, where
+            it fits the memory.
         max_memory_mb: Bound in MiB for working memory, the result not counted.
         tol: For krylov, largest residual of a wanted eigenpair relative to the largest eigenvalue.
+        passes: For krylov, passes over the rows after which it stops, whatever the residual.
         seed: For krylov, seed of the first block of vectors.
 
     Returns:
@@ -92,8 +98,7 @@ def pca(
         of a component is positive; components beyond the numerical rank are zero.
 
     Raises:
-        ConfigError: If an argument is out of range, the memory does not suffice, or krylov did not
-            converge within it.
+        ConfigError: If an argument is out of range, or the memory does not suffice.
 
     Example:
         >>> fit = pca(np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]), 1, standardize=False)
@@ -101,14 +106,26 @@ def pca(
         (array([[0.6, 0.8]]), array([-5.,  0.,  5.]))
     """
     x = _checked(x, n_components, solver)
-    solver = _choose_solver(x, n_components, solver, max_memory_mb)
     available = max_memory_mb * _MIB
+    solver = _choose_solver(x, n_components, solver, max_memory_mb)
     matrix, total = _standardized(x, standardize, max(available // 8, 1))
-    if solver == "gram":
-        pairs = _gram_eigenpairs(matrix, n_components)
-    else:
-        pairs = _krylov_eigenpairs(matrix, n_components, available // 2, tol, seed)
-    return _result(matrix, pairs, total, solver)
+    if solver == "krylov":
+        values, vectors = leading_eigenpairs(
+            lambda v: _apply(matrix, v),
+            x.shape[1],
+            n_components,
+            dtype=x.dtype,
+            available=available - matrix.block_bytes,
+            tol=tol,
+            passes=passes,
+            seed=seed,
+        )
+        return _by_columns(matrix, values, vectors, total, solver)
+    if len(x) > x.shape[1]:
+        return _by_columns(matrix, *_eigenpairs(_column_gram(matrix), n_components), total, solver)
+    held = not isinstance(x, Rows) and x.nbytes <= available // 4
+    gram = _row_gram(matrix) if held else _panel_gram(matrix, available // 4)
+    return _by_rows(matrix, *_eigenpairs(gram, n_components), total, held)
 
 
 def project(
@@ -139,21 +156,26 @@ def project(
         >>> project(np.array([[6.0, 1.0]]), fit.mean, fit.scale, fit.components)
         array([[2.]])
     """
-    x = np.asarray(x)
+    x = x if isinstance(x, Rows) else np.asarray(x)
     if x.ndim != 2 or components.ndim != 2 or x.shape[1] != components.shape[1]:
         raise ConfigError(
             f"expected rows as wide as the components {components.shape}, got {x.shape}; "
             "project data of the layout that was fitted"
         )
     matrix = _Standardized(x, mean, scale, max(max_memory_mb * _MIB // 8, 1))
-    scores = np.empty((len(x), len(components)), x.dtype)
-    for rows, block in matrix.blocks(axis=0):
-        scores[rows] = block @ components.T.astype(x.dtype, copy=False)
+    return _scores(matrix, components)
+
+
+def _scores(matrix: _Standardized, components: np.ndarray) -> np.ndarray:
+    scores = np.empty((len(matrix.x), len(components)), matrix.x.dtype)
+    across = components.T.astype(scores.dtype, copy=False)
+    for rows, block in matrix.rows():
+        scores[rows] = block @ across
     return scores
 
 
-def _checked(x: np.ndarray, n_components: int, solver: str) -> np.ndarray:
-    x = np.asarray(x)
+def _checked(x: np.ndarray | Rows, n_components: int, solver: str) -> np.ndarray | Rows:
+    x = x if isinstance(x, Rows) else np.asarray(x)
     if x.ndim != 2 or x.dtype not in (np.float32, np.float64):
         raise ConfigError(
             f"expected a float32 or float64 matrix [n, d], got {x.dtype} of shape {x.shape}; "
@@ -170,7 +192,9 @@ def _checked(x: np.ndarray, n_components: int, solver: str) -> np.ndarray:
     return x
 
 
-def _standardized(x: np.ndarray, scaled: bool, block_bytes: int) -> tuple[_Standardized, float]:
+def _standardized(
+    x: np.ndarray | Rows, scaled: bool, block_bytes: int
+) -> tuple[_Standardized, float]:
     """The matrix in blocks, and its sum of squares."""
     mean, std = column_moments(x)
     scale = safe_scale(std) if scaled else np.ones_like(std)
@@ -179,12 +203,12 @@ def _standardized(x: np.ndarray, scaled: bool, block_bytes: int) -> tuple[_Stand
 
 
 def _choose_solver(
-    x: np.ndarray,
+    x: np.ndarray | Rows,
     n_components: int,
     solver: Literal["auto", "gram", "krylov"],
     max_memory_mb: int,
 ) -> Literal["gram", "krylov"]:
-    """The Gram matrix where it fits the memory, unless a solver is asked for."""
+    """The Gram matrix where it is small and fits the memory, unless a solver is asked for."""
     size = min(x.shape)
     # Peak of the Gram matrix, one strip of it and the eigenvectors, with a quarter for blocks.
     needed = (8 * size * (size + n_components + _STRIP_ROWS) * 4) // 3
@@ -195,24 +219,57 @@ def _choose_solver(
             f'needs {-(-needed // _MIB)} MiB; raise max_memory_mb or take solver="krylov"'
         )
     if solver == "auto":
-        return "gram" if fits else "krylov"
+        return "gram" if fits and size <= _EXACT_SIDE else "krylov"
     return solver
 
 
-def _gram_eigenpairs(matrix: _Standardized, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+def _eigenpairs(gram: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest, of a symmetric matrix of which the lower triangle is there (overwritten)."""
     from scipy.linalg import eigh  # slow to import, and only fitting needs it
 
-    side = matrix.side
-    size = matrix.x.shape[side]
-    gram = np.zeros((size, size))
-    for _, block in matrix.blocks(axis=1 - side):
-        _add_gram(gram, block.T if side else block)
+    size = len(gram)
     # The transposed view is what LAPACK wants in memory, so it works in place, without a copy.
     wanted = (size - n_components, size - 1)
     values, vectors = eigh(
         gram.T, lower=False, subset_by_index=wanted, overwrite_a=True, check_finite=False
     )
     return values[::-1], vectors[:, ::-1]
+
+
+def _row_gram(matrix: _Standardized) -> np.ndarray:
+    """Inner products of rows that memory holds, by blocks of columns."""
+    gram = np.zeros((len(matrix.x), len(matrix.x)))
+    for _, block in matrix.columns():
+        _add_gram(gram, block)
+    return gram
+
+
+def _column_gram(matrix: _Standardized) -> np.ndarray:
+    """Inner products of columns, in one pass over the rows."""
+    gram = np.zeros((matrix.x.shape[1], matrix.x.shape[1]))
+    for _, block in matrix.rows():
+        _add_gram(gram, block.T)
+    return gram
+
+
+def _panel_gram(matrix: _Standardized, most: int) -> np.ndarray:
+    """Inner products of rows on disk: each panel that memory holds meets the rows before it."""
+    gram = np.zeros((len(matrix.x), len(matrix.x)))
+    width = matrix.x.shape[1]
+    for panel_rows, panel in matrix.rows(most):
+        before = matrix._replace(x=_head(matrix.x, panel_rows.start)).rows()
+        for start in range(0, width, _BLOCK_COLUMNS):
+            part = slice(start, start + _BLOCK_COLUMNS)
+            _add_gram(gram[panel_rows, panel_rows], panel[:, part])
+        for rows, block in before:
+            for start in range(0, width, _BLOCK_COLUMNS):
+                part = slice(start, start + _BLOCK_COLUMNS)
+                gram[panel_rows, rows] += panel[:, part] @ block[:, part].T
+    return gram
+
+
+def _head(x: np.ndarray | Rows, count: int) -> np.ndarray | Rows:
+    return Rows(x.matrix, x.index[:count], x.columns) if isinstance(x, Rows) else x[:count]
 
 
 def _add_gram(gram: np.ndarray, block: np.ndarray) -> None:
@@ -226,97 +283,70 @@ def _add_gram(gram: np.ndarray, block: np.ndarray) -> None:
             gram[start:stop, :start] += strip @ block[:start].T
 
 
-def _krylov_eigenpairs(
-    matrix: _Standardized, n_components: int, available: int, tol: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    size = matrix.x.shape[matrix.side]
-    # At least as many vectors as wanted: no repeated eigenvalue can then be missed.
-    width = min(n_components + _OVERSAMPLING, size)
-    # Room for the basis twice (it is joined at the end), a block and its image.
-    most = available // (16 * size) - 2 * width
-    if most < min(2 * width, size):
-        needed = 32 * size * 4 * width // _MIB + 1
-        raise ConfigError(
-            f"expected memory for at least {min(2 * width, size)} basis vectors of {size}, "
-            f"got {max(most, 0)}; raise max_memory_mb to {needed} or ask for fewer components"
-        )
-    start = np.random.default_rng(seed).standard_normal((size, width))
-    basis, projected = [np.linalg.qr(start)[0]], np.zeros((0, 0))
-    while True:
-        image, column = _orthogonalize(_apply(matrix, basis[-1]), basis)
-        above, corner = column[: len(projected)], column[len(projected) :]
-        projected = np.block([[projected, above], [above.T, (corner + corner.T) / 2]])
-        values, weights = np.linalg.eigh(projected)
-        values, weights = values[::-1][:n_components], weights[:, ::-1][:, :n_components]
-        new, coupling = _range(image, 1e-11 * abs(values[0]))
-        residuals = np.linalg.norm(coupling @ weights[-basis[-1].shape[1] :], axis=0)
-        if residuals.max(initial=0.0) <= tol * abs(values[0]):
-            return values, np.hstack(basis) @ weights
-        if len(projected) + new.shape[1] > most:
-            raise ConfigError(
-                f"expected residuals of at most {tol:g}, got {residuals.max() / values[0]:.1e} "
-                f"with the {len(projected)} basis vectors that memory allows; "
-                "raise max_memory_mb or tol, or ask for fewer components"
-            )
-        # Small directions carry the rounding of large ones, which is not orthogonal to the basis.
-        basis.append(np.linalg.qr(_orthogonalize(new, basis)[0])[0])
-
-
 def _apply(matrix: _Standardized, vectors: np.ndarray) -> np.ndarray:
-    """The Gram matrix of the smaller side times vectors, in one pass over the data."""
-    side = matrix.side
-    narrow = vectors.astype(matrix.x.dtype)
-    image = np.zeros(vectors.shape)
-    for _, block in matrix.blocks(axis=1 - side):
-        across = block.T if side else block
-        image += across @ (across.T @ narrow)
-    return image
+    """The matrix of the columns times vectors, in one pass over the rows.
 
-
-def _orthogonalize(image: np.ndarray, basis: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The image without its part in the basis, and that part's coefficients."""
-    coefficients = [np.zeros((part.shape[1], image.shape[1])) for part in basis]
-    # Once leaves rounding of the size of what was removed; twice is enough (Kahan).
-    for _ in range(2):
-        for part, total in zip(basis, coefficients, strict=True):
-            step = part.T @ image
-            image -= part @ step
-            total += step
-    return image, np.concatenate(coefficients)
-
-
-def _range(image: np.ndarray, negligible: float) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal basis of what is left of the image, and the image in that basis."""
-    left, singular, right = np.linalg.svd(image, full_matrices=False)
-    rank = int((singular > negligible).sum())
-    return left[:, :rank], singular[:rank, None] * right[:rank]
-
-
-def _result(
-    matrix: _Standardized, pairs: tuple[np.ndarray, ...], total: float, solver: str
-) -> PcaResult:
-    """Complete a fit from the eigenpairs of the smaller side."""
-    values, vectors = pairs
+    Columns are centred in each block and scaled in the vectors, whose numbers are fewer.
+    """
     dtype = matrix.x.dtype
-    # Below this an eigenvalue is rounding, of the products or of the eigensolver.
-    noise = 4 * np.finfo(dtype).eps + len(vectors) * np.finfo(np.float64).eps
-    real = values > noise * max(values[0], 0.0)
+    mean, scale = matrix.mean.astype(dtype), matrix.scale.astype(dtype)[:, None]
+    narrow, image = vectors / scale, np.zeros(vectors.shape, dtype)
+    step = max(1, matrix.block_bytes // (matrix.x.shape[1] * matrix.x.itemsize))
+    for start in range(0, len(matrix.x), step):
+        block = matrix.x[start : start + step] - mean
+        image += block.T @ (block @ narrow)
+    return image / scale
+
+
+def _real(values: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
+    """Which eigenvalues are more than rounding, of the products or of the eigensolver."""
+    noise = 4 * np.finfo(dtype).eps + size * np.finfo(np.float64).eps
+    return values > noise * max(values[0], 0.0)
+
+
+def _by_columns(
+    matrix: _Standardized, values: np.ndarray, vectors: np.ndarray, total: float, solver: str
+) -> PcaResult:
+    """Complete a fit from the eigenpairs of the matrix of columns; the scores take a pass."""
+    real = _real(values, len(vectors), matrix.x.dtype)
+    components = np.where(real, vectors, 0).T.astype(matrix.x.dtype)
     values = np.where(real, values, 0.0)
-    singular_values = np.sqrt(values)
-    vectors = np.where(real, vectors, 0.0)
-    if matrix.side:
-        components, scores = vectors.T.astype(dtype), np.empty((len(matrix.x), len(values)), dtype)
-        for rows, block in matrix.blocks(axis=0):
-            scores[rows] = block @ components.T
-    else:
-        components = np.empty((len(values), matrix.x.shape[1]), dtype)
-        weights = (vectors / np.where(real, singular_values, 1.0)).T.astype(dtype)
-        scores = (vectors * singular_values).astype(dtype)
-        for columns, block in matrix.blocks(axis=1):
+    return _signed(matrix, components, _scores(matrix, components), values, total, solver)
+
+
+def _by_rows(
+    matrix: _Standardized, values: np.ndarray, vectors: np.ndarray, total: float, held: bool
+) -> PcaResult:
+    """Complete a fit from the eigenpairs of the matrix of rows; the components take a pass."""
+    dtype = matrix.x.dtype
+    real = _real(values, len(vectors), dtype)
+    values, vectors = np.where(real, values, 0.0), np.where(real, vectors, 0.0)
+    roots = np.sqrt(values)
+    components = np.zeros((len(values), matrix.x.shape[1]), dtype)
+    weights = (vectors / np.where(real, roots, 1.0)).T.astype(dtype)
+    scores = (vectors * roots).astype(dtype)
+    if held:
+        for columns, block in matrix.columns():
             components[:, columns] = weights @ block
+    else:
+        for rows, block in matrix.rows():
+            components += weights[:, rows] @ block
+    return _signed(matrix, components, scores, values, total, "gram")
+
+
+def _signed(
+    matrix: _Standardized,
+    components: np.ndarray,
+    scores: np.ndarray,
+    values: np.ndarray,
+    total: float,
+    solver: str,
+) -> PcaResult:
+    """The largest entry of a component is positive."""
     largest = np.abs(components).argmax(axis=1, keepdims=True)
-    signs = np.where(np.take_along_axis(components, largest, axis=1) < 0, -1, 1).astype(dtype)
+    signs = np.where(np.take_along_axis(components, largest, axis=1) < 0, -1, 1)
+    signs = signs.astype(components.dtype)
     components *= signs
     scores *= signs.T
     ratio = values / (total or 1.0)
-    return PcaResult(matrix.mean, matrix.scale, components, singular_values, scores, ratio, solver)
+    return PcaResult(matrix.mean, matrix.scale, components, np.sqrt(values), scores, ratio, solver)

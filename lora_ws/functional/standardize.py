@@ -4,12 +4,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lora_ws.errors import ConfigError
+from lora_ws.functional.rows import Rows
 
 _TILE_COLUMNS = 2048
+_BLOCK_BYTES = 64 << 20
 
 
 def column_moments(
-    x: Float[np.ndarray, "rows columns"],
+    x: Float[np.ndarray, "rows columns"] | Rows,
     rows: Int[np.ndarray, " chosen"] | None = None,
     block_rows: int = 128,
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
@@ -20,7 +22,8 @@ def column_moments(
     exactly its value and a standard deviation of exactly 0; so has every column of a single row.
 
     Args:
-        x: Finite float32 or float64 values ``[rows, columns]``, possibly a memory map.
+        x: Finite float32 or float64 values ``[rows, columns]``, possibly a memory map, or some
+            rows of one.
         rows: Which rows to take, without copying them first; all by default.
         block_rows: How many rows to read at once.
 
@@ -34,22 +37,30 @@ def column_moments(
         >>> column_moments(np.array([[1.0, 5.0], [3.0, 5.0]]))
         (array([2., 5.]), array([1.41421356, 0.        ]))
     """
-    x = np.asarray(x)
+    x = x if isinstance(x, Rows) else np.asarray(x)
     count = len(x) if rows is None else len(rows)
     if x.ndim != 2 or count == 0 or block_rows < 1:
         raise ConfigError(
             "expected a matrix with at least one row and block_rows of at least 1, "
             f"got shape {x.shape} and block_rows={block_rows}; pass [rows, columns]"
         )
+    if isinstance(x, Rows):
+        # Of these a block is a copy; of an array each tile is.
+        block_rows = max(1, min(block_rows, _BLOCK_BYTES // (x.itemsize * x.shape[1])))
     # Distances from the first row: equal values give exact zeros, close values no rounding.
-    origin = x[0 if rows is None else rows[0]].astype(np.float64)
+    first = slice(0, 1) if rows is None else rows[:1]
+    origin = x[first][0].astype(np.float64)
     mean, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for start in range(0, count, block_rows):
         block = slice(start, start + block_rows)
         chosen = block if rows is None else rows[block]
+        if isinstance(x, Rows):
+            held, chosen = x[chosen], slice(None)
+        else:
+            held = x
         for left in range(0, x.shape[1], _TILE_COLUMNS):
             columns = slice(left, left + _TILE_COLUMNS)
-            tile = x[chosen, columns] - origin[columns]
+            tile = held[chosen, columns] - origin[columns]
             _merge(mean[columns], squares[columns], start, tile)
     return origin + mean, np.sqrt(squares / max(count - 1, 1))
 

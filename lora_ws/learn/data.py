@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lora_ws.collection.splits import Split
 from lora_ws.learn.ranks import ALONE, Ranks
+from lora_ws.memory import BLOCK_BYTES
 
-EVAL_BYTES = 64 << 20
+# Of rows on disk: those read together, which follow each other, and those shuffled together.
+CHUNK_BYTES, SHUFFLED_BYTES = 1 << 20, 64 << 20
 # Features and labels of this rank's rows, and how many rows the batch has over all ranks.
 Batch = tuple[Tensor, Tensor, int]
 
@@ -40,17 +42,45 @@ class Batches:
         return -(-len(self.rows) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = torch.from_numpy(self.rows)
-        if self.generator is not None:
-            rows = rows[torch.randperm(len(rows), generator=self.generator)]
-        for part in rows.split(self.size):
-            own = part[self.ranks.rank :: self.ranks.world]
-            yield self._take(own), self.labels[own], len(part)
-
-    def _take(self, rows: Tensor) -> Tensor:
         if isinstance(self.features, Tensor):
-            return self.features.index_select(0, rows)
-        return torch.from_numpy(self.features[rows.numpy()])
+            for part in self._order().split(self.size):
+                own = self._own(part)
+                yield self.features.index_select(0, own), self.labels[own], len(part)
+            return
+        # Batches of rows on disk are read several at a time, in the order of the file.
+        for group in self._order().split(self.size * self._together):
+            parts = [self._own(part) for part in group.split(self.size)]
+            wanted = torch.cat(parts)
+            ascending = wanted.argsort()
+            held = torch.empty(len(wanted), self.features.shape[1])
+            held[ascending] = torch.from_numpy(self.features[wanted[ascending].numpy()])
+            taken = held.split([len(part) for part in parts])
+            for rows, own, part in zip(taken, parts, group.split(self.size), strict=True):
+                yield rows, self.labels[own], len(part)
+
+    @property
+    def _together(self) -> int:
+        """Batches that are read, and shuffled, together."""
+        return max(1, SHUFFLED_BYTES // (4 * self.features.shape[1] * self.size))
+
+    def _own(self, part: Tensor) -> Tensor:
+        return part[self.ranks.rank :: self.ranks.world]
+
+    def _order(self) -> Tensor:
+        """The order of the rows; on disk, chunks of rows are shuffled, then rows among chunks."""
+        rows = torch.from_numpy(self.rows)
+        if self.generator is None:
+            return rows
+        among = self.size * self._together
+        if isinstance(self.features, Tensor) or len(rows) <= among:
+            return rows[torch.randperm(len(rows), generator=self.generator)]
+        chunks = rows.sort().values.split(max(1, CHUNK_BYTES // (4 * self.features.shape[1])))
+        drawn = torch.randperm(len(chunks), generator=self.generator)
+        whole = torch.cat([chunks[k] for k in drawn.tolist()])
+        shuffled = [
+            part[torch.randperm(len(part), generator=self.generator)] for part in whole.split(among)
+        ]
+        return torch.cat(shuffled)
 
 
 @dataclass
@@ -118,7 +148,7 @@ class FeatureData(L.LightningDataModule):
 
     def part(self, rows: np.ndarray) -> Batches:
         """Any rows in order, in batches of bounded size."""
-        size = max(1, EVAL_BYTES // (4 * self.features.shape[1]))
+        size = max(1, BLOCK_BYTES // (4 * self.features.shape[1]))
         return self._batches(rows, size * self.ranks.world)
 
     def state_dict(self) -> dict[str, Tensor]:

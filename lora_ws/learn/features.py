@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, Split, load
 from lora_ws.errors import ConfigError, DataError, notice
 from lora_ws.featurizers import Featurizer
+from lora_ws.functional.rows import Rows
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.learn.tasks import Task
+from lora_ws.memory import blocks, held_bytes
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.base import normalizer_for
 from lora_ws.models.normalizers import ColumnScaler, Normalizer
 
-# Features up to this size are held in memory as one tensor; larger ones stay mapped.
-IN_MEMORY_BYTES = 1 << 30
-BLOCK_BYTES = 256 << 20
 WHY = {"train": "train", "val": "validate", "test": "test"}
 
 
@@ -121,9 +120,9 @@ def prepare(spec: ExperimentSpec) -> Prepared:
     make = spec.model.normalizer if isinstance(spec.model, Metanetwork) else normalizer_for
     normalizer = make(inputs).fit(features, split.train)
     seconds = time.perf_counter() - start
-    # A view of a large store stays where it is: on disk.
-    view = np.may_share_memory(features, adapters.weights)
-    if not view or features.nbytes <= IN_MEMORY_BYTES:
+    # What is large stays where it is: on disk.
+    if features.nbytes <= held_bytes():
+        view = np.may_share_memory(features, adapters.weights)
         features = torch.from_numpy(features.copy() if view else features)
     task = spec.kind.fit(labels[split.train], classes)
     return Prepared(
@@ -234,9 +233,10 @@ def prepare_once(spec: ExperimentSpec, ranks: Ranks, file: Path) -> Prepared:
 
     def make() -> dict[str, Any]:
         prepared = prepare(spec)
-        written = isinstance(prepared.features, torch.Tensor)
+        found = np.asarray(prepared.features)
+        written = not np.may_share_memory(found, prepared.adapters.weights)
         if written:
-            np.save(file, np.asarray(prepared.features))
+            np.save(file, found)
             prepared = replace(prepared, features=np.load(file, mmap_mode="r"))
         own.append(prepared)
         names = {f.name for f in fields(prepared)} - {"adapters", "featurizer", "features"}
@@ -278,44 +278,46 @@ def represent(
     """
     if isinstance(featurizer, Featurizer) and not featurizer.learns:
         return _transform(featurizer.fit(weights[:2]), weights)
-    rows = _rows(weights, train)
+    rows: Any = weights[train] if _held(len(train), weights) else Rows(weights, train)
+    if isinstance(rows, Rows) and not isinstance(featurizer, Featurizer):
+        raise ConfigError(
+            f"{type(featurizer).__name__}: expected training rows that fit in memory, got "
+            f"{4 * rows.shape[0] * rows.shape[1] >> 20} MiB, and a quarter of --memory_limit is "
+            f"{held_bytes() >> 20} MiB; raise it, or use FlatVecPCA, say, which reads blocks"
+        )
     if hasattr(featurizer, "fit_transform"):
         fitted = np.asarray(featurizer.fit_transform(rows, y), np.float32)
     else:
         fitted = np.asarray(featurizer.fit(rows, y).transform(rows), np.float32)
-    features = np.empty((len(weights), fitted.shape[1]), np.float32)
+    features = _empty(len(weights), fitted.shape[1])
     features[train] = fitted
     rest = np.setdiff1d(np.arange(len(weights)), train)
-    for block in _blocks(len(rest), weights.shape[1]):
+    for block in blocks(len(rest), 4 * weights.shape[1]):
         features[rest[block]] = featurizer.transform(weights[rest[block]])
     return features
-
-
-def _blocks(rows: int, width: int) -> Iterator[slice]:
-    """Consecutive rows whose numbers take a bounded share of memory."""
-    step = max(1, BLOCK_BYTES // (4 * width))
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
 
 
 def _transform(featurizer: Any, weights: np.ndarray) -> np.ndarray:
     first = featurizer.transform(weights[:1])
     if first.shape[1] == weights.shape[1] and np.shares_memory(first, weights):
         return featurizer.transform(weights)
-    out = np.empty((len(weights), first.shape[1]), np.float32)
-    for block in _blocks(*weights.shape):
+    out = _empty(len(weights), first.shape[1])
+    for block in blocks(len(weights), 4 * weights.shape[1]):
         out[block] = featurizer.transform(weights[block])
     return out
 
 
-def _rows(weights: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The rows at ``index``: a copy in memory if small, else in a temporary file, mapped."""
-    if 4 * len(index) * weights.shape[1] <= IN_MEMORY_BYTES:
-        return weights[index]
-    folder, shape = tempfile.mkdtemp(prefix="lora_ws-"), (len(index), weights.shape[1])
-    copy = np.memmap(Path(folder, "rows"), np.float32, "w+", shape=shape)
-    # Windows deletes no file that is mapped, and a transformer may keep the array.
-    weakref.finalize(copy.base, shutil.rmtree, folder, ignore_errors=True)
-    for block in _blocks(*shape):
-        copy[block] = weights[index[block]]
-    return copy
+def _held(rows: int, weights: np.ndarray) -> bool:
+    """Whether so many rows may be copied as a whole."""
+    return 4 * rows * weights.shape[1] <= held_bytes()
+
+
+def _empty(rows: int, columns: int) -> np.ndarray:
+    """Room for features: in memory if small, else in a temporary file, mapped."""
+    if 4 * rows * columns <= held_bytes():
+        return np.empty((rows, columns), np.float32)
+    folder = tempfile.mkdtemp(prefix="lora_ws-")
+    made = np.memmap(Path(folder, "features"), np.float32, "w+", shape=(rows, columns))
+    # Windows deletes no file that is mapped, and whoever has the array may keep it.
+    weakref.finalize(made.base, shutil.rmtree, folder, ignore_errors=True)
+    return made

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_ws.learn.data import EVAL_BYTES
 from lora_ws.learn.optim import ManyAdam, PlateauAndStop, lr_share
 from lora_ws.learn.result import History, diverged
 from lora_ws.learn.spec import FitSpec
 from lora_ws.learn.tasks import Task
+from lora_ws.memory import BLOCK_BYTES
 from lora_ws.models import MetanetModule
 from lora_ws.models.many import Stacked
 
@@ -212,7 +212,7 @@ class StackedTrainer:
     def _outputs(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and outputs ``[models, some rows, outputs]``, in bounded memory."""
         self.models.eval()
-        step = max(1, EVAL_BYTES // (4 * len(self.models) * self.models.width))
+        step = max(1, BLOCK_BYTES // (4 * len(self.models) * self.models.width))
         for rows in self.data.rows(part).split(step, 1):
             yield rows, self.models(self.data.take(rows))
 

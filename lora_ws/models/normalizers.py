@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.functional.standardize import column_moments, safe_scale
-
-BLOCK_BYTES = 64 << 20
+from lora_ws.memory import BLOCK_BYTES
 
 
 class Normalizer(nn.Module, ABC):

@@ -63,7 +63,7 @@ def test_rendered_help_is_that_of_the_flags(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_opens_with_a_sentence_an_example_and_what_matters(name: str) -> None:
-    prog, example, first = described(name)
+    prog, example, first, _ = described(name)
     sentence, shown, usage, *sections = help_file(name).read_text(encoding="utf-8").split("\n\n")
     assert sentence.endswith(".")
     assert shown == f"example:\n  {example}"
@@ -73,7 +73,9 @@ def test_help_opens_with_a_sentence_an_example_and_what_matters(name: str) -> No
         assert flags[0].startswith("main flags:")
         assert len(first) <= 5
         assert tuple(re.findall(r"^  --([\w.]+)", flags[0], re.MULTILINE)) == first
-    assert callable(parse(function_of(name), shlex.split(example)[len(prog.split()) :], prog))
+    assert callable(
+        parse(function_of(name), shlex.split(example)[len(prog.split()) :], *described(name))
+    )
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

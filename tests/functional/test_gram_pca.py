@@ -6,6 +6,7 @@ from sklearn.decomposition import PCA
 from tolerances import EXACT, rounding
 
 from lora_ws.functional import gram_pca, pca, project
+from lora_ws.functional.rows import Rows
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def assert_matches(fit, x, k, scaled):
 @pytest.mark.parametrize("shape", [(60, 5000), (400, 90)])
 def test_agrees_with_full_decomposition(rng, solver, scaled, dtype, shape):
     x = low_rank(rng, *shape).astype(dtype)
-    fit = pca(x, 8, standardize=scaled, solver=solver)
+    fit = pca(x, 8, standardize=scaled, solver=solver, passes=100)
     assert fit.solver == solver
     assert_matches(fit, x, 8, scaled)
 
@@ -72,7 +73,7 @@ def test_agrees_with_full_decomposition(rng, solver, scaled, dtype, shape):
 @pytest.mark.parametrize("shape", [(300, 1200), (1200, 300)])
 def test_krylov_on_a_flat_spectrum(rng, shape):
     x = rng.standard_normal(shape)
-    fit = pca(x, 12, solver="krylov")
+    fit = pca(x, 12, solver="krylov", passes=100)
     expected, _ = reference(x, 13, True)
     # Of residuals of 1e-6 of the largest eigenvalue: the angle to the wanted space is that over the
     # gap to the next eigenvalue, and eigenvalues and cosines are off by its square.
@@ -172,12 +173,68 @@ def test_memory_decides_the_solver(rng):
         pca(x, 3, solver="gram", max_memory_mb=4)
 
 
-def test_krylov_says_when_memory_does_not_suffice(rng):
-    x = rng.standard_normal((1500, 1600), dtype=np.float32)
-    with pytest.raises(ValueError, match="basis vectors that memory allows"):
-        pca(x, 10, solver="krylov", max_memory_mb=4, tol=1e-9)
-    with pytest.raises(ValueError, match="expected memory for at least"):
-        pca(x, 100, solver="krylov", max_memory_mb=4)
+def test_little_memory_restarts_krylov_and_too_little_is_said(rng):
+    x = low_rank(rng, 300, 1600).astype(np.float32)
+    roomy = pca(x, 10, solver="krylov", passes=40)
+    tight = pca(x, 10, solver="krylov", passes=40, max_memory_mb=1)
+    np.testing.assert_allclose(tight.singular_values, roomy.singular_values, rtol=bound_of(x))
+    with pytest.raises(ValueError, match=r"memory for two blocks of 108 vectors.* take 5 MiB"):
+        pca(x, 100, solver="krylov", max_memory_mb=2)
+
+
+def spectrum(name, n):
+    """Standard deviations of n shared directions; flat is noise alone."""
+    places = np.arange(1, n + 1)
+    return {
+        "flat": np.ones(n),
+        "power": places**-0.5,
+        "exponential": np.maximum(0.97**places, 1e-3),
+        "steps": np.where(places <= 30, 10.0, 1.0),
+    }[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flat", "power", "exponential", "steps"])
+def test_six_passes_over_3000_rows_are_within_two_percent(name):
+    rng = np.random.default_rng(1)
+    n, d, k = 3000, 9000, 200
+    x = (rng.standard_normal((n, n)) * spectrum(name, n)) @ rng.standard_normal((n, d))
+    fit = pca(x.astype(np.float32), k, standardize=False, solver="krylov")
+    x -= x.mean(axis=0)
+    exact = np.sqrt(np.linalg.eigvalsh(x @ x.T)[::-1][:k])
+    error = 1 - fit.singular_values / exact
+    assert -rounding(d) < error.min()
+    assert error.max() < 0.02
+    assert (fit.singular_values**2).sum() > 0.98 * (exact**2).sum()
+
+
+@pytest.mark.parametrize("k", [290, 299])
+def test_krylov_near_as_many_components_as_rows(rng, k):
+    x = low_rank(rng, 300, 1000, rank=290, decay=0.98)
+    fit = pca(x, k, solver="krylov", passes=12)
+    expected, _ = reference(x, k, True)
+    # An eigenvalue is off by the residual at most, which is 1e-6 of the largest.
+    found, values = fit.singular_values**2, expected.singular_values_**2
+    np.testing.assert_allclose(found, values, rtol=0, atol=1.01e-6 * values[0])
+
+
+@pytest.mark.parametrize("shape", [(90, 400), (400, 90)])
+@pytest.mark.parametrize("solver", ["gram", "krylov"])
+def test_rows_of_a_file_give_the_same_as_a_copy_of_them(rng, tmp_path, monkeypatch, solver, shape):
+    """By several panels, of which each meets those before it."""
+    whole = low_rank(rng, *shape)
+    np.save(tmp_path / "x.npy", whole)
+    mapped, index = np.load(tmp_path / "x.npy", mmap_mode="r"), rng.permutation(shape[0])[:80]
+    chosen = np.r_[0:30, 50 : shape[1]]
+    copy = pca(whole[index][:, chosen], 6, solver=solver, passes=20)
+    monkeypatch.setattr(gram_pca, "_BLOCK_COLUMNS", 27)
+    fit = pca(Rows(mapped, index, chosen), 6, solver=solver, passes=20)
+    np.testing.assert_allclose(fit.singular_values, copy.singular_values, rtol=1e-9)
+    np.testing.assert_allclose(fit.scores, copy.scores, atol=1e-6 * copy.singular_values[0])
+    arguments = (fit.mean, fit.scale, fit.components)
+    np.testing.assert_allclose(
+        project(Rows(mapped, index, chosen), *arguments), fit.scores, atol=EXACT * 1e3
+    )
 
 
 @pytest.mark.parametrize(("shape", "k"), [((5, 9), 5), ((9, 4), 5), ((5, 9), 0), ((1, 9), 1)])

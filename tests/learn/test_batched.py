@@ -30,6 +30,7 @@ from lora_ws.learn.result import Fitted, Job
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.learn.stacked import StackedTrainer
+from lora_ws.memory import LIMIT
 from lora_ws.models import MLP
 from lora_ws.report.records import read_records
 
@@ -312,7 +313,7 @@ def test_mapped_features_give_the_same(
     fit = replace(FAST, max_epochs=3)
     flat = replace(spec, featurizer=FlatVec(), model=MLP(hidden=(8,)), fit=fit)
     small = [record.timeless() for record in run_many(flat, range(2))]
-    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setenv(LIMIT, "16000")
     assert isinstance(prepare(flat).features, np.ndarray)
     assert [record.timeless() for record in run_many(flat, range(2))] == small
 

@@ -30,6 +30,7 @@ from lora_ws.learn.features import prepare, prepare_once
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.run import fit_seed, run, run_many
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.memory import LIMIT
 from lora_ws.models import MLP
 from lora_ws.report.records import RunRecord, read_records, summarise
 
@@ -313,20 +314,20 @@ class Scripted(Ranks):
 
 
 @pytest.mark.parametrize(
-    ("featurizer", "in_memory"), [(FlatVec(), 0), (FlatVec(), 1 << 30), (StatsLayer(), 0)]
+    ("featurizer", "in_memory"), [(FlatVec(), 1000), (FlatVec(), 1 << 30), (StatsLayer(), 1000)]
 )
 def test_every_rank_maps_the_features_of_the_first(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, featurizer: Any, in_memory: int
 ) -> None:
     """From its file; from the store, where they are the store's own numbers."""
-    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setenv(LIMIT, str(4 * in_memory))
     spec, file = ExperimentSpec(store, featurizer=featurizer), tmp_path / "features.npy"
     first = prepare_once(spec, Scripted(0, 2), file)
     told = {f.name: getattr(first, f.name) for f in fields(first)}
     for name in ("adapters", "featurizer", "features"):
         told.pop(name)
     other = prepare_once(spec, Scripted(1, 2, {"written": file.exists(), **told}), file)
-    assert file.exists() == bool(in_memory or isinstance(featurizer, StatsLayer))
+    assert file.exists() == (in_memory > 1000 or isinstance(featurizer, StatsLayer))
     for one in (first, other):
         assert not isinstance(one.features, torch.Tensor)
         np.testing.assert_array_equal(one.features, np.asarray(prepare(spec).features))

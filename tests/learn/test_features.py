@@ -9,9 +9,11 @@ import pytest
 from factories import small_zoo
 from sklearn.base import BaseEstimator
 
-from lora_ws.errors import DataError
+from lora_ws.errors import ConfigError, DataError
+from lora_ws.featurizers import StatsFlatVec
 from lora_ws.learn.features import represent, split_rows
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.memory import LIMIT
 
 # Rows of small_zoo are cat, dog and owl in turn.
 CATS, DOGS, OWLS = range(0, 90, 3), range(1, 90, 3), range(2, 90, 3)
@@ -41,21 +43,10 @@ def test_a_class_that_training_never_sees_is_named() -> None:
         split_rows(split, ExperimentSpec())
 
 
-class Keeps(BaseEstimator):
-    """Holds the rows it was fitted on, as nearest neighbours do."""
-
-    def fit(self, rows: np.ndarray, y: np.ndarray | None = None) -> "Keeps":
-        self.rows_ = rows
-        return self
-
-    def transform(self, rows: np.ndarray) -> np.ndarray:
-        return rows[:, :2]
-
-
-def test_rows_in_a_file_are_deleted_once_nothing_maps_them(
+def test_features_in_a_file_are_deleted_once_nothing_maps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 100)
+    monkeypatch.setenv(LIMIT, "160")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mapped, maps = [], Path("/proc/self/maps")
 
@@ -64,10 +55,29 @@ def test_rows_in_a_file_are_deleted_once_nothing_maps_them(
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     weights = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    featurizer = Keeps()
-    features = represent(featurizer, weights, np.array([1, 4, 7, 8, 0, 3]))
-    np.testing.assert_array_equal(features, weights[:, :2])
+    features = represent(StatsFlatVec(), weights, np.array([1, 4, 7, 8, 0, 3]))
+    np.testing.assert_array_equal(features, StatsFlatVec().fit_transform(weights))
     assert not mapped
-    assert len(list(tmp_path.rglob("rows"))) == 1
-    del featurizer.rows_
+    assert len(list(tmp_path.rglob("features"))) == 1
+    del features
     assert mapped == [False], "Windows deletes no file that is mapped"
+
+
+class Keeps(BaseEstimator):
+    """Holds the rows it was fitted on, as nearest neighbours do."""
+
+    def fit(self, rows: np.ndarray, y: np.ndarray | None = None) -> "Keeps":
+        return self
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, :2]
+
+
+def test_a_transformer_that_wants_all_rows_is_refused_where_memory_does_not_hold_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.ones((9, 5), np.float32)
+    assert represent(Keeps(), weights, np.arange(6)).shape == (9, 2)
+    monkeypatch.setenv(LIMIT, "160")
+    with pytest.raises(ConfigError, match=r"Keeps: expected training rows.*--memory_limit"):
+        represent(Keeps(), weights, np.arange(6))

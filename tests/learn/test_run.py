@@ -30,6 +30,7 @@ from lora_ws.learn.features import prepare
 from lora_ws.learn.run import fit_seed, run, run_many, run_one
 from lora_ws.learn.run_folder import folder_for
 from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
+from lora_ws.memory import LIMIT
 from lora_ws.models import MLP
 from lora_ws.report.records import read_records
 from lora_ws.report.tables import caption
@@ -339,8 +340,7 @@ def test_large_features_stay_mapped_and_give_the_same(
     flat = replace(spec, featurizer=FlatVec())
     pca = replace(spec, featurizer=FlatVecPCA(n_components=5))
     small, scores = run_one(flat, 0).timeless(), np.asarray(prepare(pca).features)
-    monkeypatch.setattr("lora_ws.learn.features.IN_MEMORY_BYTES", 1000)
-    monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 200_000)
+    monkeypatch.setenv(LIMIT, str(3 << 20))
     mapped = prepare(flat)
     assert np.shares_memory(mapped.features, mapped.adapters.weights)
     assert run_one(flat, 0).timeless() == small

@@ -13,6 +13,7 @@ FLOORS = {
     "system": 0,
     "config": 1,
     "hub": 1,
+    "memory": 1,
     "journal": 1,
     "threads": 1,
     "workers": 1,

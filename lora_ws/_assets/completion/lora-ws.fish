@@ -51,7 +51,7 @@ function _shtab_lora_ws_using
 end
 
 set -g _shtab_lora_ws_commands demo data 'data list' 'data info' 'data import' 'data audit' 'data prompt-leak' featurize train tune sweep reproduce check-reader evaluate study zoo 'zoo base' 'zoo build' 'zoo merge' 'zoo testbed' 'zoo baselines' 'zoo export' 'zoo publish' inspect convert predict push scan detector similar prompt search compose attribute concepts 'concepts erase' 'concepts amplify' 'concepts apply' serve dedup completion
-set -g _shtab_lora_ws_opts_with_value --adapters --adapters_at_once --allow_classes --allow_pickle --as_json --at_once --augment --augment.help --base --base_config --batch --block_weights --boxes --budget --cache --card --checkpoint_every --choose --concept --config --controls --csv --dataset --denoiser --denoiser.batch_size --denoiser.ema --denoiser.learning_rate --denoiser.steps --denoiser.warmup --device --dimensions --draws --dry_run --dtype --eligible --empty_prompts --equal --evidence --export --false_alarms --featurizer --featurizer.help --finetune --finetune.batch_size --finetune.learning_rate --finetune.max_grad_norm --finetune.rank --finetune.steps --finetune.weight_decay --first_rows --fit --fit.batch_size --fit.ema --fit.grad_clip --fit.lr --fit.lr_factor --fit.lr_patience --fit.max_epochs --fit.optimizer --fit.patience --fit.schedule --fit.warmup --fit.weight_decay --fit.weights --format --from_image --grid_every --guidance_scale --harmless --hashes --height --held_out --host --ignore_other --images --index --init_args --json --label --layout --licence --lora_dir --matrices --max_mb --memory_gb --metadata --method --method.help --min_energy --min_snr --model --model.help --name --near --negative_prompt --neighbours --num_inference_steps --on_error --out --over --part --per --photos --photos.category --photos.image --photos.leaf --photos.source --photos.split --photos.words --policy --port --preserve --print_config --private --processes --project --prompt --protocol --rank --refit --repo_id --revision --rows --sampling --sampling.a_init --sampling.adapters_per_leaf --sampling.flagged --sampling.max_images --sampling.min_images --sampling.passes --sampling.prompt --scales --scheduler --scores --search --seed --seeds --shapley --shard --shown --shuffle_labels --sidecars --size --size.attention_levels --size.heads --size.image_size --size.latent_channels --size.norm_groups --size.prompt_length --size.text_layers --size.text_width --size.unet_channels --size.unet_layers --size.vae_channels --split --start --steps --stop_gradient --subset --targets --task --task.help --templates --text --to --top --trainer --trainer.accelerator --trainer.callbacks --trainer.checkpoint_every --trainer.devices --trainer.engine --trainer.loggers --trainer.num_nodes --trainer.precision --trainer.strategy --trainer.threads --trials --triggers --vae --vae.batch_size --vae.ema --vae.learning_rate --vae.steps --vae.warmup --waiting --whole --width --words --workers
+set -g _shtab_lora_ws_opts_with_value --adapters --adapters_at_once --allow_classes --allow_pickle --as_json --at_once --augment --augment.help --base --base_config --batch --block_weights --boxes --budget --cache --card --checkpoint_every --choose --concept --config --controls --csv --dataset --denoiser --denoiser.batch_size --denoiser.ema --denoiser.learning_rate --denoiser.steps --denoiser.warmup --device --dimensions --draws --dry_run --dtype --eligible --empty_prompts --equal --evidence --export --false_alarms --featurizer --featurizer.help --finetune --finetune.batch_size --finetune.learning_rate --finetune.max_grad_norm --finetune.rank --finetune.steps --finetune.weight_decay --first_rows --fit --fit.batch_size --fit.ema --fit.grad_clip --fit.lr --fit.lr_factor --fit.lr_patience --fit.max_epochs --fit.optimizer --fit.patience --fit.schedule --fit.warmup --fit.weight_decay --fit.weights --format --from_image --grid_every --guidance_scale --harmless --hashes --height --held_out --host --ignore_other --images --index --init_args --json --label --layout --licence --lora_dir --matrices --max_mb --memory_gb --memory_limit --metadata --method --method.help --min_energy --min_snr --model --model.help --name --near --negative_prompt --neighbours --num_inference_steps --on_error --out --over --part --per --photos --photos.category --photos.image --photos.leaf --photos.source --photos.split --photos.words --policy --port --preserve --print_config --private --processes --project --prompt --protocol --rank --refit --repo_id --revision --rows --sampling --sampling.a_init --sampling.adapters_per_leaf --sampling.flagged --sampling.max_images --sampling.min_images --sampling.passes --sampling.prompt --scales --scheduler --scores --search --seed --seeds --shapley --shard --shown --shuffle_labels --sidecars --size --size.attention_levels --size.heads --size.image_size --size.latent_channels --size.norm_groups --size.prompt_length --size.text_layers --size.text_width --size.unet_channels --size.unet_layers --size.vae_channels --split --start --steps --stop_gradient --subset --targets --task --task.help --templates --text --to --top --trainer --trainer.accelerator --trainer.callbacks --trainer.checkpoint_every --trainer.devices --trainer.engine --trainer.loggers --trainer.num_nodes --trainer.precision --trainer.strategy --trainer.threads --trials --triggers --vae --vae.batch_size --vae.ema --vae.learning_rate --vae.steps --vae.warmup --waiting --whole --width --words --workers
 
 complete -c lora-ws -e
 complete -c lora-ws -f
@@ -84,6 +84,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using data import' -l min_energy -x -d 'm
 complete -c lora-ws -n '_shtab_lora_ws_using data import' -l label -x -d 'column of the class, if there is no card'
 complete -c lora-ws -n '_shtab_lora_ws_using data import' -l revision -x -d 'Hub branch, tag or commit instead of the card'"'"'s'
 complete -c lora-ws -n '_shtab_lora_ws_using data import' -l on_error -xka "raise skip" -d 'raise stops at the first invalid row'
+complete -c lora-ws -n '_shtab_lora_ws_using data import' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using data; and test $_shtab_lora_ws_npos -eq 0' -a audit -d 'find what leaks between training and test adapters'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -92,6 +93,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l subset -x -d 'subset
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l split -x -d 'column of parts or a rule by name, as in lora-ws train'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l label -x -d 'column to predict'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l as_json -xka "true false" -d 'print one JSON line per finding instead of a table.'
+complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using data; and test $_shtab_lora_ws_npos -eq 0' -a prompt-leak -d 'measure how much training prompts reveal of the labels'
 complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -101,6 +103,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l label -x -d 'c
 complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l base -x -d 'base model: digit-sd, tiny-sd, a pipeline'"'"'s folder, or its name on the Hub'
 complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l device -x -d 'torch device of the base model.'
 complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l as_json -xka "true false" -d 'print one JSON line per subset instead of a table.'
+complete -c lora-ws -n '_shtab_lora_ws_using data prompt-leak' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a featurize -d 'write a representation to a file'
 complete -c lora-ws -n '_shtab_lora_ws_using featurize' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -111,6 +114,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l subset -x -d 'subset 
 complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l label -x -d 'column to predict'
 complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l featurizer.help -xka "DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel" -d 'Show the help for the given subclass of {Featurizer,TransformerMixin} and exit.'
 complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l featurizer -xka "DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel" -d 'the representation'
+complete -c lora-ws -n '_shtab_lora_ws_using featurize' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a train -d 'train and evaluate classifiers'
 complete -c lora-ws -n '_shtab_lora_ws_using train' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using train' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -162,6 +166,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using train' -l trainer.callbacks -x -d '
 complete -c lora-ws -n '_shtab_lora_ws_using train' -l trainer.engine -xka "auto one-by-one batched" -d '``one-by-one`` trains seeds in turn with Lightning, ``batched`` all seeds in one stack'
 complete -c lora-ws -n '_shtab_lora_ws_using train' -l seeds -x -d 'number of seeds, from 0 up'
 complete -c lora-ws -n '_shtab_lora_ws_using train' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'folder of the run'
+complete -c lora-ws -n '_shtab_lora_ws_using train' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a tune -d 'search hyper-parameters'
 complete -c lora-ws -n '_shtab_lora_ws_using tune' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using tune' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -215,6 +220,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using tune' -l seeds -x -d 'number of see
 complete -c lora-ws -n '_shtab_lora_ws_using tune' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'folder of the run'
 complete -c lora-ws -n '_shtab_lora_ws_using tune' -l search -x -d 'search space, by dotted key of model, featurizer, fit or matrices: a list of values, or a range ``{low: 1e-4, high: 1e-2, log: true}``'
 complete -c lora-ws -n '_shtab_lora_ws_using tune' -l trials -x -d 'total number of trials, including those of earlier calls.'
+complete -c lora-ws -n '_shtab_lora_ws_using tune' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a sweep -d 'train on each layer or matrix alone'
 complete -c lora-ws -n '_shtab_lora_ws_using sweep' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -270,6 +276,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l over -xka "layers matrice
 complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l processes -x -d 'parallel processes'
 complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l shard -x -d 'share i of n for a job array, as ``i/n``'
 complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l top -x -d 'number of layers to list.'
+complete -c lora-ws -n '_shtab_lora_ws_using sweep' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a reproduce -d 'reproduce tables and figures of `eval/`'
 complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -284,6 +291,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l rows -x -d 'rows of a
 complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l draws -x -d 'for `readers`: number of learning rates and weight decays to try per network'
 complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l size -x -d 'for `readers`: parameter budget, such as 1.3M'
 complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'folder of runs and reports'
+complete -c lora-ws -n '_shtab_lora_ws_using reproduce' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a check-reader -d 'measure the symmetries of a network'
 complete -c lora-ws -n '_shtab_lora_ws_using check-reader' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using check-reader' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -305,6 +313,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using evaluate' -l label -x -d 'column to
 complete -c lora-ws -n '_shtab_lora_ws_using evaluate' -l part -xka "train val test all" -d 'part of the split'
 complete -c lora-ws -n '_shtab_lora_ws_using evaluate' -l revision -x -d 'Hub revision of the bundle.'
 complete -c lora-ws -n '_shtab_lora_ws_using evaluate' -l allow_classes -x -d 'dotted paths of representations and networks outside this library that the bundle may use.'
+complete -c lora-ws -n '_shtab_lora_ws_using evaluate' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a study -d 'measure how robust trained classifiers are'
 complete -c lora-ws -n '_shtab_lora_ws_using study' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using study' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -314,6 +323,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using study' -l dataset -x -d 'a collecti
 complete -c lora-ws -n '_shtab_lora_ws_using study' -l subset -x -d 'subset of the collection'
 complete -c lora-ws -n '_shtab_lora_ws_using study' -l draws -x -d 'how often each level that draws something is drawn.'
 complete -c lora-ws -n '_shtab_lora_ws_using study' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'folder for records, tables, curves and the page'
+complete -c lora-ws -n '_shtab_lora_ws_using study' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a zoo -d zoo
 complete -c lora-ws -n '_shtab_lora_ws_using zoo' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using zoo; and test $_shtab_lora_ws_npos -eq 0' -a base -d 'train a small diffusion model'
@@ -499,6 +509,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using similar' -l top -x -d 'number of ad
 complete -c lora-ws -n '_shtab_lora_ws_using similar' -l workers -x -d 'processes that read files.'
 complete -c lora-ws -n '_shtab_lora_ws_using similar' -l cache -xka "(__fish_complete_path (commandline -ct))" -d 'folder of cached findings'
 complete -c lora-ws -n '_shtab_lora_ws_using similar' -l as_json -xka "true false" -d 'print one JSON object per line instead of a table.'
+complete -c lora-ws -n '_shtab_lora_ws_using similar' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a prompt -d 'predict words of the training prompt'
 complete -c lora-ws -n '_shtab_lora_ws_using prompt' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using prompt' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'
@@ -644,6 +655,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using dedup' -l near -x -d 'minimal cosin
 complete -c lora-ws -n '_shtab_lora_ws_using dedup' -l workers -x -d 'processes that read files.'
 complete -c lora-ws -n '_shtab_lora_ws_using dedup' -l cache -xka "(__fish_complete_path (commandline -ct))" -d 'folder of cached findings'
 complete -c lora-ws -n '_shtab_lora_ws_using dedup' -l as_json -xka "true false" -d 'print one JSON object per line instead of text.'
+complete -c lora-ws -n '_shtab_lora_ws_using dedup' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using; and test $_shtab_lora_ws_npos -eq 0' -a completion -d 'print a script that completes commands in a shell'
 complete -c lora-ws -n '_shtab_lora_ws_using completion' -s h -l help -d 'show this help message and exit'
 complete -c lora-ws -n '_shtab_lora_ws_using completion' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with any of the flags below'

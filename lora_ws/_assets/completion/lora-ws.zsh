@@ -269,6 +269,7 @@ _shtab_lora_ws_data_audit_options=(
   "--split[column of parts or a rule by name, as in lora-ws train]:split:"
   "--label[column to predict]:label:"
   "--as_json[print one JSON line per finding instead of a table.]:as_json:(true false)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":name of a card, or the folder of a store.:"
 )
 
@@ -287,6 +288,7 @@ _shtab_lora_ws_data_import_options=(
   "--label[column of the class, if there is no card]:label:"
   "--revision[Hub branch, tag or commit instead of the card\'s]:revision:"
   "--on_error[raise stops at the first invalid row]:on_error:(raise skip)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":a collection\'s name or hf\:\/\/datasets\/owner\/name, fetched from the Hub:"
 )
 
@@ -321,6 +323,7 @@ _shtab_lora_ws_data_prompt_leak_options=(
   "--base[base model\: digit-sd, tiny-sd, a pipeline\'s folder, or its name on the Hub]:base:"
   "--device[torch device of the base model.]:device:"
   "--as_json[print one JSON line per subset instead of a table.]:as_json:(true false)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":name of a card, or the folder of a store.:"
 )
 
@@ -336,6 +339,7 @@ _shtab_lora_ws_dedup_options=(
   "--workers[processes that read files.]:workers:"
   "--cache[folder of cached findings]:cache:_files"
   "--as_json[print one JSON object per line instead of text.]:as_json:(true false)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":files, folders, .txt lists, names on the Hub, or a folder of an index:"
 )
 
@@ -375,6 +379,7 @@ _shtab_lora_ws_evaluate_options=(
   "--part[part of the split]:part:(train val test all)"
   "--revision[Hub revision of the bundle.]:revision:"
   "--allow_classes[dotted paths of representations and networks outside this library that the bundle may use.]:allow_classes:"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -390,6 +395,7 @@ _shtab_lora_ws_featurize_options=(
   "--label[column to predict]:label:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -464,6 +470,7 @@ _shtab_lora_ws_reproduce_options=(
   "--draws[for \`readers\`\: number of learning rates and weight decays to try per network]:draws:"
   "--size[for \`readers\`\: parameter budget, such as 1.3M]:size:"
   "--out[folder of runs and reports]:out:_files"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":name of a file in eval\/, such as table1:"
 )
 
@@ -539,6 +546,7 @@ _shtab_lora_ws_similar_options=(
   "--workers[processes that read files.]:workers:"
   "--cache[folder of cached findings]:cache:_files"
   "--as_json[print one JSON object per line instead of a table.]:as_json:(true false)"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":a .safetensors file, a PEFT folder, or hf\:\/\/owner\/name\/file.safetensors on the Hub:"
 )
 
@@ -554,6 +562,7 @@ _shtab_lora_ws_study_options=(
   "--subset[subset of the collection]:subset:"
   "--draws[how often each level that draws something is drawn.]:draws:"
   "--out[folder for records, tables, curves and the page]:out:_files"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts, gauge, rank-padding, rescale, strength, cast, truncation, merging, or all:"
 )
 
@@ -615,6 +624,7 @@ _shtab_lora_ws_sweep_options=(
   "--processes[parallel processes]:processes:"
   "--shard[share i of n for a job array, as \`\`i\/n\`\`]:shard:"
   "--top[number of layers to list.]:top:"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -671,6 +681,7 @@ _shtab_lora_ws_train_options=(
   "--trainer.engine[\`\`one-by-one\`\` trains seeds in turn with Lightning, \`\`batched\`\` all seeds in one stack]:trainer.engine:(auto one-by-one batched)"
   "--seeds[number of seeds, from 0 up]:seeds:"
   "--out[folder of the run]:out:_files"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -729,6 +740,7 @@ _shtab_lora_ws_tune_options=(
   "--out[folder of the run]:out:_files"
   "--search[search space, by dotted key of model, featurizer, fit or matrices\: a list of values, or a range \`\`\{low\: 1e-4, high\: 1e-2, log\: true\}\`\`]:search:"
   "--trials[total number of trials, including those of earlier calls.]:trials:"
+  "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
 )
 
 # guard to ensure default positional specs are added only once per session
