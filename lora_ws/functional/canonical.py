@@ -60,10 +60,7 @@ class _CanonicalForm(torch.autograd.Function):
     @staticmethod
     def forward(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs, rank = up.shape[-2:]
-        written, left = torch.linalg.qr(up.double())
-        read, right = torch.linalg.qr(down.double().mT)
-        u, values, vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
-        u, v = written @ u, read @ vh.mT
+        u, values, v = (_one if rank == 1 else _several)(up.double(), down.double().mT)
         rounding = max(outputs, down.shape[-1]) * torch.finfo(up.dtype).eps
         kept = values > rounding * values[..., :1]
         largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
@@ -97,3 +94,18 @@ class _CanonicalForm(torch.autograd.Function):
         of_down = (up.mT @ left) @ v.mT + (up.mT @ u) @ right
         dtype = ctx.saved_tensors[0].dtype
         return of_up.to(dtype), of_down.to(dtype)
+
+
+def _several(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors and values of ``up @ down.mT``."""
+    written, left = torch.linalg.qr(up)
+    read, right = torch.linalg.qr(down)
+    u, values, vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
+    return written @ u, values, read @ vh.mT
+
+
+def _one(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a column each, which is a decomposition but for its lengths."""
+    lengths = [torch.linalg.vector_norm(side, dim=-2, keepdim=True) for side in (up, down)]
+    u, v = (side / torch.where(n > 0, n, 1) for side, n in zip((up, down), lengths, strict=True))
+    return u, (lengths[0] * lengths[1]).squeeze(-2), v

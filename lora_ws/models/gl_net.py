@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import outer, project
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import FactorPair, Factors
 
 
@@ -87,7 +88,7 @@ class GLNetModule(MetanetModule):
             )
             for shape in self.factors.shapes
         )
-        self.dropout = nn.Dropout(spec.input_dropout)
+        self.dropout = Dropout(spec.input_dropout)
         features = spec.hidden**2 + spec.norm
         self.linear = nn.Linear(len(inputs.factors.layers) * features, spec.width)
         self.norm = nn.LayerNorm(spec.width)

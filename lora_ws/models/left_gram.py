@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import outer, project
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import FactorPair, Factors
 from lora_ws.models.pooling import ConcatPool
 from lora_ws.models.tokens import FADE
@@ -73,7 +74,7 @@ class LeftGramModule(MetanetModule):
         )
         rows, columns = torch.triu_indices(spec.probes, spec.probes)
         self.register_buffer("_upper", rows * spec.probes + columns, persistent=False)
-        self.dropout = nn.Dropout(spec.input_dropout)
+        self.dropout = Dropout(spec.input_dropout)
         self.pool = ConcatPool(len(inputs.factors.layers), len(rows) + 1, spec.width)
         self.norm = nn.LayerNorm(spec.width)
         self.output = nn.Linear(spec.width, outputs)

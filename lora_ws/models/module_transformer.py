@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.dropout import Dropout
 from lora_ws.models.pooling import ModuleEncoder
 from lora_ws.models.tokens import ModuleLinear, UpdateTokens
 
@@ -78,7 +79,7 @@ class ModuleTransformerModule(MetanetModule):
         super().__init__(inputs)
         width, layout = spec.width, inputs.factors
         self.tokens = UpdateTokens(layout, spec.probes)
-        self.dropout = nn.Dropout(spec.input_dropout)
+        self.dropout = Dropout(spec.input_dropout)
         self.read_in = ModuleLinear(len(layout.layers), self.tokens.features, width)
         self.encoder = ModuleEncoder(
             width,

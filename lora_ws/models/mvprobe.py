@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import VIEWS, ViewName
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import Factors
 from lora_ws.models.pooling import PoolName, make_pool
 from lora_ws.models.probes import ModuleProbes, Share
@@ -105,7 +106,7 @@ class MVProbeModule(MetanetModule):
             self.factors, spec.views, spec.probes, share=spec.share, standardize=spec.standardize
         )
         self.sizes = spec.sizes
-        self.dropout = nn.Dropout(spec.input_dropout)
+        self.dropout = Dropout(spec.input_dropout)
         features = self.probes.features + spec.sizes
         modules = len(inputs.factors.layers)
         self.pool = make_pool(spec.pool, modules, features, spec.width, dropout=spec.dropout)

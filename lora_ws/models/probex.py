@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
 from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import Factors
 from lora_ws.models.probes import ModuleProbes, Share
 
@@ -70,7 +71,7 @@ class ProbeXModule(MetanetModule):
         super().__init__(inputs)
         self.factors = Factors(inputs.factors)
         self.probes = ModuleProbes(self.factors, ("update",), spec.probes, share=spec.share)
-        self.dropout = nn.Dropout(spec.input_dropout)
+        self.dropout = Dropout(spec.input_dropout)
         seen = len(inputs.factors.layers) * self.probes.features
         self.linear = nn.Linear(seen, spec.width)
         self.output = nn.Linear(spec.width, outputs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
+from lora_ws.functional.views import outer
 from lora_ws.models.factors import FactorPair, Factors
 
 # Squared size, beside that of the training adapters, below which an update fades to none.
@@ -76,11 +77,12 @@ class UpdateTokens(nn.Module):
         written = up @ probes
         # |BA|² = tr(BᵀB AAᵀ), negative by rounding alone.
         square = ((up @ up.mT) * read).sum((-2, -1)).clamp(min=0)[..., None]
-        mean = (probes.mT @ probes / width).flatten()
-        gram = (written.mT @ read @ written).flatten(-2) - square * mean
-        unit = gram[..., self._upper] * width / (square + FADE)
+        scale = width / (square + FADE)
+        mean = (probes.mT @ probes / width).flatten()[self._upper]
+        gram = outer(written, read @ written).flatten(-2)[..., self._upper]
+        unit = torch.addcmul(gram * scale, square * scale, mean, value=-1)
         # Each entry off the diagonal stands for two.
-        unit = torch.where(self._diagonal, unit / math.sqrt(2), unit)
+        unit = unit * (1 - (1 - math.sqrt(0.5)) * self._diagonal.to(unit.dtype))
         return torch.cat([unit, square.log1p()], -1)
 
 
