@@ -28,6 +28,7 @@ from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError, printab
 from lora_ws.functional.sketch import sketch, update_hash
 
 NO_MODEL = "content: no detector for this base, as no model was given"
+NO_UPDATE = "content: the update is zero in the layers that the model reads"
 # Old name of a key of findings -> its name.
 RENAMED = {
     "silence": "no_prediction_reason",
@@ -251,6 +252,8 @@ def _examine(
                 raise
             why_not = str(error)
     facts = summarize(file, adapter)
+    if bundle is not None and row and not any(map(facts.norms.get, bundle.layers)):
+        row, why_not = None, NO_UPDATE
     signature = _signature(adapter, facts.norm, hashes) if adapter and whole else None
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
     ignored = sum(facts.modules.values()) - judged + file.structure.modules_unread

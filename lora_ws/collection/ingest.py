@@ -181,5 +181,7 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> FilesSource | Parqu
 
 
 def _below(path: Path, suffix: str) -> list[Path]:
-    found = [path] if path.is_file() else path.rglob(f"*{suffix}")
-    return sorted((f for f in found if f.suffix == suffix), key=lambda f: (natural_key(str(f)), f))
+    found = [path] if path.is_file() else path.rglob("*")
+    return sorted(
+        (f for f in found if f.suffix.lower() == suffix), key=lambda f: (natural_key(str(f)), f)
+    )

@@ -5,9 +5,9 @@ from rich.markup import escape
 
 from lora_ws.errors import printable
 from lora_ws.learn.detector import DetectorSpec, make_detector
-from lora_ws.learn.detector_card import CARD, POLICY, verdict
+from lora_ws.learn.detector_card import CARD, POLICY, told_left_out, verdict
 
-# Files left out that are named on the terminal.
+# Reasons to leave files out that are named on the terminal.
 SHOWN = 5
 
 
@@ -24,10 +24,11 @@ def detector(folders: list[str], /, spec: DetectorSpec) -> None:
     """
     made = make_detector(folders, spec)
     console = Console(highlight=False, soft_wrap=True)
-    for name, why in list(made.left_out.items())[:SHOWN]:
-        console.print(f"left out: {escape(printable(f'{name}: {why}'))}")
-    if (rest := len(made.left_out) - SHOWN) > 0:
-        console.print(f"and {rest} more; {spec.out / CARD} names them")
+    lost = told_left_out(made.left_out)
+    for one in lost[:SHOWN]:
+        console.print(f"left out: {escape(printable(one))}")
+    if (rest := len(lost) - SHOWN) > 0:
+        console.print(f"and for {rest} more reasons; {spec.out / CARD} has them")
     console.print(verdict(made))
     for confound in made.confounds:
         console.print(f"warning: {escape(printable(str(confound)))}")

@@ -21,6 +21,16 @@ SPELLINGS = (
 )
 
 
+# Settings of training in headers that leave marks on the weights, or tell whose files they are.
+CLAIMED = (
+    *("ss_sd_model_name", "ss_base_model_version", "ss_network_module", "ss_network_alpha"),
+    *("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer", "ss_lr_scheduler"),
+    *("ss_max_train_steps", "ss_num_epochs", "ss_num_train_images", "ss_total_batch_size"),
+    *("ss_resolution", "ss_mixed_precision", "ss_seed", "ss_noise_offset", "ss_clip_skip"),
+    *("ss_sd_scripts_commit_hash", "modelspec.architecture", "modelspec.author", "software"),
+)
+
+
 class Confound(NamedTuple):
     """A fact that tells folders apart.
 
@@ -28,17 +38,19 @@ class Confound(NamedTuple):
         what: the fact.
         share: of files whose folder it tells, on files that the guess was not fitted to.
         largest: of files in the largest folder.
+        files: how many it could be tried on.
     """
 
     what: str
     share: float
     largest: float
+    files: int
 
     def __str__(self) -> str:
         return (
-            f"{self.what} alone tells the folder of {100 * self.share:.0f} % of the files (the "
-            f"largest folder has {100 * self.largest:.0f} %): the reader may go by it; train or "
-            "collect the folders alike"
+            f"{self.what} alone tells the folder of {100 * self.share:.0f} % of {self.files} files "
+            f"(the largest folder has {100 * self.largest:.0f} %): the reader may go by it; train "
+            "or collect the folders alike"
         )
 
 
@@ -66,6 +78,7 @@ def file_facts(file: Path) -> dict[str, float | str]:
             "the type of numbers": "/".join(sorted({i.dtype for i in header.tensors.values()})),
             "the trainer's way of naming": next(endings, "another"),
             "the header's metadata": " ".join(sorted(header.metadata)),
+            **{f"`{name}` in the header": header.metadata.get(name, "") for name in CLAIMED},
         }
 
 
@@ -91,15 +104,16 @@ def find_confounds(
         >>> labels = np.repeat([0, 1], 20)
         >>> facts = [{"rank": 4.0 * (1 + k), "dtype": "F16"} for k in labels]
         >>> [str(found)[:24] for found in find_confounds(facts, labels, labels, np.arange(40))]
-        ['the start alone tells th', 'rank alone tells the fol']
+        ['a start in common alone ', 'rank alone tells the fol']
     """
-    tried = {"the start": told_by_group(starts, labels)}
+    # Of a start that only one file has, nothing can be said.
+    tried = {"a start in common": told_by_group(starts, labels)}
     for name in facts[0]:
         codes = np.unique([one[name] for one in facts], return_inverse=True)[1]
         if codes.any():
             tried[name] = told_by_columns(codes[:, None], labels, groups), len(labels)
     return [
-        Confound(name, hits / n, largest_share(labels))
+        Confound(name, hits / n, largest_share(labels), n)
         for name, (hits, n) in tried.items()
         if n and beats_guessing(hits, n, labels, len(tried))
     ]

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lora_ws.adapters import find_adapters
 from lora_ws.adapters.locate import PICKLED
+from lora_ws.adapters.remote import SAFETENSORS
 from lora_ws.audit.policy import Policy
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import measures
@@ -140,7 +142,8 @@ def _files(folders: Sequence[Path]) -> dict[Path, str]:
         )
     found: dict[Path, str] = {}
     for folder in (folder.resolve() for folder in folders):
-        files = sorted(folder.rglob("*.safetensors"))
+        paths = (ref.path for ref in find_adapters(str(folder)) if ref.path)
+        files = [file for file in paths if file.suffix.lower() == SAFETENSORS and file.is_file()]
         if not files:
             raise ConfigError(f"{folder}: expected a folder of .safetensors files, found none")
         if folder.name in found.values() or any(file in found for file in files):

@@ -11,6 +11,8 @@ from lora_ws.bundle import Bundle
 from lora_ws.learn.confounds import Confound
 
 CARD, POLICY = "README.md", "policy.yaml"
+# Files that are named of those left out for one reason.
+NAMED = 5
 TEXT = """
 ## How it was tested
 
@@ -28,7 +30,8 @@ named wrongly, as their folder may be wrong.
 ## What else tells the folders apart
 
 Tried: the start (A before training), and by the files' headers base model, rank, number of modules,
-file size, type of numbers, naming of tensors, names of metadata; each alone, on held-out files.
+file size, type of numbers, naming of tensors, names of metadata, and settings of training that they
+claim (learning rate, optimizer, checkpoint, steps, …); each alone, on held-out files.
 
 {confounds}
 
@@ -107,7 +110,7 @@ def detector_card(made: Detector, harmless: str, rate: float, card: str) -> str:
         card: of the bundle.
     """
     classes = made.bundle.classes
-    more = [f"- {why}: {name}, left out.\n" for name, why in sorted(made.left_out.items())[:20]]
+    more = [f"- Left out: {one}.\n" for one in told_left_out(made.left_out)]
     if made.starts < len(made.labels):
         more.append(
             f"- Other starts: the {len(made.labels)} files have {made.starts} starts (A before "
@@ -127,6 +130,26 @@ def detector_card(made: Detector, harmless: str, rate: float, card: str) -> str:
         confounds="\n".join(f"- {one}." for one in made.confounds) or "None of them does.",
         more="".join(more),
     )
+
+
+def told_left_out(left_out: Mapping[str, str]) -> list[str]:
+    """Say which files were left out, by reason, the most frequent first.
+
+    Args:
+        left_out: file -> reason.
+
+    Example:
+        >>> told_left_out({"a": "a pickle", "b": "a pickle"})
+        ['a, b: a pickle']
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, why in sorted(left_out.items()):
+        reasons.setdefault(why, []).append(name)
+    said = []
+    for why, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        rest = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        said.append(f"{', '.join(names[:NAMED])}{rest}: {why}")
+    return said
 
 
 def verdict(made: Detector) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tolerances import rounding
 import lora_ws.audit.judge
 from lora_ws.adapters import AdapterRef, read_adapter
 from lora_ws.adapters.writer import write_adapter
-from lora_ws.audit.classify import FileResult, Finding, classify_files
+from lora_ws.audit.classify import NO_UPDATE, FileResult, Finding, classify_files
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.collection import AdapterSet
@@ -26,9 +27,7 @@ def classifier(bundle: Path) -> Bundle:
     return Bundle.load(bundle)
 
 
-def findings(
-    refs: list[AdapterRef], bundle: Bundle | None = None, **options: bool
-) -> list[Finding]:
+def findings(refs: list[AdapterRef], bundle: Bundle | None = None, **options: Any) -> list[Finding]:
     found = [one.finding for one in classify_files(refs, bundle, **options)]
     assert all(found)
     return [one for one in found if one]
@@ -114,6 +113,17 @@ def test_a_file_of_another_base_is_named_and_not_judged(
         "content: no detector for this base: it is SD1.x"
     )
     assert finding.facts
+
+
+@pytest.mark.parametrize("zeroed", ["by its factors", "by its scale"])
+def test_an_update_of_zero_has_no_verdict(
+    zeroed: str, mini: AdapterSet, layers: Layers, classifier: Bundle, tmp_path: Path
+) -> None:
+    row = mini.weights[0] * np.float32(zeroed == "by its scale")
+    file = write_row(tmp_path / "a.safetensors", row, layers)
+    save_file(load_file(file), file, {"lora_adapter_metadata": '{"unet.lora_alpha": 0}'})
+    (finding,) = findings([AdapterRef.parse(file)], classifier)
+    assert (finding.verdict, finding.no_prediction_reason) == (None, NO_UPDATE)
 
 
 def test_a_bad_file_stops_no_other(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import write_adapter
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from scipy.linalg import subspace_angles
 
 from lora_ws.adapters import Layout
@@ -16,8 +16,9 @@ from lora_ws.cli import main
 from lora_ws.collection import load
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
-from lora_ws.learn.confounds import find_confounds
+from lora_ws.learn.confounds import file_facts, find_confounds
 from lora_ws.learn.detector import DetectorSpec, make_detector
+from lora_ws.learn.detector_card import told_left_out
 from lora_ws.learn.starts import joined, start_groups
 
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
@@ -70,7 +71,27 @@ def test_facts_that_tell_folders_apart_are_named(classes: int):
     # One start for each folder tells it; one for all, or one for each file, does not.
     for starts, named in ((labels, True), (0 * labels, False), (groups, False)):
         told = [one.what for one in find_confounds(facts, starts, labels, groups)]
-        assert ("the start" in told) == named
+        assert ("a start in common" in told) == named
+
+
+def test_what_headers_claim_of_training_is_tried(tmp_path: Path):
+    facts = []
+    for k in range(40):
+        file = tmp_path / f"{k}.safetensors"
+        write_noise(tmp_path, 1, k)
+        tensors = load_file(tmp_path / "0.safetensors")
+        save_file(tensors, file, {"ss_learning_rate": "1e-4" if k < 20 else "5e-5"})
+        facts.append(file_facts(file))
+    labels, groups = np.repeat([0, 1], 20), np.arange(40)
+    (found,) = find_confounds(facts, groups, labels, groups)
+    assert (found.what, found.share, found.files) == ("`ss_learning_rate` in the header", 1.0, 40)
+
+
+def test_files_left_out_are_told_by_reason():
+    lost = {f"bad/{k}.safetensors": "of another base" for k in range(7)} | {"good/a.pt": "a pickle"}
+    names = ", ".join(f"bad/{k}.safetensors" for k in range(5))
+    told = told_left_out(lost)
+    assert told == [f"{names} and 2 more: of another base", "good/a.pt: a pickle"]
 
 
 def test_too_little_is_said(tmp_path: Path):
