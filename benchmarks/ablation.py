@@ -1,9 +1,9 @@
-"""Leaving each of 5 adapters out of a picture: a batch of 7 against 7 runs of a pipeline.
+"""Leaving each of 5 adapters out of an image: a batch of 7 against 7 runs of a pipeline.
 
 From the same noise, with guidance, drawn with all adapters, with none, and without each. Compared:
 
-* ours: `ablate`, all pictures in one batch through the bank;
-* diffusers, as users do it: `set_adapters` with scale 0 for what is left out, one run per picture;
+* ours: `ablate`, all images in one batch through the bank;
+* diffusers, as users do it: `set_adapters` with scale 0 for what is left out, one run per image;
 * diffusers, naming only those that are left in, which spares it what scale 0 computes.
 
 All are timed from prompt to images. Before, all agree on the 7 images to 1e-4. No goal: where a
@@ -32,7 +32,7 @@ BY_ZERO, BY_NAME = "diffusers, scale 0", "diffusers, those left in"
 def one_by_one(
     pipeline: Any, names: Sequence[str], generation: GenerationSpec, zeros: bool
 ) -> Tensor:
-    """A run of the pipeline for each picture, in the order of `ablate`."""
+    """A run of the pipeline for each image, in the order of `ablate`."""
     images = []
     everyone = set(names)
     for kept in (everyone, set[str](), *(everyone - {name} for name in names)):
@@ -69,7 +69,7 @@ def compare(base: str, folder: Path, steps: int, args: Any) -> None:
         },
         args.repeats,
     )
-    common.show(f"{len(images)} pictures on {base}", "ms per picture and step", costs)
+    common.show(f"{len(images)} images on {base}", "ms per image and step", costs)
 
 
 def main() -> None:

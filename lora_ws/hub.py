@@ -122,7 +122,7 @@ def remember(snapshot: Path, revision: str) -> None:
 
 
 def no_answer(error: Exception, repo_id: str, revision: str | None) -> str:
-    """Why the Hub could not be asked, where that is what the error means.
+    """Why the Hub could not be reached, where that is what the error means.
 
     Raises:
         NotAvailableError: the Hub's answer was a definite no, or its cache cannot be written.

@@ -36,7 +36,7 @@ def work_through(
 
     Args:
         target: what is done with a task; a function of a module, as processes are spawned.
-        tasks: in the order in which they are begun; picklable.
+        tasks: in the order in which they start; picklable.
         processes: how many work at once.
         tick: called several times per second, to show how far things are.
 

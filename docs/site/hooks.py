@@ -75,7 +75,7 @@ def on_page_markdown(text: str, *, page: Page, **_: Any) -> str:
 
     def moved(link: re.Match[str]) -> str:
         target = normpath(join(dirname(SOURCES[here]), link[0]))
-        # What only the site has, such as a notebook's pictures, stays beside its page.
+        # What only the site has, such as a notebook's images, stays beside its page.
         return relpath(site_uri(target), dirname(here)) if (ROOT / target).exists() else link[0]
 
     return LINK.sub(moved, text)
@@ -95,7 +95,7 @@ def site_uri(source: str) -> str:
 
 
 def page_text(source: str) -> tuple[str, dict[str, bytes]]:
-    """Markdown of a file of the repository, and pictures that are only inside it."""
+    """Markdown of a file of the repository, and images that are only inside it."""
     path = ROOT / source
     if path.suffix == ".ipynb":
         text, resources = MarkdownExporter().from_filename(str(path))

@@ -1,4 +1,4 @@
-"""Draw docs/images/pipeline.png, the first picture of README: from an adapter file to a verdict.
+"""Draw docs/images/pipeline.png, the first image of README: from an adapter file to a verdict.
 
 Numbers in it are real: a shipped file, one of its layers, and what the shipped bundle predicts.
 """

@@ -1,6 +1,6 @@
-"""Cut the small pictures of README's table of tasks out of real outputs; run it after they change.
+"""Cut the small images of README's table of tasks out of real outputs; run it after they change.
 
-Each is a part of a committed picture: a report's figure, a page, a grid of images.
+Each is a part of a committed image: a report's figure, a page, a grid of images.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ SIZE = (240, 150)  # pixels, shown at half of it
 
 
 class Cut(NamedTuple):
-    """A part of a picture: left, top, right and bottom as shares of its width and height."""
+    """A part of an image: left, top, right and bottom as shares of its width and height."""
 
     source: str
     box: tuple[float, float, float, float]

@@ -33,7 +33,7 @@ class Module:
         down: A, float32 ``[rank, inputs]``; inputs of a convolution are channels times kernel.
         up: B, float32 ``[outputs, rank]``.
         scale: the factor that the file asks for.
-        scale_source: where it is said.
+        scale_source: where the file states it.
         kernel: of a convolution.
         needs_base: DoRA: this is the update's direction; its size needs the base model.
 
@@ -71,7 +71,7 @@ class Module:
 
     @property
     def factors(self) -> tuple[Factor, Factor]:
-        """A and B for whoever measures the update: `functional.sketch`."""
+        """A and B for measuring the update: `functional.sketch`."""
         return self.down, self.up
 
     @property
@@ -147,7 +147,7 @@ class Adapter:
     Attributes:
         modules: name -> module, in the file's order.
         source: the file it came from, or ``hub:`` with repository and file.
-        sha256: hash of the file's bytes; empty where only a part was read, or nobody says.
+        sha256: hash of the file's bytes; empty where only a part was read.
         metadata: text of the file's header: claims, never read by a classifier.
         other_keys: tensors that are no part of an update, or of one that is not known: listed, not
             read.

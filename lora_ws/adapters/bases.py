@@ -30,7 +30,7 @@ class Base(NamedTuple):
 
     Attributes:
         name: of the base that most modules are of.
-        evidence: which layer tells so.
+        evidence: which layer shows it.
         odd: names of modules that are of another one: whoever adds some wants it mistaken.
     """
 

@@ -39,7 +39,7 @@ class Plain(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What shapes alone tell of a module.
+    """What shapes alone show about a module.
 
     Attributes:
         method: ``lora``, ``adalora``, ``locon``, ``tucker``, ``loha``, ``lokr`` or ``full``.

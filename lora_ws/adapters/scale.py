@@ -11,7 +11,7 @@ UNSAID = "none given, so 1"
 
 
 class Scale(NamedTuple):
-    """The factor, and where it is said."""
+    """The factor, and where the file states it."""
 
     value: float
     source: str

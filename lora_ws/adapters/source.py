@@ -58,7 +58,7 @@ class Source(ABC):
 
     @cached_property
     def size(self) -> int:
-        """Bytes of the whole file, as whoever holds it says.
+        """Bytes of the whole file, as its holder reports.
 
         Raises:
             AdapterError: there is no such file.

@@ -279,7 +279,7 @@ def check_complete(found: Structure, file: str) -> None:
 
 
 def _unmapped(found: Structure, file: str) -> AdapterError:
-    """Why the modules that are not known are not, as far as their names tell."""
+    """Why the modules that are not known are not, as far as their names show."""
     key = found.unmapped[0]
     role = (split_ending(key) or ("", ""))[1]
     share = f"{file}: {100 * found.unmapped_share:.0f} % of its modules are"

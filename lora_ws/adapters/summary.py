@@ -1,4 +1,4 @@
-"""What can be said of an adapter file without any classifier."""
+"""What is known of an adapter file without any classifier."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,11 +25,11 @@ class AdapterSummary:
 
     Attributes:
         base: base model.
-        evidence: which layer tells so.
+        evidence: which layer shows it.
         modules: component -> how many modules.
         methods: ``lora``, ``loha``, … -> how many modules.
         ranks: rank -> how many modules.
-        scales: scale and where it is said -> how many of the modules that were read.
+        scales: scale and where it is stated -> how many of the modules that were read.
         norm: Frobenius norm of the update of all modules that were read.
         norms: the same of each module.
         warnings: what a reader should know.

@@ -1,1 +1,1 @@
-"""Which adapter of a stack did what to a picture: measured by leaving adapters out."""
+"""Which adapter of a stack did what to an image: measured by leaving adapters out."""

@@ -1,4 +1,4 @@
-"""True ablation: the same picture from the same noise, with some of the adapters left out.
+"""True ablation: the same image from the same noise, with some of the adapters left out.
 
 Of an adapter i the effect is the mean of ``|x - x_without_i|`` over pixels and channels, its map
 the same without the mean over pixels, its share the effect over the sum of effects. An adapter that
@@ -24,14 +24,14 @@ from lora_ws.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """A picture, and the same without each of its adapters.
+    """An image, and the same without each of its adapters.
 
     Attributes:
         names: of the k adapters.
         full: with all ``[3, height, width]``, from -1 to 1.
         base: with none.
         leave_one_out: without each ``[k, 3, height, width]``.
-        strip: how all of these came about, in this order: pictures after some of the steps
+        strip: how all of these came about, in this order: images after some of the steps
             ``[k + 2, shown, 3, height, width]``; None where none were asked for.
         steps: which, counted from 1.
     """
@@ -77,10 +77,10 @@ def ablate(
         stack: the adapters.
         generation: what is drawn.
         start: leave adapters out from this step on, where 0 is the true ablation; before it all
-            pictures are that with all adapters, which is drawn once. Steps are the scheduler's
+            images are that with all adapters, which is drawn once. Steps are the scheduler's
             timesteps: second-order schedulers have more than the generation asks for.
-        batch: pictures at once.
-        shown: how many pictures on the way are kept.
+        batch: images at once.
+        shown: how many images on the way are kept.
 
     Raises:
         ConfigError: the prompt is too long, or ``start`` is no step.
@@ -115,7 +115,7 @@ def draw_subsets(
     start: int = 0,
     batch: int = 16,
 ) -> Float[Tensor, "m 3 height width"]:
-    """The same picture with each of several subsets of the adapters.
+    """The same image with each of several subsets of the adapters.
 
     Args:
         pipeline: the base; left as found.
@@ -123,7 +123,7 @@ def draw_subsets(
         generation: what is drawn.
         subsets: which adapters are on, one row per image.
         start: see `ablate`.
-        batch: pictures at once.
+        batch: images at once.
     """
     run = begun(pipeline, stack, generation, start, batch)
     return finish_subsets(pipeline, stack, generation, subsets, run, batch=batch)[:, 0]
@@ -139,23 +139,23 @@ def finish_subsets(
     steps: Sequence[int] | None = None,
     batch: int = 16,
 ) -> Float[Tensor, "m steps 3 height width"]:
-    """Finish one picture with each of several subsets of the adapters.
+    """Finish one image with each of several subsets of the adapters.
 
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
         generation: what is drawn.
         subsets: which adapters are on, one row per image.
-        run: of the picture, before the first step to do; left as it is.
-        steps: after which pictures are taken, counted from 1; None for the last.
-        batch: pictures at once.
+        run: of the image, before the first step to do; left as it is.
+        steps: after which images are taken, counted from 1; None for the last.
+        batch: images at once.
 
     Raises:
         ConfigError: the prompt is too long.
         LayoutError: the adapters are of another base.
     """
     steps = [run.number + len(run.left)] if steps is None else steps
-    # Subsets that differ by adapters at scale 0 are one picture.
+    # Subsets that differ by adapters at scale 0 are one image.
     places: dict[tuple[float, ...], int] = {}
     mixtures = (subsets * torch.tensor(stack.scales)).tolist()
     place = [places.setdefault(tuple(row), len(places)) for row in mixtures]

@@ -3,7 +3,7 @@
 Of a block b with outputs a_c in C configurations of adapters, and their mean m, the relative
 variance is
 
-    RV_b = mean over pictures and steps of (1/C) sum_c ||a_c - m||^2 / ||m||^2,
+    RV_b = mean over images and steps of (1/C) sum_c ||a_c - m||^2 / ||m||^2,
 
 and the relative change of configuration c is ``||a_c - a_none|| / ||a_none||``. Along trajectories
 of their own, configurations differ in their latents too, and all blocks change with these; what the
@@ -32,8 +32,8 @@ class Sensitivity:
     Attributes:
         blocks: names, in the order in which they run.
         variance: RV_b ``[blocks]``, float64 like the others.
-        change: relative change, mean over pictures and steps, one row per configuration.
-        worst: the largest relative change of any configuration, picture and step.
+        change: relative change, mean over images and steps, one row per configuration.
+        worst: the largest relative change of any configuration, image and step.
         forced: measured at the same latents, rather than along trajectories of their own.
     """
 
@@ -121,7 +121,7 @@ def block_sensitivity(
     Args:
         pipeline: the base; left as found.
         stack: the k adapters.
-        generations: pictures that are averaged over.
+        generations: images that are averaged over.
         configurations: scales of adapters, a row ``[k]`` each.
         forced: all configurations see the latents of the full stack; otherwise each its own.
 

@@ -27,19 +27,19 @@ class Attribution(Protocol):
 
     @property
     def shares(self) -> Float[Tensor, " k"]:
-        """How much of the picture is each adapter's."""
+        """How much of the image is each adapter's."""
         ...
 
 
 class Agreement(NamedTuple):
-    """Agreement of two methods, averaged over pictures.
+    """Agreement of two methods, averaged over images.
 
     Attributes:
-        top1: share of pictures that both attribute to the same adapter; see `majority`.
+        top1: share of images that both attribute to the same adapter; see `majority`.
         map_correlation: Pearson's over pixels, of the maps of each adapter.
-        share_correlation: Pearson's over the adapters of a picture, of their shares.
+        share_correlation: Pearson's over the adapters of an image, of their shares.
         pictures: how many.
-        majority: the ``top1`` of always naming the adapter that is first most often.
+        majority: the ``top1`` of always choosing the adapter that is first most often.
 
     Means leave out what does not vary; nan where nothing does.
     """
@@ -56,7 +56,7 @@ class LateStart(NamedTuple):
 
     Attributes:
         start: share of the steps before it.
-        cost: calls of the model for a picture, over those of true ablation.
+        cost: calls of the model for an image, over those of true ablation.
         agreement: with true ablation.
     """
 
@@ -66,18 +66,18 @@ class LateStart(NamedTuple):
 
 
 def agreement(cheap: Sequence[Attribution], true: Sequence[Attribution]) -> Agreement:
-    """Compare a method with another on the same pictures.
+    """Compare a method with another on the same images.
 
     Args:
         cheap: attributions by the one, one per image.
-        true: by the other, of the same pictures and adapters.
+        true: by the other, of the same images and adapters.
 
     Raises:
         ConfigError: not as many of both, none, or of other numbers of adapters or pixels.
     """
     if len(cheap) != len(true) or not true:
         raise ConfigError(
-            f"expected attributions of the same pictures, got {len(cheap)} and {len(true)}"
+            f"expected attributions of the same images, got {len(cheap)} and {len(true)}"
         )
     same, firsts, maps, shares = [], [], [], []
     for one, other in zip(cheap, true, strict=True):
@@ -108,10 +108,10 @@ def late_start_curve(
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        generations: pictures that are averaged over.
+        generations: images that are averaged over.
         starts: shares of the steps that are done with all adapters, from 0 to below 1.
         true: ablations of the same generations, where there are some already.
-        batch: pictures at once.
+        batch: images at once.
 
     Raises:
         ConfigError: no generations, a start that is no such share, or a prompt is too long.

@@ -1,6 +1,6 @@
-"""Which adapter made what stands in a box of a picture, by gradients of the prediction in it.
+"""Which adapter made what stands in a box of an image, by gradients of the prediction in it.
 
-The picture is noised again, and the loss is the mean squared error of what the model predicts
+The image is noised again, and the loss is the mean squared error of what the model predicts
 within the box, the prompt given and without guidance. Four ways to make scores of its gradients:
 
 - "norm", as published: norm of the gradient by an adapter's update, over the norm of the update.
@@ -44,7 +44,7 @@ _NODES = 6
 
 
 class Box(NamedTuple):
-    """A part of a picture in pixels; right and bottom are the first ones beyond it."""
+    """A part of an image in pixels; right and bottom are the first ones beyond it."""
 
     left: int
     top: int
@@ -54,7 +54,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Noised latents of a picture, and what predictions on them are compared with.
+    """Noised latents of an image, and what predictions on them are compared with.
 
     Attributes:
         latents: noised.
@@ -79,7 +79,7 @@ class BoxScores:
 
     Attributes:
         names: of the k adapters.
-        boxes: of the picture.
+        boxes: of the image.
         method: how they are scored.
         scores: the higher, the more of what stands in the box is the adapter's; below 0 (only by
             "directional" and "integrated") it works against it.
@@ -127,7 +127,7 @@ def attribute_boxes(
         seed: of the noise.
 
     Raises:
-        ConfigError: there is no such method or target, a box is empty or beyond the picture, or
+        ConfigError: there is no such method or target, a box is empty or beyond the image, or
             the prompt is too long.
         LayoutError: the adapters are of another base.
     """
@@ -153,7 +153,7 @@ def renoise(
     levels: int = 8,
     seed: int = 0,
 ) -> Probe:
-    """Draw a picture with all adapters, and noise its latents again to several levels.
+    """Draw an image with all adapters, and noise its latents again to several levels.
 
     Args:
         pipeline: the base; left as found.
@@ -197,7 +197,7 @@ def box_scores(
     *,
     method: BoxMethod = "directional",
 ) -> BoxScores:
-    """Score adapters for boxes of a picture that is noised already.
+    """Score adapters for boxes of an image that is noised already.
 
     Args:
         unet: the model; left as found.
@@ -207,7 +207,7 @@ def box_scores(
         method: see the module.
 
     Raises:
-        ConfigError: there is no such method, or a box is empty or beyond the picture.
+        ConfigError: there is no such method, or a box is empty or beyond the image.
         LayoutError: the adapters are of another base.
     """
     chosen = _checked(boxes, probe.picture, method)
@@ -343,7 +343,7 @@ def _checked(
     for box in map(Box._make, boxes):
         if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
             raise ConfigError(
-                f"boxes: expected left, top, right, bottom within a picture {width} pixels wide "
+                f"boxes: expected left, top, right, bottom within an image {width} pixels wide "
                 f"and {height} high, left before right and top before bottom, got {tuple(box)}"
             )
     return tuple(map(Box._make, boxes))

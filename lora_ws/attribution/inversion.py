@@ -1,15 +1,15 @@
-"""Latents that a picture went through, by DDIM inversion, and ablation from them.
+"""Latents that an image went through, by DDIM inversion, and ablation from them.
 
 A step of DDIM (Song et al. 2021) goes from x_t to x_s, of less noise, by the noise e that the model
 predicts at x_t. Backwards x_t is not known; textbook inversion takes the prediction at x_s instead,
-and drawing leads back to a picture that is off by a tenth. The equation says that x_t is a fixed
+and drawing leads back to an image that is off by a tenth. The equation says that x_t is a fixed
 point, and a few iterations find one, faster by Anderson's rule (1965).
 
-A latent that leads back to the picture need not be the one that it came from: several noises end in
-nearly one picture, the more so where adapters act strongly.
+A latent that leads back to the image need not be the one that it came from: several noises end in
+nearly one image, the more so where adapters act strongly.
 
-Ablation that starts late compares what adapters can still change, not what they did: most of a
-picture is settled in its first steps. `lora_ws.attribution.agreement` measures how much that costs.
+Ablation that starts late compares what adapters can still change, not what they did: most of an
+image is settled in its first steps. `lora_ws.attribution.agreement` measures how much that costs.
 """
 
 import math
@@ -45,22 +45,22 @@ def invert(
     guidance_scale: float,
     fixed_point_iters: int = 8,
 ) -> Float[Tensor, "times n channels h w"]:
-    """Find the latents before each step of a generation from those of its picture.
+    """Find the latents before each step of a generation from those of its image.
 
     Args:
         pipeline: a base with a DDIM scheduler; left as found.
-        stack: the adapters that the picture was drawn with.
+        stack: the adapters that the image was drawn with.
         generation: how it was drawn; its seed is not used.
-        latents: of the picture, as `trajectory` ends or `encode_images` gives them.
+        latents: of the image, as `trajectory` ends or `encode_images` gives them.
         guidance_scale: of the inversion; should be that of the generation.
         fixed_point_iters: for each step, at most, beyond textbook inversion, which is 0.
 
     Returns:
-        Latents in the order of the generation: the noise first, the picture's own last.
+        Latents in the order of the generation: the noise first, the image's own last.
 
     Warns:
         UserWarning: inversion and generation are guided differently, and the latents found are not
-            those that the picture went through.
+            those that the image went through.
 
     Raises:
         ConfigError: the scheduler is not DDIM or clips what it predicts, a number is below what
@@ -98,18 +98,18 @@ def pseudo_ablate(
     start: int,
     batch: int = 16,
 ) -> Ablation:
-    """Leave adapters out from latents on that a picture went through, cached or inverted.
+    """Leave adapters out from latents on that an image went through, cached or inverted.
 
-    All pictures, that with all adapters too, are finished from the same latents, so that what
+    All images, that with all adapters too, are finished from the same latents, so that what
     inversion lost counts for none of the adapters.
 
     Args:
         pipeline: the base; left as found.
         stack: the adapters.
-        generation: how the picture was drawn.
+        generation: how the image was drawn.
         latents: what `trajectory` or `invert` returned.
         start: the first step without an adapter; from cached latents, 0 is the true ablation.
-        batch: pictures at once.
+        batch: images at once.
 
     Raises:
         ConfigError: not as many latents as the generation needs, the prompt is too long,
@@ -120,7 +120,7 @@ def pseudo_ablate(
     steps = len(run.left)
     if latents.ndim != 5 or tuple(latents.shape[:2]) != (steps + 1, 1):
         raise ConfigError(
-            f"latents: expected those of one picture before each of {steps} steps and "
+            f"latents: expected those of one image before each of {steps} steps and "
             f"after the last, [{steps + 1}, 1, channels, h, w], got {list(latents.shape)}"
         )
     if not 0 <= start < steps:
@@ -210,7 +210,7 @@ def _check(pipeline: Any, iterations: int, guidance: float) -> None:
         raise ConfigError(
             f"scheduler: expected DDIMScheduler, got {type(scheduler).__name__}; set "
             "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config) and draw "
-            "the picture with it"
+            "the image with it"
         )
     config = scheduler.config
     if config.clip_sample or config.thresholding:  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""What a picture says about how it was made: prompt, seed and adapters, as A1111 and ComfyUI write.
+"""What an image says about how it was made: prompt, seed and adapters, as A1111 and ComfyUI write.
 
-A picture comes from a stranger: texts are bounded, and an adapter is a name in one folder.
+An image comes from a stranger: texts are bounded, and an adapter is a name in one folder.
 """
 
 import re
@@ -29,7 +29,7 @@ EXIF_BLOCK, USER_COMMENT = 0x8769, 0x9286
 CHARSET = 8
 NEGATIVE = re.compile(r"(?:^|\n)Negative prompt:")
 SETTING = re.compile(r'([A-Za-z][\w /-]{0,60}): ("(?:\\.|[^"\\])*"|[^,\n]*)(?:,|\n|$)')
-# What does not change the picture, or is asked for in other ways.
+# What does not change the image, or is asked for in other ways.
 KEPT = ("Steps", "Seed", "CFG scale")
 ABOUT = ("Model hash", "Model", "Lora hashes", "Version", "Hashes", "Created Date", "Module 1")
 ABOUT = (
@@ -45,10 +45,10 @@ DEFAULTS = {"Clip skip": "1", "Schedule type": "Automatic", "Eta": "0", "ENSD": 
 
 
 def read_metadata(file: Path) -> ImageMetadata:
-    """Read a picture's own words: texts of PNG, EXIF of JPEG and WebP.
+    """Read an image's own words: texts of PNG, EXIF of JPEG and WebP.
 
     Raises:
-        DataError: it is no picture, or says nothing of how it was made.
+        DataError: it is no image, or says nothing of how it was made.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -58,7 +58,7 @@ def read_metadata(file: Path) -> ImageMetadata:
             texts |= _exif_texts(picture)
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{file}: expected a picture, got none that can be read ({error})"
+            f"{file}: expected an image, got none that can be read ({error})"
         ) from error
     try:
         if "parameters" in texts:
@@ -68,7 +68,7 @@ def read_metadata(file: Path) -> ImageMetadata:
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     raise DataError(
-        f"{file}: expected a picture with A1111's `parameters` or ComfyUI's `prompt`, it says "
+        f"{file}: expected an image with A1111's `parameters` or ComfyUI's `prompt`, it says "
         f"{', '.join(sorted(texts)) or 'nothing'}; give --prompt and --adapters"
     )
 
@@ -139,7 +139,7 @@ def parse_parameters(text: str) -> ImageMetadata:
 
 
 def _changing(settings: Mapping[str, str]) -> dict[str, str]:
-    """Those that change the picture, apart from what is kept."""
+    """Those that change the image, apart from what is kept."""
     return {
         name: value.strip()
         for name, value in settings.items()
@@ -148,7 +148,7 @@ def _changing(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def adapter_files(said: ImageMetadata, folder: Path) -> list[Path]:
-    """The files in a folder, or in its folders, that a picture's names stand for.
+    """The files in a folder, or in its folders, that an image's names stand for.
 
     Raises:
         DataError: a name leads out of the folder, or not exactly one file has it.
@@ -159,7 +159,7 @@ def adapter_files(said: ImageMetadata, folder: Path) -> list[Path]:
 def _adapter_file(name: str, folder: Path) -> Path:
     parts = name.replace("\\", "/").split("/")
     if any(part in ("", ".", "..") or ":" in part or "\0" in part for part in parts):
-        raise DataError(f"the picture names {shown(name)}, which is a path; expected a plain name")
+        raise DataError(f"the image names {shown(name)}, which is a path; expected a plain name")
     file = folder / f"{PurePosixPath(*parts)}.safetensors"
     if file.is_file():
         return file
@@ -167,10 +167,10 @@ def _adapter_file(name: str, folder: Path) -> Path:
     others = sorted(f for f in folder.rglob("*.safetensors") if f.stem == parts[-1])
     if len(others) > 1:
         listed = ", ".join(str(f.relative_to(folder)) for f in others[:4])
-        raise DataError(f"{folder}: the picture names {shown(name)}, got {listed}; give --adapters")
+        raise DataError(f"{folder}: the image names {shown(name)}, got {listed}; give --adapters")
     if not others:
         raise DataError(
-            f"{folder}: expected `{file.name}`, which the picture names, found none; put it "
+            f"{folder}: expected `{file.name}`, which the image names, found none; put it "
             "there, or give --adapters"
         )
     return others[0]

@@ -15,7 +15,7 @@ from lora_ws.errors import DataError
 TAG = re.compile(r"<(\w{1,40}):([^<>\n]{1,2000})>")
 # LyCORIS' own extension wrote `lyco` with the same arguments.
 ADAPTER_TAGS = ("lora", "lyco")
-# What is left to do where a picture's words cannot be read.
+# What is left to do where an image's words cannot be read.
 INSTEAD = "give --prompt, --adapters and --scales instead"
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _WEIGHT = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*(?=[)\]])")

@@ -1,4 +1,4 @@
-"""A page that shows which adapter did what to a picture."""
+"""A page that shows which adapter did what to an image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +18,14 @@ from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.images import save_grid, to_png
 from lora_ws.report.page import Figure, Section, to_page
 
-# Pixels per side that a picture has at least.
+# Pixels per side that an image has at least.
 SHOWN, STRIP = 128, 64
 
 
 def write_attribution(
     folder: Path, done: Attributed, learned: dict[str, str] | None = None
 ) -> Path:
-    """Write ``attribution.html``, ``attribution.json`` and pictures as PNG files into a folder.
+    """Write ``attribution.html``, ``attribution.json`` and images as PNG files into a folder.
 
     Args:
         folder: made if missing.
@@ -38,11 +38,11 @@ def write_attribution(
     text = (
         f"Prompt: {generation.prompt}. Seed {generation.seed}, "
         f"{generation.num_inference_steps} steps, guidance {generation.guidance_scale:g}. Every "
-        "picture starts from the same noise."
+        "image starts from the same noise."
     )
     legend = (
-        "First row: the picture with all adapters, and with none. Then a row per adapter: the "
-        "picture without it, what that changed, and the change over the picture; the brightest is "
+        "First row: the image with all adapters, and with none. Then a row per adapter: the "
+        "image without it, what that changed, and the change over the image; the brightest is "
         "the largest change of any adapter."
     )
     chart = Figure(shares_chart(ablation, folder / "shares.png"), "What each adapter changed.")
@@ -121,8 +121,8 @@ def shares_grid(
         texts = [f"{v:.4f} ± {e:.4f}" if e else f"{v:.4f}" for v, e in values]
         columns["Shapley value"] = ranked(shapley.values.tolist(), texts)
         caption += (
-            " Shapley value: what the adapter adds on average to the distance from the picture "
-            f"without any, from {shapley.subsets} pictures."
+            " Shapley value: what the adapter adds on average to the distance from the image "
+            f"without any, from {shapley.subsets} images."
         )
     names = [Cell(name) for name in ablation.names]
     if learned:
@@ -132,7 +132,7 @@ def shares_grid(
 
 
 def with_thumbnails(grid: Grid, ablation: Ablation) -> Grid:
-    """Put before each adapter's row where it changed the picture."""
+    """Put before each adapter's row where it changed the image."""
     maps = ablation.maps / ablation.maps.max().clamp(min=1e-12)
     cells = [
         Cell(f"what {name} changed", image=to_png(over(ablation.full, change)))
@@ -156,7 +156,7 @@ def boxes_grid(scores: BoxScores) -> Grid:
 
 
 def save_pictures(ablation: Ablation, file: Path) -> Path:
-    """The pictures and maps of an ablation as one grid."""
+    """The images and maps of an ablation as one grid."""
     maps = ablation.maps / ablation.maps.max().clamp(min=1e-12)
     blank = torch.ones_like(ablation.full)
     tiles = [ablation.full, ablation.base, blank]
@@ -170,7 +170,7 @@ def save_pictures(ablation: Ablation, file: Path) -> Path:
 def save_strip(
     names: Sequence[str], strip: Float[Tensor, "pictures shown 3 height width"], file: Path
 ) -> Path:
-    """How the pictures of an ablation came about, one row each."""
+    """How the images of an ablation came about, one row each."""
     labels = ["all", "none", *(f"without {name}" for name in names)]
     scale = max(1, -(-STRIP // strip.shape[-1]))
     return save_grid(strip.flatten(0, 1), strip.shape[1], file, scale, labels)
@@ -179,12 +179,12 @@ def save_strip(
 def shares_chart(ablation: Ablation, file: Path) -> Path:
     """Shares as bars."""
     shares = dict(zip(ablation.names, (100 * ablation.shares).tolist(), strict=True))
-    title, xlabel = "One picture", "share of the sum of effects, percent"
+    title, xlabel = "One image", "share of the sum of effects, percent"
     return chart_shares(shares, file, title=title, xlabel=xlabel)
 
 
 def heat(change: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
-    """A map from 0 to 1 as a picture from black over red to white."""
+    """A map from 0 to 1 as an image from black over red to white."""
     channels = [(3 * change - k).clamp(0, 1) for k in range(3)]
     return torch.stack(channels) * 2 - 1
 
@@ -192,7 +192,7 @@ def heat(change: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width
 def over(
     picture: Float[Tensor, "3 height width"], change: Float[Tensor, "height width"]
 ) -> Float[Tensor, "3 height width"]:
-    """A picture in grey, with what changed in red."""
+    """An image in grey, with what changed in red."""
     grey = picture.mean(dim=0, keepdim=True).expand(3, -1, -1)
     red = torch.tensor([1.0, -0.6, -0.8])[:, None, None]
     return grey + change * (red - grey)

@@ -161,7 +161,7 @@ def _resolved(
     adapters, scales = spec.adapters, spec.scales
     if said and not adapters:
         if spec.lora_dir is None:
-            raise ConfigError("lora_dir: expected the folder of the adapters the picture names")
+            raise ConfigError("lora_dir: expected the folder of the adapters the image names")
         adapters = [str(file) for file in adapter_files(said, spec.lora_dir)]
         scales = scales or list(said.adapters.values())
     prompt = spec.prompt if spec.prompt is not None else said and said.prompt

@@ -119,10 +119,10 @@ def record_base(
 
     Args:
         pipeline: the base; left as found.
-        generation: what is drawn, a picture per prompt; picture k starts from the noise of
+        generation: what is drawn, an image per prompt; image k starts from the noise of
             ``seed + k``.
         steps: which are kept, from 0.
-        batch: pictures at once.
+        batch: images at once.
         module: see `record_middle`.
 
     Returns:
@@ -164,7 +164,7 @@ def record_middle(
         scales: how much of each adapter, one row ``[k]`` per mixture.
         steps: which are kept, from 0; None for all.
         forced: every mixture sees the latents of the full stack, rather than its own.
-        module: what is listened to; returns ``[batch, width, height, width of the picture]``.
+        module: what is listened to; returns ``[batch, width, height, width of the image]``.
 
     Returns:
         Means over places, with the prompt.

@@ -1,4 +1,4 @@
-"""What ComfyUI's graph says about a picture: links are followed from the sampler, and only they.
+"""What ComfyUI's graph says about an image: links are followed from the sampler, and only they.
 
 Nodes of any pack are read by what they take: a name of an adapter and a strength beside it. A node
 that loads adapters in another way is refused by its name.
@@ -169,7 +169,7 @@ def _graph(text: str, name: str) -> Graph:
 
 
 def _sampler(graph: Graph, name: str) -> tuple[Node, dict[str, str]]:
-    """The sampler that made the picture first, and what came after it."""
+    """The sampler that made the image first, and what came after it."""
     saves = [n for n in graph.nodes.values() if re.search("save|preview", n.kind, re.IGNORECASE)]
     saves = [node for node in saves if any(graph.at(v) for v in node.inputs.values())]
     reached = {found.key for save in saves for found in graph.upstream(save)}
@@ -326,7 +326,7 @@ def _text(graph: Graph, inputs: Mapping[str, Any], side: str, others: dict[str, 
 def _other_settings(
     graph: Graph, inputs: Mapping[str, Any], sampler: Node, others: dict[str, str]
 ) -> None:
-    """Sampler, schedule, size and what else changes the picture."""
+    """Sampler, schedule, size and what else changes the image."""
     for name in ("sampler_name", "scheduler", "denoise"):
         value = graph.value(inputs.get(name))
         if value is not None and (name != "denoise" or number_of(value) != 1):

@@ -46,7 +46,7 @@ class Finding:
 
     Attributes:
         file: what the user calls it.
-        sha256: of its bytes; empty where they were not read whole and nobody announced it.
+        sha256: of its bytes; empty where they were not read whole and no source reported it.
         revision: Hub commit, or empty.
         reason: why it could not be read, a key of `REASONS`; empty where it could.
         message: the same in words.
@@ -103,7 +103,7 @@ class FileResult(NamedTuple):
     """What came of one file.
 
     Attributes:
-        key: names its content; empty where that could not be told.
+        key: names its content; empty where that is unknown.
         finding: None where the key is among those known.
         signature: finds the file's likes again; None where it was not read whole.
     """
@@ -134,13 +134,13 @@ def classify_files(
 
     Args:
         refs: files; a batch holds one row of the classifier's layout for each of them.
-        bundle: the classifier; None tells of files alone. A `ShippedReader` is loaded at the first
-            file of its base, and has all files read whole, as without a classifier.
+        bundle: the classifier; None reports facts of files alone. A `ShippedReader` is
+            loaded at the first file of its base, and has all files read whole, as without one.
         whole: read all of a file, for its norms and signature; else, with a classifier, the layers
             that it needs, and of files of another base the header alone. None reads files on this
             machine whole and those on the Hub in parts.
-        evidence: say what each layer adds to a verdict: as many classifications as layers.
-        hashes: tell the `update_hash` of what is read whole.
+        evidence: measure what each layer adds to a verdict: as many classifications as layers.
+        hashes: report the `update_hash` of what is read whole.
         known: keys of contents that need not be read again.
         limits: on what a file may be.
 
@@ -161,7 +161,7 @@ def classify_files(
         verdicts = bundle.predict_batch(weights, layout, projected=projected)
         for (k, row, finding), verdict in zip(same, verdicts, strict=True):
             if not math.isfinite(verdict.confidence):
-                why = f"{refs[k].name}: its numbers are beyond those that the model can reckon with"
+                why = f"{refs[k].name}: its values are too large for the model to compute with"
                 finding = replace(finding, facts=None, reason="not-finite", message=printable(why))
                 judged[k] = FileResult(judged[k].key, finding)
                 continue
@@ -274,7 +274,7 @@ def _examine(
 
 
 def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
-    """Why the classifier has nothing to say; empty where it may."""
+    """Why the classifier makes no prediction; empty where it does."""
     # Without a layer that reads text, SD1.x and SD2.x look alike.
     if reader.base in file.base.name and not file.base.name.startswith("text encoder"):
         return ""

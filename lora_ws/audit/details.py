@@ -30,7 +30,7 @@ def _parts(one: Reviewed) -> Iterator[Part]:
     yield Facts({name: Cell(printable(value)) for name, value in values.items() if value})
     if one.finding.verdict:
         shares = one.finding.verdict.probabilities
-        caption = "Calibrated; the likeliest {}, given that it is a class of the model."
+        caption = "Calibrated; the most probable {}, given that it is a class of the model."
         yield _likeliest("class", shares, caption)
         for column, answer in one.finding.verdict.answers.items():
             yield from _answer(column, answer)
@@ -43,7 +43,7 @@ def _answer(column: str, answer: Answer) -> Iterator[Part]:
     """What a further task of the classifier predicts."""
     yield Facts({column: Cell(answer.label or "abstains")})
     if answer.probabilities:
-        yield _likeliest(column, answer.probabilities, "Calibrated; the likeliest {}.")
+        yield _likeliest(column, answer.probabilities, "Calibrated; the most probable {}.")
 
 
 def _likeliest(title: str, probabilities: Mapping[str, float], caption: str) -> Grid:

@@ -72,7 +72,7 @@ def _mapped(path: Path, _stamp: tuple[int, ...], width: int) -> Any:
 
 
 def _stamp_of(path: Path) -> tuple[int, ...]:
-    """What tells a file from one that took its place."""
+    """What distinguishes a file from one that took its place."""
     if not path.is_file():
         return ()
     stat = path.stat()

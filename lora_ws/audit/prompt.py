@@ -34,7 +34,7 @@ Adapters = Sequence[Adapter] | AdapterSet
 
 
 class Reading(NamedTuple):
-    """What a file says of the prompt behind it.
+    """What an adapter shows of its training prompt.
 
     Attributes:
         template: the frame that explains the file best.

@@ -40,7 +40,7 @@ def search_text(
         reader: of the files' base.
         refs: the files.
         text: the words; a frame such as "a photo of a" is taken off.
-        on_error: told of files that cannot be judged.
+        on_error: called for files that cannot be judged.
 
     Returns:
         The most probable first.

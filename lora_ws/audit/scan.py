@@ -164,7 +164,7 @@ def scan(
     Args:
         refs: the files.
         spec: how they are read and classified; what is flagged and written is left out.
-        advance: told of files that are done.
+        advance: called for files that are done.
 
     Raises:
         DataError: another process scans in the same way.

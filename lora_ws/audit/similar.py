@@ -139,7 +139,7 @@ class Index:
             adapters: name and modules, in batches that a kill cannot lose once they are written.
                 Modules may be a generator, which is then only begun for a new name.
             batch: how many adapters are written at a time.
-            on_error: told of adapters that cannot be read, which are left out; None raises.
+            on_error: called for adapters that cannot be read, which are left out; None raises.
 
         Returns:
             The index with the new rows.

@@ -82,7 +82,7 @@ def search_bundle(
         bundle: trained by ``task=zero_shot``.
         refs: the files.
         text: what is looked for.
-        on_error: told of files that cannot be judged.
+        on_error: called for files that cannot be judged.
         device: that the text encoder runs on.
 
     Returns:

@@ -51,7 +51,7 @@ class Bundle:
     Attributes:
         featurizer: fitted.
         model: the network, as a spec.
-        inputs: what the network is told of its rows.
+        inputs: what the network knows about its rows.
         tensors: the network's state, by name.
         layout: the layout it reads.
         classes: what its outputs mean.
@@ -147,7 +147,7 @@ class Bundle:
 
         Args:
             weights: rows in the bundle's layout.
-            layout: what the rows are said to be; checked against the bundle's.
+            layout: the layout of the rows; checked against the bundle's.
 
         Raises:
             LayoutError: the rows are of another layout.
@@ -161,11 +161,11 @@ class Bundle:
         *,
         projected: bool | Sequence[bool] | np.ndarray = False,
     ) -> list[Prediction]:
-        """Name the class of each adapter, or abstain and say why.
+        """Predict the class of each adapter, or abstain with a reason.
 
         Args:
             weights: rows in the bundle's layout.
-            layout: what the rows are said to be; checked against the bundle's.
+            layout: the layout of the rows; checked against the bundle's.
             projected: whether the weights (all, or each row's) are not those of the file but
                 factors of the nearest update that fits the layout. Their numbers are one choice of
                 many, so a bundle with ``gauge == "raw"`` abstains.
@@ -192,11 +192,11 @@ class Bundle:
         weights: Float[np.ndarray, "adapters params"] | Rows,
         layout: Layout | None = None,
     ) -> Predictions:
-        """Predict for many adapters: what `predict_batch` says, as arrays.
+        """Predict for many adapters: what `predict_batch` returns, as arrays.
 
         Args:
             weights: rows in the bundle's layout.
-            layout: what the rows are said to be; checked against the bundle's, whose ranks it may
+            layout: the layout of the rows; checked against the bundle's, whose ranks it may
                 change where `any_rank`.
 
         Raises:
@@ -225,7 +225,7 @@ class Bundle:
         return whole
 
     def predict(self, adapter: Adapter) -> dict[str, float]:
-        """Class probabilities of one adapter, the likeliest first.
+        """Class probabilities of one adapter, the most probable first.
 
         They are given also where `predict_batch` abstains.
         """

@@ -85,7 +85,7 @@ def card_text(
         classes: what it names.
         layout: what it reads.
         confidence: how far to believe it, if that was measured.
-        heads: what else it says.
+        heads: its further predictions.
         gauge: ``raw`` or ``invariant``.
         size_mb: MiB of its arrays.
         repo_id: where on the Hub it will be found.
@@ -144,7 +144,7 @@ def _metadata(record: dict[str, Any]) -> str:
 
 
 def _head(head: Head) -> str:
-    """What a further task says."""
+    """What a further task predicts."""
     return f"\nIts `{head.name}`: {', '.join(head.classes) or 'a number'}.\n"
 
 

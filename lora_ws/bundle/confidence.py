@@ -36,16 +36,16 @@ class Prediction:
 
     Attributes:
         label: the class, or the labels that apply, joined; None where the bundle abstains.
-        confidence: calibrated probability of the likeliest class, given that it is one of them.
-        probabilities: of all classes, the likeliest first.
+        confidence: calibrated probability of the most probable class, given that it is one of them.
+        probabilities: of all classes, the most probable first.
         ood_score: how far out of distribution the adapter is: 0 for the median known one, above 1
-            the bundle abstains; None where it cannot tell.
+            the bundle abstains; None where it is unknown.
         reason: why it abstains, a key of `ABSTENTIONS`; empty where it does not.
         conformal_set: classes among which the true one of a known adapter is in the share of cases
             that the calibration states; all of them where the bundle is not calibrated.
         labels: of a bundle whose labels do not exclude each other, those whose probability reaches
-            their threshold, the likeliest first.
-        answers: of a bundle of several tasks, what the further ones say, by column.
+            their threshold, the most probable first.
+        answers: of a bundle of several tasks, predictions of the further ones, by column.
     """
 
     label: str | None
@@ -88,7 +88,7 @@ class Calibration:
             them), how far above an answered one may be that is at least as aligned as these, and
             the least alignment of these.
         out_of_fold: whether networks of the same spec, each fitted without some of the training
-            rows, told what to expect of these.
+            rows, given what to expect of these.
         test: on the test rows, ``ece_raw`` and ``ece`` (expected calibration error before and after
             the temperature), ``abstained``, ``accuracy_answered`` (None without any), ``coverage``
             and mean ``set_size`` of the conformal sets.
@@ -134,7 +134,7 @@ class Predictions(NamedTuple):
     Attributes:
         probabilities: calibrated ``[rows, classes]``.
         sets: which classes are in the conformal set ``[rows, classes]``.
-        ood_scores: see `Prediction.ood_score`; nan where it cannot be told ``[rows]``.
+        ood_scores: see `Prediction.ood_score`; nan where it cannot be computed ``[rows]``.
         reasons: keys of `ABSTENTIONS`, empty where the bundle answers ``[rows]``.
     """
 

@@ -14,7 +14,7 @@ TINY = np.finfo(np.float64).tiny
 def layer_evidence(
     bundle: Bundle, row: Float[np.ndarray, " params"], layout: Layout | None = None
 ) -> dict[str, float]:
-    """What each layer adds to the likeliest class, by taking the layer's update away.
+    """What each layer adds to the most probable class, by taking the layer's update away.
 
     A classifier that looks at single layers one by one is judged fairly by this; where layers say
     the same, each of them seems to add little.

@@ -1,4 +1,4 @@
-"""`Head`: a further question that a bundle's network answers; `Answer`: what it says of a file."""
+"""`Head`: a further prediction of a bundle's network; `Answer`: what it predicts for a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ NO_LABEL = "none of the labels"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a further head says of one adapter.
+    """What a further head predicts for one adapter.
 
     Attributes:
         label: the class, the labels that apply, joined, or the number; None where the bundle
             abstains.
-        probabilities: calibrated, the likeliest first; empty of a number.
-        labels: where labels do not exclude each other, those that apply, the likeliest first.
+        probabilities: calibrated, the most probable first; empty of a number.
+        labels: where labels do not exclude each other, those that apply, the most probable first.
         value: the number; None where the head names classes or labels.
     """
 
@@ -89,8 +89,8 @@ def answers_of(
 
     Args:
         heads: side by side in the outputs.
-        outputs: of the heads alone; where they are not finite, they say nothing.
-        abstains: rows of which no label is said.
+        outputs: of the heads alone; where they are not finite, they predict nothing.
+        abstains: rows without any predicted label.
     """
     outputs = np.where(np.isfinite(outputs), outputs, 0)
     answers: list[dict[str, Answer]] = [{} for _ in abstains]
@@ -108,7 +108,7 @@ def named(
     names: tuple[str, ...],
     thresholds: tuple[float, ...],
 ) -> tuple[list[int], str, tuple[str, ...]]:
-    """Names by probability, the likeliest first; what to call the row; the labels that apply.
+    """Names by probability, the most probable first; what to call the row; the labels that apply.
 
     Args:
         probabilities: of one row.

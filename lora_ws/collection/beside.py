@@ -38,8 +38,8 @@ class LabelTables:
 def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
     """Read the CSV and JSON-lines tables that stand beside adapter files.
 
-    A table has a column ``file_name``: paths from its folder, with or without the suffix. It is
-    said of a table without one, and of names without a file, that they are not used.
+    A table has a column ``file_name``: paths from its folder, with or without the suffix. A
+    table without it, and names without a file, are reported and not used.
 
     Args:
         root: folder of the collection.
@@ -78,7 +78,7 @@ def sidecars(file: Path) -> Row:
     """Read what stands beside a file under its name: ``<name>.json``, ``<name>.civitai.info``.
 
     Of the first its numbers, text and lists of text, of the second the content's name, tags and
-    words, as ``civitai.model.tags``. One that is no JSON object is said and left out.
+    words, as ``civitai.model.tags``. One that is no JSON object is reported and left out.
 
     Args:
         file: an adapter.
@@ -141,7 +141,7 @@ def read_lines(table: Path) -> Iterator[Row]:
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise DataError(f"{table}: expected text in UTF-8 ({error}); mend or move it") from error
+        raise DataError(f"{table}: expected text in UTF-8 ({error}); correct or move it") from error
     if table.suffix == ".csv":
         yield from _csv_lines(table, text)
         return

@@ -115,7 +115,7 @@ def import_source(
                 batch = _without_repeats(batch, seen)
                 if batch.problems and on_error == "raise":
                     raise DataError(
-                        f"{batch.problems[0]}. No store was made: mend the source, or list such "
+                        f"{batch.problems[0]}. No store was made: correct the source, or list such "
                         "rows aside with --on-error skip"
                     )
                 writer.append(batch.weights, batch.rows, [asdict(p) for p in batch.problems])

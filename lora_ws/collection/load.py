@@ -102,7 +102,7 @@ def import_from_hub(
 
 
 def _from_folder(folder: Path) -> AdapterSet:
-    """The store of a folder of adapter files as it is now; what does not fit is said."""
+    """The store of a folder of adapter files as it is now; what does not fit is reported."""
     if not folder.is_dir() or not any(folder.rglob("*.safetensors")):
         raise NotAvailableError(
             f"{folder} is neither an adapter store nor a folder of adapter files; make a store "

@@ -168,7 +168,7 @@ class StoreWriter:
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.path}: a column is of another kind than in earlier rows ({error}); "
-                "mend the source"
+                "correct the source"
             ) from error
 
     def _give_up(self) -> NoReturn:

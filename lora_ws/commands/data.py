@@ -189,7 +189,7 @@ def audit(
     label: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Look for what could leak between training and test rows, or tell labels without the weights.
+    """Look for leaks between training and test rows, and for what predicts labels without weights.
 
     Args:
         name: name of a card, or the folder of a store.

@@ -42,7 +42,7 @@ def demo() -> None:
     silent, right = (held.test[name] or 0 for name in ("abstained", "accuracy_answered"))
     console.print(
         f"{seconds:.1f} s. Of {bundle.training['n_test']} such adapters it answers "
-        f"{100 * (1 - silent):.0f} %, {100 * right:.0f} % of these rightly; guessing is right in "
+        f"{100 * (1 - silent):.0f} %, {100 * right:.0f} % of these correctly; guessing is right in "
         f"{100 / len(bundle.classes):.0f} %."
     )
     first = given[0].file

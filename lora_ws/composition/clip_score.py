@@ -1,4 +1,4 @@
-"""CLIPScore: how near a picture is to a text, as CLIP sees both (Hessel et al. 2021).
+"""CLIPScore: how near an image is to a text, as CLIP sees both (Hessel et al. 2021).
 
 ``100 max(cos, 0)``, the form in which work on composing adapters reports it, where the text is all
 trigger phrases. It says hardly anything of how well people think adapters are composed
@@ -24,10 +24,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Encoder(Protocol):
-    """Whatever puts pictures and texts into one space."""
+    """Anything that embeds images and texts in one space."""
 
     def images(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
-        """Embed pictures from -1 to 1."""
+        """Embed images from -1 to 1."""
         ...
 
     def texts(self, texts: list[str]) -> Float[Tensor, "n d"]:
@@ -38,23 +38,23 @@ class Encoder(Protocol):
 def clip_score(
     encoder: Encoder, pictures: Float[Tensor, "n 3 height width"], texts: Sequence[str]
 ) -> Float[Tensor, " n"]:
-    """Score pictures by their texts.
+    """Score images by their texts.
 
     Args:
         encoder: of both.
         pictures: from -1 to 1.
-        texts: one per picture, such as its trigger phrases joined by commas.
+        texts: one per image, such as its trigger phrases joined by commas.
 
     Returns:
         From 0 to 100; around 35 where CLIP ViT-B/16 finds what the text says.
 
     Raises:
-        DataError: there is not one text per picture.
+        DataError: there is not one text per image.
     """
     _check(pictures)
     if isinstance(texts, str) or len(texts) != len(pictures):
         got = "a single one" if isinstance(texts, str) else str(len(texts))
-        raise DataError(f"texts: expected {len(pictures)}, one per picture, got {got}")
+        raise DataError(f"texts: expected {len(pictures)}, one per image, got {got}")
     seen = encoder.images(pictures).float()
     read = encoder.texts(list(texts)).float().to(seen.device)
     return 100 * functional.cosine_similarity(seen, read).clamp(min=0)
@@ -62,12 +62,12 @@ def clip_score(
 
 @dataclass(frozen=True, eq=False)
 class ClipEncoder:
-    """A CLIP model of both pictures and texts.
+    """A CLIP model of both images and texts.
 
     Attributes:
         model: a transformers ``CLIPModel``.
         tokenizer: its tokenizer.
-        batch: pictures or texts at once.
+        batch: images or texts at once.
     """
 
     model: Any
@@ -83,11 +83,11 @@ class ClipEncoder:
         Args:
             name: a repository on the Hub, or a folder.
             device: where to put it.
-            batch: pictures or texts at once.
+            batch: images or texts at once.
 
         Raises:
             NotAvailableError: it is neither here nor reachable.
-            DataError: it is no CLIP model of pictures and texts.
+            DataError: it is no CLIP model of images and texts.
         """
         from transformers import AutoTokenizer, CLIPModel
 
@@ -105,7 +105,7 @@ class ClipEncoder:
         # What a file lacks would be random numbers, and so would the scores.
         if missing := sorted(found["missing_keys"]):
             raise DataError(
-                f"{name}: expected a CLIP model of pictures and texts, it lacks {len(missing)} of "
+                f"{name}: expected a CLIP model of images and texts, it lacks {len(missing)} of "
                 f"its tensors, such as `{missing[0]}`"
             )
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
@@ -114,7 +114,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def images(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
-        """Embed pictures from -1 to 1, of any size.
+        """Embed images from -1 to 1, of any size.
 
         Raises:
             DataError: they are none.
@@ -154,7 +154,7 @@ class ClipEncoder:
 def clip_pixels(
     pictures: Float[Tensor, "n 3 height width"], size: int
 ) -> Float[Tensor, "n 3 size size"]:
-    """Pictures from -1 to 1 as CLIP takes them: the middle square, in its numbers.
+    """Images from -1 to 1 as CLIP takes them: the middle square, in its numbers.
 
     As its own preprocessing does: the shorter side is resized to ``size`` by cubics with
     antialiasing, width before height and on whole numbers from 0 to 255 throughout, and the middle

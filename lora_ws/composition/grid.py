@@ -19,7 +19,7 @@ from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.diffusion.text_encoders import TextMode
 from lora_ws.report.progress import progress
 
-# How many pictures show the way to the first composed one.
+# How many images show the way to the first composed one.
 SHOWN = 8
 
 
@@ -113,7 +113,7 @@ def _progress(denoiser: nn.Module, calls: int) -> Iterator[None]:
 
 
 def shown_steps(steps: int) -> tuple[int, ...]:
-    """The steps, counted from 1, whose pictures are shown: the last and some before it.
+    """The steps, counted from 1, whose images are shown: the last and some before it.
 
     Example:
         >>> shown_steps(30)

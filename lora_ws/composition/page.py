@@ -13,7 +13,7 @@ from lora_ws.diffusion.text_encoders import TextMode
 from lora_ws.report.images import save_grid, to_png
 from lora_ws.report.page import Figure, Section, to_page
 
-# Pixels per side that a picture has at least.
+# Pixels per side that an image has at least.
 SIDE = 96
 
 
@@ -51,7 +51,7 @@ def write_composition(
         f"{made.seeds[-1]}, {generation.num_inference_steps} steps, guidance "
         f"{generation.guidance_scale:g}"
     )
-    after = f"The first picture of the last row after steps {', '.join(map(str, grid.steps))}."
+    after = f"The first image of the last row after steps {', '.join(map(str, grid.steps))}."
     page = out.with_suffix(".html")
     sections = [
         Section("Pictures", (title, Figure(picture, "All rows start from the same noise."))),

@@ -1,4 +1,4 @@
-"""What an edit did, beside as many weights drawn at random and the largest: page and pictures."""
+"""What an edit did, beside as many weights drawn at random and the largest: page and images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def write_edit(
         found: what they did.
         valid: how well scores predict.
         prompts: the concept, and what is to be kept.
-        guidance_scale: of the pictures.
+        guidance_scale: of the images.
         images: how many of each prompt.
     """
     edit = next(iter(edits.values()))

@@ -27,7 +27,7 @@ class Edited(NamedTuple):
 
     Attributes:
         changed: weights set to zero.
-        page: beside the edit, its numbers and pictures.
+        page: beside the edit, its numbers and images.
     """
 
     changed: int

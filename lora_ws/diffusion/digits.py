@@ -1,4 +1,4 @@
-"""Digits: scikit-learn's pictures of them, and a judge of those that ``digit-sd`` draws."""
+"""Digits: scikit-learn's images of them, and a judge of those that ``digit-sd`` draws."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def digit_pictures(size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[np.nd
         size: pixels per side that they are scaled to.
 
     Returns:
-        Pictures from -1 to 1, and which digits they show.
+        Images from -1 to 1, and which digits they show.
     """
     bunch: Any = load_digits()
     grey = torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None]

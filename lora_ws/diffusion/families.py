@@ -54,7 +54,7 @@ class StableDiffusion(Family):
 
 @final
 class StableDiffusionXL(Family):
-    """SDXL: two text encoders, a vector of the second, the sizes of the picture, a U-Net."""
+    """SDXL: two text encoders, a vector of the second, the sizes of the image, a U-Net."""
 
     name = "SDXL"
     component = "unet"
@@ -151,7 +151,7 @@ class StableDiffusion3(Family):
 class Flux(Family):
     """FLUX.1: CLIP's vector, T5's text, a transformer that predicts flow of patches.
 
-    Its guidance is a number that the transformer is told; schnell is not even told that.
+    Its guidance is a number that the transformer receives; schnell does not receive even that.
     """
 
     name = NAMES["FluxTransformer2DModel"]
@@ -279,8 +279,8 @@ def check_plain(pipeline: Any, what: str) -> None:
     family = family_of(pipeline)
     if not isinstance(family, StableDiffusion):
         raise ConfigError(
-            f"{what}: gradients are taken through a U-Net that is told a prompt's embedding alone, "
-            f"as that of Stable Diffusion 1.x and 2.x; the base is {family.name}"
+            f"{what}: gradients are taken through a U-Net that receives a prompt's embedding "
+            f"alone, as that of Stable Diffusion 1.x and 2.x; the base is {family.name}"
         )
 
 
@@ -299,7 +299,7 @@ def denoiser_of(pipeline: Any) -> nn.Module:
 
 
 def _shifted(pipeline: Any, patches: int, most: float) -> dict[str, Any]:
-    """How much noise levels of a picture of so many patches are shifted: linear in them."""
+    """How much noise levels of an image of so many patches are shifted: linear in them."""
     config = pipeline.scheduler.config
     if not config.get("use_dynamic_shifting"):
         return {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.errors import ConfigError
 
-# What a denoiser is told beside latents and time, by the names of its arguments, a row per sample.
+# What a denoiser receives beside latents and time, by the names of its arguments, a row per sample.
 Conditioning = dict[str, Tensor]
 
 
@@ -96,10 +96,10 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What the denoiser is told of prompts, a row each."""
+        """What the denoiser receives of prompts, a row each."""
 
     def condition(self, generation: GenerationSpec, images: int) -> Conditioning:
-        """What the denoiser is told of all images; where guided, the negative prompt's rows first.
+        """What the denoiser receives for all images; guided, the negative prompt's rows first.
 
         Raises:
             ConfigError: there are several prompts, and not one per image.
@@ -111,14 +111,14 @@ class Family(ABC):
         return {name: torch.cat([without[name], value]) for name, value in asked.items()}
 
     def without(self, negative_prompt: str, images: int) -> Conditioning:
-        """What the denoiser is told where it is asked without the prompt, a row per image."""
+        """What the denoiser receives where it predicts without the prompt, a row per image."""
         return self.encode([negative_prompt] * images)
 
     @abstractmethod
     def predict(
         self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """What the denoiser predicts, of as many latents as it is told of."""
+        """What the denoiser predicts, of as many latents as it receives."""
 
     def timesteps(self, generation: GenerationSpec) -> dict[str, Any]:
         """Arguments of the scheduler's ``set_timesteps`` beside the number of steps."""

@@ -117,7 +117,7 @@ def _per_adapter_text(pipeline: Any, stack: AdapterStack, method: Method) -> Per
     return PerAdapterText(dict(stack.texts), stack.scales)
 
 
-# What a denoiser is told of the places of a sequence, the same for all samples.
+# What a denoiser receives about the places of a sequence, the same for all samples.
 _PLACES = ("txt_ids", "img_ids")
 
 

@@ -36,7 +36,7 @@ class Comparison:
 
     Attributes:
         spec: names the rows: data, subset, split and label.
-        folder: of the page and its pictures.
+        folder: of the page and its images.
         homes: experiment -> folder of its run.
         groups: experiment -> records of its seeds.
         best: the one that validation rows prefer.
@@ -186,8 +186,8 @@ def _errors(runs: Comparison, home: Path) -> tuple[Figure, ...]:
     seeds = f"{n} seeds" if n > 1 else "one seed"
     texts = (
         f"Test rows by true class (row) and predicted class (column), {seeds} together.",
-        "How often the named class is right by how sure the bundle is, on the test rows: before "
-        "and after calibration on the validation rows. On the dotted line it is as right as sure.",
+        "How often the predicted class is right by predicted probability, on the test rows: before "
+        "and after calibration on the validation rows. Dotted: perfect calibration.",
     )
     pairs = zip(PLOTS[1:], texts, strict=True)
     return tuple(Figure(home / name, text) for name, text in pairs if (home / name).is_file())

@@ -1,4 +1,4 @@
-"""What labels say about kernels of updates: which count, and which inputs tell classes apart."""
+"""What labels show about kernels of updates: which count, and which inputs separate classes."""
 
 import numpy as np
 from jaxtyping import Float, Shaped

@@ -69,7 +69,7 @@ def fit_temperature(
     """The temperature T for which ``softmax(logits / T)`` has the least cross-entropy.
 
     One number, so the named class stays the same (Guo, Pleiss, Sun and Weinberger 2017). Where
-    every row is named rightly the best T is 0 and all probabilities are 1; a little smoothing, as
+    every row is classified correctly the best T is 0 and all probabilities 1; some smoothing, as
     in Platt (1999), keeps few rows from promising that.
 
     Args:

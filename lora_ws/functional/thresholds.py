@@ -1,4 +1,4 @@
-"""The probability from which on a label is said to apply."""
+"""The probability from which on a label is predicted to apply."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,7 +19,7 @@ def f1_threshold(
 
     Returns:
         The threshold: the label is said where the probability is at least that; 0.5 where it
-        applies to no row, as F1 is then 0 whatever is said.
+        applies to no row, as F1 is then 0 whatever is predicted.
 
     Raises:
         ConfigError: there are no rows, or the shapes do not match.

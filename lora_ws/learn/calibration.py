@@ -110,7 +110,7 @@ def fit_confidence(
 
 
 def fit_heads(prepared: Prepared, network: MetanetModule) -> tuple[Head, ...]:
-    """Fit what the tasks behind the first say, on the validation rows of a finished seed.
+    """Calibrate the tasks behind the first, on the validation rows of a finished seed.
 
     Args:
         prepared: the data that the seed saw.
@@ -136,7 +136,7 @@ def fit_heads(prepared: Prepared, network: MetanetModule) -> tuple[Head, ...]:
 
 def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """What logits are to be divided by."""
-    # Targets that are not quite 1 keep few rows, all named rightly, from promising certainty.
+    # Targets not quite 1 keep few rows, all classified correctly, from promising certainty.
     return fit_temperature(*_decisions(logits, labels), smoothing=1 / (len(labels) + 1))
 
 

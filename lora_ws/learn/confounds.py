@@ -36,7 +36,7 @@ class Confound(NamedTuple):
 
     Attributes:
         what: the fact.
-        share: of files whose folder it tells, on files that the guess was not fitted to.
+        share: of files whose folder it predicts, on files that the guess was not fitted to.
         largest: of files in the largest folder.
         files: how many it could be tried on.
     """
@@ -48,8 +48,8 @@ class Confound(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} alone tells the folder of {100 * self.share:.0f} % of {self.files} files "
-            f"(the largest folder has {100 * self.largest:.0f} %): the reader may go by it; train "
+            f"{self.what} alone predicts the folder of {100 * self.share:.0f} % of {self.files} "
+            f"files (the largest folder has {100 * self.largest:.0f} %): the reader may use it; train "
             "or collect the folders alike"
         )
 
@@ -104,7 +104,7 @@ def find_confounds(
         >>> labels = np.repeat([0, 1], 20)
         >>> facts = [{"rank": 4.0 * (1 + k), "dtype": "F16"} for k in labels]
         >>> [str(found)[:24] for found in find_confounds(facts, labels, labels, np.arange(40))]
-        ['a start in common alone ', 'rank alone tells the fol']
+        ['a start in common alone ', 'rank alone predicts the ']
     """
     # Of a start that only one file has, nothing can be said.
     tried = {"a start in common": told_by_group(starts, labels)}

@@ -200,7 +200,7 @@ def _save(adapters: AdapterSet, groups: np.ndarray, folder: Path) -> Path:
 
 
 def _train(store: Path) -> _Trained:
-    """The reader of all files, and what readers without the fold of each file say of it."""
+    """The reader of all files, and predictions for each file by readers without its fold."""
     layers = load(store).layout.layers
     some = any(fnmatchcase(layer.name, TEXT_ATTENTION) for layer in layers)
     featurizer = UpdateKernel(matrices=(TEXT_ATTENTION,) if some else None)

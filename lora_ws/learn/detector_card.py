@@ -19,7 +19,7 @@ TEXT = """
 Each file was judged by a reader that was trained without it and without its copies, near copies and
 files of the same start ({groups} groups of {files} files, five folds).
 
-| class | files | groups | named rightly, % | abstained, % | flagged, % (95 % interval) |
+| class | files | groups | correct, % | abstained, % | flagged, % (95 % interval) |
 |---|--:|--:|--:|--:|--:|
 {rows}
 {verdict} `{policy}` flags a file where a class has a probability of at least
@@ -81,7 +81,7 @@ class Detector(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Mean over the classes of the share of files that are named rightly."""
+        """Mean over the classes of the share of files that are classified correctly."""
         hits = self.probabilities.argmax(axis=1) == self.labels
         return float(np.mean([hits[self.labels == k].mean() for k in np.unique(self.labels)]))
 

@@ -23,7 +23,7 @@ def device_of(trainer: TrainerSpec) -> torch.device:
 
 
 def engine_of(spec: ExperimentSpec) -> Literal["one-by-one", "batched"]:
-    """The engine that a spec asks for, said once in the log; auto takes batched on CUDA alone.
+    """The engine that a spec asks for, logged once; auto takes batched on CUDA alone.
 
     Example:
         >>> engine_of(ExperimentSpec(trainer=TrainerSpec(accelerator="cpu")))

@@ -85,7 +85,7 @@ class Prepared:
 def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
     """The collection of a spec with its split, and the name of the subset taken.
 
-    Rows without a value of the label are left out, and said.
+    Rows without a value of the label are left out, with a notice.
     """
     adapters = load(spec.dataset, revision=spec.revision)
     if spec.split is not None:
@@ -156,7 +156,7 @@ def refit_features(spec: ExperimentSpec, prepared: Prepared, rows: np.ndarray) -
 
 
 def input_spec(spec: ExperimentSpec, layout: Layout, width: int) -> InputSpec:
-    """What the network of a spec is told of its rows.
+    """What the network of a spec knows about its rows.
 
     Raises:
         LayoutError: it reads factors, and only one of a layer's two matrices is chosen.

@@ -1,4 +1,4 @@
-"""What could leak between the parts of a split, or tell a label without the adapter's content."""
+"""What leaks between the parts of a split, or predicts a label without the adapter's content."""
 
 import re
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
     """One way in which a test could be easier than it looks.
 
     Attributes:
-        what: what is shared, or tells the label: ``photos``, ``starts``, ``recipe`` ...
+        what: what is shared, or predicts the label: ``photos``, ``starts``, ``recipe`` ...
         verdict: leak; note, where a user should know it; clean; not measured.
         found: what was measured, in one sentence.
         advice: what to type or to do; empty where nothing needs to be done.
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def find_leaks(adapters: AdapterSet) -> list[Finding]:
-    """Look for what the parts of a split share, and for what tells labels besides the weights.
+    """Look for what the parts of a split share, and for what predicts labels besides the weights.
 
     Args:
         adapters: of one subset, with a label and a split (`AdapterSet.split_by`).
@@ -172,7 +172,7 @@ def largest_share(labels: Int[np.ndarray, " n"]) -> float:
 
 
 def beats_guessing(hits: int, n: int, labels: Int[np.ndarray, " n"], trials: int = 1) -> bool:
-    """Whether so many hits are more than naming the largest class gives.
+    """Whether so many hits are more than predicting the largest class gives.
 
     Binomial test, one-sided, at 0.01 over the number of trials.
 
@@ -219,9 +219,8 @@ def _starts(adapters: AdapterSet, split: Split, labels: np.ndarray) -> Finding:
         return Finding(START, "clean", found)
     tells = tried and beats_guessing(hits, tried, labels)
     if tells:
-        found += (
-            f"; the start tells the label of {100 * hits / tried:.0f} % of the rows that share one"
-        )
+        share_told = 100 * hits / tried
+        found += f"; the start predicts the label of {share_told:.0f} % of the rows that share one"
     leaks = share > 0 or tells
     column = START if START in adapters.card.group_columns else "COLUMN"
     advice = f"keep adapters of one start in one part: --split group:{column}" if leaks else ""
@@ -237,7 +236,7 @@ def _copies(adapters: AdapterSet, split: Split) -> Finding:
 
 
 def _recipe(adapters: AdapterSet, labels: np.ndarray) -> Finding:
-    """Whether the recipe alone tells the label, by a decision tree on held-out folds."""
+    """Whether the recipe alone predicts the label, by a decision tree on held-out folds."""
     names = [name for name in RECIPE if name in adapters.rows.column_names]
     columns = [np.unique(_plain(adapters.column(name)), return_inverse=True) for name in names]
     varying = [
@@ -249,7 +248,7 @@ def _recipe(adapters: AdapterSet, labels: np.ndarray) -> Finding:
         return Finding("recipe", "not measured", f"a class has fewer than {FOLDS} rows")
     hits = told_by_columns(np.stack([codes for _, codes in varying], axis=1), labels)
     told = ", ".join(name for name, _ in varying)
-    found = f"{told} alone tell {100 * hits / len(labels):.0f} % of labels"
+    found = f"{told} alone predict {100 * hits / len(labels):.0f} % of labels"
     found += f" (largest class {100 * largest_share(labels):.0f} %)"
     if beats_guessing(hits, len(labels), labels):
         return Finding("recipe", "leak", found, "train every class with the same settings")

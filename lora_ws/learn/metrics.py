@@ -62,7 +62,7 @@ class Measured(NamedTuple):
 
 
 def computed(metrics: MetricCollection, scores: Tensor, truth: Tensor) -> Measured:
-    """What metrics say of predictions."""
+    """Values of metrics for predictions."""
     metrics.reset()
     metrics.update(scores, truth)
     values = metrics.compute()
@@ -139,14 +139,14 @@ def label_metrics(
     """F1 at 0.5 and at thresholds, mean AUROC and mean average precision; a constant's beside.
 
     AUROC and average precision are means over the labels that some rows have and others lack; NaN
-    where there are none. F1 is 0 of a label that is neither said nor true.
+    where there are none. F1 is 0 of a label that is neither predicted nor true.
 
     Args:
         probabilities: of each label ``[rows, labels]``.
         truth: 1 where it applies ``[rows, labels]``.
         thresholds: of each label, chosen on other rows.
-        shares: of the training rows that have each label: what a constant says of every row. At
-            thresholds chosen for it, it says every label that any row has.
+        shares: of the training rows that have each label: what a constant predicts for every row.
+            At thresholds chosen for it, it predicts every label that any row has.
     """
     told = np.flatnonzero((truth.min(axis=0) == 0) & (truth.max(axis=0) == 1))
     pairs = [(truth[:, label], probabilities[:, label]) for label in told]

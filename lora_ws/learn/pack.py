@@ -1,4 +1,4 @@
-"""From a finished seed to a bundle that was read back and says the same."""
+"""From a finished seed to a bundle that was read back and predicts the same."""
 
 import shutil
 from pathlib import Path
@@ -65,7 +65,7 @@ def pack(fitted: Fitted, folder: Path, confidence: Confidence | None = None) -> 
         confidence: fitted already on the same seed; None fits it.
 
     Raises:
-        ConfigError: no bundle can hold it, or what is read back says something else.
+        ConfigError: no bundle can hold it, or what is read back predicts something else.
     """
     made = make_bundle(fitted, confidence)
     half = folder.with_suffix(".half")

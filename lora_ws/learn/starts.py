@@ -1,4 +1,4 @@
-"""Which adapters are likely to say the same in a test: copies, near copies, equal starts."""
+"""Which adapters are not independent in a test: copies, near copies, equal starts."""
 
 import tempfile
 from collections.abc import Iterator

@@ -28,7 +28,7 @@ class GLNet(Metanetwork):
         hidden: rows of U and V.
         layers: equivariant layers; the authors' scripts run 1, so that no gate takes part.
         width: of the MLP's hidden layer, which is the embedding.
-        norm: whether the product is divided by its norm, and the MLP told the size of each update
+        norm: whether the product is divided by its norm, and the MLP given the size of each update
             instead.
         input_dropout: share of the products that training hides.
 

@@ -33,7 +33,7 @@ class MVProbe(Metanetwork):
         pool: ``concat`` takes what is seen of all modules through one linear layer, ``transformer``
             lets modules attend to each other.
         standardize: whether to standardise; the size of the update is lost by it.
-        sizes: whether the network is told ``log(1 + |BA|²)`` of each module too, in units of the
+        sizes: whether the network receives ``log(1 + |BA|²)`` of each module too, in units of the
             training adapters.
         input_dropout: share of what the probes see that training hides.
         dropout: of the Transformer.

@@ -51,7 +51,7 @@ class ModuleEncoder(nn.TransformerEncoder):
 
         Args:
             tokens: modules in the layout's order.
-            present: which of them an adapter has; nobody looks at the others. None is all.
+            present: which of them an adapter has; the others are ignored. None is all.
             scores: added to what every token finds each of them worth, in place of ``present``.
         """
         hidden = scores if present is None else _penalty(present, tokens)
@@ -187,7 +187,7 @@ class TransformerPool(ModulePool):
         tokens: Float[Tensor, "adapters modules features"],
         present: Bool[Tensor, "adapters modules"] | None = None,
     ) -> Float[Tensor, "adapters width"]:
-        """Return the vectors; nobody looks at a module that an adapter lacks."""
+        """Return the vectors; a module that an adapter lacks is ignored."""
         encoded = self.encoder(self.read_in(tokens), present)
         return self.linear(self.norm(self.average(encoded, present)))
 

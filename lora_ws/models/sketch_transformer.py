@@ -20,7 +20,7 @@ from lora_ws.models.tokens import UpdateTokens, orthonormal
 class SketchTransformer(Metanetwork):
     """A token per module from a fixed random sketch of its update; missing modules are masked.
 
-    A module whose update is zero, as of a file that adapts queries alone, is one that nobody looks
+    A module whose update is zero, as of a file that adapts queries alone, is one that is ignored
     at, so that one network serves files that adapt other parts of the same layout; in training
     modules go missing at random. Sketches are drawn by width, not learned, so that two networks
     of this kind see the same tokens.

@@ -1,4 +1,4 @@
-"""Weight2Token: singular vectors as tokens of ranks, then of modules; as published, or mended."""
+"""Weight2Token: singular vectors as tokens of ranks, then modules; as published, or corrected."""
 
 from typing import Literal, final
 

@@ -138,7 +138,7 @@ def create_app(
     """Make the server.
 
     Args:
-        bundle: the classifier; None tells of files alone.
+        bundle: the classifier; without one, only facts of files are reported.
         index: known adapters to compare with.
         limits: what it takes.
         hosts: names under which it is called; others are refused, which keeps pages elsewhere from

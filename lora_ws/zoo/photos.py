@@ -193,7 +193,7 @@ def _names(table: Any, column: str) -> list[str]:
 
 
 def _square(image: Any, size: int) -> np.ndarray:
-    """The middle square of a picture, scaled."""
+    """The middle square of an image, scaled."""
     from PIL import ImageOps
 
     if image.size == (size, size):

@@ -73,7 +73,7 @@ def build_testbed(spec: TestbedSpec) -> Testbed:
 
 
 def _lesson(photos: Photos, name: str) -> tuple[Any, list[str]]:
-    """Pictures of an element, and their prompts."""
+    """Images of an element, and their prompts."""
     element = ELEMENTS[name]
     leaves = np.array(photos.leaves)
     if element.digit:

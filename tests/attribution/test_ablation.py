@@ -1,4 +1,4 @@
-"""Ablation against pictures drawn one by one, and Shapley values against all orders."""
+"""Ablation against images drawn one by one, and Shapley values against all orders."""
 
 from itertools import permutations
 from typing import Any
@@ -40,7 +40,7 @@ def stack(pipeline: Any) -> AdapterStack:
 
 
 def alone(pipeline: Any, stack: AdapterStack, scales: list[float]) -> Tensor:
-    """By the pipeline itself, one picture at a time."""
+    """By the pipeline itself, one image at a time."""
     with stack.bank.attach(pipeline.unet, torch.tensor(scales)):
         return generate(pipeline, GENERATION)[0]
 

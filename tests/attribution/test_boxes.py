@@ -69,7 +69,7 @@ def stack(_pipeline: Any) -> AdapterStack:
 
 @pytest.fixture(scope="module")
 def probe(_pipeline: Any, stack: AdapterStack) -> Probe:
-    """Noised latents of no picture in particular."""
+    """Noised latents of no image in particular."""
     generator = torch.Generator().manual_seed(4)
     latents, target = torch.randn(2, 3, 4, 8, 8, generator=generator).double()
     text = encode_prompts(_pipeline, ["a photo of cat"])
@@ -144,7 +144,7 @@ def test_norms_of_factors_are_those_of_autograd(
 
 
 class Painter(nn.Module):
-    """A denoiser of one matrix, so that adapters can be made to act on a part of the picture."""
+    """A denoiser of one matrix, so that adapters can be made to act on a part of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"boxes": [(0, 0, 4, 4), (8, 8, 17, 16)]},
         r"16 pixels wide .* got \(8, 8, 17, 16\)",
     ),
-    "above": ({"boxes": [(0, -1, 4, 4)]}, "within a picture"),
+    "above": ({"boxes": [(0, -1, 4, 4)]}, "within an image"),
     "empty": ({"boxes": [(4, 4, 4, 8)]}, "left before right"),
     "three": ({"boxes": [(4, 4, 4)]}, "left, top, right, bottom"),
     "none": ({"boxes": []}, "at least one"),

@@ -224,7 +224,7 @@ def test_the_later_the_start_the_cheaper_and_the_further_from_true(pipeline: Any
     ]
     curve = late_start_curve(pipeline, stack, generations, (0, 0.25, 0.75), batch=5)
     assert [row.start for row in curve] == [0, 0.25, 0.75]
-    # Of five pictures, four are saved.
+    # Of five images, four are saved.
     assert [row.cost for row in curve] == pytest.approx([1, 0.8, 0.4])
     assert curve[0].agreement[:3] == pytest.approx((1, 1, 1))
     correlations = [row.agreement.map_correlation for row in curve]
@@ -252,7 +252,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "generations": (lambda p, s: late_start_curve(p, s, []), "generations: expected"),
     "starts": (lambda p, s: late_start_curve(p, s, [GENERATION], [1.0]), "starts: expected"),
-    "pictures": (lambda p, s: agreement([], []), "the same pictures"),
+    "pictures": (lambda p, s: agreement([], []), "the same images"),
     "adapters": (
         lambda p, s: agreement(
             [attribution(np.zeros((1, 2, 2)), [1.0])], [attribution(np.zeros((2, 2, 2)), [1.0, 0])]

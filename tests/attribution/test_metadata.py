@@ -1,4 +1,4 @@
-"""What pictures of A1111 and ComfyUI say, and what nobody should believe."""
+"""What images of A1111 and ComfyUI say, and what nobody should believe."""
 
 import contextlib
 import json
@@ -94,8 +94,8 @@ def test_names_are_found_in_the_folder_and_nowhere_else(tmp_path: Path) -> None:
 def test_what_says_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it says nothing; give --prompt"):
         read_metadata(picture(tmp_path / "a.png"))
-    (tmp_path / "b.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(DataError, match="expected a picture"):
+    (tmp_path / "b.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(DataError, match="expected an image"):
         read_metadata(tmp_path / "b.png")
     with pytest.raises(DataError, match="KSampler"):
         read_metadata(picture(tmp_path / "c.png", prompt="[1, 2]"))

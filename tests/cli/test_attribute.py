@@ -70,7 +70,7 @@ def test_a_page_shows_shares_and_maps(
     page = tmp_path / "out" / "attribution.html"
     dom, probe = open_page(page, tmp_path)
     assert (probe["images"], probe["shown"], probe["fetched"]) == (3 + 2, 3 + 2, [])
-    assert "from 4 pictures" in dom
+    assert "from 4 images" in dom
 
 
 @pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
@@ -146,7 +146,7 @@ def test_a_tag_of_two_scales_is_drawn_with_both(
 WRONG = {
     "nothing": ((), "expected --adapters and --prompt"),
     "no folder": (("--from_image", "{picture}"), "lora_dir: expected the folder"),
-    "no picture": (("--from_image", "{loras}/ink.safetensors"), "expected a picture"),
+    "no image": (("--from_image", "{loras}/ink.safetensors"), "expected an image"),
     "a word": (("--adapters", "{loras}/ink.safetensors", "--prompt", "tree"), "no `tree`"),
     "scales": (
         ("--adapters", "{loras}/ink.safetensors", "--prompt", "three", "--scales", "1", "2"),

@@ -145,7 +145,7 @@ def test_any_encoder_will_do() -> None:
 @pytest.mark.parametrize(
     ("pictures", "texts", "expected"),
     [
-        (torch.zeros(2, 3, 8, 8), ["a"], "texts: expected 2, one per picture, got 1"),
+        (torch.zeros(2, 3, 8, 8), ["a"], "texts: expected 2, one per image, got 1"),
         (torch.zeros(2, 3, 8, 8), "ab", "got a single one"),
         (torch.zeros(3, 8, 8), ["a"], r"pictures: expected .* got shape \[3, 8, 8\]"),
         (torch.zeros(1, 1, 8, 8), ["a"], r"got shape \[1, 1, 8, 8\]"),

@@ -1,4 +1,4 @@
-"""What edits do to the pictures of digit-sd, judged: some minutes, so marked slow.
+"""What edits do to the images of digit-sd, judged: some minutes, so marked slow.
 
 What they print, and what does not hold: docs/concepts.md.
 """
@@ -38,7 +38,7 @@ def judge() -> DigitJudge:
 
 
 def shown(pipeline: Any, judge: DigitJudge, counts: Mapping[str, int], text: str) -> np.ndarray:
-    """Share of the pictures of each digit that show it."""
+    """Share of the images of each digit that show it."""
     prompts = [text.format(name) for name, count in counts.items() for _ in range(count)]
     generation = GenerationSpec(tuple(prompts), num_inference_steps=20, seed=1000)
     seen = iter(judge.digits(generate(pipeline, generation)).tolist())
@@ -51,7 +51,7 @@ def shown(pipeline: Any, judge: DigitJudge, counts: Mapping[str, int], text: str
 
 
 def drops(pipeline: Any, judge: DigitJudge, digit: str, edits: Mapping[str, SparseEdit]) -> Drops:
-    """Edit -> by how much the share of pictures of the digit falls, and the mean of the others."""
+    """Edit -> by how much the share of images of the digit falls, and the mean of the others."""
     counts = {digit: 16, **{name: 4 for name in NAMES if name != digit}}
     measure: Callable[[], np.ndarray] = partial(shown, pipeline, judge, counts, "a photo of {}")
     before, found = measure(), {}
@@ -148,7 +148,7 @@ def test_amplifying_helps_a_wording_that_the_base_was_not_trained_on(
         )
         # Of a thousandth of many weights at once: second order, and float32, are left.
         assert fall == pytest.approx(predicted / 1000, rel=0.3)
-        # The whole edit goes too far for first order: the loss rises, though pictures improve.
+        # The whole edit goes too far for first order: the loss rises, though images improve.
         with edit.applied(pipeline.unet):
             assert loss.value(pipeline.unet) > whole
     amplified, random, largest = np.mean(rises, axis=0)

@@ -272,7 +272,7 @@ def test_half_precision_runs_through_every_family(
 
 
 def test_sdxl_draws_what_diffusers_draws() -> None:
-    """Two text encoders, pooled embeddings, sizes of the picture; zeros for no negative prompt."""
+    """Two text encoders, pooled embeddings, sizes of the image; zeros for no negative prompt."""
     pipeline = make("sdxl")
     asked = replace(ASKED, num_inference_steps=1)
     *_, latents = denoise(pipeline, initial_noise(pipeline, [3, 4]), asked)

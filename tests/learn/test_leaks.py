@@ -71,7 +71,7 @@ def test_starts_are_found_in_the_weights(rank: int, starts: int):
         weights[:, down] = weights[np.arange(N) % starts, down] * 1.01
     one = found(replace(adapters, weights=weights))["start"]
     assert one.verdict == ("note" if starts == 1 else "leak")
-    assert "tells the label" not in one.found
+    assert "predicts the label" not in one.found
 
 
 def test_a_start_for_each_class_tells_the_label():
@@ -81,7 +81,7 @@ def test_a_start_for_each_class_tells_the_label():
         weights[:, down] = weights[np.arange(N) % CLASSES, down]
     one = found(replace(adapters, weights=weights))["start"]
     assert one.verdict == "leak"
-    assert "tells the label of 100 %" in one.found
+    assert "predicts the label of 100 %" in one.found
 
 
 def test_near_copies_across_parts_are_a_leak():

@@ -31,7 +31,7 @@ VOID = re.compile(r"<((?:img|meta|link)\b[^>]*)>")
 
 
 def png(width: int, height: int) -> bytes:
-    """A white picture, written by hand."""
+    """A white image, written by hand."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

@@ -86,7 +86,7 @@ def sweep_grid(points: Sequence[Point], top: int) -> Grid:
 
 
 def sweep_chart(points: Sequence[Point], over: Over, file: Path) -> Path:
-    """The picture of a sweep."""
+    """The image of a sweep."""
     metric = metric_of(points[0].metric)
     first = points[0].records
     title = f"{TITLES[over]}: {first[0].n_test} test rows, mean ± std of {len(first)} seeds"

@@ -42,7 +42,7 @@ def readers_sections(
         spec: the comparison.
         records: reader -> column -> records of its seeds.
         costs: of each reader.
-        folder: of the report, where pictures go.
+        folder: of the report, where images go.
     """
     figure = Figure(
         _chart(spec, records, folder),
@@ -127,8 +127,8 @@ def _caption(spec: ReadersSpec, records: Mapping[str, Row]) -> str:
         f"seeds ({' or '.join(map(str, seeds))}; one where nothing is drawn); rows to train, "
         f"validate and test: {'; '.join('/'.join(map(str, size)) for size in sizes)}."
         f"{refit_note({name: next(iter(row.values())) for name, row in records.items()})} Always "
-        f"naming the largest class: {' to '.join(map(str, chance))} %. Best and second best of a "
-        "column are marked, controls among them."
+        f"predicting the largest class: {' to '.join(map(str, chance))} %. Best and second best of "
+        "a column are marked, controls among them."
     )
     return f"{text} {spec.note}" if spec.measured_elsewhere else text
 

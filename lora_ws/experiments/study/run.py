@@ -47,12 +47,12 @@ class Read:
         study: name of the change, or `CLEAN`.
         level: how much of it.
         draw: number of the draw.
-        right: for each adapter ``1`` where the likeliest class is its own, else ``0``.
-        flipped: share whose likeliest class is not what it was before.
+        right: for each adapter ``1`` where the most probable class is its own, else ``0``.
+        flipped: share whose most probable class is not what it was before.
         nll: mean negative logarithm of the probability of the true class.
         abstained: share that the reader does not answer.
-        either: of merges, the share whose likeliest class is that of one of the two.
-        both: of merges, the share whose two likeliest classes are those of the two.
+        either: of merges, the share whose most probable class is that of one of the two.
+        both: of merges, the share whose two most probable classes are those of the two.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Read:
 
     @property
     def hits(self) -> np.ndarray:
-        """Whether each adapter is read rightly ``[adapters]``."""
+        """Whether each adapter is classified correctly ``[adapters]``."""
         return np.array([bit == "1" for bit in self.right])
 
 

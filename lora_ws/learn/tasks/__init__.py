@@ -1,4 +1,4 @@
-"""Tasks: what is asked of an adapter, one kind of label per file.
+"""Tasks: what is predicted for an adapter, one kind of label per file.
 
 A new task is a file with a subclass of `Task` and its line in `TASKS`; training, both engines,
 records, tables and the choice of the best run ask the task and nothing else.

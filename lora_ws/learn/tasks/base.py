@@ -1,4 +1,4 @@
-"""`Task`: the seam for what is asked of an adapter. All that hangs on the kind of label is here."""
+"""`Task`: the seam for what is predicted for an adapter. All that depends on labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -183,7 +183,7 @@ class TaskHead(NamedTuple):
     """One of several tasks of a network.
 
     Attributes:
-        name: column of the table that it is asked of.
+        name: column of the table with its labels.
         task: what is asked.
         outputs: its columns of the outputs, and of predictions.
         targets: its columns of the targets.

@@ -117,7 +117,7 @@ class MultiLabel(NamedTask):
         outputs: Float[Tensor, "*models rows labels"],
         targets: Float[Tensor, "*models rows labels"],
     ) -> Float[Tensor, "*models rows"]:
-        """Labels said rightly among those said or true: the Jaccard index at 0.5, 1 for none."""
+        """The Jaccard index of predicted and true labels at 0.5; 1 where there are none."""
         said, true = outputs > 0, targets > 0
         either = (said | true).sum(-1)
         found = (said & true).sum(-1) / either.clamp(min=1)

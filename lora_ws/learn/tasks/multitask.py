@@ -29,7 +29,7 @@ class MultiTask(Task):
     selects. The first task is the verdict of a bundle, whose abstention goes for all.
 
     Args:
-        tasks: what is asked of each column: classification, multilabel, regression, or a task.
+        tasks: what is predicted for each column: classification, multilabel, regression, or a task.
 
     Attributes:
         heads_: the tasks, fitted, and their columns of outputs and targets.
