@@ -333,6 +333,8 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
         names = match.group(1).split(", ")
         missing = [f"--{name}" if f"--{name}" in flags else name for name in names]
         return f"missing: {', '.join(missing)}"
+    if match := re.search(r"File does not exist: '([^']+)'", text):
+        return f"there is no file {match[1]}"
     hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     return _explain_key(text, hints) or re.sub(r"\s*\n\s*", " ", text).strip()
 

@@ -78,6 +78,7 @@ NAMES = (
     "DeltaPCA, FlatVec, FlatVecPCA, Norms, StatsFlatVec, StatsLayer, StatsLayerDense, UpdateKernel"
 )
 WRONG = {
+    "--config absent.yaml": "there is no file ",
     "--any FlatVecPCB": "--any: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
     "--ours FlatVecPCB": "--ours: no class `FlatVecPCB`, did you mean `FlatVecPCA`?",
     "--ours sklearn.svm.SCV": "--ours: cannot load `sklearn.svm.SCV` (",

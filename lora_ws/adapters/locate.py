@@ -110,8 +110,14 @@ class AdapterRef:
                     return file
             if not self.path.is_dir():
                 raise not_a_file(self.name, self.path.stat().st_mode)
+            raise AdapterError(
+                f"{self.name}: expected a .safetensors file or a PEFT folder, got another folder; "
+                "name a file in it, or `lora-ws scan` the folder",
+                "missing",
+            )
         raise AdapterError(
-            f"{self.name}: expected a .safetensors file or a PEFT folder, found neither", "missing"
+            f"{self.name}: expected a .safetensors file or a PEFT folder, found nothing there",
+            "missing",
         )
 
     def _open_remote(self) -> tuple[Source, str | None]:

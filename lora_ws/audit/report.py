@@ -13,6 +13,7 @@ from lora_ws.audit.output import csv_head, csv_line, others
 from lora_ws.audit.policy import Reviewed
 from lora_ws.audit.provenance import Provenance
 from lora_ws.bundle import Bundle
+from lora_ws.bundle.card import MEASURES, measure_text
 from lora_ws.bundle.shipped import ShippedReader, loaded
 from lora_ws.errors import printable
 from lora_ws.report.grid import Cell, Grid
@@ -93,7 +94,7 @@ class Report:
         Args:
             title: of the page.
             made: with what it was made.
-            bundle: the classifier; a `ShippedReader` is told of where it had a file to judge.
+            bundle: the classifier; a `ShippedReader` is reported where it had a file to classify.
             copies: groups of files with the same or nearly the same update; None leaves them out.
             bytes_read: by this scan.
         """
@@ -304,7 +305,7 @@ def _classifier(bundle: Bundle) -> Section:
     if held is None:
         return Section("The classifier", (text, "It is not calibrated, and abstains from all."))
     rows = tuple(
-        (Cell(name.replace("_", " ")), Cell("none" if value is None else f"{value:.3f}"))
+        (Cell(MEASURES.get(name, name)), Cell(measure_text(name, value)))
         for name, value in held.test.items()
     )
     caption = "Measured on its own test rows, which are like its training rows."

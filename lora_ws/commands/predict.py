@@ -57,9 +57,9 @@ def _notes(finding: Finding) -> list[str]:
     notes = []
     if finding.retained_energy is not None and finding.retained_energy < 1:
         share = 100 * finding.retained_energy
-        notes.append(f"cut to the bundle's rank: {share:.1f} % of its energy is judged")
+        notes.append(f"cut to the bundle's rank, which keeps {share:.1f} % of its energy")
     if finding.layers_missing:
         notes.append(f"{finding.layers_missing} layers that the bundle reads are not adapted")
     if finding.modules_ignored:
-        notes.append(f"{finding.modules_ignored} modules beyond it were not judged")
+        notes.append(f"{finding.modules_ignored} modules are not used: the classifier reads others")
     return notes

@@ -43,8 +43,7 @@ def check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
             word = next(w for w in prompt.split() if unknown in tokenizer(w).input_ids)
             known = sorted(w for w in tokenizer.get_vocab() if not w.startswith("<"))
             raise ConfigError(
-                f"prompt: among the {len(known)} words of the base is no `{word}`"
-                f"{nearest(word, known)}"
+                f"prompt: the {len(known)} words of the base hold no `{word}`{nearest(word, known)}"
             )
 
 

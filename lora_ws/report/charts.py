@@ -117,7 +117,7 @@ def chart_curves(
                 row[: len(history)] = [entry[key] for entry in history]
             _band(axes, table, k, name)
         axes.set(xlabel="epoch", ylabel=f"validation {key.partition('_')[2]}")
-        # The loss of what overfits leaves the picture, or nothing else could be seen.
+        # The loss of what overfits leaves the image, or nothing else could be seen.
         if key == "val_loss":
             axes.set_ylim(0, 2 * np.nanmedian([h[0][key] for s in curves.values() for h in s]))
     figure.suptitle(title)
@@ -246,7 +246,7 @@ def chart_trade(
     Args:
         series: name -> points (paid, kept, its error; 0 draws none).
         file: PNG to write; the SVG stands beside it.
-        title: says of how many pictures.
+        title: says of how many images.
         xlabel: what is paid.
         ylabel: what is kept.
     """

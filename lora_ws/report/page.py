@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lora_ws.report.grid import Cell, Grid, latex, markdown
 from lora_ws.report.heat import Heat
@@ -17,7 +18,7 @@ from lora_ws.report.heat import Heat
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture already written as PNG.
+    """An image already written as PNG.
 
     Attributes:
         file: the PNG.
@@ -31,7 +32,7 @@ class Figure:
 
     @cached_property
     def png(self) -> bytes:
-        """The picture's bytes."""
+        """The image's bytes."""
         return self.file.read_bytes()
 
     @property
@@ -108,7 +109,7 @@ class Section:
 def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """Write ``report.md``, ``report.html`` and ``tables.tex`` into a folder.
 
-    The page holds its pictures, so that it can be handed on as one file.
+    The page holds its images, so that it can be handed on as one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     grids = [part for s in sections for part in s.parts if isinstance(part, Grid)]
@@ -189,7 +190,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters.update(drawn=_drawn, cell=_cell, data=_data)
+    made.filters.update(drawn=_drawn, cell=_cell, prose=_prose, data=_data)
     made.globals.update(style=style, script=script)
     return made
 
@@ -201,6 +202,11 @@ def _drawn(part: Part) -> Markup:
 
 def _cell(cell: Cell) -> Markup:
     return Markup(templates().get_template("cell.html").render(cell=cell))
+
+
+def _prose(text: str) -> Markup:
+    """A text whose words between backticks are set as code, as Markdown does."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def _data(content: bytes | str, kind: str) -> str:

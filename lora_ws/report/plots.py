@@ -86,7 +86,7 @@ def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
     """
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="as right as sure")
+    above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="perfectly calibrated")
     for number, (name, table) in enumerate(tables.items()):
         some, total = table.counts > 0, table.counts.sum()
         color, marker, _ = look(number)
@@ -99,8 +99,8 @@ def plot_reliability(tables: Mapping[str, Reliability], path: Path) -> None:
         below.bar(table.edges[:-1] + number * width, shares, width, align="edge", color=color)
     rows = next(iter(tables.values())).counts.sum()
     figure.suptitle(f"Reliability, n = {rows} rows")
-    above.set(ylabel="share named rightly", xlim=(0, 1), ylim=(-0.02, 1.02))
-    below.set(xlabel="probability of the named class", ylabel="share of rows")
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
+    below.set(xlabel="probability of the predicted class", ylabel="share of rows")
     legend = above.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([40])  # type: ignore[union-attr]

@@ -57,11 +57,11 @@ def caption(groups: Groups) -> str:
     text = _basis(groups, " in percent" if percent else "")
     if _names_classes(groups):
         text += (
-            f" Always naming the largest class scores {100 * majority(first):.1f} % accuracy; p is "
-            "the chance of the mean test accuracy under that guess (one-sided binomial test)."
+            f" Always predicting the largest class scores {100 * majority(first):.1f} % accuracy; "
+            "p is the chance of the mean test accuracy under that guess (one-sided binomial test)."
         )
     if "r2" in names:
-        text += " Always naming the mean of the training rows has an R² of about 0."
+        text += " Always predicting the mean of the training rows has an R² of about 0."
     return text
 
 
@@ -113,7 +113,7 @@ def _chance(records: Sequence[RunRecord]) -> str:
 
 
 def _names_classes(groups: Groups) -> bool:
-    """Whether accuracy can be held against naming the largest class."""
+    """Whether accuracy can be held against predicting the largest class."""
     first = _first(groups)
     return bool(first.confusion) and "accuracy" in first.test
 

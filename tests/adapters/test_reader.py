@@ -312,7 +312,10 @@ def test_unusable_configuration_is_named(text: str, message: str, tmp_path: Path
     assert "adapter_config.json" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["absent.safetensors", "."])
-def test_nothing_there_is_said(name: str, tmp_path: Path):
-    with pytest.raises(AdapterError, match="found neither"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("absent.safetensors", "found nothing there"), (".", "got another folder; .*lora-ws scan")],
+)
+def test_what_is_no_adapter_is_named(name: str, message: str, tmp_path: Path):
+    with pytest.raises(AdapterError, match=message):
         read_adapter(tmp_path / name)

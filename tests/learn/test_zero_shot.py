@@ -327,5 +327,5 @@ def test_leaves_that_were_never_shown_are_told_apart() -> None:
         shares = asked.predict_proba(np.asarray(prepared.adapters.weights[rows]))
         found.append(average_precision_score(truth, shares[:, asked.classes.index(name)]))
     assert np.mean(found) > 2 * reptile.mean()
-    with pytest.raises(ConfigError, match=re.escape("is no `giraffe`")):
+    with pytest.raises(ConfigError, match=re.escape("hold no `giraffe`")):
         ask_bundle(bundle, "giraffe")
