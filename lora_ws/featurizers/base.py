@@ -136,7 +136,7 @@ class Featurizer(Parametrized, ABC):
             )
         return list(selection.pairs())
 
-    def _read(self, X: Array, reset: bool) -> np.ndarray:
+    def _read(self, X: Array, reset: bool) -> Any:
         """Checked rows of the chosen matrices."""
         rows: Any = self._check(X, reset)
         selection = self._selection
