@@ -7,12 +7,13 @@ left to the first, and its answer is everyone's: nobody decides by what a folder
 import atexit
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.learn.quiet import quiet
 from lora_ws.learn.spec import TrainerSpec
 from lora_ws.system import wait_for_parent
@@ -50,6 +51,24 @@ class Ranks:
         if not answer[0]:
             raise SystemExit(0)
         return answer[1]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Say in one line that another rank has ended, where the network says that it is gone.
+
+        Raises:
+            TrainingError: on the first rank; the others leave silently.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            from torch.distributed import DistError
+
+            if self.world == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+                raise
+            text = f"one of the {self.world} processes has ended: it was killed, or out of memory"
+            again = "run the same command again, and it goes on from the last checkpoint"
+            raise self.same(TrainingError(f"{text}; {again}")) from error
 
     def same(self, error: Exception) -> BaseException:
         """An error that every rank meets: the first one tells it, the others leave silently."""

@@ -99,7 +99,7 @@ def run(
         1
     """
     out, ranks = Path(out), join(spec.trainer)
-    with ExitStack() as held:
+    with ranks.together(), ExitStack() as held:
         records = ranks.first(lambda: enter(spec, out, held))
         todo = [seed for seed in range(spec.seeds) if seed not in {r.seed for r in records}]
         if todo:

@@ -1,6 +1,7 @@
 """Several ranks: two processes on the CPU find what one finds, count every row once, and resume."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import torch
 from tolerances import rounding
 
 from lora_ws.collection import AdapterSet, Split
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.featurizers import FlatVec, StatsLayer
 from lora_ws.learn.callbacks import KeepBest
 from lora_ws.learn.data import FeatureData
@@ -151,9 +152,12 @@ def test_a_killed_rank_ends_all_and_the_same_command_resumes(store: str, tmp_pat
         with started(two, tmp_path) as child:
             rank = wait_for_checkpoint(child, seed)
             os.kill(rank.pid if victim == "child" else child.pid, signal.SIGKILL)
-            child.wait(timeout=30)
+            _, errors = child.communicate(timeout=60)
             rank.wait(timeout=30)
             assert child.returncode != 0
+            if victim == "child":
+                (line,) = errors.strip().splitlines()
+                assert re.match("lora-ws: one of the 2 processes.*run the same command", line)
         (held,) = seed.glob("*.ckpt")
         assert not (seed.parent / "records.jsonl").exists()
     mark(held)
@@ -331,6 +335,19 @@ def test_every_rank_maps_the_features_of_the_first(
     for one in (first, other):
         assert not isinstance(one.features, torch.Tensor)
         np.testing.assert_array_equal(one.features, np.asarray(prepare(spec).features))
+
+
+def test_a_lost_rank_is_said_once_and_other_errors_stay_what_they_are() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+    said = r"one of the 2 processes.*same command again"
+    with pytest.raises(TrainingError, match=said), Ranks(0, 2).together():
+        raise lost
+    with pytest.raises(SystemExit), Ranks(1, 2).together():
+        raise lost
+    for ranks, error in ((Ranks(0, 2), RuntimeError("shapes differ")), (Ranks(), lost)):
+        with pytest.raises(RuntimeError) as caught, ranks.together():
+            raise error
+        assert caught.value is error
 
 
 @pytest.mark.parametrize(
