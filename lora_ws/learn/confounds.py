@@ -49,8 +49,8 @@ class Confound(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.what} alone predicts the folder of {100 * self.share:.0f} % of {self.files} "
-            f"files (the largest folder has {100 * self.largest:.0f} %): the reader may use it; train "
-            "or collect the folders alike"
+            f"files (the largest folder has {100 * self.largest:.0f} %): the reader may use it; "
+            "train or collect the folders alike"
         )
 
 
