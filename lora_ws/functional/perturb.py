@@ -119,6 +119,50 @@ def product_norm(up: Up, down: Down) -> Tensor:
     return ((up.mT @ up) * (down @ down.mT)).sum((-2, -1)).clamp(min=0).sqrt()
 
 
+def append_direction(up: Up, down: Down, left: Tensor, right: Tensor, size: float) -> Pair:
+    """Add an update of rank 1 to each, ``size`` times the Frobenius norm of its own.
+
+    Args:
+        up: B.
+        down: A.
+        left: what it writes, of norm 1, ``[..., outputs]``.
+        right: what it reads, of norm 1, ``[..., inputs]``.
+        size: relative to each update.
+
+    Example:
+        >>> one = torch.ones(1, 4, 1), torch.ones(1, 1, 4)
+        >>> b, a = append_direction(*one, torch.eye(4)[:1], torch.eye(4)[:1], 0.5)
+        >>> round(float((b @ a)[0, 0, 0]), 4)
+        3.0
+    """
+    norm = size * product_norm(up, down)
+    more = left * norm.reshape(*norm.shape, *[1] * (left.dim() - norm.dim()))
+    return torch.cat([up, more[..., None]], -1), torch.cat([down, right[..., None, :]], -2)
+
+
+def mean_direction(up: Up, down: Down) -> Pair:
+    """The largest singular pair of the mean update of adapters, of which none is formed.
+
+    Args:
+        up: B ``[adapters, modules, outputs, rank]``.
+        down: A ``[adapters, modules, rank, inputs]``.
+
+    Returns:
+        Unit vectors ``[modules, outputs]`` and ``[modules, inputs]``.
+
+    Example:
+        >>> left, right = mean_direction(torch.ones(3, 1, 4, 1), torch.ones(3, 1, 1, 9))
+        >>> [round(float((left[0, 0] * right[0, 0]).abs()), 4)]
+        [0.1667]
+    """
+    wide = up.permute(1, 2, 0, 3).flatten(2) / len(up)
+    tall = down.permute(1, 0, 2, 3).flatten(1, 2).mT
+    written, left = torch.linalg.qr(wide)
+    read, right = torch.linalg.qr(tall)
+    u, _, v = torch.linalg.svd(left @ right.mT)
+    return (written @ u[..., :1])[..., 0], (read @ v[:, :1].mT)[..., 0]
+
+
 def spread_ranks(up: Up, down: Down, rank: int, generator: torch.Generator) -> Pair:
     """Write each update with a higher rank: ``B R`` and ``pinv(R) A``; ``BA`` stays the same.
 

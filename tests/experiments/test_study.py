@@ -42,7 +42,9 @@ def after(name: str, level, rank: int, seed: int = 0) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.parametrize("name", [name for name, own in CHANGES.items() if own.keeps_update])
+@pytest.mark.parametrize(
+    "name", [name for name, own in CHANGES.items() if own.keeps_update and not own.files]
+)
 def test_the_update_stays_where_a_study_says_so(name: str, rank: int):
     for level in CHANGES[name].levels:
         # Float32 factors of a basis of condition c keep the update to c roundings.
@@ -119,6 +121,25 @@ def test_parts_keep_the_modules_they_name():
     assert not new[0].any()
     for k in (1, 2):
         np.testing.assert_allclose(new[k], old[k], atol=1e-6)
+
+
+@pytest.mark.parametrize("to", CHANGES["spelling"].levels)
+def test_files_of_every_format_hold_the_same_rows(to: str):
+    layout = Layout.known("tiny_sd_qv")
+    rows = np.random.default_rng(0).standard_normal((1, layout.size), np.float32)
+    new, after = changed_rows(rows, layout, CHANGES["spelling"], to, np.zeros(1), 0)
+    assert after == layout
+    np.testing.assert_array_equal(new, rows)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_camouflage_adds_the_main_direction_of_the_mean_of_another_class(rank: int):
+    other = LABELS[partners(LABELS, seed=2)]
+    for new, old in zip(after("camouflage", 0.3, rank, seed=2), updates(*zoo(rank)), strict=True):
+        means = np.stack([old[label == LABELS].mean(axis=0) for label in other])
+        u, _, v = np.linalg.svd(means)
+        added = 0.3 * np.linalg.norm(old, axis=(1, 2))[:, None, None] * u[:, :, :1] * v[:, :1]
+        np.testing.assert_allclose(new, old + added, atol=1e-5 * np.abs(old).max())
 
 
 def test_unknown_studies_are_named():

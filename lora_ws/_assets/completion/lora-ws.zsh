@@ -558,12 +558,14 @@ _shtab_lora_ws_study_options=(
   "--config[YAML file with any of the flags below]:config:_files"
   "--print_config[Print the configuration after applying all other arguments and exit. The optional flags customizes the output and are one or more keywords separated by comma. The supported flags are\: skip_default, skip_unset.]:print_config:_files"
   "--model[bundles\: folders, names of shipped ones, or repositories on the Hub.]:model:"
+  "--spec[recipes, by file or by name in training\/. Studies that train run on them]:spec:"
   "--dataset[a collection]:dataset:"
   "--subset[subset of the collection]:subset:"
-  "--draws[how often each level that draws something is drawn.]:draws:"
+  "--draws[how often each level that draws something is drawn, and trained.]:draws:"
+  "--processes[parallel processes for studies that train.]:processes:"
   "--out[folder for records, tables, curves and the page]:out:_files"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
-  ":weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts, gauge, rank-padding, rescale, strength, cast, truncation, merging, or all:"
+  ":weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts, gauge, rank-padding, rescale, strength, cast, truncation, merging, camouflage, spelling:"
 )
 
 # guard to ensure default positional specs are added only once per session

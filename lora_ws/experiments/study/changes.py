@@ -2,19 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lora_ws.adapters import Layout
+from lora_ws.adapters import Adapter, Layout, Module, read_adapter
+from lora_ws.adapters.writer import FileFormat, write_adapter
 from lora_ws.functional.perturb import (
     Pair,
     Rounded,
     add_noise,
+    append_direction,
     append_noise,
     drop_modules,
+    mean_direction,
     round_to,
     scramble_gauge,
     spread_ranks,
@@ -32,6 +37,7 @@ PARTS = {
     "only up blocks": "up_blocks",
 }
 SIZES = {"x 0.25": 0.25, "x 0.5": 0.5, "x 2": 2.0, "x 4": 4.0, "x -1": -1.0}
+FORMATS = ("diffusers", "peft", "kohya")
 SPLITS = ("a zero rank more", "twice the rank, zeros", "twice the rank, mixed", "columns in halves")
 
 
@@ -43,6 +49,7 @@ class Stack(NamedTuple):
         down: A ``[adapters, modules, rank, inputs]``, float64.
         names: of the modules.
         partners: for each adapter, the row of one of another class.
+        labels: class of each.
         rng: of the draw.
     """
 
@@ -50,6 +57,7 @@ class Stack(NamedTuple):
     down: Tensor
     names: tuple[str, ...]
     partners: Tensor
+    labels: Tensor
     rng: torch.Generator
 
 
@@ -62,7 +70,8 @@ class Change:
         levels: how much of it, from little to much, or its variants by name.
         apply: makes new factors; the rank may grow.
         keeps_update: whether ``BA`` stays the same, so that an invariant reader should not notice.
-        merges: whether the update of an adapter of another class is mixed in.
+        merges: whether something of another class is mixed in.
+        files: whether its levels are ways to write a file, which is written and read.
         draws: whether anything is drawn, so that a repetition is another one.
     """
 
@@ -71,6 +80,7 @@ class Change:
     apply: Callable[[Stack, Level], Pair]
     keeps_update: bool = False
     merges: bool = False
+    files: bool = False
     draws: bool = True
 
     @property
@@ -144,6 +154,21 @@ def _merge(one: Stack, level: Level) -> Pair:
     return up, torch.cat([one.down, one.down[one.partners]], -2)
 
 
+def _camouflage(one: Stack, level: Level) -> Pair:
+    """An update of rank 1 along the mean of the class of the partner, as its author could know."""
+    aims = one.labels[one.partners]
+    left = one.up.new_empty(one.up.shape[:3])
+    right = one.down.new_empty(one.down.shape[0], one.down.shape[1], one.down.shape[3])
+    for label in aims.unique():
+        held = one.labels == label
+        left[aims == label], right[aims == label] = mean_direction(one.up[held], one.down[held])
+    return append_direction(one.up, one.down, left, right, float(level))
+
+
+def _same(one: Stack, _level: Level) -> Pair:
+    return one.up, one.down
+
+
 NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 CHANGES: Mapping[str, Change] = {
     "weight-noise": Change("noise on both factors, of their root mean square", NOISE, _noise),
@@ -181,6 +206,15 @@ CHANGES: Mapping[str, Change] = {
         _merge,
         merges=True,
     ),
+    "camouflage": Change(
+        "an update of rank 1 along the mean of another class, of its Frobenius norm",
+        (0.1, 0.3, 1.0, 3.0),
+        _camouflage,
+        merges=True,
+    ),
+    "spelling": Change(
+        "written to a file and read", FORMATS, _same, keeps_update=True, files=True, draws=False
+    ),
 }
 
 
@@ -200,13 +234,16 @@ def changed_rows(
     Returns:
         float32 rows, and their layout, whose rank may be higher.
     """
+    if change.files:
+        return _rewritten(rows, layout, cast(FileFormat, level)), layout
     rng = torch.Generator().manual_seed(seed)
     others = partners(labels, seed) if change.merges else np.arange(len(rows))
     found, ranks = list[Pair](), dict[int, int]()
+    partner, own = torch.from_numpy(others), torch.from_numpy(np.asarray(labels))
     for group in layout.groups():
         up, down = (torch.from_numpy(rows[:, side]).double() for side in (group.up, group.down))
         names = tuple(layer.name for layer in group.layers)
-        found.append(change.apply(Stack(up, down, names, torch.from_numpy(others), rng), level))
+        found.append(change.apply(Stack(up, down, names, partner, own, rng), level))
         ranks |= dict.fromkeys(group.places, found[-1][1].shape[-2])
     layers = [replace(layer, rank=ranks[k]) for k, layer in enumerate(layout.layers)]
     after = Layout.from_layers(layers)
@@ -218,6 +255,25 @@ def changed_rows(
             new[:, own_down] = down[:, k].flatten(1).numpy()
             new[:, own_up] = up[:, k].flatten(1).numpy()
     return new, after
+
+
+def _rewritten(rows: np.ndarray, layout: Layout, to: FileFormat) -> np.ndarray:
+    """Rows as they are read from files of a format."""
+    new = np.empty_like(rows, np.float32)
+    for row, read in zip(rows, new, strict=True):
+        modules = {
+            layer.name: Module(
+                *("unet", layer.name, "lora"),
+                np.ascontiguousarray(row[down].reshape(layer.down_shape)),
+                np.ascontiguousarray(row[up].reshape(layer.up_shape)),
+                *(1.0, "the row"),
+            )
+            for layer, down, up in layout.pairs()
+        }
+        with TemporaryDirectory() as folder:
+            file = write_adapter(Adapter(modules, "row.safetensors", ""), Path(folder) / "a", to)
+            read[:] = read_adapter(file).row(layout)
+    return new
 
 
 def partners(labels: np.ndarray, seed: int) -> np.ndarray:

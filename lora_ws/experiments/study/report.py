@@ -7,6 +7,8 @@ import numpy as np
 
 from lora_ws.experiments.study.changes import CHANGES, Level
 from lora_ws.experiments.study.run import CLEAN, Read
+from lora_ws.experiments.study.trained import Learned
+from lora_ws.experiments.study.trained_report import trained_sections
 from lora_ws.report.charts import chart_bars, chart_lines
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section, write_report
@@ -16,12 +18,15 @@ PAGE = "report.html"
 By = Mapping[Level, Sequence[Read]]
 
 
-def write_study(found: Sequence[Read], folder: Path) -> tuple[Path, list[Grid]]:
+def write_study(
+    found: Sequence[Read], folder: Path, trained: Sequence[Learned] = ()
+) -> tuple[Path, list[Grid]]:
     """Write the page of a study beside its records.
 
     Args:
         found: readings, those of unchanged adapters among them.
         folder: where to.
+        trained: results of studies that train.
 
     Returns:
         The page, and its tables.
@@ -32,6 +37,8 @@ def write_study(found: Sequence[Read], folder: Path) -> tuple[Path, list[Grid]]:
         readers = _by_reader(found, name)
         grids.append(study_grid(name, readers))
         sections.append(Section(name, (_chart(name, readers, folder), grids[-1])))
+    more, tables = trained_sections(trained, folder)
+    sections, grids = [*sections, *more], [*grids, *tables]
     write_report(folder, "How robust classifiers of adapters are", sections)
     return folder / PAGE, grids
 

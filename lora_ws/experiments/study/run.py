@@ -1,7 +1,7 @@
 """Run a study: change adapters that a classifier has not seen, and let it read them again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,12 @@ from lora_ws.bundle.bundle import MAX_RANK
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.changes import CHANGES, Level, changed_rows, partners
 from lora_ws.experiments.study.spec import StudySpec
+from lora_ws.experiments.study.trained import Learned, recipe_of, run_trained
+from lora_ws.experiments.study.trainings import TRAININGS
 from lora_ws.learn.labelled import UNKNOWN, open_for, places
+from lora_ws.learn.run import run
+from lora_ws.learn.run_folder import BUNDLE
+from lora_ws.learn.spec import slug
 from lora_ws.report.progress import progress
 
 ALL, CLEAN, RECORDS = "all", "unchanged", "records.jsonl"
@@ -84,13 +89,15 @@ def run_study(name: str, spec: StudySpec) -> list[Read]:
         ConfigError: there is no such study.
         DataError: a bundle and its collection have no class in common.
     """
-    chosen = studies_of(name)
+    chosen = [study for study in studies_of(name) if study in CHANGES]
+    if not chosen:
+        return []
     spec.out.mkdir(parents=True, exist_ok=True)
     path = spec.out / RECORDS
     held = {key_of(read): read for read in read_records(path)}
     found = []
-    for model in spec.model:
-        bundle = Bundle.from_pretrained(model)
+    for model, place in bundles_of(spec).items():
+        bundle = Bundle.from_pretrained(place)
         rows = test_rows(bundle, spec.dataset, spec.subset)
         asked = [(CLEAN, CLEAN, 0), *_asked(chosen, rows.layout, spec.draws)]
         clean = _predicted(bundle, rows.weights, rows.layout)[0].argmax(axis=1)
@@ -105,11 +112,35 @@ def run_study(name: str, spec: StudySpec) -> list[Read]:
     return found
 
 
+def bundles_of(spec: StudySpec) -> dict[str, str]:
+    """Bundles by their names in the report; those of recipes are trained, once."""
+    found = {model: model for model in spec.model or ()}
+    for name in spec.spec or ():
+        own = replace(recipe_of(name, spec), seeds=1)
+        folder = spec.out / "bundles" / slug(Path(name).with_suffix("").as_posix())
+        run(own, folder)
+        found[name] = str(folder / BUNDLE)
+    return found
+
+
+def run_trainings(name: str, spec: StudySpec) -> list[Learned]:
+    """Run the studies asked for that train, on the recipes of a spec.
+
+    Raises:
+        ConfigError: one is asked for by name, and there is no recipe.
+    """
+    chosen = [study for study in studies_of(name) if study in TRAININGS]
+    if chosen and name != ALL and not spec.spec:
+        raise ConfigError(f"spec: expected a recipe, as {name} trains, got none")
+    return run_trained(chosen, spec)
+
+
 def studies_of(name: str) -> list[str]:
-    """Names of the studies asked for."""
-    if name != ALL and name not in CHANGES:
-        raise ConfigError(f"study: expected {', '.join(CHANGES)} or {ALL}, got `{name}`")
-    return list(CHANGES) if name == ALL else [name]
+    """Names of the studies asked for: changes of test rows, and of what is trained on."""
+    known = [*CHANGES, *TRAININGS]
+    if name != ALL and name not in known:
+        raise ConfigError(f"study: expected {', '.join(known)} or {ALL}, got `{name}`")
+    return known if name == ALL else [name]
 
 
 def key_of(read: Read) -> tuple[Any, ...]:

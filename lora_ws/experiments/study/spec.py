@@ -12,19 +12,25 @@ class StudySpec:
 
     Attributes:
         model: bundles: folders, names of shipped ones, or repositories on the Hub.
-        dataset: a collection; null takes the training collection of each bundle.
-        subset: subset of the collection; null takes that of training.
-        draws: how often each level that draws something is drawn.
+        spec: recipes, by file or by name in training/. Studies that train run on them; for all
+            others a bundle is trained by each.
+        dataset: a collection; null takes the training collection of each bundle or recipe.
+        subset: subset of the collection; null takes that of training, or the card's main one.
+        draws: how often each level that draws something is drawn, and trained.
+        processes: parallel processes for studies that train.
         out: folder for records, tables, curves and the page; a study that was cut off goes on.
     """
 
-    model: list[str]
+    model: list[str] | None = None
+    spec: list[str] | None = None
     dataset: str | None = None
     subset: str | None = None
     draws: int = 5
+    processes: int = 1
     out: Path = Path("study")
 
     def __post_init__(self) -> None:
         check_range("draws", self.draws, 1, 1000)
-        if not self.model:
-            raise ConfigError("model: expected at least one bundle, got none")
+        check_range("processes", self.processes, 1, 256)
+        if not self.model and not self.spec:
+            raise ConfigError("model, spec: expected at least one bundle or recipe, got neither")

@@ -1,0 +1,177 @@
+"""Run the studies that train: a recipe on changed training rows, tested on rows as they are."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lora_ws.collection import AdapterSet
+from lora_ws.collection.card import SplitRule
+from lora_ws.config import load_spec
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.recipes import recipe_file
+from lora_ws.experiments.study.spec import StudySpec
+from lora_ws.experiments.study.trainings import TRAININGS, Taught
+from lora_ws.learn.features import open_data, split_rows
+from lora_ws.learn.run import run_many
+from lora_ws.learn.spec import ExperimentSpec, slug
+from lora_ws.report.progress import progress
+from lora_ws.workers import work_through
+
+PART, RESULTS = "study_part", "trained"
+
+
+class Job(NamedTuple):
+    """One reader to train.
+
+    Attributes:
+        recipe: name or file of its recipe.
+        spec: the recipe, on the collection asked for.
+        study: name of the training.
+        level: how much of it.
+        draw: number of the draw, and the seed of the training.
+        file: where the result goes.
+    """
+
+    recipe: str
+    spec: ExperimentSpec
+    study: str
+    level: float
+    draw: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How well a reader that was trained on changed rows reads rows as they are.
+
+    Attributes:
+        model: the recipe, as it was given.
+        data: collection and subset.
+        study: name of the training.
+        level: how much of it.
+        draw: number of the draw.
+        n_train: rows that it was trained on.
+        n_test: rows that it is tested on.
+        accuracy: on them.
+        f1: macro average.
+        rare_recall: mean recall of the third of the classes with the fewest training rows.
+    """
+
+    model: str
+    data: str
+    study: str
+    level: float
+    draw: int
+    n_train: int
+    n_test: int
+    accuracy: float
+    f1: float
+    rare_recall: float
+
+
+def run_trained(names: Sequence[str], spec: StudySpec) -> list[Learned]:
+    """Train every recipe at every level and draw; what has a result is not trained again.
+
+    Args:
+        names: of trainings.
+        spec: with which recipes, on what.
+
+    Raises:
+        ConfigError: a recipe is not of classes.
+        TrainingError: a training failed; what was finished is kept.
+    """
+    jobs = [job for name in spec.spec or () for job in _jobs(name, names, spec)]
+    todo = [job for job in jobs if not job.file.is_file()]
+    with progress("train", len(jobs), len(jobs) - len(todo)) as advance:
+        if spec.processes == 1:
+            for job in todo:
+                perform(job)
+                advance()
+        elif todo:
+            work_through(perform, todo, spec.processes)
+            advance(len(todo))
+    return [Learned(**json.loads(job.file.read_text(encoding="utf-8"))) for job in jobs]
+
+
+def recipe_of(name: str, spec: StudySpec) -> ExperimentSpec:
+    """A recipe on the collection asked for, of which the card's main subset is taken.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not of classes.
+    """
+    own = load_spec(ExperimentSpec, name if Path(name).is_file() else recipe_file(name))
+    if own.kind.name != "classification":
+        raise ConfigError(f"spec: expected recipes of classes, got task {own.kind.name} in {name}")
+    own = replace(own, dataset=spec.dataset or own.dataset, subset=spec.subset or own.subset)
+    adapters, subset = open_data(own)
+    return replace(own, subset=own.subset or adapters.card.main_subset or subset or None)
+
+
+def taught_rows(
+    adapters: AdapterSet, spec: ExperimentSpec, study: str, level: float, draw: int
+) -> AdapterSet:
+    """The collection as a reader is shown it: labels and parts changed, test rows as they are.
+
+    Args:
+        adapters: of the subset.
+        spec: says label and split.
+        study: name of the training.
+        level: how much of it.
+        draw: seed.
+    """
+    label = spec.label or adapters.card.label
+    labels, classes = adapters.labels(spec.label)
+    before = Taught(labels, split_rows(adapters, spec))
+    after = TRAININGS[study].apply(before, level, np.random.default_rng(draw))
+    part = np.full(len(adapters), "", dtype=object)
+    for name, rows in after.split._asdict().items():
+        part[rows] = name
+    named = pa.array(np.array(classes)[after.labels].tolist())
+    table = adapters.rows.set_column(adapters.rows.column_names.index(label), label, named)
+    table = table.append_column(PART, pa.array(part.tolist()))
+    rule = SplitRule(column=PART)
+    card = replace(adapters.card, label=label, classes=classes, split=rule, subset="", subsets=())
+    card = replace(card, main_subset="", label_from={}, bundled=False)
+    changed = replace(adapters, rows=table, card=card, manifest={})
+    return changed.select(np.flatnonzero(part != ""))
+
+
+def perform(job: Job) -> None:
+    """Train one reader and write its result."""
+    adapters, subset = open_data(job.spec)
+    shown = taught_rows(adapters, job.spec, job.study, job.level, job.draw)
+    with TemporaryDirectory() as folder:
+        store = shown.save(Path(folder) / "rows")
+        own = replace(job.spec, dataset=str(store), subset=None, split=None, revision=None)
+        (record,) = run_many(own, [job.draw])
+    counts = np.bincount(shown.labels()[0][shown.split().train], minlength=len(record.classes))
+    confusion = np.array(record.confusion)
+    recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
+    rare = np.argsort(counts, kind="stable")[: max(1, len(counts) // 3)]
+    learned = Learned(
+        *(job.recipe, " ".join(filter(None, [adapters.card.name, subset]))),
+        *(job.study, job.level, job.draw),
+        *(int(counts.sum()), record.n_test, record.test["accuracy"], record.test["f1"]),
+        float(recall[rare].mean()),
+    )
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    draft = job.file.with_suffix(".partial")
+    draft.write_text(json.dumps(asdict(learned)), encoding="utf-8")
+    draft.replace(job.file)
+
+
+def _jobs(name: str, studies: Sequence[str], spec: StudySpec) -> Iterator[Job]:
+    own = recipe_of(name, spec)
+    home = spec.out / RESULTS / slug(Path(name).with_suffix("").as_posix().replace("/", "-"))
+    key: list[Any] = [slug(str(own.dataset)), slug(own.subset or "whole")]
+    for study in studies:
+        for level in TRAININGS[study].levels:
+            for draw in range(spec.draws):
+                file = home.joinpath(*key, f"{study}-{level:g}-{draw}.json")
+                yield Job(name, own, study, level, draw, file)

@@ -1,0 +1,96 @@
+"""Studies that train: what readers are shown, against counts made by hand; resuming; the page."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_ws.collection import AdapterSet, Split
+from lora_ws.errors import ConfigError
+from lora_ws.experiments.study.report import write_study
+from lora_ws.experiments.study.run import run_trainings
+from lora_ws.experiments.study.spec import StudySpec
+from lora_ws.experiments.study.trained import PART, recipe_of, taught_rows
+from lora_ws.experiments.study.trained_report import fit_errors
+from lora_ws.experiments.study.trainings import TRAININGS, Taught
+from lora_ws.learn.features import open_data
+
+LABELS = np.arange(500) % 10
+WHOLE = Taught(LABELS, Split(np.arange(350), np.arange(350, 400), np.arange(400, 500)))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_test_rows_stay_as_they_are(name: str):
+    for level in TRAININGS[name].levels:
+        labels, split = TRAININGS[name].apply(WHOLE, level, np.random.default_rng(1))
+        np.testing.assert_array_equal(split.test, WHOLE.split.test)
+        np.testing.assert_array_equal(labels[split.test], LABELS[split.test])
+        assert set(split.train) <= set(WHOLE.split.train)
+        assert set(np.unique(labels[split.train])) == set(range(10))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+@pytest.mark.parametrize("name", ["label-noise", "label-confusion"])
+def test_so_many_labels_are_wrong(name: str, share: float):
+    labels, split = TRAININGS[name].apply(WHOLE, share, np.random.default_rng(0))
+    for part in (split.train, split.val):
+        assert (labels[part] != LABELS[part]).sum() == int(share * len(part))
+    if name == "label-confusion":
+        wrong = labels != LABELS
+        np.testing.assert_array_equal(labels[wrong], (LABELS[wrong] + 1) % 10)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 10.0])
+def test_classes_fall_off_geometrically(ratio: float):
+    labels, split = TRAININGS["imbalance"].apply(WHOLE, ratio, np.random.default_rng(3))
+    counts = np.sort(np.bincount(labels[split.train]))[::-1]
+    np.testing.assert_array_equal(counts, np.round(35 * ratio ** (-np.arange(10) / 9)))
+
+
+def test_few_shots_are_nested():
+    taken = [
+        set(TRAININGS["few-shot"].apply(WHOLE, n, np.random.default_rng(5)).split.train)
+        for n in (2, 5, 10)
+    ]
+    assert [len(rows) for rows in taken] == [20, 50, 100]
+    assert taken[0] <= taken[1] <= taken[2]
+
+
+def test_a_reader_is_shown_the_changed_rows_of_the_same_weights():
+    spec = recipe_of("metanetworks/logistic_delta_pca", StudySpec(spec=["x"]))
+    assert spec.subset == "per_adapter/constant"
+    adapters, _ = open_data(spec)
+    shown = taught_rows(adapters, spec, "few-shot", 5.0, 0)
+    assert (shown.column(PART) == "train").sum() == 50
+    clean = AdapterSet.split(adapters)
+    np.testing.assert_array_equal(shown.weights[shown.split().test], adapters.weights[clean.test])
+
+
+def test_studies_that_train_want_a_recipe_of_classes(tmp_path: Path):
+    with pytest.raises(ConfigError, match="spec: expected a recipe, as few-shot trains, got none"):
+        run_trainings("few-shot", StudySpec(model=["tiny-sd"], out=tmp_path))
+    with pytest.raises(ConfigError, match="expected at least one bundle or recipe"):
+        StudySpec()
+    with pytest.raises(ConfigError, match="expected recipes of classes"):
+        recipe_of("tasks/attributes", StudySpec(spec=["tasks/attributes"]))
+
+
+def test_too_few_levels_are_not_fitted():
+    assert fit_errors({}) is None
+
+
+@pytest.mark.slow
+def test_a_training_study_goes_on_and_writes_a_page(tmp_path: Path):
+    spec = StudySpec(spec=["metanetworks/logistic_delta_pca"], draws=2, out=tmp_path)
+    found = run_trainings("few-shot", spec)
+    accuracies = [np.mean([x.accuracy for x in found if x.level == n]) for n in (2.0, 35.0)]
+    assert accuracies[0] < accuracies[1] - 0.1
+    files = sorted((tmp_path / "trained").rglob("*.json"))
+    assert len(files) == len(found) == 2 * len(TRAININGS["few-shot"].levels)
+    times = [file.stat().st_mtime_ns for file in files]
+    files[0].unlink()
+    assert run_trainings("few-shot", spec) == found
+    assert [file.stat().st_mtime_ns for file in files[1:]] == times[1:]
+    page, (grid,) = write_study([], tmp_path, found)
+    assert "Fits of" in grid.caption
+    assert "few-shot" in page.read_text(encoding="utf-8")
