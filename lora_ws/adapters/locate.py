@@ -88,8 +88,8 @@ class AdapterRef:
             return self._open_remote()
         file = self.file()
         name = readable(file) if self.path.is_dir() else self.name
-        # A header says it of a safetensors file, which is opened once.
-        if file.suffix.lower() != SAFETENSORS and not _is_pointer(file):
+        # Of all others the header says what they are.
+        if file.suffix.lower() in (*PICKLED, *ARCHIVES) and not _is_pointer(file):
             _refuse_other_kinds(name)
         return LocalSource(file, name), settings_beside(file)
 

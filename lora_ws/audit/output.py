@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.policy import Reviewed
+from lora_ws.errors import printable
 from lora_ws.journal import replacing
 
 COLUMNS = (
@@ -29,7 +30,7 @@ def json_lines(file: Path) -> Iterator[Sink]:
 
 @contextmanager
 def csv_rows(file: Path) -> Iterator[Sink]:
-    """Write a table with `COLUMNS`; what a spreadsheet would take for a formula is quoted."""
+    """Write a table with `COLUMNS`; formulas of spreadsheets are quoted, control codes escaped."""
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         opened.write(csv_head())
         yield lambda one: opened.write(csv_line(one))
@@ -75,5 +76,7 @@ def _row(one: Reviewed) -> tuple[object, ...]:
 
 
 def _safe(value: object) -> object:
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if formula else value
+    if not isinstance(value, str):
+        return value
+    value = printable(value)
+    return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value

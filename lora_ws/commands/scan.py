@@ -15,6 +15,8 @@ from lora_ws.report.grid import show
 FLAGGED = 3
 # Flagged files that are named on the terminal.
 SHOWN = 20
+# Characters of a name, which may come from a stranger's list.
+LONGEST = 400
 # Groups of copies of each kind that are.
 GROUPS = 5
 
@@ -49,7 +51,7 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
         for line in _groups(alike):
             console.print(escape(line))
     for finding, flags, _ in report.flagged[:SHOWN]:
-        text = f"{finding.file}: {'; '.join(flags)} ({said(finding)})"
+        text = f"{_cut(finding.file)}: {'; '.join(flags)} ({said(finding)})"
         console.print(f"flagged: {escape(printable(text))}")
     if (rest := report.counts["flagged"] - SHOWN) > 0:
         console.print(f"and {rest} more; --json has all")
@@ -63,4 +65,9 @@ def _groups(alike: Copies) -> Iterator[str]:
     for kind, groups in (("equal", alike.equal), ("near", alike.near)):
         for names in groups[:GROUPS]:
             more = ", …" if len(names) > NAMED else ""
-            yield printable(f"  {kind}: {', '.join(names[:NAMED])}{more}")
+            yield printable(f"  {kind}: {', '.join(map(_cut, names[:NAMED]))}{more}")
+
+
+def _cut(name: str) -> str:
+    """A name without its middle where a list has one that no file has."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 60]}...{name[-60:]}"

@@ -4,7 +4,9 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import lora_ws.adapters
 from lora_ws.adapters import AdapterRef, find_adapters, open_adapter
@@ -33,6 +35,21 @@ def test_a_pointer_of_git_lfs_is_refused_as_one(suffix: str, tmp_path: Path) -> 
     with pytest.raises(AdapterError) as refused:
         open_adapter(file)
     assert refused.value.reason == "lfs-pointer"
+
+
+@pytest.mark.parametrize("suffix", ["", ".txt", ".sft"])
+def test_files_of_other_names_are_what_they_hold(suffix: str, tmp_path: Path) -> None:
+    """A cache of the Hub names files by their hashes."""
+    file = tmp_path / f"0123abcd{suffix}"
+    stem = "unet.mid_block.attentions.0.proj_in.lora"
+    tensors = {f"{stem}_A.weight": np.ones((1, 8)), f"{stem}_B.weight": np.ones((8, 1))}
+    save_file(tensors, file)
+    assert len(open_adapter(file).structure.entries) == 1
+    for content, reason in ((b"a list\n", "unreadable"), (b"\x80\x02}q\x00.", "pickle")):
+        file.write_bytes(content)
+        with pytest.raises(AdapterError) as refused:
+            open_adapter(file)
+        assert refused.value.reason == reason
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin", "zip"])

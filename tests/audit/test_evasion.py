@@ -210,6 +210,20 @@ def test_a_few_modules_of_another_base_hide_nothing(
     assert not Policy(oddities=False).flags(changed)
 
 
+def test_more_modules_of_another_base_than_its_own_are_flagged(known: Tensors, tmp_path: Path):
+    added: Tensors = {}
+    for number in range(len(known) // 2 + 1):
+        stem = f"transformer.transformer_blocks.{number}.attn.to_q"
+        added[f"{stem}.lora_A.weight"] = np.zeros((1, 3072), np.float32)
+        added[f"{stem}.lora_B.weight"] = np.zeros((3072, 1), np.float32)
+    plain, changed = told(
+        [written(tmp_path, "plain", known), written(tmp_path, "a", known | added)], None
+    )
+    assert changed.update_hash == plain.update_hash
+    (flag,) = Policy().flags(changed)
+    assert flag.startswith(f"odd: {len(known) // 2} modules are of another base model")
+
+
 def ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 

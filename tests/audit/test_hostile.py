@@ -180,3 +180,9 @@ def test_words_of_a_file_reach_no_terminal_raw(
     page = (tmp_path / "o.html").read_text(encoding="utf-8")
     assert "\x1b" not in page
     assert "\u202e" not in page
+    table = (tmp_path / "o.csv").read_bytes().decode()
+    assert all(c.isprintable() for c in table.replace("\r\n", "")), table
+    # A list may name what no file can be called.
+    (home / "l.txt").write_text("n" * 5000 + "\n", encoding="utf-8")
+    main(["scan", str(home / "l.txt"), *cache])
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 600
