@@ -2,7 +2,8 @@
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from itertools import groupby
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from lora_ws.adapters.bases import reads_text
 from lora_ws.adapters.layout import LayerSpec
 from lora_ws.errors import ConfigError
 from lora_ws.featurizers.base import Featurizer
+from lora_ws.featurizers.update_parts import Part, first_sizes, side_grams
 from lora_ws.functional.alignment import (
     agreement,
     kernel_alignment,
@@ -20,14 +22,13 @@ from lora_ws.functional.alignment import (
 from lora_ws.functional.delta_gram import (
     KERNELS,
     Directions,
-    Kernel,
-    directions_gram,
+    direction_norms,
     negligible_layers,
     second_moment,
     unit_kernel,
+    unit_updates,
     update_directions,
     update_norms,
-    whitened,
     whitener,
 )
 from lora_ws.functional.rows import Rows
@@ -80,8 +81,7 @@ class UpdateFeaturizer(Featurizer, ABC):
         self._check_memory(rows, len(kept))
         self.whiteners_ = self._fit_whiteners(rows)
         self.probes_ = self._fit_probes(rows, labels)
-        width = sum(size for *_, size in self._parts())
-        self.landmarks_ = np.empty((len(kept), width), rows.dtype)
+        self.landmarks_ = np.empty((len(kept), _width(list(self._parts()))), rows.dtype)
         for start in range(0, len(kept), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             self.landmarks_[block] = self._directions(rows[kept[block]])
@@ -106,40 +106,31 @@ class UpdateFeaturizer(Featurizer, ABC):
         gram = np.zeros((len(flat), len(self.landmarks_)))
         # Bundles of earlier versions hold no weights.
         weights = getattr(self, "weights_", np.zeros(0))
-        for part, (columns, shapes, _) in enumerate(self._parts()):
-            if not len(weights):
-                self._add(gram, flat, columns, shapes)
-            elif weights[part]:
-                self._add(gram, flat, columns, shapes, weights[part])
+        for _, found in groupby(sorted(self._parts(), key=_side), key=_side):
+            parts = [part for part in found if not len(weights) or weights[part.number]]
+            sizes = self._landmark_sizes[[part.number for part in parts]]
+            for block, grams in side_grams(flat, self.landmarks_, parts, sizes) if parts else ():
+                for part, one in zip(parts, grams, strict=True):
+                    gram[block] += weights[part.number] * one if len(weights) else one
         return gram
 
-    def _part(self, flat: np.ndarray, columns: slice, shapes: list[tuple[int, int]]) -> np.ndarray:
+    def _part(self, flat: np.ndarray, part: Part) -> np.ndarray:
         """One layer's kernel of rows of directions with the landmarks."""
-        gram = np.zeros((len(flat), len(self.landmarks_)))
-        self._add(gram, flat, columns, shapes)
-        return gram
+        grams = side_grams(flat, self.landmarks_, [part], np.ones((1, len(self.landmarks_))))
+        return np.concatenate([found for _, (found,) in grams])
 
-    def _add(
-        self,
-        gram: np.ndarray,
-        flat: np.ndarray,
-        columns: slice,
-        shapes: list[tuple[int, int]],
-        weight: float = 1.0,
-    ) -> None:
-        """Add one layer's kernel of the rows with the landmarks, times a weight."""
-        others = _unflatten(self.landmarks_[:, columns], shapes)
-        rank = shapes[0][0]
-        step = max(1, BLOCK_BYTES // (24 * rank * rank * len(self.landmarks_)))
-        for start in range(0, len(flat), step):
-            block = slice(start, start + step)
-            mine = _unflatten(flat[block, columns], shapes)
-            gram[block] += weight * directions_gram(mine, others)
+    @property
+    def _landmark_sizes(self) -> np.ndarray:
+        """Sizes of the landmarks' first directions ``[parts, landmarks]``, kept once read."""
+        held = getattr(self, "_sizes", None)
+        if held is None or held[0] is not self.landmarks_:
+            held = self._sizes = self.landmarks_, first_sizes(self.landmarks_, list(self._parts()))
+        return held[1]
 
-    def _parts(self) -> Iterator[tuple[slice, list[tuple[int, int]], int]]:
-        """Columns, shapes and size of the directions of every layer and kernel."""
-        start = 0
-        for layer, _, _ in self._pairs():
+    def _parts(self) -> Iterator[Part]:
+        """Where the flat matrix has the directions of every layer and kernel."""
+        start = index = 0
+        for number, (layer, _, _) in enumerate(self._pairs()):
             for kernel in self._kernels():
                 reads, writes = layer.in_features, layer.out_features
                 if kernel == "right":
@@ -149,32 +140,54 @@ class UpdateFeaturizer(Featurizer, ABC):
                 if kernel in ("delta", "probe"):
                     second = reads if kernel == "delta" else min(self.probes, reads)
                     shapes.append((min(layer.rank, reads), second))
-                size = sum(rank * width for rank, width in shapes)
-                yield slice(start, start + size), shapes, size
-                start += size
+                end = start + sum(rank * width for rank, width in shapes)
+                side = number, kernel == "right"
+                yield Part(index, side, slice(start, end), tuple(shapes))
+                start, index = end, index + 1
 
     def _directions(self, rows: np.ndarray) -> np.ndarray:
         """Directions of the updates, scaled and whitened, a row per adapter."""
-        parts, pairs = [], self._pairs()
-        quiet = negligible_layers(_all_norms(rows, pairs))
+        kernels, parts, pairs = self._kernels(), list(self._parts()), self._pairs()
+        flat = np.empty((len(rows), _width(parts)), rows.dtype)
+        norms = np.zeros((len(rows), len(pairs)))
         matrices, inputs = dict(self._stored_whiteners()), dict(self._stored_probes())
+        places = iter(parts)
         for index, (layer, down, up) in enumerate(pairs):
             a = rows[:, down].reshape(-1, *layer.down_shape)
             b = rows[:, up].reshape(-1, *layer.up_shape)
-            for kernel in self._kernels():
-                whole = cast(Kernel, "delta" if kernel == "probe" else kernel)
-                found = update_directions(a, b, whole)
-                if self.whiten is not None:
-                    found = whitened(found, matrices[index, kernel == "right"], whole)
+            sides: dict[bool, Directions] = {}
+            for kernel in kernels:
+                right = kernel == "right"
+                if right not in sides:
+                    whole = "delta" if {"delta", "probe"} & set(kernels) else "left"
+                    found = update_directions(a, b, "right" if right else whole)
+                    norms[:, index] = direction_norms(found.first)
+                    sides[right] = self._scaled(found, matrices.get((index, right)), rows.dtype)
+                first, second = sides[right]
                 if kernel == "probe":
-                    found = Directions(found.first, found.second @ inputs[_source(layer)])
-                if self.normalize:
-                    found = unit_kernel(found)
-                # Without either scaling, next to nothing stays next to nothing by itself.
-                if self.normalize or self.whiten is not None:
-                    found = Directions(*(_silence(part, quiet[:, index]) for part in found))
-                parts += [part.reshape(len(rows), -1) for part in found[: 1 + (whole == "delta")]]
-        return np.concatenate(parts, axis=1, dtype=rows.dtype, casting="same_kind")
+                    second = second @ inputs[_source(layer)]
+                found = Directions(first, second if kernel in ("delta", "probe") else first)
+                found = unit_kernel(found) if self.normalize else found
+                place = next(places)
+                held = [part.reshape(len(rows), -1) for part in found[: len(place.shapes)]]
+                np.concatenate(held, axis=1, out=flat[:, place.columns], casting="same_kind")
+        # Without either scaling, next to nothing stays next to nothing by itself.
+        if self.normalize or self.whiten is not None:
+            quiet = negligible_layers(norms)
+            for part in parts:
+                flat[quiet[:, part.side[0]], part.columns] = 0.0
+        return flat
+
+    def _scaled(self, found: Directions, matrix: np.ndarray | None, dtype: np.dtype) -> Directions:
+        """Updates of unit norm, whitened, in the precision of the rows; else as is."""
+        if not self.normalize and matrix is None:
+            return found
+        first = unit_updates(found.first).astype(dtype)
+        if matrix is not None:
+            # As one product; a stack of them would read the matrix for every adapter.
+            first = (first.reshape(-1, len(matrix)) @ matrix).reshape(first.shape)
+        same = found.second is found.first
+        return Directions(first, first if same else found.second.astype(dtype))
 
     def _fit_probes(self, rows: np.ndarray | Rows, labels: np.ndarray | None) -> np.ndarray:
         """The probes of every source of inputs, one after the other in a vector.
@@ -228,7 +241,7 @@ class UpdateFeaturizer(Featurizer, ABC):
         if self.weights == "alignf":
             weights = self._joint_weights(labels)
         else:
-            grams = (self._part(self.landmarks_, *part[:2]) for part in self._parts())
+            grams = (self._part(self.landmarks_, part) for part in self._parts())
             weights = np.array([_alignment(gram, labels) for gram in grams])
         return weights / weights.mean() if weights.any() else np.zeros(0)
 
@@ -240,8 +253,8 @@ class UpdateFeaturizer(Featurizer, ABC):
         parts, landmarks = list(self._parts()), self.landmarks_
         n, wanted = len(landmarks), (labels[:, None] == labels).astype(np.float64)
         means, sizes = [], []
-        for columns, shapes, _ in parts:
-            gram = self._part(landmarks, columns, shapes)
+        for part in parts:
+            gram = self._part(landmarks, part)
             # A kernel that is the same everywhere has no scatter but rounding.
             level, spread = np.abs(gram).max(initial=0.0), scatter(gram)
             means.append(gram.mean(axis=0))
@@ -254,8 +267,8 @@ class UpdateFeaturizer(Featurizer, ABC):
             target = _centred(wanted[block], wanted.mean(axis=0), block)
             target[np.arange(len(rows)), rows] = 0.0
             flat = []
-            for (columns, shapes, _), mean, size in zip(parts, means, sizes, strict=True):
-                own = _centred(self._part(landmarks[block], columns, shapes), mean, block) / size
+            for part, mean, size in zip(parts, means, sizes, strict=True):
+                own = _centred(self._part(landmarks[block], part), mean, block) / size
                 own[np.arange(len(rows)), rows] = 0.0
                 flat.append(own.ravel())
             moment += np.stack(flat) @ np.stack(flat).T
@@ -317,7 +330,7 @@ class UpdateFeaturizer(Featurizer, ABC):
         return np.sort(np.random.default_rng(self.seed).permutation(n)[: self.landmarks])
 
     def _check_memory(self, rows: np.ndarray | Rows, kept: int) -> None:
-        per_landmark = rows.itemsize * sum(size for *_, size in self._parts())
+        per_landmark = rows.itemsize * _width(list(self._parts()))
         fixed = 0 if self.whiten is None else 16 * sum(width**2 for _, width in self._sides())
         # A quarter is for blocks.
         values = self.bytes_per_value * len(rows)
@@ -367,9 +380,9 @@ def _silence(part: np.ndarray, quiet: np.ndarray) -> np.ndarray:
     return np.where(quiet[:, None, None], 0.0, part)
 
 
-def _unflatten(flat: np.ndarray, shapes: list[tuple[int, int]]) -> Directions:
-    first = shapes[0][0] * shapes[0][1]
-    mine = flat[:, :first].reshape(-1, *shapes[0])
-    if len(shapes) == 1:
-        return Directions(mine, mine)
-    return Directions(mine, flat[:, first:].reshape(-1, *shapes[1]))
+def _width(parts: Sequence[Part]) -> int:
+    return parts[-1].columns.stop if parts else 0
+
+
+def _side(part: Part) -> tuple[int, bool]:
+    return part.side

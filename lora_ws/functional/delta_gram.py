@@ -11,12 +11,14 @@ directions of an update dW, and neither depends on how dW was split into factors
 analysis") with the directions weighted by their singular values.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
+from lora_ws.functional.factors import orthonormal_rows
 
 Kernel = Literal["left", "right", "delta"]
 KERNELS: tuple[Kernel, ...] = ("left", "right", "delta")
@@ -64,14 +66,11 @@ def update_directions(
             f"expected factors [n, rank, in] and [n, out, rank], got {down.shape} and {up.shape}; "
             "pass A and B of the same adapters"
         )
-    rows, columns = down.astype(np.float64), up.astype(np.float64).transpose(0, 2, 1)
-    if kernel == "right":
-        mixing = np.linalg.qr(columns.transpose(0, 2, 1), mode="r")
-        read = mixing @ rows
-        return Directions(read, read)
-    basis, mixing = np.linalg.qr(rows.transpose(0, 2, 1))
-    written = mixing @ columns
-    return Directions(written, basis.transpose(0, 2, 1) if kernel == "delta" else written)
+    columns = up.transpose(0, 2, 1)
+    one, other = (columns, down) if kernel == "right" else (down, columns)
+    mixing, basis = orthonormal_rows(one, basis=kernel == "delta")
+    moved = mixing.transpose(0, 2, 1) @ other.astype(np.float64)
+    return Directions(moved, basis if kernel == "delta" else moved)
 
 
 def update_norms(
@@ -93,7 +92,29 @@ def update_norms(
         >>> update_norms(np.array([[[3.0, 4.0]]]), np.array([[[2.0], [0.0]]]))
         array([10.])
     """
-    return _norms(update_directions(down, up, "left").first)
+    return direction_norms(update_directions(down, up, "left").first)
+
+
+def direction_norms(directions: Float[np.ndarray, "n rank d"]) -> Float[np.ndarray, " n"]:
+    """Root of the sum of squares of each adapter, without over- or underflow on the way.
+
+    Args:
+        directions: Rows ``[n, rank, d]``.
+
+    Returns:
+        Norms ``[n]`` in the dtype of the rows.
+
+    Example:
+        >>> direction_norms(np.array([[[3e200, 4e200]]]))
+        array([5.e+200])
+    """
+    squares = np.einsum("npd,npd->n", directions, directions)
+    limits = np.finfo(squares.dtype)
+    # What these squares lose is below their rounding; a 0 may be an underflow.
+    if ((squares > limits.tiny / limits.eps**2) & (squares < limits.max)).all():
+        return np.sqrt(squares)
+    largest = _safe(np.abs(directions).max(axis=(1, 2), initial=0.0))
+    return largest * np.sqrt(((directions / largest[:, None, None]) ** 2).sum(axis=(1, 2)))
 
 
 def negligible_layers(
@@ -133,7 +154,7 @@ def unit_updates(
         >>> unit_updates(np.array([[[3.0, 4.0]], [[0.0, 0.0]]])).round(1).tolist()
         [[[0.6, 0.8]], [[0.0, 0.0]]]
     """
-    return directions / _safe(_norms(directions))[:, None, None]
+    return directions / _safe(direction_norms(directions))[:, None, None]
 
 
 def unit_kernel(directions: Directions) -> Directions:
@@ -151,11 +172,14 @@ def unit_kernel(directions: Directions) -> Directions:
         array([[[0.6, 0.8]]])
     """
     # To unit length first: a fourth power neither underflows nor overflows then.
-    first, second = unit_updates(directions.first), unit_updates(directions.second)
-    products = [rows @ rows.transpose(0, 2, 1) for rows in (first, second)]
-    own = np.einsum("npq,npq->n", *products)
+    first = unit_updates(directions.first)
+    same = directions.second is directions.first
+    second = first if same else unit_updates(directions.second)
+    products = [rows @ rows.transpose(0, 2, 1) for rows in ((first,) if same else (first, second))]
+    own = np.einsum("npq,npq->n", products[0], products[-1])
     scale = _safe(np.maximum(own, 0) ** 0.25)[:, None, None]
-    return Directions(first / scale, second / scale)
+    scaled = first / scale
+    return Directions(scaled, scaled if same else second / scale)
 
 
 def second_moment(directions: Float[np.ndarray, "n rank d"]) -> Float[np.ndarray, "d d"]:
@@ -224,11 +248,48 @@ def directions_gram(mine: Directions, others: Directions | None = None) -> Float
         array([[ 1.,  1.], [ 1., 25.]])
     """
     others = mine if others is None else others
-    product = _pairs(mine.first, others.first)
     same = mine.first is mine.second and others.first is others.second
-    product *= product if same else _pairs(mine.second, others.second)
-    shape = (*mine.first.shape[:2], *others.first.shape[:2])
-    return product.reshape(shape).sum(axis=(1, 3))
+    seconds = None if same else (mine.second, others.second)
+    return shared_grams(mine.first, others.first, [seconds])[0]
+
+
+def shared_grams(
+    mine: Float[np.ndarray, "n rank d"],
+    others: Float[np.ndarray, "m rank2 d"],
+    seconds: Sequence[tuple[np.ndarray, np.ndarray] | None],
+) -> list[Float[np.ndarray, "n m"]]:
+    """Several kernels of one layer whose first directions are the same: these meet only once.
+
+    Args:
+        mine: First directions of n adapters.
+        others: Those of m adapters. Rows of one rank after another are read where they are, so
+            that a slice of a larger array is not copied.
+        seconds: Second directions of both, for each kernel; None takes the first ones again.
+
+    Returns:
+        Float64 matrices ``[n, m]``, one a kernel; products are in the dtype of the directions.
+
+    Example:
+        >>> rows = np.array([[[1.0, 0.0]], [[1.0, 2.0]]])
+        >>> shared_grams(rows, rows, [None])[0]
+        array([[ 1.,  1.], [ 1., 25.]])
+    """
+    n, rank, width = mine.shape
+    grams = [np.zeros((n, len(others))) for _ in seconds]
+    for k in range(others.shape[1]):
+        product = mine.reshape(-1, width) @ others[:, k].T
+        for gram, second in zip(grams, seconds, strict=True):
+            factor = product
+            if second is not None:
+                factor = second[0].reshape(n * rank, -1) @ second[1][:, k].T
+            # Squares of single precision may leave its range.
+            gram += np.einsum(
+                "npm,npm->nm",
+                product.reshape(n, rank, -1),
+                factor.reshape(n, rank, -1),
+                dtype=np.float64,
+            )
+    return grams
 
 
 def delta_gram(
@@ -298,19 +359,6 @@ def check_kernel(kernel: str) -> None:
     """
     if kernel not in KERNELS:
         raise ConfigError(f"expected a kernel of {', '.join(KERNELS)}, got {kernel!r}")
-
-
-def _pairs(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
-    rows, columns = mine.reshape(-1, mine.shape[2]), others.reshape(-1, others.shape[2])
-    return (rows @ columns.T).astype(np.float64)
-
-
-def _norms(directions: np.ndarray) -> np.ndarray:
-    """Root of the sum of squares of each adapter, without over- or underflow on the way."""
-    if not directions.size:
-        return np.zeros(len(directions))
-    largest = _safe(np.abs(directions).max(axis=(1, 2)))
-    return largest * np.sqrt(((directions / largest[:, None, None]) ** 2).sum(axis=(1, 2)))
 
 
 def _safe(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,9 @@ from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
 
+# How far the error of a basis that a Gram matrix gives stays below that of the rows.
+GRAM_MARGIN = 64
+
 
 class Cut(NamedTuple):
     """Factors of a product of some rank, and how much of it they hold.
@@ -91,3 +94,46 @@ def product_energy(
     """
     a, b = down.astype(np.float64), up.astype(np.float64)
     return float(((b.T @ b) * (a @ a.T)).sum())
+
+
+def orthonormal_rows(
+    rows: Float[np.ndarray, "n rank d"], *, basis: bool = True
+) -> tuple[Float[np.ndarray, "n rank k"], Float[np.ndarray, "n k d"]]:
+    """``rows = mixing @ basis``, the basis of orthonormal rows; k is min(rank, d).
+
+    From the Gram matrix where its condition leaves less error than the precision of the rows does,
+    and from a QR decomposition, which takes several times as long, of the others: those in float64,
+    and those of deficient rank or nearly so.
+
+    Args:
+        rows: Finite.
+        basis: Whether the basis is wanted; otherwise, what is returned for it is not one.
+
+    Returns:
+        Mixing and basis, float64.
+
+    Example:
+        >>> mixing, basis = orthonormal_rows(np.array([[[3.0, 4.0]]], np.float32))
+        >>> abs(mixing), abs(basis).round(6)
+        (array([[[5.]]]), array([[[0.6, 0.8]]]))
+    """
+    eps = float(np.finfo(rows.dtype).eps)
+    exact = rows.astype(np.float64, copy=False)
+    bound = GRAM_MARGIN * float(np.finfo(np.float64).eps) / eps
+    if bound >= 1 or rows.shape[1] > rows.shape[2]:
+        return _by_qr(exact)
+    values, vectors = np.linalg.eigh(exact @ exact.transpose(0, 2, 1))
+    # A basis from a Gram matrix is orthonormal to eps times its condition.
+    steady = values[:, 0] > bound * values[:, -1]
+    roots = np.sqrt(np.where(steady[:, None], values, 1.0))[:, None, :]
+    mixing = vectors * roots
+    found = (vectors / roots).transpose(0, 2, 1) @ exact if basis else exact
+    if not steady.all():
+        found = found if basis else found.copy()
+        mixing[~steady], found[~steady] = _by_qr(exact[~steady])
+    return mixing, found
+
+
+def _by_qr(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    basis, mixing = np.linalg.qr(rows.transpose(0, 2, 1))
+    return mixing.transpose(0, 2, 1), basis.transpose(0, 2, 1)

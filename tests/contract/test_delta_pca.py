@@ -158,7 +158,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"layout": LAYOUT, "n_components": 5, "whiten": 0.3}
     expected = DeltaPCA(**options).fit(rows()).transform(rows(8, seed=4))
     monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_ROWS", 3)
-    monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_BYTES", 1)
+    monkeypatch.setattr("lora_ws.featurizers.update_parts.BLOCK_BYTES", 1)
     got = DeltaPCA(**options).fit(rows()).transform(rows(8, seed=4))
     np.testing.assert_allclose(got, expected, atol=EXACT)
 

@@ -9,7 +9,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
-from tolerances import EXACT
+from tolerances import EXACT, rounding
 
 from lora_ws import UpdateKernel
 from lora_ws.adapters import LayerSpec, Layout
@@ -294,3 +294,20 @@ def test_probes_find_the_sign_that_a_random_start_hides() -> None:
 def test_labels_that_are_not_one_a_row_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"one label for each of the 20 rows, got \(3,\)"):
         UpdateKernel(layout=LAYOUT).fit(rows(), np.arange(3))
+
+
+@pytest.mark.parametrize("kernel", ["left+delta", "left+right+delta+probe", "right", "probe"])
+@pytest.mark.parametrize("whiten", [None, 0.3])
+def test_single_precision_gives_the_kernel_of_double(kernel: str, whiten: float | None) -> None:
+    X, new = rows().astype(np.float32), rows(7, seed=4).astype(np.float32)
+    a = LAYOUT.matrices[0]
+    new[2, a.columns] = np.tile(new[2, a.columns][: a.shape[1]], a.shape[0])  # A of rank 1
+    new[3, a.columns] = 0
+    options: dict[str, Any] = {"layout": LAYOUT, "kernel": kernel, "whiten": whiten, "probes": 2}
+    y = np.arange(len(X)) % 2
+    single, double = (UpdateKernel(**options).fit(some, y) for some in (X, X.astype(np.float64)))
+    # Whitening divides by as little as the root of 0.3, and each side is in a kernel twice.
+    bound = rounding(8 * 3 * 3, size=len(LAYOUT.layers) * 4 / 0.3)
+    got, expected = single.transform(new), double.transform(new.astype(np.float64))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=0, atol=bound)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tolerances import EXACT
+from tolerances import EXACT, rounding
 
 from lora_ws.errors import ConfigError
-from lora_ws.functional.factors import cut_to_rank, product_energy
+from lora_ws.functional.factors import cut_to_rank, orthonormal_rows, product_energy
 
 
 def factors(r: int, outputs: int = 9, inputs: int = 7, seed: int = 0) -> tuple:
@@ -46,3 +46,25 @@ def test_nothing_stays_nothing() -> None:
 def test_shapes_that_do_not_fit_are_refused(bad: tuple) -> None:
     with pytest.raises(ConfigError, match="expected factors"):
         cut_to_rank(*bad, 1)
+
+
+def test_rows_of_any_condition_get_an_orthonormal_basis_in_either_precision() -> None:
+    rng = np.random.default_rng(0)
+    n, rank, width = 6, 4, 9
+    rows = rng.standard_normal((n, rank, width))
+    rows[1, 3] = rows[1, 0]  # deficient
+    rows[2] = 0
+    rows[3, 1] = rows[3, 0] + 1e-5 * rows[3, 1]  # nearly so
+    rows[4] *= 1e-20
+    rows[5] = rng.standard_normal((rank, rank)) @ rows[5]
+    for dtype, bound in ((np.float64, EXACT), (np.float32, rounding(width))):
+        given = rows.astype(dtype)
+        for some in (given, given[:, :, :3]):  # more rows than columns too
+            mixing, basis = orthonormal_rows(some)
+            size = np.abs(some).max(axis=(1, 2), keepdims=True)
+            assert (np.abs(mixing @ basis - some) <= bound * size).all()
+            gram = basis @ basis.transpose(0, 2, 1)
+            expected = np.broadcast_to(np.eye(basis.shape[1]), gram.shape)
+            np.testing.assert_allclose(gram, expected, atol=bound)
+            alone, _ = orthonormal_rows(some, basis=False)
+            np.testing.assert_array_equal(alone, mixing)
