@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
+from lora_ws.threads import flushed
 
 # A held-out error that falls by less than this share does not count as falling.
 _FALLS = 1e-4
@@ -145,6 +146,7 @@ def fit_autoencoder(
     )
 
 
+@flushed()
 def _train(seen: Tensor, held: Tensor, spec: AutoencoderSpec) -> tuple[_Network, int]:
     generator = torch.Generator().manual_seed(spec.seed)
     network = _Network(seen.shape[1], spec.hidden, generator)

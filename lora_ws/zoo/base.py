@@ -28,6 +28,7 @@ from lora_ws.diffusion.prompts import token_ids
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.report.images import save_grid
 from lora_ws.report.progress import progress
+from lora_ws.threads import flushed
 from lora_ws.zoo.photos import DIGITS, Photos, PhotoSpec, load_photos
 from lora_ws.zoo.quality import measure_quality
 
@@ -94,6 +95,7 @@ class BaseSpec:
             )
 
 
+@flushed()
 def train_base(spec: BaseSpec) -> Path:
     """Train a base model, or go on with one that was cut off; returns its folder.
 

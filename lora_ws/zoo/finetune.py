@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_ws.diffusion.bank import AdapterBank
 from lora_ws.diffusion.prompts import encode_prompts
+from lora_ws.threads import flushed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Finetuned:
     grad_norm: Float[Tensor, "adapters steps"]
 
 
+@flushed()
 def finetune(
     pipeline: Any,
     bank: AdapterBank,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import decode_latents, encode_images, generate
 from lora_ws.report.images import save_grid
+from lora_ws.threads import flushed
 from lora_ws.zoo.photos import Photos
 
 
@@ -68,6 +69,7 @@ def psnr(real: Tensor, made: Tensor) -> float:
     return float((-10 * error.log10()).mean())
 
 
+@flushed()
 def train_judge(photos: Photos, words: list[str], seed: int, epochs: int = 10) -> nn.Module:
     """Train a small convolutional classifier of the general class on real photos."""
     torch.manual_seed(seed)
