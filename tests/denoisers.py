@@ -50,7 +50,7 @@ class Sum(Objective):
     """A J that is linear in the weights of `Linear`, so that first order is all there is."""
 
     def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
-        said = unet(self.latents, self.times, encoder_hidden_states=self.text).sample
+        said = unet(self.latents, self.times, **self.told).sample
         yield (said * self.against).sum()
 
 
@@ -58,4 +58,5 @@ def asking(kind: type[Objective] = Objective, sign: int = 1) -> Objective:
     """A measure on five random latents against five random constants."""
     draw = torch.Generator().manual_seed(0)
     latents, against = torch.randn(2, 5, 1, 2, 2, generator=draw).double()
-    return kind(latents, torch.zeros(5, dtype=torch.long), torch.zeros(1, 1, 1), against, sign)
+    told = {"encoder_hidden_states": torch.zeros(1, 1, 1)}
+    return kind(latents, torch.zeros(5, dtype=torch.long), told, against, sign)

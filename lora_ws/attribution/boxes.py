@@ -16,24 +16,24 @@ within the box, the prompt given and without guidance. Four ways to make scores 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_ws.attribution.trajectory import trajectory
 from lora_ws.config import nearest
-from lora_ws.diffusion.families import check_plain
+from lora_ws.diffusion.families import StableDiffusion, denoiser_of, family_of
+from lora_ws.diffusion.family import Conditioning, Family, repeated
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
-from lora_ws.diffusion.pipeline import image_size
-from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.schedulers import timesteps_of, training_pair
+from lora_ws.diffusion.pipeline import size_of
+from lora_ws.diffusion.schedulers import timesteps_for, training_pair
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -59,18 +59,20 @@ class Probe:
     Attributes:
         latents: noised.
         times: to which each is noised.
-        text: embedding of the prompt.
+        told: what the model is told of the prompt, a single row.
         target: what is compared with.
         sign: 1 where what an adapter does raises the loss, -1 where it lowers it.
         picture: height and width of it, in pixels.
+        family: of the model.
     """
 
     latents: Float[Tensor, "n channels h w"]
-    times: Int[Tensor, " n"]
-    text: Float[Tensor, "1 length width"]
+    times: Real[Tensor, " n"]
+    told: Conditioning
     target: Float[Tensor, "n channels h w"]
     sign: int
     picture: tuple[int, int]
+    family: type[Family] = StableDiffusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +133,8 @@ def attribute_boxes(
             the prompt is too long.
         LayoutError: the adapters are of another base.
     """
-    check_plain(pipeline, "boxes")
-    side = image_size(pipeline)
-    chosen = _checked(boxes, (side, side), method)
+    width, height = size_of(pipeline, generation)
+    chosen = _checked(boxes, (height, width), method)
     if method == "norm":
         warnings.warn(
             "the method `norm` gives the same order of adapters for every box; `directional` "
@@ -141,7 +142,7 @@ def attribute_boxes(
             stacklevel=2,
         )
     probe = renoise(pipeline, stack, generation, target=target, levels=levels, seed=seed)
-    return box_scores(pipeline.unet, stack, probe, chosen, method=method)
+    return box_scores(denoiser_of(pipeline), stack, probe, chosen, method=method)
 
 
 def renoise(
@@ -171,8 +172,8 @@ def renoise(
     """
     if target not in get_args(Target):
         raise ConfigError(f"target: expected `base` or `noise`, got `{target}`")
-    scheduler, side = pipeline.scheduler, image_size(pipeline)
-    times = timesteps_of(scheduler, generation.num_inference_steps)
+    family, times = family_of(pipeline), timesteps_for(pipeline, generation)
+    width, height = family.size(generation)
     if not 1 <= levels <= len(times):
         raise ConfigError(f"levels: expected 1 to {len(times)}, one per step, got {levels}")
     clean = trajectory(pipeline, stack, generation)[-1].repeat(levels, 1, 1, 1)
@@ -180,13 +181,14 @@ def renoise(
     times = times[chosen].to(clean.device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
-    latents, wanted = training_pair(scheduler, clean, noise, times)
+    latents, wanted = training_pair(pipeline.scheduler, clean, noise, times)
     with stack.attach(pipeline, torch.tensor(stack.scales)):
-        text = encode_prompts(pipeline, generation.prompts(1))
+        told = family.told_of(generation)
     if target == "base":
         with torch.no_grad():
-            wanted = _predict(pipeline.unet, latents, times, text)
-    return Probe(latents, times, text, wanted, 1 if target == "base" else -1, (side, side))
+            wanted = family.predict(latents, times, repeated(told, levels))
+    sign = 1 if target == "base" else -1
+    return Probe(latents, times, told, wanted, sign, (height, width), type(family))
 
 
 def box_scores(
@@ -306,7 +308,8 @@ def _errors(unet: nn.Module, probe: Probe, rows: int) -> Float[Tensor, "h w"]:
     """Squared errors of each cell, means over latents and channels, sums over rows of scales."""
     # The bank gives sample b the row b modulo their number.
     latents = probe.latents.repeat_interleave(rows, dim=0)
-    said = _predict(unet, latents, probe.times.repeat_interleave(rows), probe.text)
+    times, told = probe.times.repeat_interleave(rows), repeated(probe.told, len(latents))
+    said = probe.family.ask(unet, latents, times, told)
     error = (said - probe.target.repeat_interleave(rows, dim=0)).square()
     return error.mean(dim=(0, 1)) * rows
 
@@ -318,11 +321,6 @@ def _backward(
     for mask in masks:
         loss = (mask * error).sum() / mask.sum()
         yield torch.autograd.grad(loss, by, retain_graph=True)
-
-
-def _predict(unet: Callable[..., Any], latents: Tensor, times: Tensor, text: Tensor) -> Tensor:
-    text = text.expand(len(latents), -1, -1)
-    return unet(latents, times, encoder_hidden_states=text).sample
 
 
 def _checked(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_ws.config import nearest
 from lora_ws.diffusion.families import denoiser_of, family_of
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.pipeline import initial_noise
+from lora_ws.diffusion.pipeline import initial_noise, size_of
 from lora_ws.diffusion.prompts import check_single
 from lora_ws.diffusion.schedulers import Call, begin_run, continue_run
 from lora_ws.diffusion.stack import AdapterStack
@@ -98,7 +98,9 @@ def _run(
 ) -> Iterator[Call]:
     """Draw with mixtures from the same noise."""
     check_single(pipeline, generation)
-    noise = initial_noise(pipeline, [generation.seed]).expand(len(rows), -1, -1, -1)
+    noise = initial_noise(pipeline, [generation.seed], size_of(pipeline, generation)).expand(
+        len(rows), -1, -1, -1
+    )
     run = begin_run(pipeline, noise, generation, seeds=[generation.seed] * len(rows))
     with stack.attach(pipeline, rows):
         yield from continue_run(pipeline, run, generation)

@@ -48,9 +48,9 @@ def run(spec: ComposeSpec) -> list[Path]:
     if spec.triggers is not None:
         method = _weighed(pipeline, method, spec, len(stack))
     use_scheduler(pipeline, spec.scheduler)
-    method = method.fitted(pipeline, spec)
-    _say_idle(method, stack, pipeline, spec)
     seeds = spec.image_seeds
+    method = method.fitted(pipeline, spec, seeds)
+    _say_idle(method, stack, pipeline, spec)
     grid = draw_grid(pipeline, stack, method, spec, seeds=seeds, text=spec.text)
     made = Provenance(
         base=spec.base,

@@ -11,6 +11,7 @@ from lora_ws.adapters.merging import Merged
 from lora_ws.adapters.writer import write_adapter
 from lora_ws.concepts.edit import SparseEdit
 from lora_ws.concepts.spec import ApplySpec
+from lora_ws.diffusion.families import denoiser_of, family_of
 from lora_ws.diffusion.pipeline import load_pipeline
 from lora_ws.errors import ConfigError
 from lora_ws.functional.factors import cut_to_rank
@@ -35,30 +36,30 @@ def apply_edit(file: Path, spec: ApplySpec) -> tuple[Path, float]:
     if spec.out.exists() and any(spec.out.iterdir()):
         raise ConfigError(f"{spec.out} is not empty; choose another --out")
     pipeline = load_pipeline(spec.base)
-    edit.apply(pipeline.unet)
+    edit.apply(denoiser_of(pipeline))
     if spec.to == "pipeline":
         pipeline.save_pretrained(spec.out)
         return spec.out, 1.0
-    made = edit_adapter(edit, pipeline.unet, spec.rank)
+    made = edit_adapter(edit, pipeline, spec.rank)
     return write_adapter(made.adapter, spec.out, "diffusers"), made.energy
 
 
-def edit_adapter(edit: SparseEdit, unet: Any, rank: int | None = None) -> Merged:
+def edit_adapter(edit: SparseEdit, pipeline: Any, rank: int | None = None) -> Merged:
     """An edit as an adapter: the update of each matrix is minus the weights that are set to zero.
 
     Args:
-        edit: of the U-Net.
-        unet: says what shape the weights have.
+        edit: of the pipeline's U-Net or transformer.
+        pipeline: says what shape the weights have.
         rank: of the adapter; None is exact, at the full rank of each matrix. Where weights are few
             and scattered, as in an edit, a low rank holds little of them.
 
     Returns:
         The adapter, and the share of the edit's squared norm that it holds.
     """
-    modules: dict[str, Module] = {}
+    family, modules = family_of(pipeline), dict[str, Module]()
     kept = whole = 0.0
     for name, at in edit.indices.items():
-        shape = unet.get_parameter(name).shape
+        shape = family.denoiser.get_parameter(name).shape
         update = np.zeros(prod(shape))
         update[at.numpy()] = -edit.before[name].double().numpy()
         update = update.reshape(shape[0], -1)
@@ -74,5 +75,5 @@ def edit_adapter(edit: SparseEdit, unet: Any, rank: int | None = None) -> Merged
         kept += held
         path, kernel = name.removesuffix(".weight"), tuple(shape[2:])
         factors = down.astype(np.float32), up.astype(np.float32)
-        modules[path] = Module("unet", path, "lora", *factors, 1.0, "edit", kernel)
+        modules[path] = Module(family.component, path, "lora", *factors, 1.0, "edit", kernel)
     return Merged(Adapter(modules, "edit.safetensors", ""), kept / whole if whole else 1.0)

@@ -10,25 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from lora_ws.concepts.spec import Eligible
 from lora_ws.config import nearest
+from lora_ws.diffusion.families import StableDiffusion, family_of
+from lora_ws.diffusion.family import Conditioning, Family, repeated
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.gradients import requires_grad
 from lora_ws.diffusion.pipeline import encode_images, initial_noise
-from lora_ws.diffusion.prompts import check_prompts, encode_prompts
-from lora_ws.diffusion.schedulers import (
-    begin_run,
-    continue_run,
-    timesteps_of,
-    training_pair,
-)
+from lora_ws.diffusion.prompts import check_prompts
+from lora_ws.diffusion.schedulers import begin_run, continue_run, timesteps_for, training_pair
 from lora_ws.errors import ConfigError
 
 # The released ablation touches matrices of the feed-forward parts of transformer blocks alone.
-PARTS = {"ff": (".ff.",), "attention": (".attn1.", ".attn2."), "all": ("",)}
+PARTS = {"ff": (".ff.",), "attention": (".attn.", ".attn1.", ".attn2."), "all": ("",)}
 _ROWS_AT_ONCE = 32
 
 
@@ -39,21 +36,23 @@ class Objective:
     Attributes:
         latents: z, as the model is given them.
         times: t.
-        text: embedding of c ``[1, length, width]``.
-        against: what predictions are compared with: an embedding, for the model's own predictions
-            of another prompt, or constants like the latents.
+        told: what the model is told of c, a single row.
+        against: what predictions are compared with: what it is told of another prompt, for its own
+            predictions of that, or constants like the latents.
         sign: 1 where J grows with the concept (erasing), -1 where it shrinks (a training loss).
         stop_gradient: take predictions of the other prompt for constants in gradients, as CAD
             does. Scores are then no first order of J, which `validity` shows, but edits by them
             leave other concepts more alone.
+        family: of the model.
     """
 
     latents: Float[Tensor, "n channels h w"]
-    times: Int[Tensor, " n"]
-    text: Float[Tensor, "1 length width"]
-    against: Float[Tensor, "1 length width"] | Float[Tensor, "n channels h w"]
+    times: Real[Tensor, " n"]
+    told: Conditioning
+    against: Conditioning | Float[Tensor, "n channels h w"]
     sign: int
     stop_gradient: bool = True
+    family: type[Family] = StableDiffusion
 
     def value(self, unet: nn.Module) -> float:
         """J of a model."""
@@ -73,18 +72,17 @@ class Objective:
     def _parts(self, unet: nn.Module) -> Iterator[Tensor]:
         for k in range(0, len(self.latents), _ROWS_AT_ONCE):
             rows = slice(k, k + _ROWS_AT_ONCE)
-            said = self._predict(unet, rows, self.text)
-            if self.against.ndim == self.text.ndim:
+            said = self._predict(unet, rows, self.told)
+            if isinstance(self.against, Tensor):
+                target = self.against[rows]
+            else:
                 target = self._predict(unet, rows, self.against)
                 target = target.detach() if self.stop_gradient else target
-            else:
-                target = self.against[rows]
             yield (said - target).float().square().sum()
 
-    def _predict(self, unet: nn.Module, rows: slice, text: Tensor) -> Tensor:
+    def _predict(self, unet: nn.Module, rows: slice, told: Conditioning) -> Tensor:
         z = self.latents[rows]
-        text = text.expand(len(z), -1, -1)
-        return unet(z, self.times[rows], encoder_hidden_states=text).sample
+        return self.family.ask(unet, z, self.times[rows], repeated(told, len(z)))
 
 
 def erase_objective(
@@ -101,7 +99,7 @@ def erase_objective(
     """How far the concept moves predictions from those of a base prompt.
 
     Args:
-        pipeline: a diffusers pipeline with a U-Net.
+        pipeline: of diffusers, of a kind in `lora_ws.diffusion.families`.
         concept: prompt of what is looked for.
         base: prompt to compare with.
         seeds: a trajectory each.
@@ -131,8 +129,9 @@ def erase_objective(
         )
     latents = torch.cat([call.after if compat else call.inputs for call in calls])
     times = torch.stack([call.time for call in calls]).repeat_interleave(len(seeds))
-    asked, plain = encode_prompts(pipeline, [concept, base]).split(1)
-    return Objective(latents, times, asked, plain, 1, stop_gradient)
+    family = family_of(pipeline)
+    asked, other = family.told_of_both(generation, base)
+    return Objective(latents, times, asked, other, 1, stop_gradient, type(family))
 
 
 def amplify_objective(
@@ -146,7 +145,7 @@ def amplify_objective(
     """The training loss on images of the concept, at each of the steps that sampling uses.
 
     Args:
-        pipeline: a diffusers pipeline with a U-Net.
+        pipeline: of diffusers, of a kind in `lora_ws.diffusion.families`.
         concept: prompt of what the images show.
         images: from -1 to 1.
         steps: noise levels.
@@ -157,16 +156,19 @@ def amplify_objective(
             training.
     """
     check_prompts(pipeline, [concept])
-    latents = encode_images(pipeline, images)
-    own = timesteps_of(pipeline.scheduler, steps, device=latents.device)
+    family, latents = family_of(pipeline), encode_images(pipeline, images)
+    # Guidance is no part of training.
+    generation = GenerationSpec(concept, guidance_scale=1, num_inference_steps=steps)
+    own = timesteps_for(pipeline, generation).to(latents.device)
     times, clean = own.repeat_interleave(len(latents)), latents.repeat(len(own), 1, 1, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     noisy, target = training_pair(pipeline.scheduler, clean, noise, times)
-    return Objective(noisy, times, encode_prompts(pipeline, [concept]), target, -1)
+    told = family.told_of(generation)
+    return Objective(noisy, times, told, target, -1, family=type(family))
 
 
 def eligible_weights(unet: nn.Module, which: Eligible = "ff") -> dict[str, nn.Parameter]:
-    """The weights that may be scored and edited: matrices of some parts of a U-Net, by name.
+    """The weights that may be scored and edited: matrices of some parts of a denoiser, by name.
 
     Raises:
         ConfigError: there is no such part, or the model has none of it.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_ws.concepts.edit import SparseEdit, magnitude_control, random_control
 from lora_ws.concepts.objective import Objective
 from lora_ws.concepts.scores import Scores, Validity
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, image_size
 from lora_ws.report.grid import Cell, Grid
@@ -92,7 +93,7 @@ def write_edit(
     drawn: dict[tuple[str, str], Tensor] = {}
     for prompt in prompts:
         for name, one in {"before": None, **edits}.items():
-            with one.applied(pipeline.unet) if one else nullcontext():
+            with one.applied(denoiser_of(pipeline)) if one else nullcontext():
                 generation = GenerationSpec(prompt, guidance_scale=guidance_scale)
                 drawn[prompt, name] = generate(pipeline, generation, images=images)
     changes = {

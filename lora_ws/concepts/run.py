@@ -15,7 +15,7 @@ from lora_ws.concepts.objective import (
 from lora_ws.concepts.report import outcomes, with_controls, write_edit
 from lora_ws.concepts.scores import METHODS, Scores, contrast, validity
 from lora_ws.concepts.spec import AmplifySpec, EditSpec, EraseSpec
-from lora_ws.diffusion.families import check_plain
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import generate, load_base
 from lora_ws.diffusion.prompts import check_prompts
@@ -41,7 +41,6 @@ def erase(spec: EraseSpec) -> Edited:
         ConfigError: a prompt is too long, or the budget is no share.
     """
     pipeline, preserved = load_base(spec), spec.preserve or []
-    check_plain(pipeline, "concepts")
     beside = [name for name in spec.neighbours or [] if name not in preserved]
     shown = [spec.concept, *preserved, *beside]
     check_prompts(pipeline, shown)
@@ -70,7 +69,6 @@ def amplify(spec: AmplifySpec) -> Edited:
         ConfigError: the prompt is too long, or the budget is no share.
     """
     pipeline = load_base(spec)
-    check_plain(pipeline, "concepts")
     check_prompts(pipeline, [spec.concept])
     generation = GenerationSpec(spec.concept, guidance_scale=spec.guidance_scale, seed=spec.seed)
     drawn = generate(pipeline, generation, images=spec.images)
@@ -91,7 +89,8 @@ def _edit(
 
     An objective that shrinks with the concept is a training loss: there what works against it goes.
     """
-    unet, weights = pipeline.unet, eligible_weights(pipeline.unet, spec.eligible)
+    unet = denoiser_of(pipeline)
+    weights = eligible_weights(unet, spec.eligible)
 
     def score(objective: Objective) -> Scores:
         return METHODS[spec.scores](objective, unet, weights)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.concepts.objective import Objective, restored
+from lora_ws.diffusion.families import denoiser_of
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -131,7 +132,7 @@ def adapter_scores(
     Returns:
         Module -> scores, one row per adapter.
     """
-    unet, bank = pipeline.unet, stack.bank
+    unet, bank = denoiser_of(pipeline), stack.bank
     modules = zip(bank.layout.layers, bank.modules_of(unet), strict=True)
     weights = {layer.name: module.get_parameter("weight") for layer, module in modules}
     scales = torch.tensor(stack.scales)

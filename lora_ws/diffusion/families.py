@@ -45,11 +45,12 @@ class StableDiffusion(Family):
         text, _ = self.pipeline.encode_prompt(list(prompts), device, 1, False)
         return {"encoder_hidden_states": text}
 
-    def predict(
-        self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
+    @staticmethod
+    def ask(
+        denoiser: Any, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """See `Family.predict`."""
-        return self.denoiser(latents, time, **told).sample
+        """See `Family.ask`."""
+        return denoiser(latents, time, **told).sample
 
 
 @final
@@ -90,15 +91,14 @@ class StableDiffusionXL(Family):
                 told[name] = torch.zeros_like(told[name])
         return told
 
-    def predict(
-        self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
+    @staticmethod
+    def ask(
+        denoiser: Any, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """See `Family.predict`."""
+        """See `Family.ask`."""
         added = dict(told)
         text = added.pop("encoder_hidden_states")
-        return self.denoiser(
-            latents, time, encoder_hidden_states=text, added_cond_kwargs=added
-        ).sample
+        return denoiser(latents, time, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
 
 @final
@@ -135,11 +135,12 @@ class StableDiffusion3(Family):
         )
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
-    def predict(
-        self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
+    @staticmethod
+    def ask(
+        denoiser: Any, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """See `Family.predict`."""
-        return self.denoiser(latents, timestep=time.expand(len(latents)), **told).sample
+        """See `Family.ask`."""
+        return denoiser(latents, timestep=time.expand(len(latents)), **told).sample
 
     def timesteps(self, generation: GenerationSpec) -> dict[str, Any]:
         """See `Family.timesteps`."""
@@ -201,10 +202,11 @@ class Flux(Family):
             told["guidance"] = torch.full((images,), generation.guidance_scale, device=device)
         return told
 
-    def predict(
-        self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
+    @staticmethod
+    def ask(
+        denoiser: Any, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """See `Family.predict`."""
+        """See `Family.ask`."""
         *_, height, width = latents.shape
         text = told["encoder_hidden_states"]
         places = torch.stack(
@@ -214,8 +216,8 @@ class Flux(Family):
             ],
             dim=-1,
         )
-        said = self.denoiser(
-            hidden_states=self.packed(latents),
+        said = denoiser(
+            hidden_states=_patches(latents),
             timestep=time.expand(len(latents)).to(latents.dtype) / 1000,
             txt_ids=text.new_zeros(text.shape[1], 3),
             img_ids=places.flatten(0, 1).to(text),
@@ -237,8 +239,7 @@ class Flux(Family):
 
     def packed(self, latents: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n patches c"]:
         """See `Family.packed`."""
-        grid = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return _patches(latents)
 
 
 FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
@@ -266,24 +267,6 @@ def family_of(pipeline: Any) -> Family:
     )
 
 
-def check_plain(pipeline: Any, what: str) -> None:
-    """Refuse bases other than Stable Diffusion 1.x and 2.x.
-
-    Args:
-        pipeline: of a base.
-        what: that needs them, as the user's flag or command.
-
-    Raises:
-        ConfigError: it is of another base.
-    """
-    family = family_of(pipeline)
-    if not isinstance(family, StableDiffusion):
-        raise ConfigError(
-            f"{what}: gradients are taken through a U-Net that receives a prompt's embedding "
-            f"alone, as that of Stable Diffusion 1.x and 2.x; the base is {family.name}"
-        )
-
-
 def denoiser_of(pipeline: Any) -> nn.Module:
     """The module of any pipeline that adapters adapt.
 
@@ -296,6 +279,11 @@ def denoiser_of(pipeline: Any) -> nn.Module:
     raise ConfigError(
         f"base: expected a pipeline with a unet or transformer, got {type(pipeline).__name__}"
     )
+
+
+def _patches(latents: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n patches c"]:
+    grid = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _shifted(pipeline: Any, patches: int, most: float) -> dict[str, Any]:

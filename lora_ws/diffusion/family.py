@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,16 @@ from lora_ws.errors import ConfigError
 
 # What a denoiser receives beside latents and time, by the names of its arguments, a row per sample.
 Conditioning = dict[str, Tensor]
+
+
+def repeated(told: Conditioning, rows: int) -> Conditioning:
+    """The same for so many samples.
+
+    Example:
+        >>> repeated({"text_embeds": torch.zeros(1, 4)}, 3)["text_embeds"].shape
+        torch.Size([3, 4])
+    """
+    return {name: value.expand(rows, *value.shape[1:]) for name, value in told.items()}
 
 
 class Family(ABC):
@@ -114,11 +125,40 @@ class Family(ABC):
         """What the denoiser receives where it predicts without the prompt, a row per image."""
         return self.encode([negative_prompt] * images)
 
+    @staticmethod
     @abstractmethod
+    def ask(
+        denoiser: Any, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
+    ) -> Float[Tensor, "n channels h w"]:
+        """What a denoiser of this kind predicts, of as many latents as it is told of.
+
+        Args:
+            denoiser: the pipeline's, or a copy of it.
+            latents: as the scheduler gives them to the model.
+            time: one for all, or one each.
+            told: a row each.
+        """
+
     def predict(
         self, latents: Float[Tensor, "n channels h w"], time: Tensor, told: Conditioning
     ) -> Float[Tensor, "n channels h w"]:
-        """What the denoiser predicts, of as many latents as it receives."""
+        """What the pipeline's denoiser predicts; see `ask`."""
+        return self.ask(self.denoiser, latents, time, told)
+
+    def told_of(self, generation: GenerationSpec) -> Conditioning:
+        """What the denoiser is told of the prompt of one image, a single row."""
+        return {name: value[-1:] for name, value in self.condition(generation, 1).items()}
+
+    def told_of_both(
+        self, generation: GenerationSpec, base: str = ""
+    ) -> tuple[Conditioning, Conditioning]:
+        """What it is told of the prompt of one image and of another, as guidance compares them."""
+        if not self.guided(generation):
+            other = replace(generation, prompt=base)
+            return self.told_of(generation), self.told_of(other)
+        both = self.condition(replace(generation, negative_prompt=base), 1)
+        without, asked = ({name: value[k : k + 1] for name, value in both.items()} for k in (0, 1))
+        return asked, without
 
     def timesteps(self, generation: GenerationSpec) -> dict[str, Any]:
         """Arguments of the scheduler's ``set_timesteps`` beside the number of steps."""

@@ -80,12 +80,13 @@ class Method(ABC):
             scales: of the k adapters.
         """
 
-    def fitted(self, pipeline: Any, generation: GenerationSpec) -> "Method":
+    def fitted(self, pipeline: Any, generation: GenerationSpec, seeds: Sequence[int]) -> "Method":
         """The same method with what it measures of a generation before it runs; most need nothing.
 
         Args:
             pipeline: the base, without adapters; left as found.
             generation: what will be drawn.
+            seeds: of its images, one each.
         """
         return self
 

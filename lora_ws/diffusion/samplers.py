@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from lora_ws.config import nearest
+from lora_ws.diffusion.schedulers import is_flow
 from lora_ws.errors import ConfigError
 
 
@@ -71,7 +72,8 @@ def use_scheduler(pipeline: Any, name: str | None) -> None:
         name: class of diffusers; None leaves the pipeline's own.
 
     Raises:
-        ConfigError: diffusers has no such scheduler.
+        ConfigError: diffusers has no such scheduler, or it is for models that predict something
+            else.
 
     Example:
         >>> from types import SimpleNamespace
@@ -85,18 +87,22 @@ def use_scheduler(pipeline: Any, name: str | None) -> None:
         return
     import diffusers
 
-    # What a model predicts, noise or flow, is not the scheduler's to choose.
-    flow = "Flow" in type(pipeline.scheduler).__name__
-    named = [key for key in dir(diffusers) if key.endswith("Scheduler") and "Flax" not in key]
-    known = [key for key in named if ("Flow" in key) == flow]
+    own = pipeline.scheduler
+    known = [key for key in dir(diffusers) if key.endswith("Scheduler") and "Flax" not in key]
     if name not in known:
         raise ConfigError(
-            f"scheduler: diffusers has no `{name}` for a model that predicts "
-            f"{'flow' if flow else 'noise'}{nearest(name, known)}; expected a class such as "
-            f"{type(pipeline.scheduler).__name__}"
+            f"scheduler: diffusers has no `{name}`{nearest(name, known)}; expected a class such as "
+            f"{type(own).__name__}"
         )
     try:
-        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+        made = getattr(diffusers, name).from_config(own.config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"scheduler: {name} cannot be made for this base ({first})") from error
+    # What a model predicts, noise or flow, is not the scheduler's to choose.
+    if is_flow(made) != is_flow(own):
+        raise ConfigError(
+            f"scheduler: {name} is not for a model that predicts "
+            f"{'flow' if is_flow(own) else 'noise'}; expected a class such as {type(own).__name__}"
+        )
+    pipeline.scheduler = made

@@ -260,8 +260,11 @@ def is_flow(scheduler: Any) -> bool:
         >>> is_flow(DDIMScheduler()), is_flow(FlowMatchEulerDiscreteScheduler())
         (False, True)
     """
-    kind = scheduler.config.get("prediction_type")
-    return kind == "flow_prediction" or (kind is None and "Flow" in _name(scheduler))
+    # Its own arguments: a configuration also keeps what another class was told.
+    taken = inspect.signature(type(scheduler).__init__).parameters
+    if "prediction_type" not in taken:
+        return "Flow" in _name(scheduler)
+    return "use_flow_sigmas" in taken and scheduler.config.prediction_type == "flow_prediction"
 
 
 class Clock:

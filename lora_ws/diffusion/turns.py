@@ -20,8 +20,8 @@ class AdaptiveSwitch(Method):
     """One adapter at a time, each until the image has changed by an equal share.
 
     Zhong et al. 2024 leave open whether the length of turns of `Switch` should adapt. Here the base
-    draws the image once, how far latents move at each step is measured, and turns are cut so that
-    they move equally far.
+    draws the images once, how far latents move at each step is measured, and turns are cut so that
+    they move equally far, on average over the images.
 
     Attributes:
         turns: turns of each adapter.
@@ -45,18 +45,20 @@ class AdaptiveSwitch(Method):
                 f"change: expected numbers of 0 and above, one per step, got {self.change}"
             )
 
-    def fitted(self, pipeline: Any, generation: GenerationSpec) -> "AdaptiveSwitch":
-        """Measure how far latents move at each step of the base, by root mean squares."""
+    def fitted(
+        self, pipeline: Any, generation: GenerationSpec, seeds: Sequence[int]
+    ) -> "AdaptiveSwitch":
+        """Measure how far latents move at each step of the base: root mean squares, mean of all."""
         if self.change is not None:
             return self
         # Here, because diffusers takes seconds to import.
         from lora_ws.diffusion.pipeline import initial_noise, size_of
         from lora_ws.diffusion.schedulers import begin_run, continue_run
 
-        noise = initial_noise(pipeline, [generation.seed], size_of(pipeline, generation))
-        run = begin_run(pipeline, noise, generation)
+        noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
+        run = begin_run(pipeline, noise, generation, seeds=seeds)
         moved = [
-            float((call.after - call.before).float().square().mean().sqrt())
+            float((call.after - call.before).float().square().flatten(1).mean(dim=1).sqrt().mean())
             for call in continue_run(pipeline, run, generation)
         ]
         return replace(self, change=tuple(moved))

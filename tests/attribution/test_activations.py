@@ -1,12 +1,13 @@
 """Changes of blocks against numpy on configurations run one by one, and where they must be zero."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tolerances import rounding, terms_of
+from tolerances import of_images, rounding, terms_of
 from torch import Tensor
 
 from lora_ws.attribution.activations import (
@@ -22,6 +23,7 @@ from lora_ws.diffusion.pipeline import (
     PipelineSize,
     adapter_layout,
     build_pipeline,
+    decode_latents,
     generate,
     initial_noise,
     load_pipeline,
@@ -135,6 +137,18 @@ def test_measures_are_those_of_configurations_one_by_one(pipeline: Any) -> None:
     np.testing.assert_allclose(found.variance, mean, atol=2 * bound * mean.max() ** 0.5)
     np.testing.assert_allclose(found.change, change.mean(axis=0), atol=bound)
     np.testing.assert_allclose(found.worst, change.max(axis=(0, 1)), atol=bound)
+
+
+def test_a_trajectory_has_the_size_of_the_picture(pipeline: Any) -> None:
+    wide = replace(GENERATIONS[0], width=24, height=16, num_inference_steps=1)
+    stack = make_stack(pipeline, "")
+    last = trajectory(pipeline, stack, wide)[-1]
+    assert last.shape == (1, SIZE.latent_channels, 8, 12)
+    with stack.attach(pipeline, torch.tensor(stack.scales)):
+        drawn = generate(pipeline, wide)
+    torch.testing.assert_close(
+        decode_latents(pipeline, last), drawn, atol=of_images(pipeline, 1, 2.0), rtol=0
+    )
 
 
 def test_along_their_own_trajectories_pictures_are_those_of_the_pipeline(pipeline: Any) -> None:

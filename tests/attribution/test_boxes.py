@@ -1,6 +1,7 @@
 """Scores of boxes against autograd on formed updates, finite differences and true ablation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from lora_ws.attribution.boxes import (
     renoise,
 )
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.family import repeated
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import PipelineSize, adapter_layout, build_pipeline, load_pipeline
 from lora_ws.diffusion.prompts import encode_prompts
@@ -72,8 +74,8 @@ def probe(_pipeline: Any, stack: AdapterStack) -> Probe:
     """Noised latents of no image in particular."""
     generator = torch.Generator().manual_seed(4)
     latents, target = torch.randn(2, 3, 4, 8, 8, generator=generator).double()
-    text = encode_prompts(_pipeline, ["a photo of cat"])
-    return Probe(latents, torch.tensor([100, 400, 800]), text, target, 1, (16, 16))
+    told = {"encoder_hidden_states": encode_prompts(_pipeline, ["a photo of cat"])}
+    return Probe(latents, torch.tensor([100, 400, 800]), told, target, 1, (16, 16))
 
 
 def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any) -> float:
@@ -81,8 +83,8 @@ def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any
     # In float64: a step of a thousandth is too small for scales in float32.
     scales = torch.as_tensor(scales, dtype=torch.float64)
     with torch.no_grad(), stack.bank.attach(pipeline.unet, scales):
-        text = probe.text.expand(3, -1, -1)
-        said = pipeline.unet(probe.latents, probe.times, encoder_hidden_states=text).sample
+        told = repeated(probe.told, 3)
+        said = pipeline.unet(probe.latents, probe.times, **told).sample
     inside = np.zeros((16, 16))
     inside[box.top : box.bottom, box.left : box.right] = 0.25
     cells = inside.reshape(8, 2, 8, 2).sum(axis=(1, 3))
@@ -95,7 +97,7 @@ def loss(pipeline: Any, stack: AdapterStack, probe: Probe, box: Box, scales: Any
 def test_directional_scores_are_finite_differences(
     pipeline: Any, stack: AdapterStack, probe: Probe, sign: int
 ) -> None:
-    probe = Probe(probe.latents, probe.times, probe.text, probe.target, sign, probe.picture)
+    probe = replace(probe, sign=sign)
     found = box_scores(pipeline.unet, stack, probe, BOXES)
     for box, scores in zip(BOXES, found.scores, strict=True):
         for k, scale in enumerate(SCALES):
@@ -130,8 +132,8 @@ def test_norms_of_factors_are_those_of_autograd(
         stack.bank.layouts, [stack.bank.row(k).double() for k in range(3)], (0, 1, 2), torch.float64
     )
     with bank.attach(pipeline.unet, torch.tensor(SCALES)):
-        text = probe.text.expand(3, -1, -1)
-        said = pipeline.unet(probe.latents, probe.times, encoder_hidden_states=text).sample
+        told = repeated(probe.told, 3)
+        said = pipeline.unet(probe.latents, probe.times, **told).sample
         ((said - probe.target) ** 2).mean().backward()
     squares = torch.zeros(2, 3, dtype=torch.float64)
     for weight in bank.parameters():
@@ -175,7 +177,8 @@ def painters() -> tuple[Painter, AdapterStack, Probe]:
     stack = AdapterStack(
         ("upper", "lower"), AdapterBank.from_rows(rows, layout, dtype=torch.float64), (0.7, 0.7)
     )
-    return model, stack, Probe(latents, times, text, base, 1, (8, 8))
+    told = {"encoder_hidden_states": text}
+    return model, stack, Probe(latents, times, told, base, 1, (8, 8))
 
 
 @pytest.mark.parametrize("method", ["directional", "integrated"])

@@ -162,8 +162,8 @@ def test_an_edit_is_written_as_a_pipeline(edit: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [None, 1, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_edit_is_an_adapter(rank: int | None, edit: Path) -> None:
-    kept, plain = SparseEdit.load(edit), load_pipeline("digit-sd").unet
-    made = edit_adapter(kept, plain, rank)
+    kept, pipeline = SparseEdit.load(edit), load_pipeline("digit-sd")
+    made, plain = edit_adapter(kept, pipeline, rank), pipeline.unet
     lost = whole = 0.0
     with kept.applied(plain):
         after = {n: plain.get_parameter(n).detach().clone().double() for n in kept.indices}

@@ -32,6 +32,7 @@ from lora_ws.concepts.scores import (
     validity,
 )
 from lora_ws.diffusion.bank import AdapterBank
+from lora_ws.diffusion.family import repeated
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.pipeline import adapter_layout, generate
 from lora_ws.diffusion.stack import AdapterStack
@@ -114,9 +115,9 @@ def test_scores_rank_single_weights_as_taking_them_away_does(
 
 def cancellation(pipeline: Any, objective: Objective) -> float:
     """How much larger predictions are than their difference, of which J is the square."""
-    text = objective.text.expand(len(objective.latents), -1, -1)
+    told = repeated(objective.told, len(objective.latents))
     with torch.no_grad():
-        said = pipeline.unet(objective.latents, objective.times, encoder_hidden_states=text).sample
+        said = pipeline.unet(objective.latents, objective.times, **told).sample
     return float(said.norm()) / objective.value(pipeline.unet) ** 0.5
 
 

@@ -11,16 +11,30 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import KINDS, make, write_adapter
-from tolerances import rounding, terms_of
+from tolerances import rounding, slope, terms_of
 from torch import Tensor
 
 from lora_ws.attribution.ablation import ablate, draw_subsets
+from lora_ws.attribution.boxes import box_mask, box_scores, renoise
 from lora_ws.attribution.shapley import shapley
 from lora_ws.cli import main
-from lora_ws.diffusion import compose
-from lora_ws.diffusion.families import family_of
+from lora_ws.concepts.edit import SparseEdit
+from lora_ws.concepts.objective import amplify_objective, eligible_weights, erase_objective
+from lora_ws.concepts.scores import contributions
+from lora_ws.diffusion import AdaptiveSwitch, compose
+from lora_ws.diffusion.families import denoiser_of, family_of
+from lora_ws.diffusion.family import repeated
 from lora_ws.diffusion.generation import GenerationSpec
-from lora_ws.diffusion.methods import Composite, Merge, Method, Regions, Switch
+from lora_ws.diffusion.loading import read_pipeline
+from lora_ws.diffusion.methods import (
+    Composite,
+    Merge,
+    Method,
+    Regions,
+    Schedule,
+    Switch,
+    acts_at,
+)
 from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
@@ -305,11 +319,103 @@ def test_commands_take_folders_of_other_bases(base: str, tmp_path: Path) -> None
     assert any(folder.iterdir())
 
 
-@pytest.mark.parametrize("command", ["erase", pytest.param("amplify", marks=pytest.mark.slow)])
-def test_what_does_not_apply_is_said_with_the_base(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make("sdxl").save_pretrained(tmp_path)
-    words = ["--base", str(tmp_path), "--concept", "cat", "--out", str(tmp_path / "out")]
-    assert main(["concepts", command, *words]) == 2
-    assert "Stable Diffusion 1.x and 2.x; the base is SDXL" in capsys.readouterr().err
+@pytest.mark.slow
+def test_adaptive_turns_follow_any_scheduler(pipeline: Any, files: list[Path]) -> None:
+    """Each adapter acts, in its turn, until the base has moved an equal share."""
+    seeds = [3, 4]
+    method = AdaptiveSwitch().fitted(pipeline, ASKED, seeds)
+    assert method.change is not None
+    assert len(method.change) == STEPS
+    turns = acts_at(method, 2, STEPS)
+    assert [step for own in turns for step in own] == list(range(STEPS))
+    with compose(pipeline, files, method, SCALES):
+        images = generate(pipeline, ASKED)
+    windows = tuple((own[0] / STEPS, (own[-1] + 1) / STEPS) for own in turns)
+    with compose(pipeline, files, Schedule(windows), SCALES):
+        same(images, generate(pipeline, ASKED), pipeline)
+
+
+@pytest.fixture
+def exact(kind: str) -> Any:
+    """The pipeline in float64."""
+    made = make(kind)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.double()
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["erase", "amplify"])
+def test_scores_of_weights_are_derivatives_in_every_family(what: str, exact: Any) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = (
+        erase_objective(exact, "cat", seeds=[0, 1], steps=3, stop_gradient=False)
+        if what == "erase"
+        else amplify_objective(exact, "cat", images, steps=3)
+    )
+    denoiser = denoiser_of(exact)
+    weights = eligible_weights(denoiser)
+    scores = contributions(objective, denoiser, weights)
+    name = max(scores, key=lambda key: float(scores[key].abs().sum()))
+    held = weights[name].detach().clone()
+
+    def shrunk(size: float) -> float:
+        weights[name].data.copy_(held * (1 - size))
+        return -objective.sign * objective.value(denoiser)
+
+    step = 0.05
+    expected, off = slope(shrunk, step)
+    # J is summed in float32.
+    off += rounding(len(objective.latents) * 256, size=objective.value(denoiser)) / step
+    assert float(scores[name].sum()) == pytest.approx(expected, rel=0, abs=off)
+    assert abs(expected) > 2 * off
+
+
+@pytest.mark.slow
+def test_scores_of_adapters_are_derivatives_in_every_family(exact: Any, files: list[Path]) -> None:
+    asked = replace(ASKED, prompt="a photo of cat")
+    # The bank computes in the precision of the denoiser.
+    stack, boxes = AdapterStack.of(files, SCALES), [(0, 0, 8, 16), (4, 4, 16, 12)]
+    probe = renoise(exact, stack, asked, levels=2)
+    denoiser = denoiser_of(exact)
+    found = box_scores(denoiser, stack, probe, boxes)
+    assert found.scores.abs().min() > 0
+    for n, box in enumerate(found.boxes):
+        mask = box_mask(box, probe.picture, probe.latents.shape[-2:]).double()
+
+        def loss(scales: Any, mask: Tensor = mask) -> float:
+            scales = torch.tensor(scales, dtype=torch.float64)
+            with torch.no_grad(), stack.bank.attach(denoiser, scales):
+                told = repeated(probe.told, len(probe.latents))
+                said = probe.family.ask(denoiser, probe.latents, probe.times, told)
+            error = (said - probe.target).square().mean(dim=(0, 1))
+            return float((mask * error).sum() / mask.sum())
+
+        for k, scale in enumerate(SCALES):
+
+            def moved(size: float, k: int = k) -> float:
+                return loss([s + (i == k) * size for i, s in enumerate(SCALES)])
+
+            expected, off = slope(moved, 1e-3)
+            wanted = pytest.approx(scale * expected, rel=1e-4, abs=abs(scale) * off)
+            assert float(found.scores[n, k]) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sdxl", "flux-dev"], indirect=True)
+@pytest.mark.parametrize("command", ["erase", "amplify"])
+def test_concepts_of_other_bases_are_edited(command: str, kind: str, tmp_path: Path) -> None:
+    made = make(kind)
+    made.save_pretrained(tmp_path / "base")
+    words = ["--base", str(tmp_path / "base"), "--concept", "cat", "--steps", "2"]
+    words += ["--out", str(tmp_path / "out"), "--budget", "0.1"]
+    words += ["--seeds", "1"] if command == "erase" else ["--images", "2"]
+    assert main(["concepts", command, *words]) == 0
+    edit = SparseEdit.load(tmp_path / "out" / "edit.safetensors")
+    assert edit.changed > 0
+    name, at = next(iter(edit.indices.items()))
+    applied = ["--base", str(tmp_path / "base"), "--out", str(tmp_path / "edited")]
+    assert main(["concepts", "apply", str(tmp_path / "out" / "edit.safetensors"), *applied]) == 0
+    weights = dict(denoiser_of(read_pipeline(str(tmp_path / "edited"))).named_parameters())
+    assert not bool(weights[name].flatten()[at].any())
