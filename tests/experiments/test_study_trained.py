@@ -93,4 +93,5 @@ def test_a_training_study_goes_on_and_writes_a_page(tmp_path: Path):
     assert [file.stat().st_mtime_ns for file in files[1:]] == times[1:]
     page, (grid,) = write_study([], tmp_path, found)
     assert "Fits of" in grid.caption
+    assert len((tmp_path / "trained.jsonl").read_text(encoding="utf-8").splitlines()) == len(found)
     assert "few-shot" in page.read_text(encoding="utf-8")

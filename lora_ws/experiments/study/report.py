@@ -1,6 +1,8 @@
 """What a study says: a table and a curve for each change, with intervals and the limits of both."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ def write_study(
         readers = _by_reader(found, name)
         grids.append(study_grid(name, readers))
         sections.append(Section(name, (_chart(name, readers, folder), grids[-1])))
+    if trained:
+        lines = "".join(json.dumps(asdict(one)) + "\n" for one in trained)
+        (folder / "trained.jsonl").write_text(lines, encoding="utf-8")
     more, tables = trained_sections(trained, folder)
     sections, grids = [*sections, *more], [*grids, *tables]
     write_report(folder, "How robust classifiers of adapters are", sections)
