@@ -218,6 +218,9 @@ def class_path(value: Any) -> str:
 
 # Names that an error lists in full.
 FEW = 16
+# What messages call kinds of values otherwise than Python does.
+SEVERAL = "a list such as [a, b]"
+NAMED_KINDS = {"NoneType": "null", "tuple": SEVERAL, "list": SEVERAL}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -367,7 +370,7 @@ def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | Non
     if match := re.search(r"Literal\[(.*?)\]", body):
         return f"{flag}: expected {match[1].replace(chr(39), '')}, got `{value}`"
     kinds = re.findall(r"^[ -]*Expected an? <class '(\w+)'>", body, re.MULTILINE)
-    names = " or ".join(kind.replace("NoneType", "null") for kind in dict.fromkeys(kinds))
+    names = " or ".join(NAMED_KINDS.get(kind, str(kind)) for kind in dict.fromkeys(kinds))
     return f"{flag}: expected {names}, got `{value}`" if names else None
 
 

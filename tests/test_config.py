@@ -22,11 +22,13 @@ class Spec:
         any: also a transformer of scikit-learn.
         ours: also any other of its estimators.
         rows: a plain value that may be left out.
+        names: several.
     """
 
     any: Featurizer | TransformerMixin | None = None
     ours: Featurizer | BaseEstimator | None = None
     rows: int | None = None
+    names: tuple[str, ...] = ()
 
 
 class Sized(TransformerMixin, BaseEstimator):
@@ -99,6 +101,7 @@ WRONG = {
     ),
     f"--any {__name__}.Sized": "missing: --any.size",
     "--ours sklearn.svm.SVC --ours.c 1": "unknown option `c` of SVC; expected one of C, ",
+    "--names a": "--names: expected a list such as [a, b], got `a`",
     "--rows few": "--rows: expected int or null, got `few`",
 }
 

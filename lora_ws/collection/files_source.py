@@ -113,9 +113,8 @@ class FilesSource:
             raise DataError("its scale takes values beyond float32")
         relative = file.relative_to(self.root)
         row: dict[str, Any] = {}
-        category = self.categories.get(file) or (relative.parts[0] if relative.parts[1:] else "")
-        if category:
-            row["category_label"] = category
+        if relative.parts[1:]:
+            row["category_label"] = relative.parts[0]
         row |= own_metadata(adapter.metadata) | sidecars(file)
         metadata = file.with_name("metadata.json")
         if metadata.is_file():
@@ -124,6 +123,8 @@ class FilesSource:
         if self.facts:
             row |= self.facts.of(relative.as_posix())
             row.setdefault("rank", max(module.rank for module in adapter.modules.values()))
+        if file in self.categories:
+            row["category_label"] = self.categories[file]
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256

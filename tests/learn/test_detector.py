@@ -97,6 +97,8 @@ def test_files_left_out_are_told_by_reason():
 def test_too_little_is_said(tmp_path: Path):
     write_noise(tmp_path / "good", 12, 0)
     write_noise(tmp_path / "bad", 4, 1)
+    # Classes are the folders, whatever lies beside the files.
+    (tmp_path / "bad" / "metadata.json").write_text('{"category_label": "fish"}', encoding="utf-8")
     out = DetectorSpec(out=tmp_path / "out")
     with pytest.raises(ConfigError, match="expected two folders or more"):
         make_detector([tmp_path / "good"], out)
