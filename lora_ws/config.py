@@ -354,6 +354,8 @@ def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | Non
     if not match:
         return None
     flag, body = f"--{owner}{match[1]}", match[2]
+    if other := re.match(r"\s*Import path (\S+) does not correspond to a subclass of (\w+)", body):
+        return f"{flag}: expected a subclass of {other[2]}, got `{other[1]}`; derive it from that"
     given = re.search(r"(?:(?:Given|Got) value|import path string): (.*)", body)
     value = given[1] if given else "nothing"
     hint = hints.get(match[1])

@@ -103,7 +103,7 @@ class W2T(Metanetwork):
     def _check_published(self, inputs: InputSpec) -> None:
         if self.signs != "canonical":
             raise ConfigError(
-                f"signs: expected canonical with published, got {self.signs}; leave one of them out"
+                f"signs: expected canonical with published, got {self.signs}; use signs=canonical"
             )
         ranks = sorted({layer.rank for layer in inputs.factors.layers})
         if len(ranks) > 1 or ranks[0] < 2:

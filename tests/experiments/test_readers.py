@@ -1,5 +1,6 @@
 """`lora-ws reproduce readers`: every row is a recipe, draws are equal and chosen by validation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.models import InputSpec
 from lora_ws.report.records import read_records
 
+ROOT = Path(__file__).parents[2]
 ROWS = ["UpdateKernel > SVC", "DeepSets", "norms only", "shuffled labels"]
 
 
@@ -42,11 +44,18 @@ def test_every_reader_has_a_recipe_and_every_column_of_other_rows_a_number() -> 
 @pytest.mark.slow
 def test_networks_of_a_size_have_its_parameters() -> None:
     spec, layout = readers(), Layout.known("tiny_sd_qv")
+    # Numbers that each representation of the committed page has.
+    file = ROOT / "eval" / "results" / "readers" / "records.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    widths = {record["experiment"].partition("/recipe")[0]: record["dim"] for record in records}
     for reader in spec.readers:
         own = recipe(reader.recipe, spec.dataset, None, None)
+        inputs = InputSpec(widths[reader.recipe])
+        if own.reads_factors:
+            inputs = InputSpec.of(layout.choose(own.matrices).layout)
         for name, sizes in reader.sizes.items():
             model: Any = clone(own.model).set_params(**sizes)  # type: ignore[attr-defined]
-            net = model.build(InputSpec.of(layout.choose(own.matrices).layout), 10)
+            net = model.build(inputs, 10)
             count = sum(value.numel() for value in net.parameters())
             assert count == pytest.approx(1e6 * float(name.removesuffix("M")), rel=0.1), reader.name
 

@@ -177,7 +177,7 @@ def test_a_task_without_classes_is_refused(spec: ExperimentSpec, model: BaseEsti
         replace(spec, task="embedding", model=Ridge())
 
 
-@pytest.mark.parametrize("model", [KernelRidge(kernel="precomputed"), GaussianProcess()])
+@pytest.mark.parametrize("model", [KernelRidge(50, kernel="precomputed"), GaussianProcess()])
 def test_regressors_read_classes_and_numbers(
     spec: ExperimentSpec,
     model: BaseEstimator,
@@ -197,7 +197,7 @@ def test_regressors_read_classes_and_numbers(
         rows = np.asarray(prepared.features, float)
         numbers = prepared.task.numbers(prepared.labels)
         mean = numbers[train].mean(axis=0)
-        alpha = getattr(clone(model).fit(rows[train], numbers[train] - mean), "ratio_", 1.0)
+        alpha = getattr(clone(model).fit(rows[train], numbers[train] - mean), "ratio_", 50)
         ridge = KernelRidge(alpha=alpha, kernel="precomputed")
         wanted = ridge.fit(rows[train], numbers[train] - mean).predict(rows[test]) + mean
         if task == "classification":

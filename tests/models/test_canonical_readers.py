@@ -218,7 +218,11 @@ def test_published_form_hardly_sees_sizes_and_sees_padding() -> None:
     ("spec", "rank", "text"),
     [
         (W2T(published=True, signs="canonical"), 1, "`published: false` W2T reads any rank"),
-        (W2T(published=True), 2, "signs: expected canonical with published, got even"),
+        (
+            W2T(published=True),
+            2,
+            "signs: expected canonical with published, got even; use signs=canonical",
+        ),
         (W2T(width=6), 2, "width a multiple of heads"),
         (W2T(signs="odd"), 2, "signs random, even or canonical"),  # type: ignore[arg-type]
         (W2T(side="right"), 2, "side left or both"),  # type: ignore[arg-type]

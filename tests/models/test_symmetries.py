@@ -134,3 +134,6 @@ def test_the_command_checks_a_network_of_ones_own(
     assert "gl: " not in told
     assert main(["check-reader", "mynet.MyNet", "--rank", "0"]) == 2
     assert main(["check-reader", "DeepSets", "--featurizer", "Norms"]) == 2
+    capsys.readouterr()
+    assert main(["check-reader", "pathlib.Path"]) == 2
+    assert "expected a subclass of Metanetwork, got `pathlib.Path`" in capsys.readouterr().err
