@@ -2,12 +2,14 @@
 
 Compared, for a collection of Stable Diffusion 1.5 adapters in memory:
 
-* ours: `StatsLayer` (seven statistics of each of the 128 matrices) and `StatsFlatVec` (seven of the
-  whole vector);
-* published way: torch reductions over every matrix of all rows, statistic by statistic;
+* ours: `StatsLayer` (statistics of each of the 128 matrices) and `StatsFlatVec` (of the whole
+  vector);
+* published way: torch reductions over every matrix of all rows, statistic by statistic: the five
+  that the authors' scripts compute, and seven beside, with kurtosis and skew done likewise;
 * best library: numpy's mean, std, partition and extremes, scipy's skew and kurtosis.
 
-Goal: at least 5 times faster than the published way.
+Goals, five statistics against five: 6 times faster than the published way by layer, 9 times of the
+whole vector.
 """
 
 from collections.abc import Sequence
@@ -18,23 +20,27 @@ import torch
 from scipy import stats
 
 from lora_ws import Featurizer, Layout, StatsFlatVec, StatsLayer
+from lora_ws.functional.moments import STATISTICS
 
 Blocks = Sequence[slice]
+GOALS = {StatsLayer: 6.0, StatsFlatVec: 9.0}
+PUBLISHED = "published way (torch)"
 
 
-def published(weights: np.ndarray, blocks: Blocks) -> np.ndarray:
+def published(weights: np.ndarray, blocks: Blocks, count: int) -> np.ndarray:
     """Torch reductions, one after another."""
     rows, found = torch.from_numpy(weights), []
     for block in blocks:
         values = rows[:, block]
         mean, std = values.mean(1), values.std(1)
         found += [mean, std, values.median(1).values, values.min(1).values, values.max(1).values]
-        centred = values - mean[:, None]
-        found += [(centred**4).mean(1) / std**4 - 3, (centred**3).mean(1) / std**3]
+        if count == 7:
+            centred = values - mean[:, None]
+            found += [(centred**4).mean(1) / std**4 - 3, (centred**3).mean(1) / std**3]
     return torch.stack(found, 1).numpy()
 
 
-def library(weights: np.ndarray, blocks: Blocks) -> np.ndarray:
+def library(weights: np.ndarray, blocks: Blocks, count: int) -> np.ndarray:
     """One function of numpy or scipy for each statistic."""
     found = []
     for block in blocks:
@@ -43,29 +49,32 @@ def library(weights: np.ndarray, blocks: Blocks) -> np.ndarray:
         ratio = (values.shape[1] - 1) / values.shape[1]
         found += [values.mean(1), values.std(1, ddof=1)]
         found += [np.partition(values, middle, axis=1)[:, middle], values.min(1), values.max(1)]
-        found += [stats.kurtosis(values, 1, fisher=False) * ratio**2 - 3]
-        found += [stats.skew(values, 1) * ratio**1.5]
+        if count == 7:
+            found += [stats.kurtosis(values, 1, fisher=False) * ratio**2 - 3]
+            found += [stats.skew(values, 1) * ratio**1.5]
     return np.stack(found, 1)
 
 
 def compare(featurizer: Featurizer, blocks: Blocks, weights: np.ndarray, repeats: int) -> None:
     """Check that all agree, then time them."""
-    small = weights[:4]
-    mine = featurizer.fit_transform(small).reshape(4, -1, 7)
+    small, kind = weights[:4], type(featurizer)
+    count = len(featurizer.get_params()["statistics"])
+    mine = featurizer.fit_transform(small).reshape(4, -1, count)
     for other in (published, library):
-        theirs = other(small, blocks).reshape(mine.shape)
+        theirs = other(small, blocks, count).reshape(mine.shape)
         np.testing.assert_array_equal(mine[..., 2:5], theirs[..., 2:5])
         np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=5e-3)
     costs = common.alternate(
         {
             common.OURS: common.timed(lambda: featurizer.transform(weights)),
-            "published way (torch)": common.timed(lambda: published(weights, blocks)),
-            "numpy and scipy": common.timed(lambda: library(weights, blocks)),
+            PUBLISHED: common.timed(lambda: published(weights, blocks, count)),
+            "numpy and scipy": common.timed(lambda: library(weights, blocks, count)),
         },
         repeats,
     )
-    title = f"{type(featurizer).__name__}, {len(weights)} adapters, 7 statistics"
-    common.show(title, "s", costs, [common.Goal("published way (torch)", 5)])
+    title = f"{kind.__name__}, {len(weights)} adapters, {count} statistics"
+    goals = [common.Goal(PUBLISHED, GOALS[kind])] if count == 5 else []
+    common.show(title, "s", costs, goals)
 
 
 def main() -> None:
@@ -74,8 +83,9 @@ def main() -> None:
     layout = Layout.sd15_qv()
     weights, _ = common.synthetic(100 if args.quick else 1000, args.seed)
     matrices = [matrix.columns for matrix in layout.matrices]
-    compare(StatsLayer(layout=layout), matrices, weights, args.repeats)
-    compare(StatsFlatVec(), [slice(None)], weights, args.repeats)
+    for few in (STATISTICS[:5], STATISTICS):
+        compare(StatsLayer(layout=layout, statistics=few), matrices, weights, args.repeats)
+        compare(StatsFlatVec(statistics=few), [slice(None)], weights, args.repeats)
     print("\nMedians, minima and maxima are equal bit for bit in all three.")
     common.facts("scipy", n=len(weights), repeats=args.repeats)
 

@@ -8,8 +8,9 @@ Compared, in time per adapter of Stable Diffusion 1.5 (64 layers, rank 1):
 * best library: numpy's outer product of one layer at a time, moments in place, and
   ``np.partition`` for the median.
 
-Goals: at least 250 times faster than the published way and 30 times faster than numpy, at seven
-statistics. Medians of all contenders are compared bit by bit once.
+Goals: 400 times faster than the published way at the five statistics that the authors' scripts
+compute, and 30 times faster than numpy at seven. Medians of all contenders are compared bit by bit
+once.
 """
 
 from collections.abc import Callable
@@ -94,12 +95,13 @@ def main() -> None:
             },
             args.repeats,
         )
-        goals = [
-            common.Goal("published way (torch)", 250),
-            common.Goal("numpy outer + partition", 30),
-        ]
+        goal = (
+            common.Goal("numpy outer + partition", 30)
+            if seven
+            else common.Goal("published way (torch)", 400)
+        )
         title = f"StatsLayerDense, {len(statistics)} statistics"
-        common.show(title, "ms per adapter", costs, goals if seven else ())
+        common.show(title, "ms per adapter", costs, [goal])
         speed = 1 / np.median([cost.cpu for cost in costs[common.OURS]])
         print(f"lora_ws: {speed:.0f} adapters a CPU second")
     print(f"\n{checked} medians, minima and maxima are equal bit for bit in all three.")
