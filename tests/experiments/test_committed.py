@@ -17,7 +17,7 @@ import pytest
 
 from lora_ws.experiments.attribution import report as attribution
 from lora_ws.experiments.attribution.spec import AttributionRecord
-from lora_ws.experiments.cad.report import cad_sections
+from lora_ws.experiments.cad import report as cad
 from lora_ws.experiments.cad.spec import CadRecord
 from lora_ws.experiments.composition import report as composition
 from lora_ws.experiments.composition.spec import CompositionRecord
@@ -26,6 +26,7 @@ from lora_ws.experiments.layers import report as layers
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.principal_components import report as principal_components
 from lora_ws.experiments.recipes import Protocol
+from lora_ws.experiments.records import SECONDS, read_record
 from lora_ws.experiments.table import report as table
 from lora_ws.experiments.table import run as table_run
 from lora_ws.experiments.trials import NOT_APPLICABLE, Trial
@@ -41,7 +42,7 @@ def lines(name: str) -> list[str]:
 
 
 def records(name: str, kind: type) -> dict[Any, Any]:
-    made = [kind(**json.loads(line)) for line in lines(name)]
+    made = [read_record(kind, json.loads(line)) for line in lines(name)]
     return {record.key: record for record in made}
 
 
@@ -188,27 +189,34 @@ def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_committed("attribution", folder)
 
 
-def test_cad(tmp_path: Path) -> None:
+def test_cad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, cad, "chart_lines")
     _, spec = load_eval("cad")
     text = (RESULTS / "cad/report.md").read_text(encoding="utf-8")
-    # Of the judge and of the scores, which are made again in every run.
+    # Of the judge, which is trained in every run.
     (accuracy,) = re.findall(r"right on ([\d.]+) % of real digits", text)
-    value = r"(-?\d\.\d+) for (CAD(?:, true first order)?)"
-    found = [
-        {name: float(number) for number, name in re.findall(value, line)}
-        for line in text.splitlines()
-        if line.startswith("Correlation of predicted and true changes of the measure")
-    ]
-    correlations = dict(zip(spec.digits, found, strict=True))
     folder = tmp_path / "report"
     copy_pictures("cad", folder)
-    done = records("cad", CadRecord)
-    write_report(
-        folder,
-        spec.title,
-        cad_sections(spec, done, correlations, float(accuracy) / 100, folder),
-    )
+    done = {key: record.values for key, record in records("cad", CadRecord).items()}
+    sections = cad.cad_sections(spec, done, float(accuracy) / 100, folder)
+    write_report(folder, spec.title, sections)
     assert_committed("cad", folder)
+
+
+@pytest.mark.parametrize(("name", "page"), [("cad", "concepts")])
+def test_the_guide_has_every_statement_of_the_report(name: str, page: str) -> None:
+    text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    _, table = text.split("## What the paper states\n\n")
+    rows = table.split("\n\n")[0].splitlines()
+    assert len(rows) > 10
+    guide = (RESULTS.parents[1] / f"docs/{page}.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in guide
+
+
+@pytest.mark.parametrize("name", ["cad"])
+def test_what_drawing_takes_is_what_the_records_say(name: str) -> None:
+    seconds = sum(json.loads(line)[SECONDS] for line in lines(name))
+    assert load_eval(name)[1].cpu_minutes == pytest.approx(seconds / 60, abs=0.05)
 
 
 def test_composition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from lora_ws.experiments.attribution.spec import (
     AttributionSpec,
     Values,
 )
-from lora_ws.experiments.attribution.statements import statements_grid
+from lora_ws.experiments.attribution.statements import statements_of
 from lora_ws.experiments.quoted import published_section
+from lora_ws.experiments.statements import statements_grid
 from lora_ws.report.charts import chart_trade
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
@@ -51,7 +52,10 @@ def attribution_sections(
     inverted = done["inversion"]
     return [
         _introduction(spec, folder),
-        Section("What the post states", (statements_grid(spec, done), DIFFERENT)),
+        Section(
+            "What the post states",
+            (statements_grid("the post", statements_of(spec, done)), DIFFERENT),
+        ),
         Section("True ablation", (_ablation_grid(names, done["ablation"]),)),
         Section("Leaving adapters out late", _late_parts(spec, inverted["rows"])),
         Section("Blocks that change (activations)", _block_parts(spec, done["blocks"])),

@@ -1,47 +1,25 @@
 """What the post states, beside what was found here: reproduced, not reproduced, or out of reach."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from lora_ws.experiments.attribution.spec import CACHED, ORIGINAL, UNGUIDED, AttributionSpec, Values
-from lora_ws.report.grid import Cell, Grid
+from lora_ws.experiments.statements import Statement
 
 # Pearson's correlation below which maps count as unrelated.
 UNRELATED = 0.1
 
 
-class Statement(NamedTuple):
-    """One statement of the post.
-
-    Attributes:
-        says: the statement, and its number where it has one.
-        found: here.
-        by: what it must be, to count as reproduced.
-        holds: whether it is; None where it cannot be told here.
-    """
-
-    says: str
-    found: str
-    by: str
-    holds: bool | None
-
-
-def statements_grid(spec: AttributionSpec, done: Mapping[str, Values]) -> Grid:
-    """All statements of the post, one row each."""
-    verdicts = {True: "reproduced", False: "not reproduced", None: "out of reach"}
-    rows = tuple(
-        tuple(map(Cell, (one.says, one.found, one.by, verdicts[one.holds])))
-        for one in (
-            *_of_blocks(done["blocks"]),
-            *_of_codes(spec.mixture, spec.pictures["sparse codes"], done["sparse codes"]),
-            *_of_boxes(done["boxes"]),
-            *_of_inversion(1 / len(spec.adapters), done["inversion"]),
-            *OUT_OF_REACH,
-        )
-    )
-    return Grid(("the post", "here", "counts as reproduced if", "verdict"), rows, left=4)
+def statements_of(spec: AttributionSpec, done: Mapping[str, Values]) -> list[Statement]:
+    """All statements of the post."""
+    return [
+        *_of_blocks(done["blocks"]),
+        *_of_codes(spec.mixture, spec.pictures["sparse codes"], done["sparse codes"]),
+        *_of_boxes(done["boxes"]),
+        *_of_inversion(1 / len(spec.adapters), done["inversion"]),
+        *OUT_OF_REACH,
+    ]
 
 
 OUT_OF_REACH = (
