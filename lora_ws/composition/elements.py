@@ -21,6 +21,8 @@ from lora_ws.errors import ConfigError
 SIZE = 16
 # Every fifth picture is kept from training, to measure the judge.
 HELD_OUT = 5
+# Joins names of elements that a picture shows at once.
+_AND = "+"
 Pictures = Float[Tensor, "n 3 height width"]
 
 
@@ -102,7 +104,8 @@ class ElementJudge:
     """Says which elements pictures show: a support-vector machine for each category.
 
     Attributes:
-        machines: category -> machine of scikit-learn, whose classes are names of elements or "".
+        machines: category -> machine of scikit-learn, whose classes are names of elements, joined
+            by + where all of a category are shown, or "".
         accuracy: category -> share of rendered pictures of digits not seen in training that it
             sorts right.
     """
@@ -117,6 +120,7 @@ class ElementJudge:
         labels: Sequence[str],
         through: Callable[[Pictures], Pictures] = lambda pictures: pictures,
         *,
+        together: str = "",
         seed: int = 0,
     ) -> "ElementJudge":
         """Fit it to digits with elements of every category drawn in at random, or none.
@@ -125,6 +129,7 @@ class ElementJudge:
             digits: pictures of plain digits, of many hands.
             labels: name of the digit of each.
             through: what all pictures pass before they are judged, such as an autoencoder.
+            together: category whose elements pictures may show all at once; else one of each.
             seed: of the draw.
         """
         rng = np.random.default_rng(seed)
@@ -133,9 +138,12 @@ class ElementJudge:
         drawn = {"character": np.array(labels)[order]}
         for category in dict.fromkeys(e.category for e in ELEMENTS.values() if not e.digit):
             choices = ["", *(n for n, e in ELEMENTS.items() if e.category == category)]
+            choices += [_AND.join(choices[1:])] * (category == together)
             drawn[category] = rng.choice(choices, len(digits))
         sets = zip(digits, *drawn.values(), strict=True)
-        pictures = torch.stack([render(picture, names) for picture, *names in sets])
+        pictures = torch.stack(
+            [render(picture, _AND.join(names).split(_AND)) for picture, *names in sets]
+        )
         pixels = _pixels(through(pictures))
         held = np.arange(len(digits)) % HELD_OUT == 0
         machines = {
@@ -156,7 +164,8 @@ class ElementJudge:
         """
         if name not in ELEMENTS:
             raise ConfigError(f"element: there is no `{name}`{nearest(name, list(ELEMENTS))}")
-        return self.machines[ELEMENTS[name].category].predict(_pixels(pictures)) == name
+        said = self.machines[ELEMENTS[name].category].predict(_pixels(pictures))
+        return np.array([name in one.split(_AND) for one in said])
 
     def digits(self, pictures: Pictures) -> list[str]:
         """The digit that each picture shows, whatever elements are in it."""

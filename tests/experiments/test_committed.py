@@ -20,7 +20,7 @@ from lora_ws.experiments.attribution.spec import AttributionRecord
 from lora_ws.experiments.cad import report as cad
 from lora_ws.experiments.cad.spec import CadRecord
 from lora_ws.experiments.composition import report as composition
-from lora_ws.experiments.composition.spec import CompositionRecord
+from lora_ws.experiments.composition.spec import CompositionRecord, CostRecord
 from lora_ws.experiments.kinds import eval_file, load_eval, run_eval, trained
 from lora_ws.experiments.layers import report as layers
 from lora_ws.experiments.options import Options
@@ -37,12 +37,12 @@ RESULTS = eval_file("table1").parent / "results"
 OF_OTHER_RECORDS = ("The chosen layers", "Nested cross-validation")
 
 
-def lines(name: str) -> list[str]:
-    return (RESULTS / name / "records.jsonl").read_text(encoding="utf-8").splitlines()
+def lines(name: str, file: str = "records") -> list[str]:
+    return (RESULTS / name / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
 
 
-def records(name: str, kind: type) -> dict[Any, Any]:
-    made = [read_record(kind, json.loads(line)) for line in lines(name)]
+def records(name: str, kind: type, file: str = "records") -> dict[Any, Any]:
+    made = [read_record(kind, json.loads(line)) for line in lines(name, file)]
     return {record.key: record for record in made}
 
 
@@ -203,7 +203,7 @@ def test_cad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_committed("cad", folder)
 
 
-@pytest.mark.parametrize(("name", "page"), [("cad", "concepts")])
+@pytest.mark.parametrize(("name", "page"), [("cad", "concepts"), ("composition", "composition")])
 def test_the_guide_has_every_statement_of_the_report(name: str, page: str) -> None:
     text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
     _, table = text.split("## What the paper states\n\n")
@@ -225,9 +225,11 @@ def test_composition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (RESULTS / "composition/report.md").read_text(encoding="utf-8")
     # Of the judge, which is trained in every run.
     (right,) = re.findall(r"the machines are right on (.*)\.$", text, re.MULTILINE)
-    accuracy = {name: float(v) / 100 for v, name in re.findall(r"([\d.]+) % \((\w+)\)", right)}
+    accuracy = {name: float(v) / 100 for v, name in re.findall(r"([\d.]+) % \(([\w ]+)\)", right)}
     folder = tmp_path / "report"
     copy_pictures("composition", folder)
     done = records("composition", CompositionRecord)
-    write_report(folder, spec.title, composition.composition_sections(spec, done, accuracy, folder))
+    costs = records("composition", CostRecord, "costs")
+    sections = composition.composition_sections(spec, done, costs, accuracy, folder)
+    write_report(folder, spec.title, sections)
     assert_committed("composition", folder)

@@ -10,9 +10,16 @@ import pytest
 from browser import open_page
 
 from lora_ws.config import load_spec
+from lora_ws.diffusion.methods import Switch
+from lora_ws.diffusion.turns import AdaptiveSwitch
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.composition.run import run
-from lora_ws.experiments.composition.spec import METHODS, CompositionRecord, CompositionSpec
+from lora_ws.experiments.composition.spec import (
+    METHODS,
+    CompositionRecord,
+    CompositionSpec,
+    turns_named,
+)
 from lora_ws.experiments.kinds import eval_file
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.records import SECONDS, read_record
@@ -25,14 +32,32 @@ def full() -> CompositionSpec:
 
 @pytest.mark.slow
 def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: Path) -> None:
-    spec = replace(full, sizes=(5,), steps=2, images=1, digits=1, taus=(1, 2), tau_size=5)
+    spec = replace(
+        full,
+        sizes=(5,),
+        steps=2,
+        images=1,
+        digits=1,
+        both_sizes=(5,),
+        both_images=1,
+        taus=(1, 2),
+        adaptive=(1,),
+        tau_size=5,
+        cost_images=1,
+    )
     report = run(spec, Options("composition", tmp_path / "out")) / "report.html"
     file = tmp_path / "out" / "records.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     records = [read_record(CompositionRecord, json.loads(line)) for line in lines]
-    assert {record.method for record in records} == {*METHODS, "switch, tau 1", "switch, tau 2"}
-    sets = {(record.size, bool(record.kept)): len(record.sets) for record in records}
-    assert sets == {(1, False): 11, (5, False): 48, (4, True): 16}
+    turned = {turns_named(one) for one in (Switch(1), Switch(2), AdaptiveSwitch(1))}
+    assert {record.method for record in records} == {*METHODS, *turned}
+    sets = {(record.size, record.kind): len(record.sets) for record in records}
+    # Both styles, one of 3 characters, and elements of two of the other 3 categories, 2 of each.
+    both = {(5, "styles"): 3 * 3 * 2 * 2}
+    assert sets == {(1, "character"): 11, (5, "character"): 48, (4, "named"): 16, **both}
+    for record in records:
+        if record.kind == "styles":
+            assert all({"bold", "outline"} <= set(names) for names in record.sets)
     for record in records:
         images = 16 if record.size == 1 else 1
         assert record.array.shape == (len(record.sets), images, record.size)
@@ -57,7 +82,8 @@ def test_a_report_of_every_method_that_resumes(full: CompositionSpec, tmp_path: 
 def test_switch_and_composite_keep_digits_that_merging_breaks(
     full: CompositionSpec, tmp_path: Path
 ) -> None:
-    spec = replace(full, sizes=(4,), images=1, taus=(5,), tau_size=4)
+    few = {"both_sizes": (4,), "both_images": 1, "adaptive": (1,), "cost_images": 1}
+    spec = replace(full, sizes=(4,), images=1, digits=2, taus=(5,), tau_size=4, **few)
     run(spec, Options("composition", tmp_path))
     records = [
         read_record(CompositionRecord, json.loads(line))

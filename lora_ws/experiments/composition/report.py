@@ -7,23 +7,29 @@ import numpy as np
 
 from lora_ws.composition.elements import ELEMENTS
 from lora_ws.diffusion.digits import NAMES
+from lora_ws.diffusion.methods import Switch
+from lora_ws.diffusion.turns import AdaptiveSwitch
 from lora_ws.experiments.composition.spec import (
+    ADAPTIVE,
     MERGE,
     METHODS,
     NONE,
+    SWITCH,
     CompositionRecord,
     CompositionSpec,
+    CostRecord,
     Key,
     Names,
     named_sizes,
-    switch_named,
+    turns_named,
 )
+from lora_ws.experiments.composition.statements import Costs, Done, both_styles, statements_of
 from lora_ws.experiments.quoted import published_section
+from lora_ws.experiments.statements import statements_grid
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
 
-Done = Mapping[Key, CompositionRecord]
 # By whether prompts name a digit; each shows so many pictures of a set.
 PICTURES = {False: "pictures.png", True: "named.png"}
 SHOWN = 8
@@ -34,19 +40,24 @@ NOT_MEASURED = (
 
 
 def composition_sections(
-    spec: CompositionSpec, done: Done, accuracy: Mapping[str, float], folder: Path
+    spec: CompositionSpec,
+    done: Done,
+    costs: Costs,
+    accuracy: Mapping[str, float],
+    folder: Path,
 ) -> list[Section]:
     """Everything that the report says.
 
     Args:
         spec: of the experiment.
         done: its records.
+        costs: what methods take, by method and size.
         accuracy: of the judge, by category.
         folder: of the report, which holds `PICTURES`; the chart goes there.
     """
     right = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in accuracy.items())
-    counts = ", ".join(f"{len(done[MERGE, n, False].sets)} of {n}" for n in spec.sizes)
-    bare = ", ".join(f"{len(done[MERGE, n, True].sets)} of {n}" for n in named_sizes(spec))
+    counts = ", ".join(f"{len(done[Key(MERGE, n, 'character')].sets)} of {n}" for n in spec.sizes)
+    bare = ", ".join(f"{len(done[Key(MERGE, n, 'named')].sets)} of {n}" for n in named_sizes(spec))
     intro = (
         f"Eleven adapters of {spec.base} in the five categories of ComposLoRA, made for this, all "
         f"at scale 1. {spec.steps} steps, guidance {spec.guidance:g}, the same noise for all."
@@ -64,21 +75,27 @@ def composition_sections(
         f"{right}."
     )
     with_character = (
-        _grid(spec.sizes, lambda m, n: _share(done[m, n, False]), ELEMENTS_SHOWN),
-        _grid(spec.sizes, lambda m, n: _all(done[m, n, False]), "Pictures that show all, percent."),
+        _grid(spec.sizes, lambda m, n: _share(done[Key(m, n, "character")]), ELEMENTS_SHOWN),
+        _grid(spec.sizes, lambda m, n: _all(done[Key(m, n, "character")]), ALL_SHOWN),
         _category_grid(spec, done),
         _wins_grid(spec, done),
     )
     sizes = named_sizes(spec)
     named = (
-        _grid(sizes, lambda m, n: _kept(done[m, n, True]), "Digits kept, percent."),
-        _grid(sizes, lambda m, n: _share(done[m, n, True]), ELEMENTS_SHOWN),
+        _grid(sizes, lambda m, n: _kept(done[Key(m, n, "named")]), "Digits kept, percent."),
+        _grid(sizes, lambda m, n: _share(done[Key(m, n, "named")]), ELEMENTS_SHOWN),
     )
     return [
         Section("What this is", (intro, how, judge)),
+        Section(
+            "What the paper states",
+            (statements_grid("the paper", statements_of(spec, done, costs)),),
+        ),
         Section("The prompt names a digit: is it kept?", named),
         Section("A character among the adapters: which elements are shown?", with_character),
         Section("Turns of Switch", _tau_parts(spec, done, folder)),
+        Section("Two styles at once", (_styles_grid(spec, done),)),
+        Section("What it costs", (_cost_grid(spec, costs),)),
         Section("Each adapter alone", (_single_grid(done),)),
         Section("Pictures", tuple(_picture(spec, done, named, folder) for named in PICTURES)),
         published_section(spec.source, spec.published, NOT_MEASURED),
@@ -87,7 +104,8 @@ def composition_sections(
 
 def shown_set(spec: CompositionSpec, done: Done, named: bool) -> Names:
     """The set that the report shows: the last of the largest."""
-    return done[MERGE, max(named_sizes(spec) if named else spec.sizes), named].sets[-1]
+    size = max(named_sizes(spec) if named else spec.sizes)
+    return done[Key(MERGE, size, "named" if named else "character")].sets[-1]
 
 
 def shown_prompts(spec: CompositionSpec, named: bool) -> list[str]:
@@ -102,6 +120,7 @@ def _picture(spec: CompositionSpec, done: Done, named: bool, folder: Path) -> Fi
     return Figure(folder / PICTURES[named], caption)
 
 
+ALL_SHOWN = "Pictures that show all, percent."
 ELEMENTS_SHOWN = "Elements of the set that are shown, percent, ± standard error over sets."
 Value = tuple[float, str]
 
@@ -141,7 +160,7 @@ def _category_grid(spec: CompositionSpec, done: Done) -> Grid:
     def share(method: str, category: str) -> Value:
         hits = [
             column.mean()
-            for record in (done[method, size, False] for size in spec.sizes)
+            for record in (done[Key(method, size, "character")] for size in spec.sizes)
             for names, shown in zip(record.sets, record.array, strict=True)
             for name, column in zip(names, shown.T, strict=True)
             if ELEMENTS[name].category == category
@@ -159,7 +178,9 @@ def _wins_grid(spec: CompositionSpec, done: Done) -> Grid:
     for name in (method for method in METHODS if method not in (NONE, MERGE)):
         cells = []
         for size in spec.sizes:
-            ours, theirs = (done[key, size, False].array.sum(axis=2) for key in (name, MERGE))
+            ours, theirs = (
+                done[Key(key, size, "character")].array.sum(axis=2) for key in (name, MERGE)
+            )
             wins, losses = 100 * (ours > theirs).mean(), 100 * (ours < theirs).mean()
             cells.append(Cell(f"{wins:.0f} / {losses:.0f}"))
         rows.append((Cell(name), *cells))
@@ -171,7 +192,7 @@ def _wins_grid(spec: CompositionSpec, done: Done) -> Grid:
 
 
 def _single_grid(done: Done) -> Grid:
-    with_, without = done[MERGE, 1, False], done[NONE, 1, False]
+    with_, without = (done[Key(name, 1, "character")] for name in (MERGE, NONE))
     rows = tuple(
         (Cell(name), Cell(f"{100 * there.mean():.0f}"), Cell(f"{100 * none.mean():.0f}"))
         for (name,), there, none in zip(with_.sets, with_.array, without.array, strict=True)
@@ -180,29 +201,84 @@ def _single_grid(done: Done) -> Grid:
     return Grid(("adapter", "with it", NONE), rows, caption)
 
 
-def _tau_parts(spec: CompositionSpec, done: Done, folder: Path) -> tuple[Grid, Figure, str]:
+def _tau_parts(spec: CompositionSpec, done: Done, folder: Path) -> tuple[Grid | Figure | str, ...]:
     size = spec.tau_size
-    points = {tau: done[switch_named(tau), size, False].share for tau in spec.taus}
-    judged = done[NONE, size, False].array.size
+    fixed = {tau: _turned(spec, done, Switch(tau)).share for tau in spec.taus}
+    adaptive = {turns: _turned(spec, done, AdaptiveSwitch(turns)).share for turns in spec.adaptive}
+    none = done[Key(NONE, size, "character")]
     chart = chart_lines(
-        {"switch": points},
+        {"switch": fixed},
         folder / "tau.png",
-        title=f"Switch on sets of {size}: mean ± error, {judged} judgements",
-        chance=done[NONE, size, False].share[0],
+        title=f"Switch on sets of {size}: mean ± error, {none.array.size} judgements",
+        chance=none.share[0],
         xlabel="steps of a turn (tau)",
         ylabel="elements shown, percent",
         guess=NONE,
     )
-    values = ranked(
-        [mean for mean, _ in points.values()], [f"{m:.1f} ± {e:.1f}" for m, e in points.values()]
-    )
-    grid = Grid(("sets", *(f"tau = {tau}" for tau in points)), ((Cell(f"of {size}"), *values),))
     text = (
         f"Of {spec.steps} steps; the paper's best turn is 5 of 100 to 200. From turns of "
         f"{-(-spec.steps // (size - 1))} steps on the last adapter never acts."
     )
+    caption = (
+        "Turns of an adaptive switch end where the latents of the base have moved equally far, so "
+        "that first turns are short and every adapter acts."
+    )
     return (
-        grid,
+        _turns_grid(f"{SWITCH}, sets of {size}", "tau", fixed),
         Figure(chart, "Elements shown by the length of a turn; bars are ± an error."),
         text,
+        _turns_grid(f"{ADAPTIVE}, sets of {size}", "turns of each", adaptive),
+        caption,
     )
+
+
+def _turned(
+    spec: CompositionSpec, done: Done, method: Switch | AdaptiveSwitch
+) -> CompositionRecord:
+    return done[Key(turns_named(method), spec.tau_size, "character")]
+
+
+def _turns_grid(name: str, what: str, points: Mapping[int, tuple[float, float]]) -> Grid:
+    values = ranked(
+        [mean for mean, _ in points.values()], [f"{m:.1f} ± {e:.1f}" for m, e in points.values()]
+    )
+    return Grid(("", *(f"{what} = {n}" for n in points)), ((Cell(name), *values),), ELEMENTS_SHOWN)
+
+
+def _styles_grid(spec: CompositionSpec, done: Done) -> Grid:
+    columns: dict[str, list[Value]] = {}
+    for size in spec.both_sizes:
+        records = [done[Key(method, size, "styles")] for method in METHODS]
+        columns[f"n = {size}: elements"] = [_share(record) for record in records]
+        for count, says in ((2, "both styles"), (1, "one")):
+            shares = [100 * float((both_styles(one) == count).mean()) for one in records]
+            columns[f"n = {size}: {says}"] = [(share, f"{share:.1f}") for share in shares]
+    counts = ", ".join(f"{len(done[Key(MERGE, n, 'styles')].sets)} of {n}" for n in spec.both_sizes)
+    caption = (
+        f"Every set with a character and both styles ({counts}), {spec.both_images} pictures each: "
+        "elements that are shown, percent, ± standard error over sets; and pictures that show "
+        "both styles, or one of them. Sets of the paper have one style at most."
+    )
+    return _columns(columns, caption)
+
+
+def _cost_grid(spec: CompositionSpec, costs: Costs) -> Grid:
+    def text(cost: CostRecord) -> str:
+        rows, seconds = cost.rows / spec.cost_images, cost.seconds / spec.cost_images
+        return f"{rows:g} rows, {seconds:.2f} s"
+
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(str(costs[name, spec.sizes[0]].calls)),
+            *(Cell(text(costs[name, size])) for size in spec.sizes),
+        )
+        for name in METHODS
+    )
+    caption = (
+        f"Of one picture of {spec.steps} steps with guidance, drawn {spec.cost_images} at a time: "
+        "rows of the batches that the U-Net is called with, and CPU seconds (one thread, the "
+        "median of three runs, decoding included). Composite calls it once a step, with a row for "
+        "each adapter; an adaptive switch draws the base once before."
+    )
+    return Grid(("method", "calls", *(f"n = {n}" for n in spec.sizes)), rows, caption)
