@@ -206,7 +206,8 @@ def _cell(cell: Cell) -> Markup:
 
 def _prose(text: str) -> Markup:
     """A text whose words between backticks are set as code, as Markdown does."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+    # A plain string, because joining parts of a Markup would escape the tags.
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _data(content: bytes | str, kind: str) -> str:

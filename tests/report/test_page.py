@@ -100,6 +100,14 @@ def test_text_of_pictures_stays_text(figure: Callable[[str], Figure]) -> None:
     assert_stays_text(figure)
 
 
+def test_words_between_backticks_are_code_and_stay_text() -> None:
+    text, code = "drawn for `a <b> & c`, twice", "<code>a &lt;b&gt; &amp; c</code>"
+    grid = Grid(("what",), ((Cell(text),),), caption=text)
+    page = to_page("Title", [Section("Text", (text, grid))])
+    assert page.count(code) == 3
+    assert "<b>" not in page and "&lt;code" not in page
+
+
 def test_a_page_lets_nothing_run_but_its_own_script() -> None:
     page = to_page("t", [Section("s", ("text",))])
     meta = parsed(page).find(".//meta[@http-equiv='Content-Security-Policy']")
