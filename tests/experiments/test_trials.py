@@ -33,9 +33,9 @@ def test_every_k_equals_a_fit_of_its_own(
     spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fits = []
-    whole = gram_pca._gram_eigenpairs
+    whole = gram_pca._eigenpairs
     monkeypatch.setattr(
-        gram_pca, "_gram_eigenpairs", lambda *args: fits.append(args[-1]) or whole(*args)
+        gram_pca, "_eigenpairs", lambda *args: fits.append(args[-1]) or whole(*args)
     )
     few: dict[int, Prepared] = {}
 
