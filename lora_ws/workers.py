@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -36,7 +35,7 @@ def work_through(
     """Do tasks side by side, each by one of several processes, until all are done or one fails.
 
     Args:
-        target: what is done with a task; a function of a module, which processes import.
+        target: what is done with a task; a function of a module, as processes are spawned.
         tasks: in the order in which they start; picklable.
         processes: how many work at once.
         tick: called several times per second, to show how far things are.
@@ -44,7 +43,7 @@ def work_through(
     Raises:
         TrainingError: a task failed; the others are stopped.
     """
-    context = _context(target)
+    context = multiprocessing.get_context("spawn")
     queue, errors = context.SimpleQueue(), context.SimpleQueue()
     count = min(processes, len(tasks))
     workers = [context.Process(target=_work, args=(target, queue, errors)) for _ in range(count)]
@@ -76,7 +75,7 @@ def map_batches(
     """Results of batches, in order; an item that ends its process costs no other one its result.
 
     Args:
-        call: one result an item; picklable, of a module that processes import.
+        call: one result an item; picklable, as processes are spawned.
         batches: of picklable items; so many are taken ahead as keep the processes busy.
         processes: how many; 1 calls in this process, which an item may end.
         lost: the result of an item that ended a process which had it alone.
@@ -85,8 +84,7 @@ def map_batches(
         yield from map(call, batches)
         return
     batches, waiting = iter(batches), deque[tuple[list[T], Future[list[R]]]]()
-    context = _context(call)
-    pool = _pool(processes, context)
+    pool = _pool(processes)
     try:
         while True:
             for batch in islice(batches, AHEAD * processes - len(waiting)):
@@ -99,26 +97,14 @@ def map_batches(
             except BrokenProcessPool:
                 pool.shutdown()
                 yield list(_one_by_one(call, batch, lost))
-                pool = _pool(processes, context)
+                pool = _pool(processes)
                 waiting = deque((later, _submit(pool, call, later)) for later, _ in waiting)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _context(call: Callable[..., Any]) -> Any:
-    """How processes start: as copies of one that has imported what the call needs.
-
-    Windows has no such thing and starts each anew.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    module = (call.func if isinstance(call, partial) else call).__module__
-    context.set_forkserver_preload(["__main__", module])
-    return context
-
-
-def _pool(processes: int, context: Any) -> ProcessPoolExecutor:
+def _pool(processes: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
     processes = min(processes, MOST_PROCESSES)
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
 
@@ -137,14 +123,13 @@ def _submit(
 def _one_by_one(
     call: Callable[[list[T]], list[R]], batch: list[T], lost: Callable[[T], R]
 ) -> Iterator[R]:
-    context = _context(call)
-    pool = _pool(1, context)
+    pool = _pool(1)
     for item in batch:
         try:
             yield pool.submit(call, [item]).result()[0]
         except BrokenProcessPool:
             pool.shutdown()
-            pool = _pool(1, context)
+            pool = _pool(1)
             yield lost(item)
     pool.shutdown()
 
