@@ -19,6 +19,10 @@ def double(items: list[int], deadly: int = -1) -> list[int]:
     return [2 * item for item in items]
 
 
+def seen(items: list[str]) -> list[str]:
+    return [os.environ[item] for item in items]
+
+
 def batches(count: int, size: int) -> Iterator[list[int]]:
     for start in range(0, count, size):
         yield list(range(start, min(start + size, count)))
@@ -35,6 +39,14 @@ def test_an_item_that_ends_its_process_costs_its_own_result_alone() -> None:
     call = partial(double, deadly=7)
     found = map_batches(call, batches(20, 4), 2, lost=lambda item: -item)
     assert list(chain.from_iterable(found)) == [-7 if item == 7 else 2 * item for item in range(20)]
+
+
+@pytest.mark.slow
+def test_processes_see_the_environment_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("LORA_WS_SEEN", value)
+        found = map_batches(seen, [["LORA_WS_SEEN"]], 2, lost=str)
+        assert list(found) == [[value]]
 
 
 def test_what_a_call_raises_comes_out() -> None:

@@ -214,7 +214,9 @@ def test_training_on_attributes_needs_no_label(
     load("w2t-celeba")
     env = {"LORA_WS_CACHE": str(tmp_path / "ours"), "HF_HUB_OFFLINE": "1"}
     said = warm_all.run(TRAIN, str(tmp_path / "run"), **env)
-    record = json.loads(next((tmp_path / "run").rglob("records.jsonl")).read_text().splitlines()[0])
+    record = json.loads(
+        next((tmp_path / "run").rglob("records.jsonl")).read_bytes().splitlines()[0]
+    )
     assert record["classes"] == ["Male", "Young"], said
     assert record["n_train"] + record["n_val"] + record["n_test"] == 24
 

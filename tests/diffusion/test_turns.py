@@ -55,5 +55,6 @@ def test_the_change_of_the_base_is_measured() -> None:
         moved.append([distance / np.sqrt(latents[0].numel()) for distance in distances])
     fitted = AdaptiveSwitch().fitted(pipeline, generation, [5, 11])
     assert fitted.change == pytest.approx(np.mean(moved, axis=0), rel=1e-5)
-    assert abs(np.subtract(*moved)).min() > 1e-3
+    # The seeds differ by more than the bound above at some step, so that both must count.
+    assert abs(np.subtract(*moved)).max() > 1e-3
     assert fitted.fitted(pipeline, generation, [5]) is fitted
