@@ -172,6 +172,7 @@ def with_alpha(adapter: Adapter, said: str) -> Adapter:
         said: ``alpha_from`` of the card; anything but a number changes nothing.
 
     Example:
+        >>> from lora_ws.adapters.adapter import Module
         >>> down, up = np.ones((2, 3), np.float32), np.ones((4, 2), np.float32)
         >>> module = Module("unet", "mid_block.to_v", "lora", down, up, 1.0, UNSAID)
         >>> with_alpha(Adapter({module.name: module}, "a", ""), "27").modules[module.name].scale

@@ -116,7 +116,7 @@ COMMANDS = {
         "lora_ws.commands.study:study",
         "measure how robust trained classifiers are",
         "weight-noise --model tiny-sd",
-        ("model", "spec", "dataset", "subset", "draws", "out"),
+        ("model", "spec", "dataset", "draws", "out"),
         around=bounded,
     ),
     "zoo base": Command(
