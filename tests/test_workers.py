@@ -64,6 +64,7 @@ def test_the_error_of_a_task_ends_all_and_is_told() -> None:
         work_through(refuse, [1, 2, 3, 4], 2)
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(warm: Warm) -> None:
     code = "import time; from lora_ws import workers; workers.work_through(time.sleep, [99, 99], 2)"
     job, children = warm.start(code), list[psutil.Process]()

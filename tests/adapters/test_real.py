@@ -192,6 +192,7 @@ def test_a_bfloat16_copy_differs_by_its_rounding():
         np.testing.assert_allclose(other.up, module.up, rtol=nearest, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_a_kohya_copy_has_the_same_update():
     first = read_adapter(real("catundchat_sd15_attnprocs_r4.safetensors"))
     kohya = read_adapter(real("catundchat_as_kohya.safetensors"))

@@ -235,6 +235,7 @@ def test_a_box_is_shared_by_cells_in_parts() -> None:
     assert mask.tolist() == [[0.5, 1, 0.5, 0], [0.25, 0.5, 0.25, 0], [0] * 4, [0] * 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["base", "noise"])
 def test_a_picture_is_noised_again_as_the_scheduler_does(target: Any) -> None:
     pipeline = load_pipeline("digit-sd")

@@ -154,6 +154,7 @@ def test_other_guidance_is_warned_of(pipeline: Any) -> None:
         invert(pipeline, stack, generation, last, guidance_scale=1, fixed_point_iters=0)
 
 
+@pytest.mark.slow
 def test_from_the_first_of_cached_latents_it_is_the_true_ablation(pipeline: Any) -> None:
     stack = make_stack(pipeline)
     cached = trajectory(pipeline, stack, GENERATION)

@@ -163,6 +163,7 @@ def test_rows_of_a_group_are_held_out_together() -> None:
     assert together.held_out_r2 < 0.5 < apart.held_out_r2
 
 
+@pytest.mark.slow
 def test_recorded_are_means_of_the_middle_with_the_prompt(
     pipeline: Any, stack: AdapterStack
 ) -> None:
@@ -202,6 +203,7 @@ def test_recorded_are_means_of_the_middle_with_the_prompt(
     assert torch.allclose(together, found[:, 0], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_a_stack_is_taken_apart_in_a_pipeline(pipeline: Any, stack: AdapterStack) -> None:
     generation = GenerationSpec("three", num_inference_steps=4, guidance_scale=1)
     seen = record_middle(pipeline, stack, [generation], [SCALES, [0.0] * 3, [1.0, 0.0, 0.0]])

@@ -212,6 +212,7 @@ def test_a_real_pickle_holds_what_torch_reads(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[path], update, atol=bound(update))
 
 
+@pytest.mark.slow
 @linux
 def test_code_in_a_pickle_does_not_run_on_request_either(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -39,6 +39,7 @@ def run(*args: object) -> int:
     return main(["attribute", "--base", "digit-sd", *map(str, args)])
 
 
+@pytest.mark.slow
 def test_boxes_have_shares_of_the_adapters(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_page_shows_shares_and_maps(
     assert "from 4 images" in dom
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::lora_ws.errors.Notice")
 def test_a_picture_says_what_it_was_made_of(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

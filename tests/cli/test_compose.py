@@ -134,6 +134,7 @@ method: {class_path: Switch, init_args: {tau: 10, weights: [1, 3]}}
     )
 
 
+@pytest.mark.slow
 def test_flags_of_before_are_taken_with_a_notice(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

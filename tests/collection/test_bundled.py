@@ -148,6 +148,7 @@ def test_first_use_by_several_processes_at_once(tmp_path: Path, mini: AdapterSet
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_interrupted_expansion_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mini: AdapterSet
 ):

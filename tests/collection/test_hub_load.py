@@ -117,6 +117,7 @@ def test_flat_collection_is_fetched_once(hub: HubServer, user: User):
     assert hub.requests() == []
 
 
+@pytest.mark.slow
 def test_shards_of_matrices_and_the_hubs_cache(hub: HubServer, user: User):
     expected = digest(weights(2 * ROWS, SIZE)[ROWS:])
     # The address of a commit works like a name, and is what the manifest records.
@@ -244,6 +245,7 @@ def test_images_are_no_adapters(user: User, hub: HubServer):
     assert hub.requests() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", ["", "@main"])
 def test_an_address_of_a_known_collection_is_the_collection(user: User, revision: str):
     content, labels, _ = user.load(f"hf://datasets/{NSFW}{revision}")

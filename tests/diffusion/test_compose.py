@@ -267,6 +267,7 @@ def ddim(pipeline: Any, unets: list[Any], weights: list[float], guidance: float)
     return decode_latents(pipeline, latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("weights", [None, (2.0, 1.0, 1.0)])
 def test_composite_is_the_mean_of_guided_predictions(

@@ -119,6 +119,7 @@ def test_the_learning_curve_says_what_its_records_say() -> None:
     assert seen == len(errors) == 70
 
 
+@pytest.mark.slow
 def test_table2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(
         plan: Mapping[Protocol, Mapping[str, Trial]], processes: int, nested: object

@@ -135,6 +135,7 @@ def test_deep_medians_of_quantised_vectors(rng):
     assert_exact_order(outer_statistics(down, up), down, up)
 
 
+@pytest.mark.slow
 def test_more_rows_than_one_block(rng):
     down, up = as_factors(rng.standard_normal((450, 300)), rng.standard_normal((450, 200)))
     found = outer_statistics(down, up)

@@ -105,6 +105,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", NETWORKS)
 def test_networks_of_updates_read_every_spelling_alike(model: Metanetwork, tmp_path: Path) -> None:
     bundle, rows = trained(model)

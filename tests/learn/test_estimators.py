@@ -122,6 +122,7 @@ def test_validation_chooses_and_the_record_says_what(
         run(replace(kernel, choose={"model.C": [3.0]}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_each_seed_chooses_its_module(
     spec: ExperimentSpec, make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
+@pytest.mark.slow
 def test_loggers_and_callbacks_of_a_yaml_file_take_part(
     spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -251,6 +251,7 @@ def test_learning_rate_falls_at_plateaus(spec: ExperimentSpec) -> None:
     assert last[0] != last[100]
 
 
+@pytest.mark.slow
 def test_run_folder_explains_itself(spec: ExperimentSpec, tmp_path: Path) -> None:
     out = tmp_path / "run"
     records = run(spec, out)
@@ -431,6 +432,7 @@ def test_a_signal_during_training_is_no_success(
     assert not (tmp_path / "run" / "FlatVec" / "records.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_folder_is_refused(
     spec: ExperimentSpec, make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:
