@@ -87,6 +87,7 @@ def test_adapters_of_the_same_images_and_another_prompt_are_near_but_not_equal(m
     assert np.std(found.cosine[:, 0] - exact) < 0.02
 
 
+@pytest.mark.slow
 def test_a_copy_at_another_strength_is_near_but_not_equal(mini, index):
     modules = adapters(mini)["7"]
     mine = signature([(name, down, up, 1.5 * s) for name, down, up, s in modules])
@@ -96,6 +97,7 @@ def test_a_copy_at_another_strength_is_near_but_not_equal(mini, index):
     assert not same_update(best.cosine, best.norm, mine.norm)
 
 
+@pytest.mark.slow
 def test_a_little_more_training_stays_near(mini, index):
     rng = np.random.default_rng(0)
     further = []
@@ -109,6 +111,7 @@ def test_a_little_more_training_stays_near(mini, index):
     assert NEAR < best.cosine < 0.99
 
 
+@pytest.mark.slow
 def test_a_selection_is_its_rows_in_their_order_under_new_names(mini, twins, index):
     rows = [400, 7, 7, 11]
     part = index.select(rows, [f"mine {k}" for k in range(4)])

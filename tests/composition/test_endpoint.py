@@ -232,6 +232,7 @@ def test_it_comes_back_when_a_busy_server_says(
     assert len(server.requests) == 5
 
 
+@pytest.mark.slow
 def test_it_really_waits(server: ChatServer, judge: ChatJudge) -> None:
     server.replies = [Reply(429, {}, {"Retry-After": "1"}), chat(SCORES)]
     start = time.monotonic()

@@ -82,6 +82,7 @@ def test_on_a_linear_model_scores_are_true_ablations(linear: tuple[Linear, Objec
     assert found.predicted == pytest.approx(found.true, abs=bound)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_shrinking_all_is_the_sum_of_scores(
     pipeline: Any, objective: Objective, scores: dict[str, Tensor]
 ) -> None:

@@ -168,6 +168,7 @@ def test_turns_follow_the_steps_of_the_pipeline(pipeline: Any, adapters: list[Ad
     assert seen == [0, 0, 1, 1, 2, 2, 0, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_one_adapter_is_that_adapter(
     method: Method, pipeline: Any, adapters: list[Adapter]
@@ -341,6 +342,7 @@ def test_schedules_turn_adapters_on_and_off(pipeline: Any, adapters: list[Adapte
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_second_call_is_the_first_again(
     method: Method, pipeline: Any, adapters: list[Adapter]

@@ -29,6 +29,7 @@ def readers() -> ReadersSpec:
     return load_eval("readers")[1]
 
 
+@pytest.mark.slow
 def test_every_reader_has_a_recipe_and_every_column_of_other_rows_a_number() -> None:
     spec = readers()
     names = [reader.name for reader in spec.readers]

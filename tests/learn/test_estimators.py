@@ -86,6 +86,7 @@ def test_what_no_tensors_can_hold_is_measured_and_said(
     assert "RandomForestClassifier cannot be stored as tensors" in why
 
 
+@pytest.mark.slow
 def test_validation_chooses_and_the_record_says_what(
     spec: ExperimentSpec, make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_planted_signal_is_found(spec: ExperimentSpec) -> None:
     assert [record.seed for record in records] == [0, 1]
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_at_chance(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
     zoo = make_zoo(n=400, signal=1.0)
     shuffled = np.random.default_rng(1).permutation(zoo.column("category_label"))
@@ -68,6 +69,7 @@ def test_shuffled_labels_are_at_chance(make_zoo: Callable[..., AdapterSet], tmp_
     assert 0.1 < np.mean([record.test["accuracy"] for record in records]) < 0.4
 
 
+@pytest.mark.slow
 def test_no_signal_is_at_chance(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
     store = store_of(make_zoo(n=400, signal=0.0), tmp_path / "noise")
     records = run_many(ExperimentSpec(store, featurizer=FlatVec(), model=SMALL, fit=FAST), range(3))
@@ -288,6 +290,7 @@ def test_half_a_record_is_run_again(spec: ExperimentSpec, tmp_path: Path) -> Non
     assert [r.timeless() for r in again] == [r.timeless() for r in whole]
 
 
+@pytest.mark.slow
 def test_another_experiment_in_the_folder_is_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
     run(replace(spec, seeds=1), tmp_path / "run")
     other = replace(spec, fit=replace(FAST, lr=0.5))
@@ -465,6 +468,7 @@ def test_a_diverged_run_says_so(spec: ExperimentSpec) -> None:
         run_one(replace(spec, featurizer=FlatVec(), fit=replace(FAST, lr=1e30)), 0)
 
 
+@pytest.mark.slow
 def test_transformers_that_look_at_labels_get_those_of_training_rows(
     spec: ExperimentSpec, tmp_path: Path
 ) -> None:
@@ -519,6 +523,7 @@ def test_split_by_a_recorded_column(make_zoo, tmp_path: Path) -> None:
         run_one(replace(spec, split="category_label"), 0)
 
 
+@pytest.mark.slow
 def test_metadata_alone_is_a_control(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> None:
     zoo = make_zoo()
     column = pa.array(np.arange(len(zoo)) % 4, pa.int64())
@@ -566,6 +571,7 @@ def test_a_sweep_keeps_records_and_curves_only(spec: ExperimentSpec, tmp_path: P
     assert [len(line["curves"]) for line in lines] == [record.epochs for record in records]
 
 
+@pytest.mark.slow
 def test_records_of_another_version_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
     run(replace(spec, seeds=1), tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
