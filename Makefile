@@ -68,8 +68,13 @@ docs: install
 tables: install
 	$(BIN)/python -c "from lora_ws.diffusion.module_table import *; TABLE.write_text(table_text(), encoding='utf-8')"
 
+# Measures everything anew, which takes hours, and writes the table of docs/performance.md.
+RESULTS := benchmarks/results.jsonl
+SHARED := $(patsubst %,benchmarks/%.py,common published results)
 bench: install
-	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out $(SHARED),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
+		$(BIN)/python $$script --record $(RESULTS) || exit 1; done
+	$(BIN)/python benchmarks/results.py
 
 install: $(VENV)/.installed
 

@@ -69,7 +69,9 @@ def compare(base: str, folder: Path, steps: int, args: Any) -> None:
         },
         args.repeats,
     )
-    common.show(f"{len(images)} images on {base}", "ms per image and step", costs)
+    title = f"Ablation of {ADAPTERS} adapters, {len(images)} images, {base}"
+    baselines = [common.Baseline(BY_ZERO), common.Baseline(BY_NAME)]
+    common.show(title, "ms per image and step", costs, baselines)
 
 
 def main() -> None:

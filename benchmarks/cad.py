@@ -111,7 +111,8 @@ def compare(base: str, steps: int, args: Any) -> None:
         },
         args.repeats,
     )
-    common.show(f"{base}, {total:,} weights of {len(weights)} matrices", "s", costs)
+    title = f"CAD scores of {total:,} weights of {len(weights)} matrices, {base}"
+    common.show(title, "s", costs, [common.Baseline(MATRIX), common.Baseline(WEIGHT)])
     sums = [float(score) for score in grouped(scores, "matrix").values()]
     of_matrices = np.corrcoef(sums, by_matrix(exact, unet, weights))[0, 1]
     of_weights = np.corrcoef(predicted, by_weight(exact, unet, numbers))[0, 1]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic adapters, timing in alternation, peak memory, tables.
+"""What the benchmarks share: synthetic adapters, timing in alternation, peak memory, results.
 
 Times are CPU seconds of the process, all its threads together, because they suffer less than wall
 seconds from whatever else the machine does. Contenders take turns, and a ratio is taken between
@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 import time
 import warnings
@@ -26,6 +27,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import numpy as np
 import torch
+from results import Result, add, here, number, processor
 
 from lora_ws import Layout
 from lora_ws.adapters.adapter import Adapter, Module
@@ -36,6 +38,8 @@ torch.set_num_threads(1)
 
 MIB = 1 << 20
 OURS = "lora_ws"
+# The flags of this process, which `show` needs to put results on record.
+RUN = argparse.Namespace(quick=False, record=None)
 
 
 class Cost(NamedTuple):
@@ -46,11 +50,11 @@ class Cost(NamedTuple):
     peak_mib: float = math.nan
 
 
-class Goal(NamedTuple):
-    """How many times the cost of ours a contender should at least take."""
+class Baseline(NamedTuple):
+    """A contender that a result is told against, and how many times our cost is the goal."""
 
     contender: str
-    at_least: float
+    goal: float | None = None
 
 
 Contender = Callable[[], Cost]
@@ -59,17 +63,24 @@ Costs = Mapping[str, Sequence[Cost]]
 
 def arguments(doc: str | None, repeats: int, **more: int | str) -> argparse.Namespace:
     """Read the flags that every benchmark has, and more of its own with their defaults."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser = flags(doc)
     parser.add_argument("--repeats", type=int, default=0, help=f"turns to take ({repeats})")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic data")
     for name, default in more.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default})")
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=RUN)
     args.repeats = args.repeats or (1 if args.quick else repeats)
     return args
+
+
+def flags(doc: str | None) -> argparse.ArgumentParser:
+    """A parser of what really every benchmark takes."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--record", type=Path, help="file that results are added to")
+    return parser
 
 
 def synthetic(n: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -212,19 +223,29 @@ def ratios(costs: Costs, name: str, base: str = OURS) -> list[float]:
 
 def spread(values: Sequence[float]) -> str:
     """Minimum, median and maximum, such as ``5.1 < 5.4 < 6.0``; one value is printed alone."""
-    found = [_short(f(values)) for f in (min, statistics.median, max)]
+    found = [number(f(values)) for f in (min, statistics.median, max)]
     return " < ".join(found) if len(values) > 1 else found[1]
 
 
-def show(title: str, unit: str, costs: Costs, goals: Sequence[Goal] = (), base: str = OURS) -> None:
-    """Print a Markdown table of costs and ratios, then whether goals are met.
+def show(
+    title: str,
+    unit: str,
+    costs: Costs,
+    baselines: Sequence[Baseline] = (),
+    base: str = OURS,
+    floor: float | None = None,
+    remark: str = "",
+) -> None:
+    """Print a Markdown table of costs and ratios, then whether goals are met; put it on record.
 
     Args:
-        title: heading.
+        title: heading; on record it names the operation, so it says the sizes.
         unit: of the times, such as ``ms per adapter``; its first word is ``s``, ``ms`` or ``us``.
         costs: by contender.
-        goals: ratios to reach, by their medians.
+        baselines: contenders that go on record.
         base: the contender that ratios refer to.
+        floor: CPU seconds, of the same unit of work, that cannot be saved.
+        remark: what else goes on record, such as a rate and its goal.
     """
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit.split()[0]]
     memory = any(not math.isnan(c.peak_mib) for found in costs.values() for c in found)
@@ -232,18 +253,51 @@ def show(title: str, unit: str, costs: Costs, goals: Sequence[Goal] = (), base: 
     heads = ["", f"CPU {unit}", f"wall {unit}", f"times the CPU of {base}"]
     print_table([*heads, "peak MiB"] if memory else heads, _rows(costs, scale, base, memory))
     print()
-    for goal in goals:
-        found = statistics.median(ratios(costs, goal.contender, base))
-        verdict = "reached" if found >= goal.at_least else "MISSED"
-        print(f"Goal {goal.at_least:g}x against {goal.contender}: {verdict}, {_short(found)}x")
+    ours = statistics.median(cost.cpu for cost in costs[base])
+    if floor is not None:
+        print(f"Floor: {scale * floor:.3g} {unit}, {floor / ours:.0%} of {base}")
+    if remark:
+        print(remark)
+    for baseline in baselines:
+        if baseline.goal is not None:
+            found = statistics.median(ratios(costs, baseline.contender, base))
+            verdict = "reached" if found >= baseline.goal else "MISSED"
+            print(f"Goal {baseline.goal:g}x against {baseline.contender}: {verdict}, {found:.3g}x")
+        record(
+            title,
+            baseline,
+            ratios(costs, baseline.contender, base),
+            ours=scale * ours,
+            unit=unit,
+            floor=None if floor is None else floor / ours,
+            remark=remark,
+        )
+
+
+def record(title: str, baseline: Baseline, found: Sequence[float], **more: Any) -> None:
+    """Add a result to the file that ``--record`` names; without one, do nothing.
+
+    Args:
+        title: of the operation.
+        baseline: the other way.
+        found: its ratios.
+        **more: fields of `Result`.
+    """
+    if RUN.record is None:
+        return
+    few = (min(found), statistics.median(found), max(found)) if len(found) > 1 else tuple(found)
+    argv = [one for one in sys.argv[1:] if one not in ("--record", str(RUN.record))]
+    run: Any = here(Path(sys.argv[0]).name, argv)
+    more |= {"turns": len(found), "goal": baseline.goal, "quick": RUN.quick}
+    add([Result(title, baseline.contender, ratios=few, **run, **more)], RUN.record)
 
 
 def _rows(costs: Costs, scale: float, base: str, memory: bool) -> list[list[str]]:
     rows = []
     for name, found in costs.items():
         row = [name]
-        row += [_short(scale * statistics.median(c.cpu for c in found))]
-        row += [_short(scale * statistics.median(c.wall for c in found))]
+        row += [number(scale * statistics.median(c.cpu for c in found))]
+        row += [number(scale * statistics.median(c.wall for c in found))]
         row += ["1" if name == base else spread(ratios(costs, name, base))]
         if memory:
             peak = max(c.peak_mib for c in found)
@@ -262,16 +316,9 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def facts(*packages: str, **more: object) -> None:
     """Print the machine, the versions and the sizes, as every benchmark's last line."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
     names = ("lora_ws", "numpy", "torch", *packages)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    said = [f"{model}, {os.cpu_count()} cores, 1 thread{load}"]
+    said = [f"{processor()}, {os.cpu_count()} cores, 1 thread{load}"]
     said += [f"{name} {version(name)}" for name in names]
     said += [f"{name} {value}" for name, value in more.items()]
     print("\n" + "; ".join(said))
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -91,7 +91,8 @@ def composite(base: str, folder: Path, steps: int, args: Any) -> None:
             },
             args.repeats,
         )
-    common.show(f"Composite of {COMPOSED} adapters on {base}", "ms per step", costs)
+    title = f"Composite of {COMPOSED} adapters on {base}"
+    common.show(title, "ms per step", costs, [common.Baseline(DIFFUSERS)])
 
 
 def times(switch: Callable[[int], object], rounds: int) -> common.Contender:
@@ -141,11 +142,18 @@ def switching(n: int, folder: Path, rounds: int, args: Any) -> None:
         contenders = {common.OURS: times(lambda k: (we(k), module(token)), 10 * rounds)}
         contenders |= {name: times(way, rounds) for name, way in ways.items()}
         costs = common.alternate(contenders, args.repeats)
-        common.show(f"Switching to {title}", "ms per switch", costs, [common.Goal(DIFFUSERS, 20)])
+        common.show(
+            f"Switching to {title}", "ms per switch", costs, [common.Baseline(DIFFUSERS, 20)]
+        )
         contenders = {common.OURS: times(lambda k: (we(k), call(ours)), rounds)}
         contenders[DIFFUSERS] = times(lambda k: (they(k), call(theirs)), rounds)
         costs = common.alternate(contenders, args.repeats)
-        common.show(f"Switching to {title}, and a call of the U-Net", "ms per switch", costs)
+        common.show(
+            f"Switching to {title}, and a call of the U-Net",
+            "ms per switch",
+            costs,
+            [common.Baseline(DIFFUSERS)],
+        )
 
     with stack.bank.attach(ours.unet, [0.0] * n) as mixture:
         mixes = [{k: (1 + (k + turn) % 3) / n for k in range(n)} for turn in (0, 1)]

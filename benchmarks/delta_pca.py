@@ -153,7 +153,8 @@ def compare(name: str, layout: Layout, args: tuple[int, int, int, int], deficien
     off = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     print(f"\n{name}: features differ by {off:.1e}, at most {BOUND:.1e} expected")
     assert off < BOUND
-    common.show(f"{name}: fitting {landmarks} rows", "s", fitting)
+    title = f"DeltaPCA, {name}, {len(layout.layers)} layers, {landmarks} landmarks"
+    common.show(f"{title}: fitting", "s", fitting, [common.Baseline(PLAIN)])
     alone = [new[k : k + 1] for k in range(8)]
     calls: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], common.Contender]] = {
         BATCH: lambda act: common.timed(lambda: act(new), len(new)),
@@ -165,8 +166,13 @@ def compare(name: str, layout: Layout, args: tuple[int, int, int, int], deficien
             PLAIN: call(lambda rows: plain.kernel(rows) @ ours.dual_ - ours.offset_),
         }
         costs = common.alternate(ways, repeats)
-        common.show(f"{name}: {size}", "ms per file", costs, [common.Goal(PLAIN, GOALS[size])])
-    print(f"Products alone: {1e3 * floor(layout, landmarks):.2f} ms per file in batches")
+        common.show(
+            f"{title}: {size}",
+            "ms per file",
+            costs,
+            [common.Baseline(PLAIN, GOALS[size])],
+            floor=floor(layout, landmarks) if size == BATCH else None,
+        )
 
 
 def floor(layout: Layout, landmarks: int) -> float:

@@ -19,7 +19,6 @@ measured again; with ``--draws 0`` it is reported as it stands. So a part of the
 small sizes and their test rows, and all of them, ``--smallest 4000``, the large ones.
 """
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -255,13 +254,15 @@ def report(points: Sequence[Point], split: str, folder: Path) -> None:
 
 def main() -> None:
     """Measure what is missing, fit, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.flags(__doc__)
     parser.add_argument("stores", nargs="*", help="folders of stores of one collection")
     parser.add_argument("--draws", type=int, default=3, help="orders of the training rows")
     parser.add_argument("--smallest", type=int, default=100, help="training rows to begin with")
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--out", type=Path, default=Path("runs", "learning_curve"))
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=common.RUN)
+    if options.quick:
+        options.readers, options.draws = options.readers[:1], 1
     options.out.mkdir(parents=True, exist_ok=True)
     file, points = options.out / "records.jsonl", list[Point]()
     if file.is_file():

@@ -11,7 +11,6 @@ reads stores of one collection, such as shares of ``lora-ws zoo build --shard``;
 lora-ws-mini's ``per_adapter/constant``, whose photos are dealt once.
 """
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -59,14 +58,11 @@ def measure(adapters: AdapterSet, way: str, size: int, draw: int) -> tuple[float
 
 def main() -> None:
     """Print accuracy by size and kind of split."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.flags(__doc__)
     parser.add_argument("stores", nargs="*", help="stores of one collection")
     parser.add_argument("--sizes", type=int, nargs="+", default=[350], help="training rows")
     parser.add_argument("--draws", type=int, default=3, help="of training rows and splits")
-    parser.add_argument("--quick", action="store_true", help="one draw, to see that it runs")
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=common.RUN)
     adapters = read(args.stores)
     draws = 1 if args.quick else args.draws
     rows = []

@@ -32,9 +32,13 @@ SEEDS = (0, 1, 2)
 
 def main() -> None:
     """Print the table."""
+    args = common.arguments(__doc__, repeats=1)
     zoo = load("lora-ws-mini")
-    names = dict.fromkeys(zoo.column("subset").tolist())
-    columns = [measured(zoo.subset(name)) for name in names]
+    names = list(dict.fromkeys(zoo.column("subset").tolist()))[: 1 if args.quick else None]
+    corners = [zoo.subset(name) for name in names]
+    if args.quick:
+        corners = [corner.select(range(0, len(corner), 10)) for corner in corners]
+    columns = [measured(corner) for corner in corners]
     rows = [[fact, *(column[fact] for column in columns)] for fact in columns[0]]
     common.print_table(["%", *names], rows)
     common.facts("diffusers", adapters=len(zoo))

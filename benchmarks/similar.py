@@ -40,6 +40,7 @@ except ImportError:
 
 TOP, GOAL_MS = 10, 50
 EXACT, APPROXIMATE = "ours, exact", "ours, graph"
+LIBRARY = "scikit-learn, brute force"
 
 
 def build(folder: Path, n: int, random: np.random.Generator) -> Index:
@@ -66,7 +67,7 @@ def queries(n: int, repeats: int, seed: int) -> None:
         ways = {
             EXACT: lambda q: index.search(q, TOP, approximate=False).rows,
             "numpy, product and sort": lambda q: np.argsort(-(memory @ q[0]))[None, :TOP],
-            "scikit-learn, brute force": lambda q: library.kneighbors(q, return_distance=False),
+            LIBRARY: lambda q: library.kneighbors(q, return_distance=False),
         }
         if Graph is not None:
             cost = common.measure(lambda: index.search(asked[:1], TOP, approximate=True))
@@ -87,10 +88,16 @@ def queries(n: int, repeats: int, seed: int) -> None:
             },
             repeats,
         )
-    common.show(f"One query among {n} sketches of {SIDE * SIDE}", "ms", costs, base=EXACT)
     wall = 1e3 * statistics.median(cost.wall for cost in costs[EXACT])
-    verdict = "reached" if wall < GOAL_MS else "MISSED"
-    print(f"Goal below {GOAL_MS} ms: {verdict}, {wall:.3g} ms")
+    verdict = "reached" if wall < GOAL_MS else "**missed**"
+    common.show(
+        f"One query among {n:,} adapters",
+        "ms",
+        costs,
+        [common.Baseline(LIBRARY)],
+        base=EXACT,
+        remark=f"{wall:.3g} ms on the wall, goal {GOAL_MS} {verdict}",
+    )
 
 
 def sketching(repeats: int, seed: int) -> None:
@@ -115,8 +122,8 @@ def sketching(repeats: int, seed: int) -> None:
         },
         repeats,
     )
-    title = "One adapter of Stable Diffusion 1.5, rank 4, 64 layers"
-    common.show(title, "ms", costs, [common.Goal("dense updates", 5)])
+    title = "Sketch of a rank-4 SD1.5 file, for search"
+    common.show(title, "ms", costs, [common.Baseline("dense updates", 5)])
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from lora_ws.functional.moments import STATISTICS
 
 Blocks = Sequence[slice]
 GOALS = {StatsLayer: 6.0, StatsFlatVec: 9.0}
-PUBLISHED = "published way (torch)"
+PUBLISHED, LIBRARY = "published way (torch)", "numpy and scipy"
 
 
 def published(weights: np.ndarray, blocks: Blocks, count: int) -> np.ndarray:
@@ -68,13 +68,14 @@ def compare(featurizer: Featurizer, blocks: Blocks, weights: np.ndarray, repeats
         {
             common.OURS: common.timed(lambda: featurizer.transform(weights)),
             PUBLISHED: common.timed(lambda: published(weights, blocks, count)),
-            "numpy and scipy": common.timed(lambda: library(weights, blocks, count)),
+            LIBRARY: common.timed(lambda: library(weights, blocks, count)),
         },
         repeats,
     )
-    title = f"{kind.__name__}, {len(weights)} adapters, {count} statistics"
-    goals = [common.Goal(PUBLISHED, GOALS[kind])] if count == 5 else []
-    common.show(title, "s", costs, goals)
+    title = f"{kind.__name__}, {count} statistics, {len(weights):,} SD1.5 adapters"
+    goal = GOALS[kind] if count == 5 else None
+    baselines = [common.Baseline(PUBLISHED, goal), common.Baseline(LIBRARY)]
+    common.show(title, "s", costs, baselines)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from lora_ws import Layout, StatsLayerDense
 from lora_ws.functional.moments import STATISTICS
 
 FIVE = STATISTICS[:5]
+PUBLISHED, LIBRARY = "published way (torch)", "numpy outer + partition"
 LAYOUT = Layout.sd15_qv()
 
 
@@ -86,22 +87,17 @@ def main() -> None:
         costs = common.alternate(
             {
                 common.OURS: common.timed(lambda f=mine: f(weights), n),
-                "published way (torch)": common.timed(
-                    lambda s=seven: published(weights[:few], s), few
-                ),
-                "numpy outer + partition": common.timed(
-                    lambda s=seven: library(weights[:some], s), some
-                ),
+                PUBLISHED: common.timed(lambda s=seven: published(weights[:few], s), few),
+                LIBRARY: common.timed(lambda s=seven: library(weights[:some], s), some),
             },
             args.repeats,
         )
-        goal = (
-            common.Goal("numpy outer + partition", 30)
-            if seven
-            else common.Goal("published way (torch)", 400)
-        )
-        title = f"StatsLayerDense, {len(statistics)} statistics"
-        common.show(title, "ms per adapter", costs, [goal])
+        baselines = [
+            common.Baseline(PUBLISHED, None if seven else 400),
+            common.Baseline(LIBRARY, 30 if seven else None),
+        ]
+        title = f"StatsLayerDense, {len(statistics)} statistics, SD1.5"
+        common.show(title, "ms per adapter", costs, baselines)
         speed = 1 / np.median([cost.cpu for cost in costs[common.OURS]])
         print(f"lora_ws: {speed:.0f} adapters a CPU second")
     print(f"\n{checked} medians, minima and maxima are equal bit for bit in all three.")

@@ -125,7 +125,9 @@ def batches(folder: Path, n: int, size: int, repeats: int, seed: int) -> None:
         return run
 
     costs = common.alternate({name: contender(name) for name in FORMS}, repeats, {PUBLISHED: 1})
-    common.show(f"Random batches of {size} of {n} adapters", "ms per adapter", costs)
+    baselines = [common.Baseline(name) for name in FORMS if name != common.OURS]
+    title = f"Random batches of {size} of {n} SD1.5 adapters"
+    common.show(title, "ms per adapter", costs, baselines)
 
 
 def main() -> None:
