@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.kinds import kind_of, load_eval, run_eval, trained
+from lora_ws.experiments.kinds import TRAINS, kind_of, load_eval, run_eval, trained
 from lora_ws.experiments.layers.spec import SweepSpec
 from lora_ws.experiments.options import Options, ReproduceSpec
 from lora_ws.learn.spec import slug
@@ -21,12 +21,16 @@ def reproduce(what: str, /, flags: ReproduceSpec) -> None:
 
     Args:
         what: name of a file in eval/, such as table1; all runs every table and figure that trains
-            classifiers. Experiments that generate images, such as composition, only take --out
+            classifiers on a collection. transfer builds its zoos first, and takes --zoos, --photos,
+            --processes, --rows and --out; experiments that generate images, such as composition,
+            only take --out
         flags: settings.
     """
-    trains = what == ALL or kind_of(what).trains
-    if flags.changed and not trains:
-        raise ConfigError(f"{flags.changed[0]}: `{what}` draws images and takes --out alone")
+    taken = TRAINS if what == ALL else kind_of(what).flags
+    if foreign := [name for name in flags.changed if name not in taken]:
+        known = ", ".join(f"--{name}" for name in (*taken, "out"))
+        raise ConfigError(f"{foreign[0]}: expected one of the flags of `{what}`, which are {known}")
+    trains = "dataset" in taken
     home = Path("runs", "reproduce")
     home = home / slug(flags.dataset or "bundled") / (flags.subset or "") if trains else home / what
     console = Console(highlight=False, soft_wrap=True)

@@ -4,10 +4,29 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import ttest_rel
 
 from lora_ws.report.metrics import MISSING
 from lora_ws.report.records import RunRecord, Summary
+
+RESAMPLES, CONFIDENCE = 2000, 95
+
+
+def interval(gaps: Float[np.ndarray, " rows"]) -> tuple[float, float]:
+    """Interval of 95 % of a mean in percent, by a bootstrap over rows.
+
+    Args:
+        gaps: of each row, such as 1 where one reader is right and another is not.
+
+    Example:
+        >>> interval(np.zeros(8))
+        (0.0, 0.0)
+    """
+    rows = np.random.default_rng(0).integers(len(gaps), size=(RESAMPLES, len(gaps)))
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(100 * gaps[rows].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
 
 
 class Difference(NamedTuple):

@@ -19,23 +19,41 @@ class Kind(NamedTuple):
 
     Attributes:
         run: ``module:function`` of `Run`; its first parameter is annotated with the type of spec.
-        trains: classifiers, by recipes of `training/`; otherwise it draws images and takes no
-            flag but ``--out``.
+        flags: of `lora-ws reproduce` that it takes, beside ``--out``.
     """
 
     run: str
-    trains: bool
+    flags: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains classifiers on a collection, by recipes of `training/`."""
+        return "dataset" in self.flags
 
 
-# Imported only when called: drawing needs the `diffusion` extra.
+TRAINS = (
+    "dataset",
+    "subset",
+    "protocol",
+    "seeds",
+    "processes",
+    "controls",
+    "rows",
+    "draws",
+    "size",
+)
+# Imported only when called: drawing, and training adapters, needs the `diffusion` extra.
 KINDS = {
-    "table": Kind("lora_ws.experiments.table.run:run", trains=True),
-    "readers": Kind("lora_ws.experiments.readers.run:run", trains=True),
-    "layers": Kind("lora_ws.experiments.layers.run:run", trains=True),
-    "principal_components": Kind("lora_ws.experiments.principal_components.run:run", trains=True),
-    "composition": Kind("lora_ws.experiments.composition.run:run", trains=False),
-    "attribution": Kind("lora_ws.experiments.attribution.run:run", trains=False),
-    "cad": Kind("lora_ws.experiments.cad.run:run", trains=False),
+    "table": Kind("lora_ws.experiments.table.run:run", TRAINS),
+    "readers": Kind("lora_ws.experiments.readers.run:run", TRAINS),
+    "layers": Kind("lora_ws.experiments.layers.run:run", TRAINS),
+    "principal_components": Kind("lora_ws.experiments.principal_components.run:run", TRAINS),
+    "transfer": Kind(
+        "lora_ws.experiments.transfer.run:run", ("processes", "rows", "zoos", "photos")
+    ),
+    "composition": Kind("lora_ws.experiments.composition.run:run"),
+    "attribution": Kind("lora_ws.experiments.attribution.run:run"),
+    "cad": Kind("lora_ws.experiments.cad.run:run"),
 }
 Run = Callable[[Any, Options], Path]
 
@@ -99,7 +117,7 @@ def kind_of(name: str) -> Kind:
 
 
 def trained() -> list[str]:
-    """Names of all files in `eval/` that train classifiers."""
+    """Names of all files in `eval/` that train classifiers on a collection."""
     return [name for name in spec_files("eval") if kind_of(name).trains]
 
 

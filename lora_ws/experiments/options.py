@@ -17,12 +17,16 @@ class ReproduceSpec:
         subset: subset of the collection; null takes the card's first
         protocol: splits and model selection; null takes all three for tables and clean for figures
         seeds: number of seeds; null takes the recipes' ten
-        processes: parallel processes; null takes one per core
+        processes: parallel processes; null takes one per core, and one to build zoos
         controls: also evaluate plain inputs, other prompts, unseen leaves and shuffled labels
-        rows: rows of a table, such as '["FlatVec"]'; null takes all
+        rows: rows of a table, or readers, such as '["FlatVec"]'; null takes all
         draws: for `readers`: number of learning rates and weight decays to try per network; the
             validation rows select
         size: for `readers`: parameter budget, such as 1.3M; null takes the recipes' networks
+        zoos: for `transfer`: folder of zoos, where those that are missing are built; null takes one
+            below out
+        photos: for `transfer`: source of the photos of zoos that are missing, instead of the
+            recipe's
         out: folder of runs and reports; null makes one below runs/
     """
 
@@ -35,6 +39,8 @@ class ReproduceSpec:
     rows: tuple[str, ...] | None = None
     draws: int = 0
     size: str | None = None
+    zoos: Path | None = None
+    photos: str | None = None
     out: Path | None = None
 
     @property

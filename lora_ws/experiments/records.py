@@ -1,4 +1,4 @@
-"""Records of an experiment that draws images: one line of JSON per measurement."""
+"""Records of an experiment, one line of JSON per measurement."""
 
 import json
 import time

@@ -99,15 +99,19 @@ def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
     return adapters, subset
 
 
-def prepare(spec: ExperimentSpec) -> Prepared:
+def prepare(spec: ExperimentSpec, data: tuple[AdapterSet, str] | None = None) -> Prepared:
     """Load, split, featurize and normalize, fitting on training rows only.
+
+    Args:
+        spec: the experiment.
+        data: adapters in memory and the name of their subset, instead of those that it names.
 
     Raises:
         ConfigError: the spec has no single featurizer, or it does not fit the data.
     """
     if spec.featurizer is None and not spec.metadata:
         raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
-    adapters, subset = open_data(spec)
+    adapters, subset = data or open_data(spec)
     labels, classes = spec.kind.read(adapters, spec.label)
     split = split_rows(adapters, spec)
     start = time.perf_counter()

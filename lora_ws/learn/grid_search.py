@@ -52,7 +52,8 @@ class GridSearch:
         if key == _rows_of(self.spec):
             return self.prepared
         if key not in self._made:
-            self._made[key] = prepare(spec)
+            data = self.prepared.adapters, self.prepared.subset
+            self._made[key] = prepare(spec, data)
         return self._made[key]
 
 

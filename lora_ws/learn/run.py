@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError
 from lora_ws.learn.augment import Augment
 from lora_ws.learn.batched import fit_batched
@@ -71,6 +73,28 @@ def run_many(spec: ExperimentSpec, seeds: Sequence[int]) -> list[RunRecord]:
     with threads(spec.trainer.threads):
         prepared = prepare(spec)
     return [fitted.record for fitted in fit_seeds(spec, prepared, seeds)]
+
+
+def fit_shown(spec: ExperimentSpec, shown: AdapterSet, seed: int) -> Fitted:
+    """Train one seed on adapters in memory, which need be no collection.
+
+    Args:
+        spec: how to read them; its dataset, subset and split have no say.
+        shown: adapters, whose card says label and parts.
+        seed: to train.
+
+    Example:
+        >>> from lora_ws import StatsFlatVec, load
+        >>> from lora_ws.learn.spec import FitSpec
+        >>> spec = ExperimentSpec(featurizer=StatsFlatVec(), fit=FitSpec(max_epochs=1))
+        >>> shown = load("lora-ws-mini").subset("shared/class")
+        >>> tuple(fit_shown(spec, shown, seed=0).test.scores.shape)
+        (100, 10)
+    """
+    own = replace(spec, split=None)
+    with threads(own.trainer.threads):
+        prepared = prepare(own, (shown, ""))
+    return next(fit_seeds(own, prepared, [seed]))
 
 
 def run(

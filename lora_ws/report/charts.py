@@ -233,6 +233,50 @@ def chart_lines(
     return save(figure, file)
 
 
+def chart_tables(
+    tables: Mapping[str, Sequence[Sequence[float | None]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    file: Path,
+    *,
+    title: str,
+    ylabel: str,
+    xlabel: str,
+) -> Path:
+    """Percentages as heat maps side by side, of one scale from 0 to 100.
+
+    Args:
+        tables: title -> a number for each row and column; None where there is none.
+        rows: their names.
+        columns: their names.
+        file: PNG to write; the SVG stands beside it.
+        title: says what the numbers are.
+        ylabel: what the rows are.
+        xlabel: what the columns are.
+    """
+    wide = min(3, len(tables))
+    deep = -(-len(tables) // wide)
+    size = (1.6 + wide * (0.7 + 0.5 * len(columns)), 1.1 + deep * (0.9 + 0.36 * len(rows)))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(tables) :]:
+        axes.set_visible(False)
+    for axes, (name, table) in zip(grid.flat, tables.items(), strict=False):
+        values = np.array([[np.nan if v is None else v for v in row] for row in table], float)
+        axes.imshow(values, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text = "–" if np.isnan(value) else f"{value:.0f}"
+            color = "white" if value > 55 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+    figure.suptitle(title)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    return save(figure, file)
+
+
 def chart_trade(
     series: Mapping[str, Sequence[tuple[float, float, float]]],
     file: Path,

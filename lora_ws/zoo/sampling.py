@@ -34,6 +34,7 @@ class SamplingSpec:
             subsets.
         prompt: "class" contains the general class, "constant" does not; several values make
             subsets.
+        template: the constant prompt; the general class follows it where the prompt contains it.
         flagged: general class that stands for flagged content, if any: the column `label` is then
             flagged or neutral, and its leaves get as many adapters as all others together.
     """
@@ -44,6 +45,7 @@ class SamplingSpec:
     passes: int = 1
     a_init: tuple[Init, ...] = ("per_adapter",)
     prompt: tuple[Prompt, ...] = ("class",)
+    template: str = "a photo of sks"
     flagged: str | None = None
 
 
@@ -118,7 +120,7 @@ def plan_adapters(photos: Photos, spec: SamplingSpec, seed: int) -> list[Adapter
     jobs = []
     for a_init, prompt in product(spec.a_init, spec.prompt):
         for k, (category, leaf, number, images, part, leaf_part) in enumerate(sets):
-            text = f"a photo of sks {category}" if prompt == "class" else "a photo of sks"
+            text = f"{spec.template} {category}" if prompt == "class" else spec.template
             jobs.append(
                 AdapterPlan(
                     len(jobs),

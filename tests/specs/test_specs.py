@@ -38,6 +38,7 @@ ZOO_RECIPES = {
     "zoo/lora_ws_small_class": ZooSpec,
     "zoo/lora_ws_mini_rank4": ZooSpec,
     "zoo/lora_ws_sd15": ZooSpec,
+    "zoo/transfer": ZooSpec,
 }
 
 

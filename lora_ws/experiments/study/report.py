@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_ws.experiments.differences import interval
 from lora_ws.experiments.study.changes import CHANGES, Level
 from lora_ws.experiments.study.run import CLEAN, Read
 from lora_ws.experiments.study.trained import Learned
@@ -15,7 +16,6 @@ from lora_ws.report.charts import chart_bars, chart_lines
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section, write_report
 
-RESAMPLES, CONFIDENCE = 2000, 95
 PAGE = "report.html"
 By = Mapping[Level, Sequence[Read]]
 
@@ -96,10 +96,7 @@ def difference(reads: Sequence[Read], clean: Read) -> tuple[float, float]:
         (0.0, 0.0)
     """
     gaps = np.mean([read.hits for read in reads], axis=0) - clean.hits
-    rows = np.random.default_rng(0).integers(len(gaps), size=(RESAMPLES, len(gaps)))
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(100 * gaps[rows].mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+    return interval(gaps)
 
 
 def _by_reader(found: Sequence[Read], name: str) -> dict[str, dict[Level, list[Read]]]:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from lora_ws.experiments.recipes import recipe_file
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data, split_rows
-from lora_ws.learn.run import run_many
+from lora_ws.learn.run import fit_shown
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.progress import progress
 from lora_ws.workers import work_through
@@ -146,10 +145,7 @@ def perform(job: Job) -> None:
     """Train one reader and write its result."""
     adapters, subset = open_data(job.spec)
     shown = taught_rows(adapters, job.spec, job.study, job.level, job.draw)
-    with TemporaryDirectory() as folder:
-        store = shown.save(Path(folder) / "rows")
-        own = replace(job.spec, dataset=str(store), subset=None, split=None, revision=None)
-        (record,) = run_many(own, [job.draw])
+    record = fit_shown(job.spec, shown, job.draw).record
     counts = np.bincount(shown.labels()[0][shown.split().train], minlength=len(record.classes))
     confusion = np.array(record.confusion)
     recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
