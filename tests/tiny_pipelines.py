@@ -127,7 +127,9 @@ def sdxl() -> Any:
 
 def sd3() -> Any:
     """SD3 with all of its three text encoders."""
-    (one, first), (two, second) = (_clip(8, CLIPTextModelWithProjection) for _ in range(2))
+    (one, first), (two, second) = (_clip(width, CLIPTextModelWithProjection) for width in (8, 16))
+    # Of the first, makers keep no matrix.
+    one.text_projection.weight.data = torch.eye(8)
     three, third = _t5(24)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -138,7 +140,7 @@ def sd3() -> Any:
         num_attention_heads=2,
         joint_attention_dim=24,
         caption_projection_dim=16,
-        pooled_projection_dim=16,
+        pooled_projection_dim=24,
         pos_embed_max_size=8,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -70,5 +70,7 @@ def of_images(pipeline: Any, steps: int, guidance: float = 1.0) -> float:
 
     Guided noise is ``guidance`` times one prediction less ``guidance - 1`` times another.
     """
-    terms = terms_of(pipeline.unet, pipeline.vae.decoder, pipeline.text_encoder)
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    parts = [getattr(pipeline, name, None) for name in names]
+    terms = terms_of(pipeline.vae.decoder, *(part for part in parts if part is not None))
     return rounding(terms, steps=steps * (2 * guidance - 1))

@@ -49,6 +49,9 @@ SINGLE_FILES = (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
 )
+# Checkpoints of the same names that draw no image from noise and a prompt alone.
+_REFINER = re.compile(r"conditioner\.embedders\.0\.model\.")
+_FIRST, _CHANNELS = "model.diffusion_model.input_blocks.0.0.weight", 4
 _TEXT = re.compile(r"cond_stage_model\.|conditioner\.|text_encoders\.")
 
 
@@ -63,7 +66,7 @@ def read_pipeline(name: str, config: str | None = None, dtype: torch.dtype = tor
 
     Raises:
         NotAvailableError: it is neither here nor reachable.
-        DataError: the file holds no pipeline that is known.
+        DataError: the file holds no pipeline that is known, or one that does not draw from noise.
     """
     with quiet():
         if name.endswith(".safetensors"):
@@ -140,8 +143,19 @@ def _kind(file: Path) -> tuple[str, str, str, bool]:
     try:
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
+            channels = opened.get_slice(_FIRST).get_shape()[1] if _FIRST in names else _CHANNELS
     except (OSError, SafetensorError) as error:
         raise NotAvailableError(f"{file}: no checkpoint that can be read ({error})") from error
+    if any(map(_REFINER.match, names)):
+        raise DataError(
+            f"{file}: this is SDXL's refiner, which finishes images that a base began; expected "
+            "the checkpoint of a base"
+        )
+    if channels != _CHANNELS:
+        raise DataError(
+            f"{file}: this checkpoint sees {channels} channels, as those for inpainting or editing "
+            f"do; expected one that draws from noise, of {_CHANNELS}"
+        )
     for pattern, *found in SINGLE_FILES:
         if any(map(re.compile(pattern).match, names)):
             pipeline, component, repository = found

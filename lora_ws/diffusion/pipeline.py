@@ -25,7 +25,12 @@ from lora_ws.diffusion.base_spec import BUNDLED, PipelineSpec, Precision
 from lora_ws.diffusion.families import family_of
 from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.loading import find_device, read_pipeline
-from lora_ws.diffusion.schedulers import begin_run, continue_run, step_generators
+from lora_ws.diffusion.schedulers import (
+    begin_run,
+    continue_run,
+    draws_noise,
+    step_generators,
+)
 from lora_ws.errors import ConfigError
 
 # Importing a pipeline prints advice to install torchvision, which nothing here uses.
@@ -109,8 +114,22 @@ def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> A
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # Stable Diffusion's own noise schedule.
-    scheduler = DDIMScheduler(
+    scheduler = ddim_scheduler()
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ddim_scheduler() -> DDIMScheduler:
+    """DDIM on Stable Diffusion's own noise levels.
+
+    Example:
+        >>> ddim_scheduler().config.beta_end
+        0.012
+    """
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -118,11 +137,6 @@ def build_pipeline(size: PipelineSize, words: Iterable[str], seed: int = 0) -> A
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _autoencoder(size: PipelineSize) -> AutoencoderKL:
@@ -359,6 +373,10 @@ def generate(
         seeds = range(generation.seed, generation.seed + len(generation.prompts(images)))
     noise = initial_noise(pipeline, seeds, size_of(pipeline, generation))
     family, prompts = family_of(pipeline), generation.prompts(len(noise))
+    if family.component == "transformer" and draws_noise(pipeline, generation):
+        # Those pipelines give steps no generator, so no seed would say what they draw.
+        *_, latents = denoise(pipeline, noise, generation, seeds=seeds)
+        return decode_latents(pipeline, latents).cpu()
     width, height = family.size(generation)
     guidance: dict[str, Any] = {"guidance_scale": generation.guidance_scale}
     if family.guided(generation) and generation.negative_prompt:

@@ -194,14 +194,42 @@ def forgets(pipeline: Any, generation: GenerationSpec) -> bool:
         >>> forgets(pipeline, generation)
         False
     """
+    return _tried(pipeline, generation) == (False, False)
+
+
+def draws_noise(pipeline: Any, generation: GenerationSpec) -> bool:
+    """Whether steps of the scheduler add noise.
+
+    Example:
+        >>> from diffusers import LCMScheduler
+        >>> from lora_ws.diffusion.pipeline import load_pipeline
+        >>> pipeline, generation = load_pipeline("digit-sd"), GenerationSpec("three")
+        >>> draws_noise(pipeline, generation)
+        False
+        >>> pipeline.scheduler = LCMScheduler()
+        >>> draws_noise(pipeline, generation)
+        True
+    """
+    return _tried(pipeline, generation).draws
+
+
+class _Tried(NamedTuple):
+    """What two steps of a scheduler do: keep something of the latents' shape, draw noise."""
+
+    keeps: bool
+    draws: bool
+
+
+def _tried(pipeline: Any, generation: GenerationSpec) -> _Tried:
     timesteps_for(pipeline, generation)
-    noise = torch.zeros(1, 1, 2, 3)
+    noise, keeps = torch.zeros(1, 1, 2, 3), False
     run = Run(copy.deepcopy(pipeline.scheduler), noise, step_generators(noise, [0]))
     drawn = run.generators[0].get_state()
     for _ in run.left[:2]:
         run.step(run.inputs())
-    kept = [value for value in vars(run.scheduler).values() if _holds(value, run.latents.shape)]
-    return not kept and torch.equal(drawn, run.generators[0].get_state())
+        # After each: Heun's second step forgets what the first one kept.
+        keeps |= any(_holds(value, noise.shape) for value in vars(run.scheduler).values())
+    return _Tried(keeps, not torch.equal(drawn, run.generators[0].get_state()))
 
 
 def training_pair(

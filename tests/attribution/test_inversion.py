@@ -12,6 +12,8 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from tolerances import of_images, rounding
 from torch import Tensor
@@ -30,6 +32,7 @@ from lora_ws.diffusion.pipeline import (
     load_pipeline,
 )
 from lora_ws.diffusion.prompts import encode_prompts
+from lora_ws.diffusion.schedulers import timesteps_of
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 from lora_ws.threads import threads
@@ -294,3 +297,18 @@ def test_schedulers_that_cannot_be_inverted_are_refused(name: str, pipeline: Any
     )
     with pytest.raises(ConfigError, match=text):
         invert(other, make_stack(pipeline), GENERATION, LATENTS, guidance_scale=2)
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, LCMScheduler, PNDMScheduler])
+def test_latents_alone_do_not_say_how_others_go_on(kind: Any, pipeline: Any) -> None:
+    before = pipeline.scheduler
+    pipeline.scheduler = kind.from_config(before.config)
+    try:
+        generation = replace(GENERATION, num_inference_steps=4)
+        steps = len(timesteps_of(pipeline.scheduler, 4))
+        latents = LATENTS.expand(steps + 1, 1, -1, -1, -1)
+        text = f"{kind.__name__} remembers steps or draws noise"
+        with pytest.raises(ConfigError, match=text):
+            pseudo_ablate(pipeline, make_stack(pipeline), generation, latents, start=1)
+    finally:
+        pipeline.scheduler = before

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import KINDS, make, write_adapter
-from tolerances import rounding, slope, terms_of
+from tolerances import of_images, rounding, slope
 from torch import Tensor
 
 from lora_ws.attribution.ablation import ablate, draw_subsets
@@ -36,6 +37,7 @@ from lora_ws.diffusion.methods import (
     acts_at,
 )
 from lora_ws.diffusion.pipeline import decode_latents, denoise, generate, initial_noise
+from lora_ws.diffusion.schedulers import begin_run
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -74,9 +76,7 @@ def theirs(kind: str, files: list[Path]) -> Any:
 
 
 def bound(pipeline: Any, steps: int = STEPS) -> float:
-    encoders = [part for name, part in pipeline.components.items() if name.startswith("text_enc")]
-    parts = family_of(pipeline).denoiser, pipeline.vae.decoder, *filter(None, encoders)
-    return rounding(terms_of(*parts), steps=steps * (2 * GUIDANCE - 1))
+    return of_images(pipeline, steps, GUIDANCE)
 
 
 def drawn(pipeline: Any, generation: GenerationSpec = ASKED, **how: Any) -> Tensor:
@@ -283,6 +283,27 @@ def test_half_precision_runs_through_every_family(
     assert bool(images.isfinite().all())
     atol = bound(made) * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     assert torch.allclose(decode_latents(made, latents), images, atol=atol, rtol=0)
+
+
+@pytest.mark.slow
+def test_noise_prompts_and_factors_go_where_the_pipeline_is(kind: str, files: list[Path]) -> None:
+    """On the device without memory, whose operations take no tensors of another."""
+    made = make(kind)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to("meta")
+    # There are no values to compare, of timesteps either.
+    made.scheduler.set_timesteps = partial(_set_timesteps, made.scheduler.set_timesteps)
+    stack, family = AdapterStack.of(files, SCALES), family_of(made)
+    with torch.no_grad(), stack.attach(made, SCALES):
+        run = begin_run(made, initial_noise(made, [3, 4]), ASKED)
+        x = torch.cat([run.inputs()] * (1 + family.guided(ASKED)))
+        said = family.predict(x, run.left[0].to("meta"), family.condition(ASKED, 2))
+    assert (said.device.type, said.shape) == ("meta", x.shape)
+
+
+def _set_timesteps(own: Callable[..., None], steps: int, device: Any, **options: Any) -> None:
+    own(steps, **options)
 
 
 def test_sdxl_draws_what_diffusers_draws() -> None:

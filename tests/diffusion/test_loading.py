@@ -5,28 +5,71 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from single_files import write_single_file
 from tiny_pipelines import make
+from tolerances import of_images
 
 from lora_ws.diffusion.base_spec import PipelineSpec
+from lora_ws.diffusion.generation import GenerationSpec
 from lora_ws.diffusion.loading import read_pipeline
-from lora_ws.diffusion.pipeline import load_base, load_pipeline
+from lora_ws.diffusion.pipeline import generate, load_base, load_pipeline
 from lora_ws.errors import DataError, NotAvailableError
 
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
-def test_a_single_file_is_the_pipeline_that_it_was_written_from(tmp_path: Path) -> None:
-    made = load_pipeline("digit-sd")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["digit-sd", "sd2", "sdxl", "sd3"])
+def test_a_single_file_is_the_pipeline_that_it_was_written_from(kind: str, tmp_path: Path) -> None:
+    made = load_pipeline(kind) if kind == "digit-sd" else make(kind)
     file = write_single_file(made, tmp_path / "model.safetensors")
     made.save_pretrained(tmp_path / "folder")
     for weights in (tmp_path / "folder").rglob("*.safetensors"):
         weights.unlink()
     spec = PipelineSpec(base=str(file), base_config=str(tmp_path / "folder"), device="cpu")
     read = load_base(spec)
-    for part in ("unet", "vae", "text_encoder"):
-        ours, theirs = (getattr(pipe, part).state_dict() for pipe in (read, made))
-        assert set(ours) == set(theirs)
-        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), part
+    assert type(read) is type(made)
+    for name in PARTS:
+        if getattr(made, name, None) is None:
+            continue
+        ours, theirs = (getattr(pipe, name).state_dict() for pipe in (read, made))
+        assert set(ours) == set(theirs), name
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
+    asked = GenerationSpec("cat", num_inference_steps=2)
+    # What lies elsewhere in memory may be summed in another order.
+    atol = of_images(made, asked.num_inference_steps, asked.guidance_scale)
+    torch.testing.assert_close(generate(read, asked), generate(made, asked), atol=atol, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_file_without_text_encoders_takes_them_from_its_configuration(tmp_path: Path) -> None:
+    made, other = make("sd3"), make("sd3")
+    other.save_pretrained(tmp_path / "folder")
+    made.transformer.proj_out.weight.data += 1
+    whole = load_file(write_single_file(made, tmp_path / "whole.safetensors"))
+    file = tmp_path / "alone.safetensors"
+    save_file({key: x for key, x in whole.items() if "text_encoders" not in key}, file)
+    read = read_pipeline(str(file), str(tmp_path / "folder"))
+    for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        ours, theirs = (getattr(pipe, name).state_dict() for pipe in (read, made))
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
+
+
+NO_BASES = {
+    "refiner": ({"conditioner.embedders.0.model.ln_final.bias": (4,)}, "SDXL's refiner"),
+    "inpainting": ({}, "9 channels"),
+}
+
+
+@pytest.mark.parametrize("what", NO_BASES)
+def test_a_checkpoint_that_draws_no_images_from_noise_is_refused(what: str, tmp_path: Path) -> None:
+    shapes, said = NO_BASES[what]
+    shapes = {"model.diffusion_model.input_blocks.0.0.weight": (8, 9, 3, 3), **shapes}
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file)
+    with pytest.raises(DataError, match=said):
+        read_pipeline(str(file))
 
 
 @pytest.mark.slow

@@ -4,25 +4,35 @@ The loops know nothing of banks, batches of mixtures, or of how steps are counte
 copy of the U-Net per mixture, a scheduler and a generator as diffusers' documentation has them.
 """
 
-import copy
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.utils import logging
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from every_scheduler import (
+    BUILT,
+    KINDS,
+    OTHERS,
+    REFUSED,
+    Kind,
+    alike,
+    by_scheduler,
+    known_levels,
+)
+from merged import Merged
 from tolerances import EXACT, rounding
 from torch import Tensor
 
 from lora_ws.attribution.ablation import ablate, draw_subsets
 from lora_ws.attribution.boxes import renoise
 from lora_ws.attribution.shapley import shapley, subsets_of
-from lora_ws.attribution.trajectory import trajectory
+from lora_ws.attribution.trajectory import record, trajectory
 from lora_ws.concepts.objective import amplify_objective, erase_objective
 from lora_ws.diffusion import Composite, Schedule, Switch, compose
 from lora_ws.diffusion.bank import AdapterBank
@@ -52,90 +62,6 @@ SCALES = (0.8, 0.5, 0.0)
 EVERYONE = frozenset({0, 1})
 
 
-class Kind(NamedTuple):
-    """A class of scheduler, and what is set otherwise."""
-
-    name: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def __str__(self) -> str:
-        return "-".join([self.name, *(f"{value}" for _, value in self.options)])
-
-    def build(self) -> Any:
-        """From the configuration of the tiny pipeline, as users change schedulers."""
-        kind, level = getattr(diffusers, self.name), logging.get_verbosity()
-        logging.set_verbosity_error()  # What of the configuration a class does not know.
-        try:
-            return kind.from_config(_config(), **dict(self.options))
-        finally:
-            logging.set_verbosity(level)
-
-
-def _config() -> Any:
-    return diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    ).config
-
-
-def _built() -> list[str]:
-    """Names of all classes that a scheduler of Stable Diffusion can be exchanged for."""
-    found = []
-    for name in sorted(n for n in dir(diffusers) if n.endswith("Scheduler")):
-        try:
-            Kind(name).build()
-        except (TypeError, ValueError, ImportError, AttributeError):
-            continue  # Needs what the configuration lacks, or a package.
-        found.append(name)
-    return found
-
-
-# Names that are refused, and by what word.
-REFUSED = {
-    "BlockRefinementScheduler": "no init_noise_sigma",
-    "CogVideoXDPMScheduler": "old_pred_original_sample",
-    "DDIMInverseScheduler": "from images to noise",
-    "DDPMWuerstchenScheduler": "a pipeline of its own",
-    "DPMSolverMultistepInverseScheduler": "from images to noise",
-    "DiscreteDDIMScheduler": "no init_noise_sigma",
-    "EntropyBoundScheduler": "no init_noise_sigma",
-    "FlowMapEulerDiscreteScheduler": "no init_noise_sigma",
-    "FlowMatchEulerDiscreteScheduler": "no init_noise_sigma",
-    "FlowMatchHeunDiscreteScheduler": "no init_noise_sigma",
-    "FlowMatchLCMScheduler": "no init_noise_sigma",
-    "HeliosDMDScheduler": "no init_noise_sigma",
-    "HeliosScheduler": "no init_noise_sigma",
-    "KarrasVeScheduler": "sample_hat",
-    "LTXEulerAncestralRFScheduler": "no init_noise_sigma",
-    "MiniMaxH3Scheduler": "no init_noise_sigma",
-    "PiflowScheduler": "no init_noise_sigma",
-    "RePaintScheduler": "original_image",
-    "SCMScheduler": "no scale_model_input",
-    "ScoreSdeVeScheduler": "no ",
-}
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    BUILT = _built()
-# Of models that are trained otherwise; they have no noise levels to train at.
-OTHERS = (
-    "CMStochasticIterativeScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler",
-    "IPNDMScheduler",
-)
-KINDS = [
-    *(Kind(name) for name in BUILT if name not in REFUSED),
-    Kind("DDIMScheduler", (("prediction_type", "v_prediction"),)),
-    Kind("DPMSolverMultistepScheduler", (("algorithm_type", "sde-dpmsolver++"),)),
-    Kind("EulerDiscreteScheduler", (("prediction_type", "v_prediction"),)),
-    Kind("HeunDiscreteScheduler", (("use_karras_sigmas", True),)),
-    Kind("LMSDiscreteScheduler", (("timestep_spacing", "linspace"),)),
-    Kind("PNDMScheduler", (("skip_prk_steps", True),)),
-]
 every_scheduler = pytest.mark.parametrize("kind", KINDS, ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -162,31 +88,9 @@ def stack(_pipeline: Any) -> AdapterStack:
     return AdapterStack(("a", "b", "off"), bank, SCALES)
 
 
-class Unets:
-    """Copies of the U-Net with the updates of some adapters in its weights."""
-
-    def __init__(self, unet: Any, stack: AdapterStack) -> None:
-        self._unet, self._stack = unet, stack
-        self._made: dict[frozenset[int], Any] = {}
-
-    def __getitem__(self, on: frozenset[int]) -> Any:
-        on = on & EVERYONE
-        if on not in self._made:
-            made, rows = copy.deepcopy(self._unet), self._stack.bank.rows()
-            for layer, down, up in self._stack.bank.layout.pairs():
-                weight = made.get_submodule(layer.name).weight
-                for k in on:
-                    # Scales are float32.
-                    scale = float(torch.tensor(SCALES[k]))
-                    b, a = rows[k, up].view(layer.up_shape), rows[k, down].view(layer.down_shape)
-                    weight.data += scale * b @ a
-            self._made[on] = made
-        return self._made[on]
-
-
 @pytest.fixture(scope="module")
-def unets(_pipeline: Any, stack: AdapterStack) -> Unets:
-    return Unets(_pipeline.unet, stack)
+def unets(_pipeline: Any, stack: AdapterStack) -> Merged:
+    return Merged(_pipeline.unet, stack)
 
 
 class Plain(NamedTuple):
@@ -250,7 +154,7 @@ def test_what_is_refused_is_refused_by_name_and_nothing_else_is() -> None:
 @pytest.mark.slow
 @every_scheduler
 def test_composing_is_a_loop_with_merged_weights(
-    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Unets
+    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Merged
 ) -> None:
     one, other = unets[frozenset({0})], unets[frozenset({1})]
     ways: dict[Method, Models] = {
@@ -274,7 +178,7 @@ def test_composing_is_a_loop_with_merged_weights(
 @pytest.mark.slow
 @every_scheduler
 def test_ablation_and_shapley_are_loops_with_merged_weights(
-    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Unets
+    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Merged
 ) -> None:
     subsets = torch.from_numpy(subsets_of(3))
     ons = [frozenset(row.nonzero()[:, 0].tolist()) & EVERYONE for row in subsets]
@@ -310,7 +214,7 @@ def test_ablation_and_shapley_are_loops_with_merged_weights(
 @pytest.mark.slow
 @every_scheduler
 def test_a_late_start_goes_on_as_a_loop_that_changes_weights(
-    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Unets
+    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Merged
 ) -> None:
     start = 2
 
@@ -329,7 +233,7 @@ def test_a_late_start_goes_on_as_a_loop_that_changes_weights(
 @pytest.mark.slow
 @every_scheduler
 def test_what_erasing_measures_is_what_the_loop_gave_the_model(
-    kind: Kind, pipeline: Any, unets: Unets
+    kind: Kind, pipeline: Any, unets: Merged
 ) -> None:
     base = unets[frozenset()]
     runs = [plain(pipeline, kind, lambda n, count: [base], seed) for seed in (3, 4)]
@@ -366,16 +270,17 @@ def test_training_at_the_timesteps_of_sampling_is_what_the_scheduler_says(
     clean = pipeline.vae.encode(pictures).latent_dist.mode() * pipeline.vae.config.scaling_factor
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(objective.latents.shape, generator=generator).double()
-    inputs, targets = by_scheduler(kind, clean.repeat(len(noise) // 2, 1, 1, 1), noise, 2)
+    inputs, targets = by_scheduler(kind, clean.repeat(len(noise) // 2, 1, 1, 1), noise, 2, STEPS)
     known = known_levels(kind, objective.times)
     alike(objective.latents[known], inputs[known])
-    alike(objective.against[known], targets[known])
+    against: Any = objective.against
+    alike(against[known], targets[known])
     assert objective.value(pipeline.unet) > 0
 
     probe = renoise(pipeline, stack, SPEC, levels=len(pipeline.scheduler.timesteps))
     clean = trajectory(pipeline, stack, SPEC)[-1].expand(len(probe.latents), -1, -1, -1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).double()
-    inputs, _ = by_scheduler(kind, clean, noise, 1)
+    inputs, _ = by_scheduler(kind, clean, noise, 1, STEPS)
     known = known_levels(kind, probe.times)
     alike(probe.latents[known], inputs[known])
     with torch.no_grad():
@@ -384,35 +289,77 @@ def test_training_at_the_timesteps_of_sampling_is_what_the_scheduler_says(
     close(probe.target, said)
 
 
-def alike(one: Tensor, other: Tensor) -> None:
-    """Equal but for schedulers' noise levels, which are float32, of some as sigmas."""
-    atol = rounding(16, size=float(other.abs().max()))
-    torch.testing.assert_close(one, other, atol=atol, rtol=0)
+# One step and two a timestep, with and without noise and memory.
+USUAL = [
+    Kind(f"{name}Scheduler")
+    for name in ("DDIM", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "PNDM")
+]
 
 
-def known_levels(kind: Kind, times: Tensor) -> Tensor:
-    """Where a scheduler's own methods know the noise level: KDPM2's not halfway in a step."""
-    return (times == times.round()) | (kind.name != "KDPM2DiscreteScheduler")
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("kind", USUAL, ids=str)
+def test_image_to_image_counts_the_steps_that_are_done(
+    kind: Kind, strength: float, pipeline: Any, stack: AdapterStack, unets: Merged
+) -> None:
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    changes: Any = StableDiffusionImg2ImgPipeline(
+        **pipeline.components, requires_safety_checker=False
+    )
+    changes.set_progress_bar_config(disable=True)
+
+    def draw(**how: Any) -> Tensor:
+        return changes(
+            "a photo of cat",
+            image,
+            strength=strength,
+            num_inference_steps=2 * STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="latent",
+            **how,
+        ).images
+
+    def by_hand(models: Models) -> Tensor:
+        done: list[int] = []
+
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+            every = models(len(done), changes.num_timesteps)
+            return (torch.stack([unet(*args, **kwargs)[0] for unet in every]).mean(0),)
+
+        def after(_: Any, step: int, __: Any, known: dict[str, Any]) -> dict[str, Any]:
+            done.append(step)
+            return known
+
+        pipeline.unet.forward = forward
+        try:
+            return draw(callback_on_step_end=after)
+        finally:
+            del pipeline.unet.forward
+
+    one, other, none = unets[{0}], unets[{1}], unets[()]
+    ways: dict[Method, Models] = {
+        Switch(2): lambda n, count: [(one, other, none)[n // 2 % 3]],
+        Schedule(((0, 0.5), (0.5, 1), (0, 1))): lambda n, count: [(one, other)[n >= count / 2]],
+    }
+    for method, models in ways.items():
+        with compose(changes, stack, method):
+            mine = draw()
+        close(mine, by_hand(models))
 
 
-def by_scheduler(kind: Kind, clean: Tensor, noise: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """What the scheduler's own methods make of latents at each of its timesteps, and the target."""
-    inputs, targets = [], []
-    parts = zip(clean.split(images), noise.split(images), strict=True)
-    for number, (x, eps) in enumerate(parts):
-        scheduler = kind.build()
-        scheduler.set_timesteps(STEPS)
-        time = scheduler.timesteps[number]
-        noised = scheduler.add_noise(x, eps, time.repeat(images))
-        inputs.append(scheduler.scale_model_input(noised, time))
-        if dict(kind.options).get("prediction_type") == "v_prediction":
-            signal, spread = _shares(inputs[-1], x, eps)
-            eps = signal * eps - spread * x
-        targets.append(eps)
-    return torch.cat(inputs), torch.cat(targets)
-
-
-def _shares(noised: Tensor, x: Tensor, eps: Tensor) -> list[float]:
-    """How much of latents and of noise is in their sum, by least squares."""
-    columns = torch.stack([x.flatten(), eps.flatten()], dim=1)
-    return torch.linalg.lstsq(columns, noised.flatten()).solution.tolist()
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Kind("EulerDiscreteScheduler"), *USUAL], ids=str)
+def test_records_at_the_same_latents_are_of_what_the_loop_gave_the_model(
+    kind: Kind, pipeline: Any, stack: AdapterStack, unets: Merged
+) -> None:
+    rows = torch.tensor(SCALES).diag()[:2]
+    found = record(pipeline, stack, SPEC, rows, ["conv_out"], lambda at: at.outputs, forced=True)
+    run = plain(pipeline, kind, lambda n, count: [unets[EVERYONE]])
+    text = encode_prompts(pipeline, ["", "a photo of cat"])
+    assert len(found) == len(run.times)
+    for outputs, time, x in zip(found, run.times, run.inputs, strict=True):
+        for k, mine in enumerate(outputs["conv_out"]):
+            with torch.no_grad():
+                said = unets[{k}](x.repeat(2, 1, 1, 1), time, encoder_hidden_states=text).sample
+            close(mine, said)
