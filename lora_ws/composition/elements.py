@@ -1,4 +1,4 @@
-"""What an adapter of the small testbed adds to a picture of a digit, and a judge that looks for it.
+"""What an adapter of the small testbed adds to an image of a digit, and a judge that looks for it.
 
 Eleven elements in the five categories of ComposLoRA. A character is a digit that the prompt does
 not name; the others change how any digit looks.
@@ -19,22 +19,22 @@ from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 
 SIZE = 16
-# Every fifth picture is kept from training, to measure the judge.
+# Every fifth image is kept from training, to measure the judge.
 HELD_OUT = 5
-# Joins names of elements that a picture shows at once.
+# Joins names of elements that an image shows at once.
 _AND = "+"
 Pictures = Float[Tensor, "n 3 height width"]
 
 
 @dataclass(frozen=True)
 class Element:
-    """Something that can be seen in a picture.
+    """Something that can be seen in an image.
 
     Attributes:
         category: category of ComposLoRA.
         says: description of the element.
         digit: that a character is; empty for the others.
-        draw: what it does to pictures from -1 to 1.
+        draw: what it does to images from -1 to 1.
     """
 
     category: str
@@ -92,7 +92,7 @@ ELEMENTS: dict[str, Element] = {
 
 
 def render(digits: Pictures, names: Sequence[str]) -> Pictures:
-    """Draw elements into pictures of digits; characters must be in the pictures already."""
+    """Draw elements into images of digits; characters must be in the images already."""
     for name, element in ELEMENTS.items():
         if name in names:
             digits = element.draw(digits)
@@ -101,12 +101,12 @@ def render(digits: Pictures, names: Sequence[str]) -> Pictures:
 
 @dataclass(frozen=True, eq=False)
 class ElementJudge:
-    """Says which elements pictures show: a support-vector machine for each category.
+    """Says which elements images show: a support-vector machine for each category.
 
     Attributes:
         machines: category -> machine of scikit-learn, whose classes are names of elements, joined
             by + where all of a category are shown, or "".
-        accuracy: category -> share of rendered pictures of digits not seen in training that it
+        accuracy: category -> share of rendered images of digits not seen in training that it
             sorts right.
     """
 
@@ -126,10 +126,10 @@ class ElementJudge:
         """Fit it to digits with elements of every category drawn in at random, or none.
 
         Args:
-            digits: pictures of plain digits, of many hands.
+            digits: images of plain digits, of many hands.
             labels: name of the digit of each.
-            through: what all pictures pass before they are judged, such as an autoencoder.
-            together: category whose elements pictures may show all at once; else one of each.
+            through: what all images pass before they are judged, such as an autoencoder.
+            together: category whose elements images may show all at once; else one of each.
             seed: of the draw.
         """
         rng = np.random.default_rng(seed)
@@ -157,7 +157,7 @@ class ElementJudge:
         return cls(machines, accuracy)
 
     def shown(self, pictures: Pictures, name: str) -> Bool[np.ndarray, " n"]:
-        """Whether each picture, from -1 to 1, shows an element.
+        """Whether each image, from -1 to 1, shows an element.
 
         Raises:
             ConfigError: there is no such element.
@@ -168,7 +168,7 @@ class ElementJudge:
         return np.array([name in one.split(_AND) for one in said])
 
     def digits(self, pictures: Pictures) -> list[str]:
-        """The digit that each picture shows, whatever elements are in it."""
+        """The digit that each image shows, whatever elements are in it."""
         return self.machines["character"].predict(_pixels(pictures)).tolist()
 
 

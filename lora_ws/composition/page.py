@@ -54,7 +54,7 @@ def write_composition(
     after = f"The first image of the last row after steps {', '.join(map(str, grid.steps))}."
     page = out.with_suffix(".html")
     sections = [
-        Section("Pictures", (title, Figure(picture, "All rows start from the same noise."))),
+        Section("Images", (title, Figure(picture, "All rows start from the same noise."))),
         Section("Step by step", (Figure(strip, after),)),
         Section("How large the updates are", (norm_balance(stack),)),
         Section("Made by", (made.facts(),)),

@@ -225,7 +225,7 @@ class Regions(Method):
     """Each adapter inside its mask, and the base elsewhere.
 
     Attributes:
-        masks: from 0 to 1, one per adapter, of any resolution ``[k, height, width]``; or pictures
+        masks: from 0 to 1, one per adapter, of any resolution ``[k, height, width]``; or images
             of one size, grey, where white is 1. Where masks sum to more than 1 they are divided by
             the sum.
 
@@ -245,7 +245,7 @@ class Regions(Method):
         """The masks as numbers.
 
         Raises:
-            ConfigError: a file is no picture, or they differ in size.
+            ConfigError: a file is no image, or they differ in size.
         """
         return self.masks if isinstance(self.masks, Tensor) else _read_masks(self.masks)
 
@@ -356,9 +356,9 @@ def _read_masks(files: Sequence[Path]) -> Float[Tensor, "k height width"]:
             with Image.open(file) as picture:
                 masks.append(torch.from_numpy(np.array(picture.convert("L"), np.float32) / 255))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"masks: expected a picture, got `{file}` ({error})") from error
+            raise ConfigError(f"masks: expected an image, got `{file}` ({error})") from error
     if len(sizes := {tuple(mask.shape) for mask in masks}) != 1:
-        raise ConfigError(f"masks: expected pictures of one size, got {sorted(sizes)}")
+        raise ConfigError(f"masks: expected images of one size, got {sorted(sizes)}")
     return torch.stack(masks)
 
 

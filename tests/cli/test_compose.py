@@ -218,7 +218,7 @@ WRONG = {
     "no mask": (
         ("three",),
         ("--method", "Regions", "--method.masks", '["nowhere.png"]'),
-        "masks: expected a picture, got `nowhere.png`",
+        "masks: expected an image, got `nowhere.png`",
     ),
     "few block weights": (("three",), ("--block_weights", "1"), "block_weights: expected 3"),
     "a base": (("three",), ("--base", "tiny-sd"), "is this their base"),

@@ -24,10 +24,10 @@ PICTURE = "pictures.png"
 AGREED = ("same adapter first", "correlation of maps", "of shares")
 # Of latents that adapters are left out from.
 WHERE = {
-    CACHED: "those that the picture went through",
-    INVERTED: "DDIM inversion with fixed-point iterations, guided as the picture",
+    CACHED: "those that the image went through",
+    INVERTED: "DDIM inversion with fixed-point iterations, guided as the image",
     UNGUIDED: "DDIM inversion as published, without guidance",
-    ORIGINAL: "the same, compared with the picture itself, as the post does",
+    ORIGINAL: "the same, compared with the image itself, as the post does",
 }
 # Of gradients in boxes, and what each is.
 BOX_METHODS = {
@@ -68,13 +68,13 @@ def attribution_sections(
 
 # Where this experiment is not the post's, beside base and adapters.
 DIFFERENT = (
-    "Different here: pictures are of ten prompts that differ in a digit, not of general ones; "
-    "sparse codes are learned from pictures of the same ten prompts and other noise, where the "
+    "Different here: images are of ten prompts that differ in a digit, not of general ones; "
+    "sparse codes are learned from images of the same ten prompts and other noise, where the "
     "post has 100 prompts; boxes lie where adapters act by construction, none is drawn by hand; "
-    "and scales are such that each adapter leads about as often (chosen on pictures of other "
+    "and scales are such that each adapter leads about as often (chosen on images of other "
     "noise), so that naming the first adapter is no foregone conclusion. The post does not say "
     "how its inversion is guided, with which prompt and adapters it inverts, which variance its "
-    "first experiment divides by what, or what 3.75 % is a share of: of 20 pictures it is none."
+    "first experiment divides by what, or what 3.75 % is a share of: of 20 images it is none."
 )
 
 
@@ -84,15 +84,15 @@ def _introduction(spec: AttributionSpec, folder: Path) -> Section:
     )
     counts = ", ".join(f"{stage} {n}" for stage, n in spec.pictures.items())
     intro = (
-        f"Adapters of the bundled testbed on {spec.base}: {scales}. Pictures: {counts}; each is "
+        f"Adapters of the bundled testbed on {spec.base}: {scales}. Images: {counts}; each is "
         f"`a photo of` {', '.join(spec.digits)}, {spec.steps} steps, guidance {spec.guidance:g}. "
-        "True ablation draws the picture again from the same noise without one adapter; all else "
+        "True ablation draws the image again from the same noise without one adapter; all else "
         "is compared with it."
     )
     prompt, _ = spec.drawn("ablation")[spec.shown]
     legend = (
         f"`{prompt}`: with all adapters, and with none; then without each: "
-        "the picture, what that changed, and the change over the picture."
+        "the image, what that changed, and the change over the image."
     )
     return Section("What this is", (intro, Figure(folder / PICTURE, legend)))
 
@@ -106,10 +106,10 @@ def _ablation_grid(names: Sequence[str], found: Values) -> Grid:
     )
     majority = max(found["first"]) / sum(found["first"])
     caption = (
-        "Share of the sum of effects, percent, ± standard deviation over pictures. Always naming "
+        "Share of the sum of effects, percent, ± standard deviation over images. Always naming "
         f"the same adapter would be right in {100 * majority:.0f} %."
     )
-    return Grid(("adapter", "share", "pictures where it is first"), rows, caption)
+    return Grid(("adapter", "share", "images where it is first"), rows, caption)
 
 
 def _late_parts(spec: AttributionSpec, rows: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
@@ -140,8 +140,7 @@ def _late_parts(spec: AttributionSpec, rows: Sequence[Sequence[Any]]) -> tuple[A
 def _majority(rows: Sequence[Sequence[Any]]) -> str:
     *_, pictures, majority = rows[0]
     return (
-        f"n = {pictures} pictures; always naming the same adapter is right in {majority:.2f} of "
-        "them."
+        f"n = {pictures} images; always naming the same adapter is right in {majority:.2f} of them."
     )
 
 
@@ -190,12 +189,12 @@ def _sparse_parts(names: Sequence[str], scales: Sequence[float], found: Values) 
     )
     caption = (
         "Least squares of the mixture's change on each adapter's own, mean ± standard deviation "
-        "over pictures. With references at their own scales the weights would be 1 did changes add."
+        "over images. With references at their own scales the weights would be 1 did changes add."
     )
     text = (
-        f"512 codes, learned from {found['vectors']} vectors of the base on other pictures; R2 "
+        f"512 codes, learned from {found['vectors']} vectors of the base on other images; R2 "
         f"{found['r2']:.3f} of vectors held out. From changes of codes ridge explains changes of "
-        f"activations with R2 {found['code_r2']:.2f}, on pictures left out. Distance of the "
+        f"activations with R2 {found['code_r2']:.2f}, on images left out. Distance of the "
         f"mixture from the sum of its parts: {found['codes']['additivity']:.2f} in codes, "
         f"{found['activations']['additivity']:.2f} in the activations themselves."
     )
@@ -218,7 +217,7 @@ def _box_parts(spec: AttributionSpec, found: Values) -> tuple[Any, ...]:
         ("score", "what it is", "right", "own boxes", *(f"box of {name}" for name in names)),
         tuple(rows),
         f"Right: boxes whose first adapter is that of true ablation there, of {sum(owners)} boxes "
-        f"({spec.pictures['boxes']} pictures); true ablation ascribes "
+        f"({spec.pictures['boxes']} images); true ablation ascribes "
         f"{' / '.join(map(str, owners))} to {every}, so that always naming the same adapter is "
         f"right in {100 * max(owners) / sum(owners):.0f} %, and naming the one that acts there by "
         f"construction in {100 * placed / sum(owners):.0f} %. Own boxes: percent of the boxes "
@@ -276,9 +275,9 @@ def _why(spec: AttributionSpec, rows: Sequence[Sequence[Any]]) -> str:
     return (
         f"With {least} to {most} steps left maps correlate with those of true ablation by "
         f"{ends[CACHED]} from the true latents, {ends[INVERTED]} from inverted ones, and "
-        f"{ends[UNGUIDED]} without guidance; compared with the picture itself, by "
+        f"{ends[UNGUIDED]} without guidance; compared with the image itself, by "
         f"{ends[ORIGINAL]}. In the last, what inversion loses stands in the maps of all adapters "
-        "alike; in the others it does not count, as all pictures are finished from the same "
+        "alike; in the others it does not count, as all images are finished from the same "
         "latents."
     )
 

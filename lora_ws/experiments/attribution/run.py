@@ -46,7 +46,7 @@ from lora_ws.experiments.options import Options
 from lora_ws.experiments.records import Records
 from lora_ws.report.page import write_report
 
-# Seeds from here on are of pictures that nothing is measured on.
+# Seeds from here on are of images that nothing is measured on.
 OTHERS = 1000
 
 
@@ -80,11 +80,11 @@ class _Setup:
         )
 
     def true(self, stage: str) -> list[Ablation]:
-        """True ablations of the pictures of a stage."""
+        """True ablations of the images of a stage."""
         return [self.ablated(drawing) for drawing in self.drawings(stage)]
 
     def ablated(self, drawing: GenerationSpec) -> Ablation:
-        """True ablation of one picture, made once."""
+        """True ablation of one image, made once."""
         if drawing not in self._known:
             self._known[drawing] = ablate(self.pipeline, self.stack, drawing)
         return self._known[drawing]
@@ -130,7 +130,7 @@ def _blocks(setup: _Setup) -> Values:
 
 
 def _dictionary(setup: _Setup) -> tuple[Tensor, np.ndarray]:
-    """Activations of the base on other pictures, and which picture each is of."""
+    """Activations of the base on other images, and which image each is of."""
     spec = setup.spec
     prompts = tuple(f"a photo of {digit}" for digit in spec.digits) * spec.dictionary
     drawn = replace(
@@ -201,7 +201,7 @@ def _boxes(setup: _Setup) -> Values:
 
 
 def _ways(setup: _Setup, drawing: GenerationSpec) -> dict[str, Tensor]:
-    """Latents before each step of a picture, as they were and as inversion finds them."""
+    """Latents before each step of an image, as they were and as inversion finds them."""
     way = trajectory(setup.pipeline, setup.stack, drawing)
     last = setup.pipeline, setup.stack, drawing, way[-1]
     with warnings.catch_warnings():
@@ -230,7 +230,7 @@ def _inverted(setup: _Setup) -> Values:
                 late = pseudo_ablate(setup.pipeline, setup.stack, drawing, latents, start=start)
                 found.setdefault((name, left), []).append(late)
                 if name == UNGUIDED:
-                    # What the post compares with: the picture itself, not as it is drawn again.
+                    # What the post compares with: the image itself, not as it is drawn again.
                     found.setdefault((ORIGINAL, left), []).append(replace(late, full=one.full))
     return {
         "errors": {name: float(np.mean(values)) for name, values in errors.items()},

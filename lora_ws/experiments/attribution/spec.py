@@ -13,9 +13,9 @@ from lora_ws.experiments.quoted import PublishedTable
 Values = dict[str, Any]
 
 
-# What is measured, each on pictures of its own number.
+# What is measured, each on images of its own number.
 STAGES = ("ablation", "blocks", "sparse codes", "boxes", "inversion")
-# Latents that adapters are left out from late; the last compares with the picture itself.
+# Latents that adapters are left out from late; the last compares with the image itself.
 WAYS = CACHED, INVERTED, UNGUIDED = "cached", "inverted", "inverted, unguided"
 ORIGINAL = "inverted, unguided, from the picture"
 
@@ -27,12 +27,12 @@ class AttributionSpec(EvalSpec):
     Attributes:
         base: of the adapters.
         adapters: that are stacked.
-        scales: of each; such that each is the first of about as many pictures.
+        scales: of each; such that each is the first of about as many images.
         block_scale: of each where blocks are compared.
         mixture: other scales, which sparse codes are to recover.
         digits: that are drawn, by name.
         pictures: stage -> how many; one of each digit, then one more of each.
-        dictionary: pictures of each digit that sparse codes are learned from, drawn by the base.
+        dictionary: images of each digit that sparse codes are learned from, drawn by the base.
         dictionary_steps: of denoising of these, of which every second is kept.
         steps: of denoising.
         guidance: its scale.
@@ -77,14 +77,14 @@ class AttributionSpec(EvalSpec):
             raise ConfigError(f"left: expected 1 to {self.steps} steps, got {self.left}")
 
     def drawn(self, stage: str) -> list[tuple[str, int]]:
-        """Prompt and seed of every picture of a stage; a stage of more has those of the others."""
+        """Prompt and seed of every image of a stage; a stage of more has those of the others."""
         number = self.pictures[stage]
         every = islice(product(range(number), self.digits), number)
         return [(f"a photo of {digit}", seed) for seed, digit in every]
 
     @property
     def shown(self) -> int:
-        """Number of the picture that the report shows."""
+        """Number of the image that the report shows."""
         return min(3, len(self.drawn("ablation")) - 1)
 
 

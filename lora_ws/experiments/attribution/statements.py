@@ -78,7 +78,7 @@ def _of_codes(mixture: Sequence[float], pictures: int, found: Values) -> list[St
         Statement(
             "codes keep what adapters do: ridge leads from changes of codes to changes of "
             "activations with high accuracy",
-            f"R2 {found['code_r2']:.2f} on pictures left out",
+            f"R2 {found['code_r2']:.2f} on images left out",
             "R2 of at least 0.5",
             found["code_r2"] >= 0.5,
         ),
@@ -91,7 +91,7 @@ def _of_codes(mixture: Sequence[float], pictures: int, found: Values) -> list[St
         Statement(
             "the weaker the adapter, the further off: 9, 65, 75 %",
             f"{', '.join(f'{100 * e:.0f} ± {100 * s:.0f}' for e, s in off)} % "
-            f"(standard errors over {pictures} pictures)",
+            f"(standard errors over {pictures} images)",
             "in that order, first and last apart by more than two standard errors",
             bool((np.diff(errors) > 0).all() and apart > 2),
         ),
@@ -148,7 +148,7 @@ def _of_inversion(chance: float, found: Values) -> list[Statement]:
             "maps do not correlate with those of true ablation",
             f"r {post[3]:.2f} in the post's own set-up, "
             f"{min(maps[UNGUIDED]):.2f} to {max(maps[UNGUIDED]):.2f} where that is compared with "
-            "the picture as it is drawn from the inverted latents",
+            "the image as it is drawn from the inverted latents",
             f"r below {UNRELATED}",
             abs(post[3]) < UNRELATED,
         ),

@@ -22,7 +22,7 @@ def cad_sections(spec: CadSpec, done: Done, accuracy: float, folder: Path) -> li
         spec: of the experiment.
         done: key of a record -> its values.
         accuracy: of the judge, from 0 to 1.
-        folder: of the report, which holds a picture of each digit; the chart goes there.
+        folder: of the report, which holds an image of each digit; the chart goes there.
     """
     sections = [
         _introduction(spec, accuracy),
@@ -45,7 +45,7 @@ def _introduction(spec: CadSpec, accuracy: float) -> Section:
     text = (
         f"Base {spec.base}. Scores from {spec.seeds} trajectories of {spec.steps} steps, guidance "
         f"{spec.guidance:g}; a share of each {spec.per} of the feed-forward matrices is set to 0. "
-        f"{spec.images} pictures of an erased digit by each wording, {spec.neighbours} of each of "
+        f"{spec.images} images of an erased digit by each wording, {spec.neighbours} of each of "
         "the others, the same noise for every digit and edit, judged by a support-vector machine "
         f"that is right on {100 * accuracy:.1f} % of real digits it has not seen. With these n, "
         "differences of less than some 15 points in the first number mean little."
@@ -91,7 +91,7 @@ def _budgets_grid(spec: CadSpec, digit: str, done: Done) -> Grid:
     head = ("edit", *(f"{100 * budget:g} %" for budget in spec.budgets))
     changed = (done[Key("edit", digit, CAD, budget)]["changed"] for budget in spec.budgets)
     caption = (
-        f"Pictures of `{digit}` that still show it / pictures of the other nine that show them, "
+        f"Images of `{digit}` that still show it / images of the other nine that show them, "
         f"percent, by the share of weights set to 0 ({', '.join(map(str, changed))} weights for "
         "CAD)."
     )
@@ -108,7 +108,7 @@ def _wordings_grid(spec: CadSpec, digit: str, done: Done) -> Grid:
     ]
     head = ("edit", *(f"`{says(w, digit)}`" for w in (spec.prompt, *spec.wordings)))
     caption = (
-        f"Pictures that still show the digit by what is asked for, percent, at "
+        f"Images that still show the digit by what is asked for, percent, at "
         f"{100 * spec.shown_budget:g} %. Scores are of the first wording alone."
     )
     return Grid(head, tuple(rows), caption)
@@ -121,7 +121,7 @@ def _neighbours_grid(spec: CadSpec, digit: str, done: Done) -> Grid:
         for name, found in _at(spec, digit, done)
     ]
     caption = (
-        f"Damage to the others at {100 * spec.shown_budget:g} %: pictures that show them, percent, "
+        f"Damage to the others at {100 * spec.shown_budget:g} %: images that show them, percent, "
         "and how far theirs are from those before, mean absolute difference of pixels from -1 to 1."
     )
     return Grid(("edit", *others, "pixels"), tuple(rows), caption)
@@ -189,8 +189,8 @@ def _amplified_grid(spec: CadSpec, done: Done) -> Grid:
     found = [done[Key("amplify", digit)] for digit in NAMES]
     rows = [_row(name, _spread([one[name] for one in found])) for name in found[0]]
     caption = (
-        f"Pictures for the bare word, such as `{says(spec.amplified, NAMES[0])}`, that show the "
-        f"digit, percent: mean over {len(found)} digits ± standard error, {spec.images} pictures "
+        f"Images for the bare word, such as `{says(spec.amplified, NAMES[0])}`, that show the "
+        f"digit, percent: mean over {len(found)} digits ± standard error, {spec.images} images "
         f"each; then the least and the most. {100 * spec.amplify_budget:g} % of all weights are "
         "set to 0, those that work most against the digit."
     )

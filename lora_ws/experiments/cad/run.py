@@ -200,7 +200,7 @@ class _Lab:
         }
 
     def amplified(self, digit: str) -> Values:
-        """Amplify what the base draws badly: share of pictures that show the digit, by edit."""
+        """Amplify what the base draws badly: share of images that show the digit, by edit."""
         spec, unet = self.spec, self.pipeline.unet
         prompt = says(spec.amplified, digit)
         images = self.draw([says(spec.prompt, digit)], spec.images)[0]
@@ -224,14 +224,14 @@ class _Lab:
         return shown
 
     def draw(self, prompts: list[str], images: int, seed: int = 0) -> Tensor:
-        """Pictures ``[prompts, images, 3, height, width]``, the same noise for all prompts."""
+        """Images ``[prompts, images, 3, height, width]``, the same noise for all prompts."""
         generation = self._generation(tuple(p for p in prompts for _ in range(images)))
         seeds = [seed + k for _ in prompts for k in range(images)]
         drawn = generate(self.pipeline, generation, seeds=seeds)
         return drawn.unflatten(0, (len(prompts), images))
 
     def judged(self, pictures: Tensor, digits: list[str]) -> list[float]:
-        """Share of the pictures of each prompt that show its digit."""
+        """Share of the images of each prompt that show its digit."""
         seen = self.judge.digits(pictures.flatten(0, 1)).reshape(pictures.shape[:2])
         right = np.array([NAMES.index(digit) for digit in digits])
         return (seen == right[:, None]).mean(axis=1).tolist()

@@ -58,7 +58,7 @@ class CadSpec(EvalSpec):
         seeds: trajectories behind the scores.
         steps: latents of each.
         points: on the way of integrated scores.
-        guidance: scale of guidance, of trajectories and of pictures.
+        guidance: scale of guidance, of trajectories and of images.
         images: drawn and judged of an erased or amplified digit, by each wording.
         neighbours: images drawn and judged of every other digit.
         prompt: that scores are of; `{}` stands for a digit.

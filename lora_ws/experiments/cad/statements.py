@@ -18,7 +18,7 @@ from lora_ws.experiments.cad.spec import (
 from lora_ws.experiments.statements import Statement
 
 Done = Mapping[Key, Mapping[str, Any]]
-# Share of pictures up to which a digit counts as erased, and lost by others as preserved.
+# Share of images up to which a digit counts as erased, and lost by others as preserved.
 NEAR_ZERO, KEPT = 0.1, 0.9
 
 
@@ -68,7 +68,7 @@ OUT_OF_REACH = (
 
 
 def shares_of(values: Mapping[str, Any], digit: str) -> tuple[float, list[float]]:
-    """Share of pictures that show a digit, and of each of the others that show theirs."""
+    """Share of images that show a digit, and of each of the others that show theirs."""
     shown = values["shown"]
     return shown[digit], [shown[name] for name in NAMES if name != digit]
 
@@ -99,20 +99,20 @@ def _of_erasing(spec: CadSpec, done: Done) -> list[Statement]:
         Statement(
             "objects are erased: accuracy near 0 %",
             f"{names} still shown / others shown, percent: {text(CAD, most)}; {text(BOTH, most)}",
-            f"CAD leaves each in at most {100 * NEAR_ZERO:.0f} % of its pictures",
+            f"CAD leaves each in at most {100 * NEAR_ZERO:.0f} % of its images",
             all(own <= NEAR_ZERO for own, _ in every),
         ),
         Statement(
             "while other knowledge is preserved",
             f"{text(CAD, middle)}; {text(CONTRASTIVE, middle)}",
-            f"others are shown in {100 * KEPT:.0f} % of their pictures at the least",
+            f"others are shown in {100 * KEPT:.0f} % of their images at the least",
             min(kept) >= KEPT,
         ),
         Statement(
             "for concepts and images beyond those that are scored (asked for as a next check)",
             f"left of what the base shows by other wordings, {text(CAD, most)} by its own: at most "
             f"{100 * max(asked[worst]):.0f} %, by `{worst}`",
-            "no wording brings back more than half of the pictures",
+            "no wording brings back more than half of the images",
             max(asked[worst]) <= 0.5,
         ),
     ]
@@ -142,7 +142,7 @@ def _of_weights(spec: CadSpec, done: Done) -> list[Statement]:
         ),
         Statement(
             "some weights suppress a concept: without them it is drawn more",
-            f"points of pictures that show the digit, {len(found)} digits: {', '.join(texts)}",
+            f"points of images that show the digit, {len(found)} digits: {', '.join(texts)}",
             "more than without random or the largest weights, by two standard errors",
             bool(gain.mean() > 2 * gain.std(ddof=1) / len(gain) ** 0.5),
         ),

@@ -1,1 +1,1 @@
-"""Sets of adapters composed by every method, judged by what the pictures show."""
+"""Sets of adapters composed by every method, judged by what the images show."""

@@ -30,7 +30,7 @@ from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
 
-# By whether prompts name a digit; each shows so many pictures of a set.
+# By whether prompts name a digit; each shows so many images of a set.
 PICTURES = {False: "pictures.png", True: "named.png"}
 SHOWN = 8
 NOT_MEASURED = (
@@ -64,7 +64,7 @@ def composition_sections(
     )
     how = (
         f"Every set with a character ({counts}) is drawn for `{spec.prompt}`, which names no "
-        "digit: the character's adapter must say which. Pictures per set and method: "
+        "digit: the character's adapter must say which. Images per set and method: "
         f"{spec.images}. Every set of the others ({bare}) is drawn for `{spec.named}` with "
         f"{spec.digits} digits each: there the prompt says which digit, and adapters should "
         "leave it alone."
@@ -97,7 +97,7 @@ def composition_sections(
         Section("Two styles at once", (_styles_grid(spec, done),)),
         Section("What it costs", (_cost_grid(spec, costs),)),
         Section("Each adapter alone", (_single_grid(done),)),
-        Section("Pictures", tuple(_picture(spec, done, named, folder) for named in PICTURES)),
+        Section("Images", tuple(_picture(spec, done, named, folder) for named in PICTURES)),
         published_section(spec.source, spec.published, NOT_MEASURED),
     ]
 
@@ -109,7 +109,7 @@ def shown_set(spec: CompositionSpec, done: Done, named: bool) -> Names:
 
 
 def shown_prompts(spec: CompositionSpec, named: bool) -> list[str]:
-    """Prompts of the pictures that the report shows."""
+    """Prompts of the images that the report shows."""
     return [spec.named.format(digit) if named else spec.prompt for digit in NAMES[:SHOWN]]
 
 
@@ -120,7 +120,7 @@ def _picture(spec: CompositionSpec, done: Done, named: bool, folder: Path) -> Fi
     return Figure(folder / PICTURES[named], caption)
 
 
-ALL_SHOWN = "Pictures that show all, percent."
+ALL_SHOWN = "Images that show all, percent."
 ELEMENTS_SHOWN = "Elements of the set that are shown, percent, ± standard error over sets."
 Value = tuple[float, str]
 
@@ -197,7 +197,7 @@ def _single_grid(done: Done) -> Grid:
         (Cell(name), Cell(f"{100 * there.mean():.0f}"), Cell(f"{100 * none.mean():.0f}"))
         for (name,), there, none in zip(with_.sets, with_.array, without.array, strict=True)
     )
-    caption = f"Pictures that show the element, percent, of {with_.array.shape[1]} each."
+    caption = f"Images that show the element, percent, of {with_.array.shape[1]} each."
     return Grid(("adapter", "with it", NONE), rows, caption)
 
 
@@ -255,8 +255,8 @@ def _styles_grid(spec: CompositionSpec, done: Done) -> Grid:
             columns[f"n = {size}: {says}"] = [(share, f"{share:.1f}") for share in shares]
     counts = ", ".join(f"{len(done[Key(MERGE, n, 'styles')].sets)} of {n}" for n in spec.both_sizes)
     caption = (
-        f"Every set with a character and both styles ({counts}), {spec.both_images} pictures each: "
-        "elements that are shown, percent, ± standard error over sets; and pictures that show "
+        f"Every set with a character and both styles ({counts}), {spec.both_images} images each: "
+        "elements that are shown, percent, ± standard error over sets; and images that show "
         "both styles, or one of them. Sets of the paper have one style at most."
     )
     return _columns(columns, caption)
@@ -276,7 +276,7 @@ def _cost_grid(spec: CompositionSpec, costs: Costs) -> Grid:
         for name in METHODS
     )
     caption = (
-        f"Of one picture of {spec.steps} steps with guidance, drawn {spec.cost_images} at a time: "
+        f"Of one image of {spec.steps} steps with guidance, drawn {spec.cost_images} at a time: "
         "rows of the batches that the U-Net is called with, and CPU seconds (one thread, the "
         "median of three runs, decoding included). Composite calls it once a step, with a row for "
         "each adapter; an adaptive switch draws the base once before."

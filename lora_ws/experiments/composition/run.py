@@ -53,21 +53,21 @@ from lora_ws.experiments.records import Records
 from lora_ws.report.images import save_grid
 from lora_ws.report.page import write_report
 
-# Sets drawn in one batch, pictures of an adapter alone, and runs of which the median is a cost.
+# Sets drawn in one batch, images of an adapter alone, and runs of which the median is a cost.
 AT_ONCE, ALONE, RUNS = 24, 16, 3
 COSTS = "costs.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
 class _Sampler:
-    """Draws sets of adapters and judges the pictures."""
+    """Draws sets of adapters and judges the images."""
 
     spec: CompositionSpec
     testbed: Testbed
     pipeline: Any
     stack: AdapterStack
     judge: ElementJudge
-    # Of pictures that may show both styles.
+    # Of images that may show both styles.
     both: ElementJudge
 
     @classmethod
@@ -81,7 +81,7 @@ class _Sampler:
     def draw(
         self, sets: Sequence[Names], prompts: Sequence[Sequence[str]], method: Method, factor: float
     ) -> Float[Tensor, "sets images 3 height width"]:
-        """Pictures of sets at once: a prompt each, the same noise for every set."""
+        """Images of sets at once: a prompt each, the same noise for every set."""
         ids, images = self.stack.names, len(prompts[0])
         places = tuple(tuple(ids.index(name) for name in names) for names in sets)
         # Sample j is of set j modulo their number.
@@ -93,7 +93,7 @@ class _Sampler:
         return drawn.unflatten(0, (images, len(sets))).transpose(0, 1)
 
     def _fitted(self, method: Method, prompts: Sequence[str], seeds: Sequence[int]) -> Method:
-        """A method with what it measures of the base, each picture of which counts once."""
+        """A method with what it measures of the base, each image of which counts once."""
         every, noise = zip(*dict.fromkeys(zip(prompts, seeds, strict=True)), strict=True)
         return method.fitted(self.pipeline, self._generation(every), noise)
 

@@ -56,7 +56,7 @@ class CompositionSpec(EvalSpec):
         steps: of denoising.
         guidance: its scale.
         images: of every set and method.
-        digits: pictures of every set without a character, each of another digit.
+        digits: images of every set without a character, each of another digit.
         both_sizes: of the sets with both styles.
         both_images: of every such set and method.
         taus: turns of Switch that are compared.
@@ -93,7 +93,7 @@ class CompositionRecord:
         size: of the sets.
         kind: of the sets.
         sets: ids of their adapters.
-        shown: whether each picture shows each element, ``[sets, images, size]``.
+        shown: whether each image shows each element, ``[sets, images, size]``.
         kept: whether each shows the digit that its prompt names, ``[sets, images]``; empty where it
             names none.
     """
@@ -124,7 +124,7 @@ class CompositionRecord:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What a method takes to draw pictures with one set.
+    """What a method takes to draw images with one set.
 
     Attributes:
         method: one of `METHODS`.

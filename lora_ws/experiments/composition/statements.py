@@ -50,11 +50,11 @@ OUT_OF_REACH = (
     Statement(
         "people confirm what GPT-4V finds",
         "not measured",
-        "no person judged pictures here",
+        "no person judged images here",
         None,
     ),
     Statement(
-        "GPT-4V prefers a picture by its position",
+        "GPT-4V prefers an image by its position",
         "`judging.compare` asks in both orders, and `position_bias` measures it for any judge",
         "it needs such a model",
         None,
@@ -68,14 +68,14 @@ OUT_OF_REACH = (
     Statement(
         "the methods generalise to other architectures, such as SDXL (asked for as a next check)",
         "both run on random SDXL, SD3 and FLUX, exact against diffusers' own adapters",
-        "how good the pictures are needs trained ones",
+        "how good the images are needs trained ones",
         None,
     ),
 )
 
 
 def both_styles(record: CompositionRecord) -> Int[np.ndarray, "sets images"]:
-    """How many of two styles each picture shows."""
+    """How many of two styles each image shows."""
     columns = [[ELEMENTS[n].category == "style" for n in names] for names in record.sets]
     return np.stack([own[:, at].sum(axis=1) for own, at in zip(record.array, columns, strict=True)])
 
@@ -139,7 +139,7 @@ def _of_elements(spec: CompositionSpec, done: Done) -> list[Statement]:
         ),
         Statement(
             f"{most} adapters remain hard",
-            f"all are shown in {max(whole.values()):.0f} % of pictures by the best method",
+            f"all are shown in {max(whole.values()):.0f} % of images by the best method",
             "in less than a tenth by every method",
             max(whole.values()) < 10,
         ),
@@ -249,7 +249,7 @@ def _open(spec: CompositionSpec, done: Done, costs: Costs) -> list[Question]:
     return [
         Question(
             "how many adapters are best for quality and cost?",
-            f"Merge shows {' / '.join(f'{one:.1f}' for one in whole)} elements in a picture with "
+            f"Merge shows {' / '.join(f'{one:.1f}' for one in whole)} elements in an image with "
             f"{sizes} adapters, for {' / '.join(f'{one:.2f}' for one in seconds)} CPU seconds; "
             f"digits of the prompt are kept in {_numbers(_kept(spec, done, MERGE))} % "
             f"({' / '.join(map(str, named_sizes(spec)))} adapters)",
@@ -258,9 +258,9 @@ def _open(spec: CompositionSpec, done: Done, costs: Costs) -> list[Question]:
         ),
         Question(
             "does Composite work with adapters of different styles?",
-            f"pictures that show both styles, percent, n = "
+            f"images that show both styles, percent, n = "
             f"{' / '.join(map(str, spec.both_sizes))}: {_by_method(styles)}",
-            "Composite shows both in more pictures than Merge",
+            "Composite shows both in more images than Merge",
             all(a > b for a, b in zip(styles[COMPOSITE], styles[MERGE], strict=True)),
         ),
         Question(
