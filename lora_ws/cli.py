@@ -45,6 +45,7 @@ EXTRAS = {
     **dict.fromkeys(("diffusers", "transformers", "tokenizers"), "diffusion"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
     "optuna": "tune",
+    "ray": "ray",
 }
 MAIN = ("train", "predict", "scan", "similar", "compose")
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)

@@ -14,7 +14,7 @@ import re
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 # written.
 DEPRECATED = {"deprecated": True}
 SpecFolder = Literal["datasets", "training", "eval"]
+# What is entered around a call; its parameters are flags too.
+Around = Callable[..., AbstractContextManager[None]]
 
 
 def cache_dir() -> Path:
@@ -86,7 +88,7 @@ def parse(
     prog: str,
     example: str = "",
     first: Sequence[str] = (),
-    around: Callable[..., AbstractContextManager[None]] = nullcontext,
+    around: Sequence[Around] = (),
 ) -> Callable[[], T]:
     """Read flags (and ``--config`` files) for the parameters of ``target``.
 
@@ -99,7 +101,7 @@ def parse(
         prog: name in messages and help.
         example: a command line that its help shows.
         first: flags that its help shows before the others.
-        around: what is entered around the call; its parameters are flags too.
+        around: what is entered around the call, in this order.
 
     Returns:
         A call without arguments that runs ``target`` with what was read.
@@ -116,11 +118,16 @@ def parse(
         raise ConfigError(_explain(error, parser)) from error
     values.pop("config", None)
     positional = [values.pop(parameter.name) for parameter in _positional(target)[0]]
-    entered = {name: values.pop(name) for name in _around_flags(around)}
+    entered = [
+        (one, {name: values.pop(name) for name in inspect.signature(one).parameters})
+        for one in around
+    ]
     spec = (spec_type(**values),) if spec_type else ()
 
     def call() -> T:
-        with around(**entered):
+        with ExitStack() as stack:
+            for one, flags in entered:
+                stack.enter_context(one(**flags))
             return target(*positional, *spec, **({} if spec_type else values))
 
     return call
@@ -131,7 +138,7 @@ def make_parser(
     prog: str,
     example: str = "",
     first: Sequence[str] = (),
-    around: Callable[..., AbstractContextManager[None]] = nullcontext,
+    around: Sequence[Around] = (),
 ) -> Parser:
     """The parser that `parse` uses, with a flag for every parameter."""
     source = _spec_type(target) or target
@@ -166,18 +173,13 @@ def make_parser(
         parser.set_defaults(_default_classes(source))
     elif keywords:
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
-    if _around_flags(around):
-        parser.add_function_arguments(around, None, as_group=False)
+    for one in around:
+        parser.add_function_arguments(one, None, as_group=False)
     for action in parser._actions:
         action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
         _prefer_ours(action)
     parser.put_first(first)
     return parser
-
-
-def _around_flags(around: Callable[..., Any]) -> Sequence[str]:
-    """Names of the flags of what is entered around a call."""
-    return () if around is nullcontext else tuple(inspect.signature(around).parameters)
 
 
 def to_plain(value: Any) -> Any:

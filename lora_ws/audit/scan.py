@@ -20,7 +20,7 @@ from lora_ws.bundle.hub import fetch_bundle
 from lora_ws.bundle.shipped import ShippedReader
 from lora_ws.config import cache_dir
 from lora_ws.errors import ConfigError, printable
-from lora_ws.workers import map_batches
+from lora_ws.workers import current_engine
 
 # Of what is kept; another one is kept apart.
 FORMAT = 3
@@ -188,7 +188,8 @@ def scan(
         stage = partial(_stage, spec, folder, run)
         starts = range(0, len(refs), spec.batch)
         batches = (list(refs[start : start + spec.batch]) for start in starts)
-        for judged in map_batches(stage, batches, spec.workers, _lost):
+        judged_batches = current_engine().map_batches(stage, batches, spec.workers, _lost)
+        for judged in judged_batches:
             judged = [
                 one
                 if one.finding or ledger.holds(one.key)

@@ -1,5 +1,8 @@
 """`lora-ws featurize`: a representation as a table."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ from rich.console import Console
 from sklearn.base import TransformerMixin
 
 from lora_ws.collection import AdapterSet
-from lora_ws.errors import ConfigError
+from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.featurizers import Featurizer, StatsLayerDense
-from lora_ws.learn.features import open_data, represent, with_layout
+from lora_ws.journal import replacing
+from lora_ws.learn.features import open_data, represent, transform_here, with_layout
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.memory import blocks
+from lora_ws.workers import current_engine
 
 # Columns that say which file a row is of.
 KEYS = ("source", "sha256")
@@ -27,6 +32,7 @@ def featurize(
     subset: str | None = None,
     label: str | None = None,
     featurizer: Featurizer | TransformerMixin | None = None,
+    workers: int = 1,
 ) -> None:
     """Write a representation of a collection as .parquet or .npz.
 
@@ -40,6 +46,7 @@ def featurize(
         subset: subset of the collection; null takes the card's first.
         label: column to predict; null takes the card's.
         featurizer: the representation; null takes StatsLayerDense.
+        workers: processes that transform blocks of 64 MiB of rows; one fits.
     """
     if out.suffix not in (".parquet", ".npz"):
         raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out.name}`")
@@ -47,15 +54,52 @@ def featurize(
     columns, train = _labels(adapters, label)
     columns = _keys(adapters) | columns
     fitted = with_layout(featurizer or StatsLayerDense(), adapters)
-    features = represent(fitted, adapters.weights, train)
+    transform = partial(_spread, _Rows(adapters.weights, dataset, subset), workers)
+    features = represent(fitted, adapters.weights, train, transform=transform)
     names = [str(name) for name in fitted.get_feature_names_out()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        arrays: dict[str, Any] = {"features": features, "names": np.array(names), **columns}
-        np.savez(out, **arrays)
-    else:
-        _write_parquet(out, features, names, columns)
+    with replacing(out) as file:
+        if out.suffix == ".npz":
+            arrays: dict[str, Any] = {"features": features, "names": np.array(names), **columns}
+            with file.open("wb") as opened:
+                np.savez(opened, **arrays)
+        else:
+            _write_parquet(file, features, names, columns)
     Console().print(f"{out}: {features.shape[0]} adapters, {features.shape[1]} features")
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The weights of a collection, which another process opens itself instead of being sent."""
+
+    weights: np.ndarray
+    dataset: str
+    subset: str | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.dataset, self.subset)
+
+
+@lru_cache(maxsize=1)
+def _opened(dataset: str, subset: str | None) -> _Rows:
+    return _Rows(open_data(ExperimentSpec(dataset, subset))[0].weights, dataset, subset)
+
+
+def _spread(
+    rows: _Rows, workers: int, featurizer: Any, _weights: np.ndarray, parts: Iterable[Any]
+) -> Iterator[np.ndarray]:
+    """Transform parts of the rows, in order, by several processes."""
+    call, batches = partial(_transformed, featurizer, rows), ([part] for part in parts)
+    for found in current_engine().map_batches(call, batches, workers, _lost):
+        yield from found
+
+
+def _transformed(featurizer: Any, rows: _Rows, parts: list[Any]) -> list[np.ndarray]:
+    return list(transform_here(featurizer, rows.weights, parts))
+
+
+def _lost(_part: Any) -> np.ndarray:
+    raise TrainingError("a process that transformed rows ended; with fewer --workers memory may do")
 
 
 def _keys(adapters: AdapterSet) -> dict[str, np.ndarray]:

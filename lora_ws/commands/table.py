@@ -2,10 +2,13 @@
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from lora_ws.memory import bounded
+from lora_ws.workers import on_engine
+
+Around = Callable[..., AbstractContextManager[None]]
 
 
 class Command(NamedTuple):
@@ -23,7 +26,7 @@ class Command(NamedTuple):
     text: str
     example: str
     flags: tuple[str, ...] = ()
-    around: Callable[..., AbstractContextManager[None]] = nullcontext
+    around: tuple[Around, ...] = ()
 
 
 # Two words are a command and what it acts on.
@@ -48,56 +51,56 @@ COMMANDS = {
         "import adapters from files or the Hub",
         "my-loras --out my-store --on_error skip",
         ("out", "card", "label", "on_error", "revision"),
-        around=bounded,
+        around=(bounded,),
     ),
     "data audit": Command(
         "lora_ws.commands.data:audit",
         "find what leaks between training and test adapters",
         "lora-ws-mini",
         ("subset", "split", "label", "as_json"),
-        around=bounded,
+        around=(bounded,),
     ),
     "data prompt-leak": Command(
         "lora_ws.commands.data:prompt_leak",
         "measure how much training prompts reveal of the labels",
         "lora-ws-mini",
         ("label", "base", "templates", "device", "as_json"),
-        around=bounded,
+        around=(bounded,),
     ),
     "featurize": Command(
         "lora_ws.commands.featurize:featurize",
         "write a representation to a file",
         "--featurizer StatsLayer --out features.parquet",
         ("out", "featurizer", "dataset", "subset", "label"),
-        around=bounded,
+        around=(bounded, on_engine),
     ),
     "train": Command(
         "lora_ws.commands.train:train",
         "train and evaluate classifiers",
         "--subset per_adapter/class --model SVC --seeds 3",
         ("dataset", "subset", "featurizer", "model", "seeds"),
-        around=bounded,
+        around=(bounded,),
     ),
     "tune": Command(
         "lora_ws.commands.tune:tune",
         "search hyper-parameters",
         "--model DeepSets --search '{fit.lr: {low: 1e-4, high: 1e-2, log: true}}' --trials 20",
         ("search", "trials", "dataset", "model", "seeds"),
-        around=bounded,
+        around=(bounded,),
     ),
     "sweep": Command(
         "lora_ws.commands.reproduce:sweep",
         "train on each layer or matrix alone",
         "--over layers --featurizer FlatVec --seeds 3",
         ("over", "dataset", "subset", "featurizer", "seeds"),
-        around=bounded,
+        around=(bounded, on_engine),
     ),
     "reproduce": Command(
         "lora_ws.commands.reproduce:reproduce",
         "reproduce tables and figures of `eval/`",
         "table1 --seeds 3",
         ("dataset", "subset", "protocol", "seeds", "out"),
-        around=bounded,
+        around=(bounded, on_engine),
     ),
     "check-reader": Command(
         "lora_ws.commands.check_reader:check_reader",
@@ -110,14 +113,14 @@ COMMANDS = {
         "evaluate a trained classifier",
         "--model runs/store/bundle --dataset my-store",
         ("model", "dataset", "subset", "part", "label"),
-        around=bounded,
+        around=(bounded,),
     ),
     "study": Command(
         "lora_ws.commands.study:study",
         "measure how robust trained classifiers are",
         "weight-noise --model tiny-sd",
         ("model", "spec", "dataset", "draws", "out"),
-        around=bounded,
+        around=(bounded, on_engine),
     ),
     "zoo base": Command(
         "lora_ws.commands.zoo:base",
@@ -190,6 +193,7 @@ COMMANDS = {
         "triage folders, lists and Hub repositories",
         "my-loras --out report.html",
         ("model", "policy", "out", "csv", "workers"),
+        around=(on_engine,),
     ),
     "detector": Command(
         "lora_ws.commands.detector:detector",
@@ -202,7 +206,7 @@ COMMANDS = {
         "find the most similar adapters",
         "my_lora.safetensors --index my-loras",
         ("index", "top", "workers", "cache", "as_json"),
-        around=bounded,
+        around=(bounded,),
     ),
     "prompt": Command(
         "lora_ws.commands.prompt:prompt",
@@ -257,7 +261,7 @@ COMMANDS = {
         "group duplicate and near-duplicate adapters",
         "my-loras --near 0.99",
         ("equal", "near", "workers", "cache", "as_json"),
-        around=bounded,
+        around=(bounded,),
     ),
     "completion": Command(
         "lora_ws.commands.completion:completion",
@@ -279,7 +283,7 @@ class Described(NamedTuple):
     prog: str
     example: str
     first: tuple[str, ...]
-    around: Callable[..., AbstractContextManager[None]]
+    around: tuple[Around, ...]
 
 
 def described(name: str) -> Described:

@@ -72,7 +72,7 @@ class Options:
 
     @property
     def processes(self) -> int:
-        """How many work at once: as asked for, else one per core that this process may use."""
+        """How many work at once: as asked for, else one per core of this machine or cluster."""
         return cores(self.flags.processes)
 
     @property

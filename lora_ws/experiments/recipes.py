@@ -10,7 +10,7 @@ from lora_ws.config import load_spec, spec_file
 from lora_ws.errors import ConfigError, LayoutError
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.models import Metanetwork
-from lora_ws.system import cpus
+from lora_ws.workers import current_engine
 
 Protocol = Literal["clean", "paper", "as-run"]
 # What reads best in eval/results/readers with the same training rows as the paper's five: of kernel
@@ -94,7 +94,7 @@ def fits(spec: ExperimentSpec, layout: Layout) -> bool:
 
 
 def cores(processes: int | None) -> int:
-    """How many processes to run: as asked for, else one per core that this process may use."""
+    """How many processes to run: as asked for, else one per core of this machine or cluster."""
     if processes is not None and processes < 1:
         raise ConfigError(f"processes: expected at least 1, got {processes}")
-    return processes or cpus()
+    return processes or current_engine().cpus()

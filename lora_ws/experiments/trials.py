@@ -12,7 +12,7 @@ from lora_ws.learn.run_folder import RECORDS, STATE, check_same
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, read_records
-from lora_ws.workers import work_through
+from lora_ws.workers import current_engine
 
 NOT_APPLICABLE = "not_applicable.txt"
 
@@ -90,13 +90,8 @@ def run_trials(trials: Sequence[Trial], processes: int, title: str) -> None:
             run_together([(trial.spec, trial.folder) for trial in todo], state)
             tick()
             return
-        if processes == 1 or len(todo) == 1:
-            for trial in todo:
-                perform(trial)
-                tick()
-            return
         try:
-            work_through(perform, todo, processes, tick)
+            current_engine().work_through(perform, todo, min(processes, len(todo)), tick)
         except TrainingError as error:
             raise TrainingError(f"{error} (what was finished is kept)") from error
 

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,27 @@ def with_layout(featurizer: Featurizer | TransformerMixin | None, adapters: Adap
     return copy
 
 
+# Transforms some rows of weights, part by part, by a fitted featurizer.
+Transform = Callable[[Any, np.ndarray, Iterable[Any]], Iterable[np.ndarray]]
+
+
+def transform_here(featurizer: Any, weights: np.ndarray, parts: Iterable[Any]) -> Iterator[Any]:
+    """Transform parts of the rows in this process.
+
+    Args:
+        featurizer: fitted.
+        weights: of all rows.
+        parts: what indexes rows.
+    """
+    return (featurizer.transform(weights[part]) for part in parts)
+
+
 def represent(
-    featurizer: Any, weights: np.ndarray, train: np.ndarray, y: np.ndarray | None = None
+    featurizer: Any,
+    weights: np.ndarray,
+    train: np.ndarray,
+    y: np.ndarray | None = None,
+    transform: Transform = transform_here,
 ) -> np.ndarray:
     """Fit on the training rows and represent all rows, in bounded memory.
 
@@ -279,9 +298,10 @@ def represent(
         weights: of all rows.
         train: which rows to fit on.
         y: labels of these, for transformers that look at them.
+        transform: what transforms blocks of rows that are not fitted on.
     """
     if isinstance(featurizer, Featurizer) and not featurizer.learns:
-        return _transform(featurizer.fit(weights[:2]), weights)
+        return _transform(featurizer.fit(weights[:2]), weights, transform)
     rows: Any = weights[train] if _held(len(train), weights) else Rows(weights, train)
     if isinstance(rows, Rows) and not isinstance(featurizer, Featurizer):
         raise ConfigError(
@@ -296,18 +316,20 @@ def represent(
     features = _empty(len(weights), fitted.shape[1])
     features[train] = fitted
     rest = np.setdiff1d(np.arange(len(weights)), train)
-    for block in blocks(len(rest), 4 * weights.shape[1]):
-        features[rest[block]] = featurizer.transform(weights[rest[block]])
+    parts = [rest[block] for block in blocks(len(rest), 4 * weights.shape[1])]
+    for part, made in zip(parts, transform(featurizer, weights, parts), strict=True):
+        features[part] = made
     return features
 
 
-def _transform(featurizer: Any, weights: np.ndarray) -> np.ndarray:
+def _transform(featurizer: Any, weights: np.ndarray, transform: Transform) -> np.ndarray:
     first = featurizer.transform(weights[:1])
     if first.shape[1] == weights.shape[1] and np.shares_memory(first, weights):
         return featurizer.transform(weights)
     out = _empty(len(weights), first.shape[1])
-    for block in blocks(len(weights), 4 * weights.shape[1]):
-        out[block] = featurizer.transform(weights[block])
+    parts = list(blocks(len(weights), 4 * weights.shape[1]))
+    for part, made in zip(parts, transform(featurizer, weights, parts), strict=True):
+        out[part] = made
     return out
 
 

@@ -14,7 +14,7 @@ from lora_ws.collection.store import JOURNAL, QUARANTINE, StoreWriter, partial_p
 from lora_ws.config import parse_shard
 from lora_ws.errors import DataError, LoraWsError, TrainingError
 from lora_ws.report.progress import progress
-from lora_ws.workers import work_through
+from lora_ws.workers import current_engine
 from lora_ws.zoo.share import build_share
 from lora_ws.zoo.spec import ZooSpec
 
@@ -105,7 +105,7 @@ def _run(parts: Sequence[ZooSpec]) -> None:
             shown = max(shown, done)
 
         try:
-            work_through(_build_share, parts, len(parts), tick)
+            current_engine().work_through(_build_share, parts, len(parts), tick)
         except TrainingError as error:
             kept = ". What was finished is kept; run the same command again to go on"
             raise TrainingError(f"{error}{kept}") from error

@@ -14,7 +14,7 @@ REQUIREMENTS = [
     re.split(r"[\[<>=]", line)[0]
     for line in [
         *PROJECT["dependencies"],
-        *(x for e in ("diffusion", "audit", "serve") for x in EXTRAS[e]),
+        *(x for e in ("diffusion", "audit", "serve", "tune", "ray") for x in EXTRAS[e]),
     ]
 ]
 
@@ -39,7 +39,7 @@ def test_every_dependency_is_explained() -> None:
     assert [name for name in REQUIREMENTS if not re.search(rf"\b{name}\b", page)] == []
 
 
-@pytest.mark.parametrize("package", ["wandb", "datasets"])
+@pytest.mark.parametrize("package", ["wandb", "datasets", "optuna"])
 def test_rare_packages_are_imported_when_they_are_used(
     package: str, imports: set[tuple[bool, str]]
 ) -> None:

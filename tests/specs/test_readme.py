@@ -13,7 +13,7 @@ import pytest
 
 from lora_ws.audit.examples import examples
 from lora_ws.cli import find_command, main
-from lora_ws.commands.table import function_of
+from lora_ws.commands.table import described, function_of
 from lora_ws.config import parse
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def _their_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     name, args = find_command(shlex.split(line)[1:])
-    assert callable(parse(function_of(name), args, prog=name))
+    assert callable(parse(function_of(name), args, *described(name)))
 
 
 def test_the_readme_is_short() -> None:

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,19 +185,8 @@ def test_shards_together_are_the_whole(zoo: AdapterSet, tmp_path: Path) -> None:
         merge_shares([paths[0], Path(other.weights.filename).parent], tmp_path / "mixed")
 
 
-def in_this_process(target: Callable, tasks: Sequence, count: int, tick: Callable) -> None:
-    for task in tasks:
-        target(task)
-        tick()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("spawned", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_processes_make_the_same(
-    spawned: bool, zoo: AdapterSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not spawned:
-        monkeypatch.setattr("lora_ws.zoo.build.work_through", in_this_process)
+def test_processes_make_the_same(zoo: AdapterSet, tmp_path: Path) -> None:
     assert_same(build_zoo(replace(SMALL, out=tmp_path / "zoo", processes=2)), zoo)
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 

@@ -395,7 +395,10 @@ _shtab_lora_ws_featurize_options=(
   "--label[column to predict]:label:"
   "--featurizer.help[Show the help for the given subclass of \{Featurizer,TransformerMixin\} and exit.]:featurizer.help:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
   "--featurizer[the representation]:featurizer:(DeltaPCA FlatVec FlatVecPCA Norms StatsFlatVec StatsLayer StatsLayerDense UpdateKernel)"
+  "--workers[processes that transform blocks of 64 MiB of rows]:workers:"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -473,6 +476,8 @@ _shtab_lora_ws_reproduce_options=(
   "--photos[for \`transfer\`\: source of the photos of zoos that are missing, instead of the recipe\'s]:photos:"
   "--out[folder of runs and reports]:out:_files"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
   ":name of a file in eval\/, such as table1:"
 )
 
@@ -498,6 +503,8 @@ _shtab_lora_ws_scan_options=(
   "--workers[worker processes.]:workers:"
   "--batch[files per process in memory.]:batch:"
   "--cache[folder of cached findings]:cache:_files"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
   ":files, folders, .txt lists, or on the Hub owner\/name, hf\:\/\/owner\/name\/folder, or hub\:owner:"
 )
 
@@ -567,6 +574,8 @@ _shtab_lora_ws_study_options=(
   "--processes[parallel processes for studies that train.]:processes:"
   "--out[folder for records, tables, curves and the page]:out:_files"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
   ":weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts, gauge, rank-padding, rescale, strength, cast, truncation, merging, camouflage, spelling:"
 )
 
@@ -629,6 +638,8 @@ _shtab_lora_ws_sweep_options=(
   "--shard[share i of n for a job array, as \`\`i\/n\`\`]:shard:"
   "--top[number of layers to list.]:top:"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -20,7 +20,7 @@ from lora_ws.learn.features import open_data, split_rows
 from lora_ws.learn.run import fit_shown
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.progress import progress
-from lora_ws.workers import work_through
+from lora_ws.workers import current_engine
 
 PART, RESULTS = "study_part", "trained"
 
@@ -88,13 +88,15 @@ def run_trained(names: Sequence[str], spec: StudySpec) -> list[Learned]:
     jobs = [job for name in spec.spec or () for job in _jobs(name, names, spec)]
     todo = [job for job in jobs if not job.file.is_file()]
     with progress("train", len(jobs), len(jobs) - len(todo)) as advance:
-        if spec.processes == 1:
-            for job in todo:
-                perform(job)
-                advance()
-        elif todo:
-            work_through(perform, todo, spec.processes)
-            advance(len(todo))
+        shown = 0
+
+        def tick() -> None:
+            nonlocal shown
+            done = sum(job.file.is_file() for job in todo)
+            advance(done - shown)
+            shown = done
+
+        current_engine().work_through(perform, todo, spec.processes, tick)
     return [Learned(**json.loads(job.file.read_text(encoding="utf-8"))) for job in jobs]
 
 
