@@ -220,6 +220,25 @@ def test_what_drawing_takes_is_what_the_records_say(name: str) -> None:
     assert load_eval(name)[1].cpu_minutes == pytest.approx(seconds / 60, abs=0.05)
 
 
+def test_what_composing_takes_is_estimated_from_the_records() -> None:
+    costs = {(c["method"], c["size"]): c for c in map(json.loads, lines("composition", "costs"))}
+    _, spec = load_eval("composition")
+
+    def alone(record: dict[str, Any]) -> float:
+        """Seconds to draw the images of a record as costs are measured; turns cost the same."""
+        name = record["method"].split(",")[0]
+        each = costs[name, max(record["size"], 2)]["seconds"] / spec.cost_images
+        return each * sum(map(len, record["shown"]))
+
+    found = list(map(json.loads, lines("composition")))
+    known = [record for record in found if SECONDS in record]
+    said = sum(record[SECONDS] for record in known)
+    share = said / sum(map(alone, known))
+    seconds = said + share * sum(alone(record) for record in found if SECONDS not in record)
+    seconds += sum(cost[SECONDS] for cost in costs.values())
+    assert spec.cpu_minutes == pytest.approx(seconds / 60, abs=0.05)
+
+
 def test_composition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undrawn(monkeypatch, composition, "chart_lines")
     _, spec = load_eval("composition")
