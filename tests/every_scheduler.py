@@ -10,6 +10,7 @@ from tolerances import rounding
 from torch import Tensor
 
 from lora_ws.diffusion.pipeline import ddim_scheduler
+from lora_ws.diffusion.schedulers import is_flow
 
 
 class Kind(NamedTuple):
@@ -97,10 +98,26 @@ FLOW_KINDS = [
     Kind("DEISMultistepScheduler", _FLOW),
     Kind("DPMSolverMultistepScheduler", _FLOW),
     Kind("DPMSolverMultistepScheduler", (*_FLOW, ("algorithm_type", "sde-dpmsolver++"))),
+    # Of flow it denoises, whatever its name says.
+    Kind("DPMSolverMultistepInverseScheduler", _FLOW),
     Kind("DPMSolverSinglestepScheduler", _FLOW),
     Kind("SASolverScheduler", _FLOW),
     Kind("UniPCMultistepScheduler", _FLOW),
 ]
+
+
+def flow_built(own: Any) -> set[str]:
+    """Names of all classes that a scheduler of a model that predicts flow can be exchanged for."""
+    found = set()
+    for name in (n for n in dir(diffusers) if n.endswith("Scheduler")):
+        for options in ((), _FLOW):
+            try:
+                made = Kind(name, options).build(own)
+            except (TypeError, ValueError, ImportError, AttributeError):
+                continue  # Needs what the configuration lacks, or a package.
+            if hasattr(made, "step") and is_flow(made):
+                found.add(name)
+    return found
 
 
 def alike(one: Tensor, other: Tensor) -> None:

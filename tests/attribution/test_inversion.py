@@ -213,6 +213,8 @@ def test_agreement_is_of_tops_maps_and_shares() -> None:
     assert found.pictures == 2
     assert found.majority == 1
     assert agreement(ours[::-1], [true[0], ours[1]]).majority == 0.5
+    more = agreement([*ours, ours[0]], [*true, ours[1]])
+    assert more.majority == pytest.approx(2 / 3)
     without: Any = SimpleNamespace(maps=None, shares=torch.tensor([0.5, 0.2, 0.3]))
     blind = agreement([without], true[:1])
     assert (blind.top1, blind.share_correlation) == (1, pytest.approx(1))

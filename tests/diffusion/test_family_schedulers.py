@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from every_scheduler import FLOW_KINDS, KINDS, OTHERS, Kind, alike, by_scheduler, known_levels
+from every_scheduler import (
+    FLOW_KINDS,
+    KINDS,
+    OTHERS,
+    Kind,
+    alike,
+    by_scheduler,
+    flow_built,
+    known_levels,
+)
 from merged import Merged
 from tiny_pipelines import TARGETS, make
 from tolerances import EXACT, rounding
@@ -41,6 +50,7 @@ CASES = [
 ]
 # Schedulers that are not told how far FLUX.1 shifts their noise levels.
 REFUSED = (
+    "DPMSolverMultistepInverseScheduler",
     "FlowMapEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "SASolverScheduler",
@@ -290,3 +300,17 @@ def test_training_is_what_the_scheduler_says(family: str, kind: Kind, base: Base
 def test_schedulers_that_cannot_be_shifted_are_refused(family: str, kind: Kind, base: Base) -> None:
     with pytest.raises(ConfigError, match=f"{kind.name} cannot make {STEPS} steps"):
         ablate(base.ours, base.stack, SPEC)
+
+
+# They sample in stages, in a pipeline of their own.
+STAGED = {"HeliosDMDScheduler", "HeliosScheduler"}
+
+
+def test_every_scheduler_of_flow_is_drawn_with_or_refused(bases: dict[str, Base]) -> None:
+    base = bases["sd3"]
+    built = flow_built(base.own)
+    assert built - STAGED == {kind.name for kind in FLOW_KINDS}
+    for name in STAGED & built:
+        base.ours.scheduler = Kind(name).build(base.own)
+        with pytest.raises(ConfigError, match=f"{name} cannot make {STEPS} steps"):
+            timesteps_for(base.ours, SPEC)
