@@ -256,7 +256,10 @@ def chart_tables(
     """
     wide = min(3, len(tables))
     deep = -(-len(tables) // wide)
-    size = (1.6 + wide * (0.7 + 0.5 * len(columns)), 1.1 + deep * (0.9 + 0.36 * len(rows)))
+    # Panels hold their titles, and the page the longest name of a row.
+    panel = max(0.55 * len(columns), 0.085 * max(map(len, tables)))
+    across = 0.8 + 0.09 * max(map(len, rows)) + wide * (0.2 + panel)
+    size = (max(across, 0.1 * len(title)), 1.3 + deep * (0.5 + 0.36 * len(rows)))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(tables) :]:
@@ -269,7 +272,8 @@ def chart_tables(
             color = "white" if value > 55 else "black"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
         axes.set_title(name, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        tilt = {"rotation": 30, "ha": "right"} if max(map(len, columns)) > 8 else {}
+        axes.set_xticks(range(len(columns)), columns, **tilt)
         axes.set_yticks(range(len(rows)), rows)
     figure.suptitle(title)
     figure.supxlabel(xlabel, fontsize=10)

@@ -29,6 +29,9 @@ from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.records import SECONDS, read_record
 from lora_ws.experiments.table import report as table
 from lora_ws.experiments.table import run as table_run
+from lora_ws.experiments.transfer import report as transfer
+from lora_ws.experiments.transfer.matrix import matrices
+from lora_ws.experiments.transfer.spec import TransferRecord, ZooRecord
 from lora_ws.experiments.trials import NOT_APPLICABLE, Trial
 from lora_ws.report.page import Section, write_report
 
@@ -202,6 +205,27 @@ def test_cad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = cad.cad_sections(spec, done, float(accuracy) / 100, folder)
     write_report(folder, spec.title, sections)
     assert_committed("cad", folder)
+
+
+def test_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch, transfer, "chart_tables", at=3)
+    _, spec = load_eval("transfer")
+    folder = tmp_path / "report"
+    copy_pictures("transfer", folder)
+    zoos = records("transfer", ZooRecord, "zoos").values()
+    found = sorted(
+        records("transfer", TransferRecord).values(),
+        key=lambda one: [reader.name for reader in spec.readers].index(one.reader),
+    )
+    sections = transfer.transfer_sections(spec, found, list(zoos), folder)
+    write_report(folder, f"transfer: {spec.title}", sections)
+    assert_committed("transfer", folder)
+    # The guide says what the report says.
+    guide = (RESULTS.parents[1] / "docs/robustness.md").read_text(encoding="utf-8")
+    for factor in spec.factors:
+        row = next(line for line in guide.splitlines() if line.startswith(f"| {factor}"))
+        for (_, one), matrix in matrices(spec, found).items():
+            assert one != factor or f"| {matrix.home:.1f} |" in row
 
 
 @pytest.mark.parametrize(("name", "page"), [("cad", "concepts"), ("composition", "composition")])

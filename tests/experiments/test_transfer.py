@@ -12,10 +12,13 @@ from browser import open_page
 from scipy.stats import bootstrap
 
 from lora_ws.adapters import Layout
-from lora_ws.collection import AdapterSet
+from lora_ws.cli import main
+from lora_ws.collection import AdapterSet, load
 from lora_ws.collection.card import DatasetCard
+from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, DataError
 from lora_ws.experiments.differences import interval
+from lora_ws.experiments.kinds import eval_file
 from lora_ws.experiments.options import Options, ReproduceSpec
 from lora_ws.experiments.recipes import recipe
 from lora_ws.experiments.transfer.matrix import matrices
@@ -78,8 +81,11 @@ def test_each_zoo_each_mixture_and_all_but_one_is_trained_on_once():
 def test_a_factor_has_a_value_without_changes_and_a_cast_no_others():
     with pytest.raises(ConfigError, match=r"factors.rank: expected two values or more, one of"):
         replace(spec(), factors={"rank": {"1": ValueSpec()}})
-    with pytest.raises(ConfigError, match="cast: expected no changes beside it"):
+    with pytest.raises(ConfigError, match="changes: expected no cast beside it"):
         ValueSpec({"finetune.rank": 2}, "int8")
+    both = {"rank": {"1": ValueSpec(), "2": ValueSpec(dataset="lora-ws-mini")}}
+    with pytest.raises(ConfigError, match=r"factors.rank: expected .*, got"):
+        replace(spec(), factors=both)
 
 
 def test_zoos_are_brought_side_by_side(zoos: Zoos):
@@ -93,6 +99,31 @@ def test_zoos_of_other_photos_are_refused():
     order = np.arange(4)
     with pytest.raises(DataError, match="expected photo sets that all were trained on, found none"):
         align({"one": zoo(1, order, 0), "two": zoo(1, order + 50, 0)})
+
+
+def test_subsets_of_a_collection_are_a_factor_with_the_collections_parts():
+    names = ("per_adapter/class", "shared/class")
+    values = {name: ValueSpec(dataset="lora-ws-mini", subset=name) for name in names}
+    one = replace(spec(), factors={"start": values})
+    assert one.zoos("start") == tuple(f"lora-ws-mini {name}" for name in names)
+    assert one.splits(one.zoos("start")[0]) == 1
+    aligned = align({value.zoo: load("lora-ws-mini").subset(n) for n, value in values.items()})
+    assert [len(part) for part in aligned.fold(0, 1)] == [350, 50, 100]
+    photos = [
+        {p for row in part for p in own.column("images")[row]}
+        for own in aligned.zoos.values()
+        for part in aligned.fold(0, 1)
+    ]
+    # Training photos of one are test photos of no other.
+    assert not photos[0] & photos[5]
+    assert not photos[3] & photos[2]
+
+
+def test_a_photo_set_of_two_classes_is_refused():
+    one, two = zoo(1, np.arange(4), 0), zoo(1, np.arange(4), 0)
+    swapped = two.rows.set_column(1, "label", pa.array(["b", "a", "b", "a"]))
+    with pytest.raises(DataError, match="expected one class for each photo set"):
+        align({"one": one, "two": replace(two, rows=swapped)})
 
 
 def test_folds_test_every_set_once_and_groups_stay_together(zoos: Zoos):
@@ -208,6 +239,26 @@ def test_a_zoo_of_another_recipe_is_told():
     assert same_recipe(recipe, ZooSpec()).startswith("finetune: {'steps': 1} instead of")
 
 
+def test_flags_of_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    place = ["--out", str(tmp_path)]
+    assert main(["reproduce", "transfer", "--dataset", "lora-ws-mini", *place]) == 2
+    said = capsys.readouterr().err
+    assert "dataset: expected one of the flags of `transfer`" in said
+    assert "--zoos" in said
+    assert main(["reproduce", "table1", "--photos", "here", *place]) == 2
+    assert "photos: expected one of the flags of `table1`" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_zoo_of_the_file_is_a_recipe_of_its_own(tmp_path: Path):
+    held = load_spec(TransferSpec, eval_file("transfer"))
+    built = [name for name, value in held.values.items() if not (value.cast or value.dataset)]
+    whole = {name: held.zoo_spec(name, tmp_path, None, 1) for name in built}
+    assert len({json.dumps(str(own)) for own in whole.values()}) == len(whole)
+    for own in held.readers:
+        assert recipe(own.recipe, "lora-ws-mini", None, None).kind.name == "classification"
+
+
 RECIPE_FILE = """
 base: digit-sd
 sampling: {adapters_per_leaf: 3, min_images: 2, max_images: 4, prompt: [constant]}
@@ -255,7 +306,7 @@ def test_zoos_are_built_readers_trained_and_nothing_done_twice(tmp_path: Path):
     assert (folder / "report.md").read_bytes() == before
     document, seen = open_page(folder / "report.html", tmp_path)
     assert seen["images"] == seen["shown"] == len(factors)
-    assert "What each reader loses" in document
+    assert "Which reader survives" in document
     # Zoos can be given; those of another recipe are refused.
     other = replace(own, factors={"steps": {"1": ValueSpec(), "3": factors["steps"]["3"]}})
     file.write_text(RECIPE_FILE.replace("steps: 2", "steps: 1"), encoding="utf-8")

@@ -7,9 +7,9 @@ import numpy as np
 
 from lora_ws.experiments.differences import interval
 from lora_ws.experiments.transfer.matrix import Matrix, matrices
-from lora_ws.experiments.transfer.spec import RECIPE, TransferRecord, TransferSpec, ZooRecord
+from lora_ws.experiments.transfer.spec import TransferRecord, TransferSpec, ZooRecord
 from lora_ws.report.charts import chart_tables
-from lora_ws.report.grid import Cell, Grid
+from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.metrics import MISSING
 from lora_ws.report.page import Figure, Section
 
@@ -32,50 +32,60 @@ def transfer_sections(
         folder: of the report, where images go.
     """
     found = matrices(spec, records)
-    sets = len(next(iter(next(iter(found.values())).hits.values())))
-    folds = [one for one in records if one.reader == records[0].reader]
-    sizes = sorted({(one.n_train, one.n_val) for one in folds})
-    shown = " or ".join(f"{train} + {val}" for train, val in (sizes[0], sizes[-1]))
     text = (
-        f"Readers are trained on adapters of one recipe and tested on adapters of another. Every "
-        f"zoo has the same {sets} photo sets, which share no photo, so a reader never saw the "
-        f"photos that it is tested on, in no zoo. {spec.folds} folds: each photo set is tested on "
-        f"once, by a reader trained on {shown} adapters (training + validation; fewest and most of "
-        "a fold), also where several zoos are mixed: there each photo set is of one of them. "
-        "Intervals of 95 % are of a bootstrap over photo sets, paired: both sides of a difference "
-        "read the same photo sets."
+        "Readers are trained on adapters of one recipe and tested on adapters of another. Within a "
+        "factor all values have the same photo sets, and no reader saw the photos that it is "
+        "tested on, in no zoo. Mixtures have as many adapters as one value: each photo set is of "
+        "one of them. Intervals of 95 % are of a bootstrap over photo sets, paired: both sides of "
+        "a difference read the same photo sets."
     )
     kept = (
-        "Chance is 10 %. A reader that hardly reads at home has little to lose: compare both "
-        "tables. Readers of raw weights read no rank but the one they were trained on (–)."
+        "A reader that hardly reads at home, where chance is 10 %, has little to lose: compare "
+        "both tables. A reader of raw weights reads no rank but the one it was trained on: a dash."
     )
     sections = [
-        Section("What each reader loses on another recipe", (text, losses_grid(spec, found), kept))
+        Section(
+            "Which reader survives",
+            (text, home_grid(spec, found), losses_grid(spec, found), kept),
+        )
     ]
     for factor in spec.factors:
-        sections.append(_factor_section(spec, factor, found, sets, folder))
+        sections.append(_factor_section(spec, factor, found, records, folder))
     return [*sections, Section("Zoos", (zoos_grid(spec, zoos),))]
+
+
+def home_grid(spec: TransferSpec, found: Matrices) -> Grid:
+    """A row per reader, a column per factor: accuracy where nothing changes."""
+    readers = list(dict.fromkeys(reader for reader, _ in found))
+    cells = [[Cell(name) for name in readers]]
+    for factor in spec.factors:
+        values = [found[reader, factor].home for reader in readers]
+        cells.append(ranked(values, [f"{value:.1f}" for value in values]))
+    caption = (
+        "At home: accuracy in percent, trained and tested on the same value of a factor, the mean "
+        "over its values."
+    )
+    return Grid(("Reader", *spec.factors), tuple(zip(*cells, strict=True)), caption)
 
 
 def losses_grid(spec: TransferSpec, found: Matrices) -> Grid:
     """A row per reader, a column per factor: what is lost on other values, with its interval."""
     rows = []
     for reader in dict.fromkeys(reader for reader, _ in found):
-        own = [found[reader, factor] for factor in spec.factors]
-        home = own[0].share((RECIPE,), RECIPE)
-        rows.append((Cell(reader), Cell(_number(home)), *[Cell(_gap(one.gaps)) for one in own]))
+        own = [_gap(found[reader, factor].gaps) for factor in spec.factors]
+        rows.append(tuple(map(Cell, (reader, *own))))
     caption = (
-        "At home: accuracy in percent, trained and tested on the recipe itself. Then for each "
-        "factor: accuracy on another value less that of the reader trained on that value, in "
+        "Away: accuracy on another value less that of the reader trained on that value, in "
         "points, the mean over all pairs of values (95 %)."
     )
-    return Grid(("Reader", "at home", *spec.factors), tuple(rows), caption)
+    return Grid(("Reader", *spec.factors), tuple(rows), caption)
 
 
 def factor_grid(spec: TransferSpec, factor: str, found: Matrices) -> Grid:
     """A row per reader: at home, on another value, the worst pair, mixtures."""
     names = {one.zoo: name for name, one in spec.factors[factor].items()}
-    rows = []
+    # Of two values, all others is the other.
+    rows, several = [], len(names) > 2
     for (reader, own), matrix in found.items():
         if own != factor:
             continue
@@ -86,15 +96,17 @@ def factor_grid(spec: TransferSpec, factor: str, found: Matrices) -> Grid:
             there, home = matrix.share((trained,), tested), matrix.share((tested,), tested)
             said = f"{names[trained]} → {names[tested]}: {there:.1f} of {home:.1f}"
         cells = [reader, f"{matrix.home:.1f}", _gap(matrix.gaps), said]
-        cells += [_gap(matrix.mixed), _gap(matrix.left_out)]
+        cells += [_gap(matrix.mixed), *([_gap(matrix.left_out)] if several else [])]
         rows.append(tuple(map(Cell, cells)))
-    head = ("Reader", "same value, %", "another value", "worst", MIXED, OTHERS)
+    head = ("Reader", "same value, %", "another value", "worst", MIXED, *([OTHERS] * several))
     caption = (
         "Same value: mean accuracy, trained and tested on it. The others: differences to it in "
         "points (95 %), on the same test adapters. Worst: trained on → tested on, and of what the "
         f"reader trained on that value reads. {MIXED}: trained on all values, as many adapters as "
-        f"of one; {OTHERS}: on all values but the one tested on."
+        "of one."
     )
+    if several:
+        caption += f" {OTHERS}: on all values but the one tested on, as many."
     return Grid(head, tuple(rows), caption)
 
 
@@ -103,40 +115,60 @@ def zoos_grid(spec: TransferSpec, zoos: Sequence[ZooRecord]) -> Grid:
     values = spec.values
     rows = []
     for one in zoos:
-        changes = ", ".join(f"{key} {value}" for key, value in values[one.zoo].changes.items())
-        if cast := values[one.zoo].cast:
-            changes = f"the recipe's adapters rounded to {cast}"
-        cells = [one.zoo, changes or "none", f"{one.adapters}", f"{one.rank}", f"{one.loss:.3f}"]
-        cells += [f"{one.norm_b:.3f}", MISSING if cast else f"{one.seconds:.2f}"]
+        value = values[one.zoo]
+        said = ", ".join(f"{key} {new}" for key, new in value.changes.items())
+        if value.cast:
+            said = f"its adapters, rounded to {value.cast}"
+        if value.dataset:
+            said = "a collection"
+        cells = [one.zoo, said or "none", f"{one.adapters}", f"{one.rank}", f"{one.loss:.3f}"]
+        made = value.cast or value.dataset
+        cells += [f"{one.norm_b:.3f}", MISSING if made else f"{one.seconds:.2f}"]
         rows.append(tuple(map(Cell, cells)))
-    head = ("Zoo", "changes", "adapters", "rank", "loss", "norm of B", "s per adapter")
+    head = (
+        "Zoo",
+        "changes to the recipe",
+        "adapters",
+        "rank",
+        "loss",
+        "norm of B",
+        "s per adapter",
+    )
     caption = (
-        f"Changes to training/{spec.zoo}.yaml. Loss of the last epoch and Frobenius norm of all B, "
-        "means over adapters. Seconds of one thread, beside other work."
+        f"The recipe: {spec.zoo} in training/. Loss of the last epoch and Frobenius norm of all B: "
+        "means over adapters. Seconds: of one thread, beside other work."
     )
     return Grid(head, tuple(rows), caption, left=2)
 
 
 def _factor_section(
-    spec: TransferSpec, factor: str, found: Matrices, sets: int, folder: Path
+    spec: TransferSpec,
+    factor: str,
+    found: Matrices,
+    records: Sequence[TransferRecord],
+    folder: Path,
 ) -> Section:
     names, zoos = list(spec.factors[factor]), spec.zoos(factor)
     own = {reader: matrix for (reader, one), matrix in found.items() if one == factor}
+    tested = len(next(iter(next(iter(own.values())).hits.values())))
     rows = [*names, MIXED, *([OTHERS] if len(names) > 2 else [])]
-    tables = {reader: _table(matrix, zoos) for reader, matrix in own.items()}
     file = chart_tables(
-        tables,
+        {reader: _table(matrix, zoos) for reader, matrix in own.items()},
         rows,
         names,
         folder / f"{factor.replace(' ', '_')}.png",
-        title=f"{factor}: accuracy in percent, {sets} photo sets",
+        title=f"{factor}: accuracy in percent, {tested} test adapters a cell",
         ylabel="trained on",
         xlabel="tested on",
     )
-    at_half = 100 * 1.96 * np.sqrt(0.25 / sets)
+    sizes = sorted({(one.n_train, one.n_val) for one in records if one.trained[0] in zoos})
+    trained = " or ".join(f"{train} + {val}" for train, val in dict.fromkeys((sizes[0], sizes[-1])))
+    folds = spec.splits(zoos[0])
+    how = f"{folds} folds" if folds > 1 else "the collection's own parts"
     caption = (
         f"Accuracy in percent, trained on the row's value of {factor} and tested on the column's; "
-        f"{sets} test adapters a cell, so that a share near one half is known to ± {at_half:.0f}."
+        f"{how}: {trained} adapters to train and validate, {tested} test adapters a cell, so that "
+        f"a share near one half is known to ± {100 * 1.96 * np.sqrt(0.25 / tested):.0f}."
     )
     alt = f"A heat map for each reader, by {factor} trained on and tested on."
     return Section(factor, (Figure(file, caption, alt), factor_grid(spec, factor, found)))
@@ -155,7 +187,3 @@ def _gap(gaps: np.ndarray | None) -> str:
         return MISSING
     low, high = interval(gaps)
     return f"{100 * gaps.mean():+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"

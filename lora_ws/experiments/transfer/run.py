@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_ws.collection import AdapterSet
 from lora_ws.config import load_spec, nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.options import Options
@@ -48,15 +49,19 @@ def run(spec: TransferSpec, options: Options) -> Path:
     built = Records(options.out, spec, ZooRecord, f"{ZOOS}.jsonl")
     stores = open_zoos(spec, flags.zoos or options.out / ZOOS, flags.photos, flags.processes or 1)
     facts = built.complete(ZOOS, {n: partial(zoo_record, n, zoo) for n, zoo in stores.items()})
-    zoos = align(stores)
+    families: dict[str, dict[str, AdapterSet]] = {}
+    for name, zoo in stores.items():
+        families.setdefault(spec.values[name].dataset, {})[name] = zoo
+    aligned = {family: align(own) for family, own in families.items()}
     jobs: dict[TransferKey, Callable[[], TransferRecord]] = {}
     for reader in readers:
         recipe = load_spec(ExperimentSpec, recipe_file(reader.recipe))
         for trained in spec.trainings:
+            zoos, folds = aligned[spec.values[trained[0]].dataset], spec.splits(trained[0])
             tested = readable(recipe, zoos, trained, spec.tested(trained))
-            for fold in range(spec.folds) if tested else ():
+            for fold in range(folds) if tested else ():
                 key = TransferKey(reader.name, trained, fold)
-                jobs[key] = partial(measure, key, recipe, zoos, tested, spec.folds)
+                jobs[key] = partial(measure, key, recipe, zoos, tested, folds)
     done = records.complete(options.name, jobs)
     found = [done[key] for key in jobs]
     sections = transfer_sections(spec, found, list(facts.values()), options.out)

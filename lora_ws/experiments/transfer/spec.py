@@ -22,14 +22,19 @@ class ValueSpec:
     Attributes:
         changes: dotted keys of the recipe of the zoo, and what they are instead.
         cast: type that the recipe's own adapters are rounded to; null trains adapters.
+        dataset: a collection instead of a zoo of the recipe.
+        subset: of the collection.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     cast: Rounded | None = None
+    dataset: str = ""
+    subset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.changes and self.cast:
-            raise ConfigError("cast: expected no changes beside it, got both; leave one out")
+        given = [name for name in ("changes", "cast", "dataset") if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError(f"{given[0]}: expected no {given[1]} beside it; leave one out")
 
     @property
     def zoo(self) -> str:
@@ -39,6 +44,8 @@ class ValueSpec:
             >>> ValueSpec({"finetune.rank": 4}).zoo, ValueSpec(cast="int8").zoo, ValueSpec().zoo
             ('rank=4', 'int8', 'recipe')
         """
+        if self.dataset:
+            return " ".join(filter(None, [self.dataset, self.subset]))
         if self.cast:
             return self.cast
         pairs = (f"{key.rpartition('.')[2]}={_text(v)}" for key, v in self.changes.items())
@@ -68,9 +75,10 @@ class TransferSpec(EvalSpec):
 
     Attributes:
         zoo: recipe of the zoos, by name in `training/` or file.
-        factors: factor -> its values by name; one value of each changes nothing.
+        factors: factor -> its values by name: zoos of the recipe, of which one changes nothing, or
+            subsets of one collection.
         readers: what is trained.
-        folds: parts of the photo sets, each tested on once.
+        folds: parts of the photo sets of zoos, each tested on once; a collection has its own parts.
     """
 
     zoo: str
@@ -80,11 +88,28 @@ class TransferSpec(EvalSpec):
 
     def __post_init__(self) -> None:
         for name, values in self.factors.items():
-            if RECIPE not in (one.zoo for one in values.values()) or len(values) < 2:
+            zoos = [one.zoo for one in values.values()]
+            built = not any(one.dataset for one in values.values())
+            if len(zoos) < 2 or (built and RECIPE not in zoos):
                 raise ConfigError(
                     f"factors.{name}: expected two values or more, one of them without changes, "
                     f"got {', '.join(values)}"
                 )
+            if len({one.dataset for one in values.values()}) > 1:
+                raise ConfigError(
+                    f"factors.{name}: expected zoos of one recipe or subsets of one collection, "
+                    f"got both in {', '.join(values)}"
+                )
+
+    @property
+    def cost(self) -> str:
+        """Say what a run takes, for who is about to start one."""
+        built = sum(not (one.dataset or one.cast) for one in self.values.values())
+        trained = len(self.readers) * sum(self.splits(zoos[0]) for zoos in self.trainings)
+        return (
+            f"{built} zoos to build where they are missing, by {self.zoo} in training/, which says "
+            f"what one takes; then {trained} readers to train, of seconds each"
+        )
 
     @property
     def values(self) -> dict[str, ValueSpec]:
@@ -95,6 +120,14 @@ class TransferSpec(EvalSpec):
     def zoos(self, factor: str) -> tuple[str, ...]:
         """Names of the zoos of a factor."""
         return tuple(one.zoo for one in self.factors[factor].values())
+
+    def splits(self, zoo: str) -> int:
+        """How often a reader is trained on a zoo: once for each fold, or for a collection's parts.
+
+        Args:
+            zoo: its name.
+        """
+        return 1 if self.values[zoo].dataset else self.folds
 
     def zoo_spec(self, name: str, out: Path, photos: str | None, processes: int) -> ZooSpec:
         """The recipe of a zoo.

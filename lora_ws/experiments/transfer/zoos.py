@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from lora_ws.collection import AdapterSet, Split
+from lora_ws.collection import AdapterSet, Split, load
 from lora_ws.collection.card import DatasetCard, SplitRule
 from lora_ws.collection.splits import split_by_name, tied
 from lora_ws.errors import DataError
@@ -35,7 +35,12 @@ class Zoos:
     groups: Int[np.ndarray, " sets"]
 
     def fold(self, k: int, folds: int) -> Split:
-        """Photo sets to train on, to validate and to test, as ``fold-k-of-n`` splits them."""
+        """Photo sets to train on, to validate and to test, as ``fold-k-of-n`` splits them.
+
+        One fold takes the collection's own parts.
+        """
+        if folds == 1:
+            return next(iter(self.zoos.values())).split()
         return split_by_name(f"fold-{k}-of-{folds}", self.labels, self.groups)
 
     def rank(self, name: str) -> int:
@@ -109,6 +114,10 @@ def open_zoos(
             )
             found[name] = dataclasses.replace(whole, weights=rows)
             continue
+        if value.dataset:
+            whole = load(value.dataset)
+            found[name] = whole.subset(value.subset) if value.subset else whole
+            continue
         own = spec.zoo_spec(name, folder / name, photos, processes)
         if own.path.exists():
             found[name] = AdapterSet.open(own.path)
@@ -142,6 +151,9 @@ def align(zoos: Mapping[str, AdapterSet]) -> Zoos:
         )
     kept = {name: zoo.select([places[name][key] for key in common]) for name, zoo in zoos.items()}
     labels, classes = kept[first].labels()
+    for name, zoo in kept.items():
+        if not np.array_equal(zoo.labels()[0], labels):
+            raise DataError(f"zoos {first}, {name}: expected one class for each photo set")
     return Zoos(kept, labels, classes, tied(kept[first].column("images")))
 
 
@@ -150,7 +162,7 @@ def zoo_record(name: str, zoo: AdapterSet) -> ZooRecord:
 
     Args:
         name: of the zoo.
-        zoo: as built.
+        zoo: as built, or a subset of a collection.
     """
     losses = [float(losses[-1]) for losses in zoo.column("epoch_loss")]
     return ZooRecord(
