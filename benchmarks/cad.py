@@ -125,7 +125,7 @@ def compare(base: str, steps: int, args: Any) -> None:
 def main() -> None:
     """Run and print."""
     args = common.arguments(__doc__, repeats=3)
-    steps = 5 if args.quick else 50
+    steps = 2 if args.quick else 50
     for base in list(PROMPTS)[args.quick :]:
         compare(base, steps, args)
     common.facts("diffusers", steps=steps, sample=SAMPLE, repeats=args.repeats)

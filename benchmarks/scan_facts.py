@@ -113,7 +113,7 @@ def compare(files: Sequence[Path], repeats: int) -> None:
 def main() -> None:
     """Run and print."""
     args = common.arguments(__doc__, repeats=5)
-    n = 32 if args.quick else 256
+    n = 4 if args.quick else 256
     with tempfile.TemporaryDirectory() as folder:
         files = write(Path(folder), n, np.random.default_rng(args.seed))
         compare(files, args.repeats)

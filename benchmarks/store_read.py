@@ -133,7 +133,7 @@ def batches(folder: Path, n: int, size: int, repeats: int, seed: int) -> None:
 def main() -> None:
     """Run and print."""
     args = common.arguments(__doc__, repeats=5)
-    n, size = (64, 4) if args.quick else (500, 32)
+    n, size = (16, 4) if args.quick else (500, 32)
     datasets.disable_progress_bars()
     weights, labels = common.synthetic(n, args.seed)
     with tempfile.TemporaryDirectory() as name:
