@@ -194,8 +194,8 @@ def floor(layout: Layout, landmarks: int) -> float:
 def main() -> None:
     """Run and print."""
     args = common.arguments(__doc__, repeats=5)
-    every, landmarks = (16, 48) if args.quick else (5, 256)
-    layers = Layout.sd15_qv(rank=4).layers[::every]
+    chosen, landmarks = (slice(4), 48) if args.quick else (slice(None, None, 5), 256)
+    layers = Layout.sd15_qv(rank=4).layers[chosen]
     mixed = [replace(layer, rank=(1, 2, 4, 8)[k % 4]) for k, layer in enumerate(layers)]
     sizes = (landmarks, landmarks // 3, args.repeats, args.seed)
     compare("rank 4", Layout.from_layers(layers), sizes, deficient=False)

@@ -136,7 +136,7 @@ def memory(files: Mapping[int, Path], quick: bool) -> None:
 def main() -> None:
     """Run and print."""
     args = common.arguments(__doc__, repeats=5)
-    n, few = (40, 5) if args.quick else (1000, 30)
+    n, few = (10, 5) if args.quick else (1000, 30)
     datasets.disable_progress_bars()
     weights, labels = common.synthetic(2 * n, args.seed)
     with tempfile.TemporaryDirectory() as folder:

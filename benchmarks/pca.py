@@ -97,11 +97,10 @@ def main() -> None:
         contenders = {
             common.OURS: partial(common.in_child, ours, file, k),
             "published way (torch SVD)": partial(common.in_child, published, file, k),
-            "scikit-learn full": partial(common.in_child, library, file, k, "full"),
         }
-        if not args.quick:
-            arpack = partial(common.in_child, library, file, k, "arpack")
-            contenders["scikit-learn arpack"] = arpack
+        for solver in () if args.quick else ("full", "arpack"):
+            way = partial(common.in_child, library, file, k, solver)
+            contenders[f"scikit-learn {solver}"] = way
         costs = common.alternate(
             contenders, args.repeats, {"scikit-learn full": 1, "scikit-learn arpack": 1}
         )

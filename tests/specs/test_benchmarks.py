@@ -28,6 +28,7 @@ import os, runpy, sys
 script, record, folder = sys.argv[1:]
 os.chdir(folder)
 sys.argv = [script, "--quick", "--record", record]
+sys.path.insert(0, os.path.dirname(script))
 runpy.run_path(script, run_name="__main__")
 """
 
