@@ -49,8 +49,9 @@ def connected(address: str | None) -> Iterator["Ray"]:
     if ray.is_initialized():
         yield Ray()
         return
-    # Ray would report its use to its makers.
+    # Ray would report its use to its makers, and let all other processes of a machine go first.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED) and k != SECRET}
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
