@@ -20,6 +20,7 @@ class ReproduceSpec:
         processes: parallel processes; null takes one per core, and one to build zoos
         controls: also evaluate plain inputs, other prompts, unseen leaves and shuffled labels
         rows: rows of a table, or readers, such as '["FlatVec"]'; null takes all
+        columns: for `readers`: columns, such as '["constant prompt"]'; null takes all
         draws: for `readers`: number of learning rates and weight decays to try per network; the
             validation rows select
         size: for `readers`: parameter budget, such as 1.3M; null takes the recipes' networks
@@ -37,6 +38,7 @@ class ReproduceSpec:
     processes: int | None = None
     controls: bool = True
     rows: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
     draws: int = 0
     size: str | None = None
     zoos: Path | None = None

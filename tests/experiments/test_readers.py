@@ -76,6 +76,7 @@ def test_all_networks_draw_the_same_settings_within_the_ranges() -> None:
     ("args", "text"),
     [
         (["--rows", '["DeepSet"]'], "there is no reader `DeepSet`, did you mean `DeepSets`?"),
+        (["--columns", '["constant"]'], "there is no column `constant`"),
         (["--size", "7M"], "size: expected one of 0.3M, 1.3M, 5M, got 7M"),
     ],
 )
@@ -95,9 +96,9 @@ def short_recipe(*args: Any) -> ExperimentSpec:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two columns, once by the recipes and once with draws and a budget."""
     out, spec = tmp_path_factory.mktemp("readers"), readers()
-    spec = replace(spec, columns=spec.columns[1:3])
-    spec = replace(spec, measured_elsewhere={"mean latent of the photos": (68.0, 45.0)})
-    flags = ReproduceSpec(seeds=2, rows=tuple(ROWS))
+    spec = replace(spec, measured_elsewhere={"mean latent of the photos": (1.0, 68, 45, 2, 3)})
+    names = tuple(column.name for column in spec.columns[1:3])
+    flags = ReproduceSpec(seeds=2, rows=tuple(ROWS), columns=names)
     plain = Options("readers", out / "plain", flags)
     flags = replace(flags, rows=("DeepSets",), draws=2, size="0.3M")
     drawn = Options("readers", out / "drawn", flags)
@@ -114,6 +115,7 @@ def test_the_page_has_every_reader_in_every_column(made: Path, tmp_path: Path) -
     text = (folder / "report.md").read_text(encoding="utf-8")
     for name in (*ROWS, "mean latent of the photos"):
         assert f"| {name} |" in text
+    assert "| mean latent of the photos | 68.0 | 45.0 |" in text
     document, seen = open_page(folder / "report.html", tmp_path)
     assert seen["images"] == seen["shown"] == 1
     assert seen["fetched"] == []
@@ -138,3 +140,17 @@ def test_each_network_keeps_the_draw_that_validates_best(made: Path) -> None:
         (chosen,) = (column / "chosen").iterdir()
         assert tried[chosen.name].val["auroc"] == max(r.val["auroc"] for r in tried.values())
         assert len(read_records(chosen / "records.jsonl")) == 2
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_draws_gave(made: Path) -> None:
+    text = (made / "drawn" / "readers" / "report.md").read_text(encoding="utf-8")
+    runs = made / "drawn" / "runs" / "metanetworks" / "deep_sets" / "0.3M"
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| DeepSets | c")]
+    assert len(rows) == 2
+    tried = [
+        [100 * read_records(f)[0].test["accuracy"] for f in c.glob("draws/*/records.jsonl")]
+        for c in runs.iterdir()
+    ]
+    ranges = {f"{min(own):.0f} to {max(own):.0f}" for own in tried}
+    assert {row[2] for row in rows} == ranges

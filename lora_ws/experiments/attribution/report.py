@@ -14,7 +14,7 @@ from lora_ws.experiments.attribution.spec import (
 )
 from lora_ws.experiments.attribution.statements import statements_of
 from lora_ws.experiments.quoted import published_section
-from lora_ws.experiments.statements import statements_grid
+from lora_ws.experiments.statements import statement_tiles, statements_grid
 from lora_ws.report.charts import chart_trade
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
@@ -49,13 +49,10 @@ def attribution_sections(
         folder: of the report, which holds `PICTURE`; charts go there.
     """
     names = spec.adapters
-    inverted = done["inversion"]
+    inverted, statements = done["inversion"], statements_of(spec, done)
     return [
-        _introduction(spec, folder),
-        Section(
-            "What the post states",
-            (statements_grid("the post", statements_of(spec, done)), DIFFERENT),
-        ),
+        Section("Summary", (statement_tiles(statements), *_introduction(spec, folder))),
+        Section("What the post states", (statements_grid("the post", statements), DIFFERENT)),
         Section("True ablation", (_ablation_grid(names, done["ablation"]),)),
         Section("Leaving adapters out late", _late_parts(spec, inverted["rows"])),
         Section("Blocks that change (activations)", _block_parts(spec, done["blocks"])),
@@ -78,7 +75,7 @@ DIFFERENT = (
 )
 
 
-def _introduction(spec: AttributionSpec, folder: Path) -> Section:
+def _introduction(spec: AttributionSpec, folder: Path) -> tuple[str, Figure]:
     scales = ", ".join(
         f"{name} at {scale:g}" for name, scale in zip(spec.adapters, spec.scales, strict=True)
     )
@@ -94,7 +91,7 @@ def _introduction(spec: AttributionSpec, folder: Path) -> Section:
         f"`{prompt}`: with all adapters, and with none; then without each: "
         "the image, what that changed, and the change over the image."
     )
-    return Section("What this is", (intro, Figure(folder / PICTURE, legend)))
+    return intro, Figure(folder / PICTURE, legend)
 
 
 def _ablation_grid(names: Sequence[str], found: Values) -> Grid:

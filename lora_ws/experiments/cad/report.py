@@ -9,7 +9,7 @@ import numpy as np
 from lora_ws.diffusion.digits import NAMES
 from lora_ws.experiments.cad.spec import CAD, METHODS, NONE, SCORES, CadSpec, Key, says
 from lora_ws.experiments.cad.statements import Done, shares_of, statements_of
-from lora_ws.experiments.statements import statements_grid
+from lora_ws.experiments.statements import statement_tiles, statements_grid
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section
@@ -24,11 +24,10 @@ def cad_sections(spec: CadSpec, done: Done, accuracy: float, folder: Path) -> li
         accuracy: of the judge, from 0 to 1.
         folder: of the report, which holds an image of each digit; the chart goes there.
     """
+    statements = statements_of(spec, done)
     sections = [
-        _introduction(spec, accuracy),
-        Section(
-            "What the paper states", (statements_grid("the paper", statements_of(spec, done)),)
-        ),
+        Section("Summary", (statement_tiles(statements), *_introduction(spec, accuracy))),
+        Section("What the paper states", (statements_grid("the paper", statements),)),
         *(Section(f"{digit} erased", _erased(spec, digit, done, folder)) for digit in spec.digits),
         Section(
             "Do scores say what happens?", (_validity_grid(spec, done), _whole_grid(spec, done))
@@ -41,7 +40,7 @@ def cad_sections(spec: CadSpec, done: Done, accuracy: float, folder: Path) -> li
     return sections
 
 
-def _introduction(spec: CadSpec, accuracy: float) -> Section:
+def _introduction(spec: CadSpec, accuracy: float) -> tuple[str, Grid]:
     text = (
         f"Base {spec.base}. Scores from {spec.seeds} trajectories of {spec.steps} steps, guidance "
         f"{spec.guidance:g}; a share of each {spec.per} of the feed-forward matrices is set to 0. "
@@ -53,7 +52,7 @@ def _introduction(spec: CadSpec, accuracy: float) -> Section:
     methods = Grid(
         ("method", "which weights"), tuple((Cell(k), Cell(v)) for k, v in METHODS.items()), left=2
     )
-    return Section("What this is", (text, methods))
+    return text, methods
 
 
 def _percent(share: float) -> str:

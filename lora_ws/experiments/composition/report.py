@@ -25,7 +25,7 @@ from lora_ws.experiments.composition.spec import (
 )
 from lora_ws.experiments.composition.statements import Costs, Done, both_styles, statements_of
 from lora_ws.experiments.quoted import published_section
-from lora_ws.experiments.statements import statements_grid
+from lora_ws.experiments.statements import statement_tiles, statements_grid
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid, ranked
 from lora_ws.report.page import Figure, Section
@@ -74,6 +74,7 @@ def composition_sections(
         "on rendered digits it has not seen, elements mixed at random, the machines are right on "
         f"{right}."
     )
+    statements = statements_of(spec, done, costs)
     with_character = (
         _grid(spec.sizes, lambda m, n: _share(done[Key(m, n, "character")]), ELEMENTS_SHOWN),
         _grid(spec.sizes, lambda m, n: _all(done[Key(m, n, "character")]), ALL_SHOWN),
@@ -86,11 +87,8 @@ def composition_sections(
         _grid(sizes, lambda m, n: _share(done[Key(m, n, "named")]), ELEMENTS_SHOWN),
     )
     return [
-        Section("What this is", (intro, how, judge)),
-        Section(
-            "What the paper states",
-            (statements_grid("the paper", statements_of(spec, done, costs)),),
-        ),
+        Section("Summary", (statement_tiles(statements), intro, how, judge)),
+        Section("What the paper states", (statements_grid("the paper", statements),)),
         Section("The prompt names a digit: is it kept?", named),
         Section("A character among the adapters: which elements are shown?", with_character),
         Section("Turns of Switch", _tau_parts(spec, done, folder)),

@@ -33,6 +33,26 @@ class Cost(NamedTuple):
     milliseconds: float
 
 
+class DrawOutcome(NamedTuple):
+    """What the draws of one network gave in one column.
+
+    Attributes:
+        reader: title of the row.
+        column: title of the column.
+        lr: learning rate of the draw that validation chose.
+        weight_decay: of the same.
+        tried: the record of each draw, one seed.
+        chosen: records of the chosen draw, every seed.
+    """
+
+    reader: str
+    column: str
+    lr: float
+    weight_decay: float
+    tried: Sequence[RunRecord]
+    chosen: Sequence[RunRecord]
+
+
 def readers_sections(
     spec: ReadersSpec, records: Mapping[str, Row], costs: Mapping[str, Cost], folder: Path
 ) -> list[Section]:
@@ -97,6 +117,31 @@ def cost_grid(spec: ReadersSpec, costs: Mapping[str, Cost]) -> Grid:
     )
     head = ("Reader", "Group", "Source", "Numbers", "s to train", "ms to read")
     return Grid(head, tuple(tuple(map(Cell, row)) for row in rows), caption, left=3)
+
+
+def draws_grid(outcomes: Sequence[DrawOutcome]) -> Grid:
+    """What each network gains by another learning rate and weight decay."""
+    rows = []
+    for one in outcomes:
+        accuracies = [100 * record.test["accuracy"] for record in one.tried]
+        rows.append(
+            (
+                Cell(one.reader),
+                Cell(one.column),
+                Cell(f"{min(accuracies):.0f} to {max(accuracies):.0f}"),
+                Cell(ACCURACY.text(measured(one.chosen, "accuracy"))),
+                Cell(f"{one.lr:g}"),
+                Cell(f"{one.weight_decay:g}"),
+            )
+        )
+    caption = (
+        f"{len(outcomes[0].tried)} draws of learning rate and weight decay, the same for every "
+        "network, with one seed each; the one with the highest validation AUROC is chosen and "
+        "trained with every seed. Test accuracy in percent: smallest and largest of all draws, "
+        "and of the chosen one."
+    )
+    head = ("Reader", "Column", "All draws", "Chosen", "Learning rate", "Weight decay")
+    return Grid(head, tuple(rows), caption, left=2)
 
 
 def versus_grid(spec: ReadersSpec, records: Mapping[str, Row]) -> Grid:

@@ -17,13 +17,14 @@ from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments import report
 from lora_ws.experiments.options import Options
-from lora_ws.experiments.readers.report import Cost, readers_sections
+from lora_ws.experiments.readers.report import Cost, DrawOutcome, draws_grid, readers_sections
 from lora_ws.experiments.readers.spec import ColumnSpec, ReaderSpec, ReadersSpec
 from lora_ws.experiments.trials import Trial, run_trials
 from lora_ws.learn.features import open_data
 from lora_ws.learn.run_folder import BUNDLE
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.models import Metanetwork
+from lora_ws.report.page import Section
 from lora_ws.threads import threads
 
 # What every network draws its learning rate and weight decay from, both on a logarithmic scale.
@@ -45,15 +46,20 @@ def run(spec: ReadersSpec, options: Options) -> Path:
         The folder of the report.
 
     Raises:
-        ConfigError: there is no reader of a name asked for, or none of a size.
+        ConfigError: there is no reader or column of a name asked for, or none of a size.
     """
+    spec = _columns(spec, options.flags.columns)
     readers = _choose(spec, options)
     plan = {
         reader.name: {column.name: _trial(spec, reader, column, options) for column in spec.columns}
         for reader in readers
     }
+    tried: Mapping[str, Mapping[str, list[Trial]]] = {}
     if options.flags.draws:
-        plan = _search(plan, draws(options.flags.draws), options.processes)
+        tried = _tried(plan, draws(options.flags.draws))
+        every = [trial for row in tried.values() for own in row.values() for trial in own]
+        run_trials(every, options.processes, "draws")
+        plan = _chosen(plan, tried)
     trials = [trial for row in plan.values() for trial in row.values()]
     run_trials(trials, options.processes, options.name)
     records = {
@@ -62,6 +68,8 @@ def run(spec: ReadersSpec, options: Options) -> Path:
     }
     costs = {name: _cost(row[spec.columns[0].name]) for name, row in plan.items()}
     sections = readers_sections(spec, records, costs, options.folder)
+    if tried:
+        sections.insert(1, Section("Draws", (draws_grid(_outcomes(plan, tried)),)))
     first, controls = spec.columns[0].name, {one.name for one in spec.groups.get("controls", ())}
     compared = {name: row[first] for name, row in records.items() if name not in controls}
     compared = compared or {name: row[first] for name, row in records.items()}
@@ -79,6 +87,21 @@ def draws(count: int) -> list[Draw]:
     ends = np.log([RATES, DECAYS])
     values = np.exp(ends[:, 0] + uniform * (ends[:, 1] - ends[:, 0]))
     return [Draw(*(float(f"{value:.2g}") for value in row)) for row in values]
+
+
+def _columns(spec: ReadersSpec, names: tuple[str, ...] | None) -> ReadersSpec:
+    if names is None:
+        return spec
+    known = [column.name for column in spec.columns]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"columns: there is no column `{name}`{nearest(name, known)}")
+    kept = [k for k, name in enumerate(known) if name in names]
+    elsewhere = {
+        name: tuple(values[k] for k in kept) for name, values in spec.measured_elsewhere.items()
+    }
+    columns = tuple(spec.columns[k] for k in kept)
+    return replace(spec, columns=columns, measured_elsewhere=elsewhere)
 
 
 def _choose(spec: ReadersSpec, options: Options) -> list[ReaderSpec]:
@@ -117,28 +140,51 @@ def _trial(spec: ReadersSpec, reader: ReaderSpec, column: ColumnSpec, options: O
     return Trial(experiment, options.run_folder(reader.recipe, network, condition), full=True)
 
 
-def _search(
-    plan: Mapping[str, Mapping[str, Trial]], settings: list[Draw], processes: int
-) -> dict[str, dict[str, Trial]]:
-    """Give every network the draw that does best on its validation rows, with one seed."""
-    tried = {
-        trial.folder: [_with(trial, setting, "draws", 1) for setting in settings]
-        for row in plan.values()
-        for trial in row.values()
-        if isinstance(trial.spec.model, Metanetwork)
+def _tried(
+    plan: Mapping[str, Mapping[str, Trial]], settings: list[Draw]
+) -> dict[str, dict[str, list[Trial]]]:
+    """Network -> column -> a trial of one seed per draw."""
+    networks = {
+        name: row
+        for name, row in plan.items()
+        if all(isinstance(trial.spec.model, Metanetwork) for trial in row.values())
     }
-    run_trials([trial for own in tried.values() for trial in own], processes, "draws")
-    chosen = {}
-    for name, row in plan.items():
-        chosen[name] = {}
-        for column, trial in row.items():
-            chosen[name][column] = trial
-            if own := tried.get(trial.folder):
-                by = trial.spec.kind.selects
-                best = max(own, key=lambda one: one.records()[0].val[by])
-                setting = Draw(best.spec.fit.lr, best.spec.fit.weight_decay)
-                chosen[name][column] = _with(trial, setting, "chosen", trial.spec.seeds)
+    return {
+        name: {
+            column: [_with(trial, setting, "draws", 1) for setting in settings]
+            for column, trial in row.items()
+        }
+        for name, row in networks.items()
+    }
+
+
+def _chosen(
+    plan: Mapping[str, Mapping[str, Trial]], tried: Mapping[str, Mapping[str, list[Trial]]]
+) -> dict[str, dict[str, Trial]]:
+    """Every network with the draw that does best on its validation rows."""
+    chosen = {name: dict(row) for name, row in plan.items()}
+    for name, row in tried.items():
+        for column, own in row.items():
+            trial = plan[name][column]
+            by = trial.spec.kind.selects
+            best = max(own, key=lambda one: one.records()[0].val[by])
+            setting = Draw(best.spec.fit.lr, best.spec.fit.weight_decay)
+            chosen[name][column] = _with(trial, setting, "chosen", trial.spec.seeds)
     return chosen
+
+
+def _outcomes(
+    plan: Mapping[str, Mapping[str, Trial]], tried: Mapping[str, Mapping[str, list[Trial]]]
+) -> list[DrawOutcome]:
+    found = []
+    for name, row in tried.items():
+        for column, own in row.items():
+            trial, fit = plan[name][column], plan[name][column].spec.fit
+            every = [one.records()[0] for one in own]
+            found.append(
+                DrawOutcome(name, column, fit.lr, fit.weight_decay, every, trial.records())
+            )
+    return found
 
 
 def _with(trial: Trial, setting: Draw, folder: str, seeds: int) -> Trial:
