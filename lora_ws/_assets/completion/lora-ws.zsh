@@ -470,6 +470,7 @@ _shtab_lora_ws_reproduce_options=(
   "--processes[parallel processes]:processes:"
   "--controls[also evaluate plain inputs, other prompts, unseen leaves and shuffled labels]:controls:(true false)"
   "--rows[rows of a table, or readers, such as \'\[\"FlatVec\"\]\']:rows:"
+  "--columns[for \`readers\`\: columns, such as \'\[\"constant prompt\"\]\']:columns:"
   "--draws[for \`readers\`\: number of learning rates and weight decays to try per network]:draws:"
   "--size[for \`readers\`\: parameter budget, such as 1.3M]:size:"
   "--zoos[for \`transfer\`\: folder of zoos, where those that are missing are built]:zoos:_files"
