@@ -39,13 +39,11 @@ TRAINS = (
     "processes",
     "controls",
     "rows",
-    "draws",
-    "size",
 )
 # Imported only when called: drawing, and training adapters, needs the `diffusion` extra.
 KINDS = {
     "table": Kind("lora_ws.experiments.table.run:run", TRAINS),
-    "readers": Kind("lora_ws.experiments.readers.run:run", TRAINS),
+    "readers": Kind("lora_ws.experiments.readers.run:run", (*TRAINS, "columns", "draws", "size")),
     "layers": Kind("lora_ws.experiments.layers.run:run", TRAINS),
     "principal_components": Kind("lora_ws.experiments.principal_components.run:run", TRAINS),
     "transfer": Kind(
@@ -80,7 +78,7 @@ class EvalSpec:
 
         Example:
             >>> EvalSpec(kind="table", title="", source="", cpu_minutes=18.6).cost
-            'at least 9 minutes on two cores, by the committed records of a run without flags'
+            'at least 9 minutes on two cores, as the committed run without flags took'
             >>> EvalSpec(kind="cad", title="", source="").cost
             'how long it takes was not measured'
         """
@@ -90,7 +88,7 @@ class EvalSpec:
         plural = "s" * (minutes > 1)
         return (
             f"at least {minutes} minute{plural} on two cores, "
-            "by the committed records of a run without flags"
+            "as the committed run without flags took"
         )
 
 
