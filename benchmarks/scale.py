@@ -203,7 +203,7 @@ def main() -> None:
     args = arguments(__doc__, repeats=1, sizes=sizes, steps=",".join(STEPS), plot="")
     chosen = "import,StatsLayer,MLP" if args.quick else args.steps
     names = [name for name in STEPS if name in chosen.split(",")]
-    wanted = [100] if args.quick else [int(size) for size in args.sizes.split(",")]
+    wanted = [60] if args.quick else [int(size) for size in args.sizes.split(",")]
     steps = [step for rows in wanted for step in run_size(rows, names, args.seed)]
     print("\n### SD1.5 adapters of 99 648 numbers\n")
     table = [
