@@ -42,7 +42,7 @@ READERS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
 }
 
-BASE: dict[str, Any] = {"matrices": ATTN2}
+BASE, HEAD = READERS["attn2.to_v, alignment > SVC"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "attn1.to_v as well": {"matrices": ("*.attn2.to_v", "*.attn1.to_v")},
@@ -106,7 +106,7 @@ def variants(repeats: int, only: str) -> None:
     for name, changed in VARIANTS.items():
         if base and only not in name:
             continue
-        reader = ({**BASE, **changed}, SVM)
+        reader = ({**BASE, **changed}, HEAD)
         found = [np.array([accuracy(adapters, reader, labels, *f) for f in cut]) for cut in cuts]
         base = base or found
         row = [name]

@@ -1,9 +1,13 @@
 """Flags of `lora-ws reproduce`, and what they mean for one file of `eval/`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+from typing import Protocol as Interface
 
+from lora_ws.config import nearest
+from lora_ws.errors import ConfigError
 from lora_ws.experiments.recipes import PROTOCOLS, Protocol, cores, recipe
 from lora_ws.learn.spec import ExperimentSpec
 
@@ -93,3 +97,33 @@ class Options:
         One ``out`` holds one collection and subset.
         """
         return Path(self.out, "runs", *names)
+
+
+class Named(Interface):
+    """A row or column of a file of `eval/`."""
+
+    @property
+    def name(self) -> str:
+        """Its title."""
+        ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def asked_for(items: Sequence[N], names: Sequence[str] | None, missing: str) -> tuple[N, ...]:
+    """Rows or columns of these names, in the order of the file; None takes all.
+
+    Args:
+        items: of the file.
+        names: as a flag gives them.
+        missing: the flag, and what is said before a name that there is not.
+
+    Raises:
+        ConfigError: there is none of a name.
+    """
+    known = [item.name for item in items]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"{missing} `{name}`{nearest(name, known)}")
+    return tuple(item for item in items if names is None or item.name in names)

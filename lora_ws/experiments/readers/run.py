@@ -13,10 +13,9 @@ from sklearn.base import clone
 
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.state import fitted_state
-from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments import report
-from lora_ws.experiments.options import Options
+from lora_ws.experiments.options import Options, asked_for
 from lora_ws.experiments.readers.report import Cost, DrawOutcome, draws_grid, readers_sections
 from lora_ws.experiments.readers.spec import ColumnSpec, ReaderSpec, ReadersSpec
 from lora_ws.experiments.trials import Trial, run_trials
@@ -90,27 +89,17 @@ def draws(count: int) -> list[Draw]:
 
 
 def _columns(spec: ReadersSpec, names: tuple[str, ...] | None) -> ReadersSpec:
-    if names is None:
-        return spec
-    known = [column.name for column in spec.columns]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"columns: there is no column `{name}`{nearest(name, known)}")
-    kept = [k for k, name in enumerate(known) if name in names]
+    columns = asked_for(spec.columns, names, "columns: there is no column")
+    kept = [spec.columns.index(column) for column in columns]
     elsewhere = {
         name: tuple(values[k] for k in kept) for name, values in spec.measured_elsewhere.items()
     }
-    columns = tuple(spec.columns[k] for k in kept)
     return replace(spec, columns=columns, measured_elsewhere=elsewhere)
 
 
 def _choose(spec: ReadersSpec, options: Options) -> list[ReaderSpec]:
     rows, size = options.flags.rows, options.flags.size
-    known = [reader.name for reader in spec.readers]
-    for name in rows or ():
-        if name not in known:
-            raise ConfigError(f"rows: there is no reader `{name}`{nearest(name, known)}")
-    chosen = [r for r in spec.readers if rows is None or r.name in rows]
+    chosen = list(asked_for(spec.readers, rows, "rows: there is no reader"))
     if size is None:
         return chosen
     sizes = sorted({name for reader in spec.readers for name in reader.sizes})

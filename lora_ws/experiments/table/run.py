@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet
-from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments import report
-from lora_ws.experiments.options import Options
+from lora_ws.experiments.options import Options, asked_for
 from lora_ws.experiments.recipes import Protocol, fits
 from lora_ws.experiments.table.grids import conditions
 from lora_ws.experiments.table.layer_choice import choose_layers, detection_sections
@@ -54,13 +53,7 @@ def run(spec: TableSpec, options: Options) -> Path:
 
 
 def _choose(spec: TableSpec, names: tuple[str, ...] | None) -> TableSpec:
-    if names is None:
-        return spec
-    known = [row.name for row in spec.rows]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"rows: the table has no `{name}`{nearest(name, known)}")
-    return replace(spec, rows=tuple(row for row in spec.rows if row.name in names))
+    return replace(spec, rows=asked_for(spec.rows, names, "rows: the table has no"))
 
 
 def _readable(spec: TableSpec, options: Options, layout: Layout) -> TableSpec:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lora_ws.collection import AdapterSet
-from lora_ws.config import load_spec, nearest
-from lora_ws.errors import ConfigError
-from lora_ws.experiments.options import Options
+from lora_ws.config import load_spec
+from lora_ws.experiments.options import Options, asked_for
 from lora_ws.experiments.recipes import recipe_file
 from lora_ws.experiments.records import Records
 from lora_ws.experiments.transfer.report import transfer_sections
@@ -40,11 +39,7 @@ def run(spec: TransferSpec, options: Options) -> Path:
         DataError: a zoo is of another recipe.
     """
     flags = options.flags
-    readers = [one for one in spec.readers if flags.rows is None or one.name in flags.rows]
-    for name in flags.rows or ():
-        known = [one.name for one in spec.readers]
-        if name not in known:
-            raise ConfigError(f"rows: there is no reader `{name}`{nearest(name, known)}")
+    readers = asked_for(spec.readers, flags.rows, "rows: there is no reader")
     records = Records(options.out, spec, TransferRecord)
     built = Records(options.out, spec, ZooRecord, f"{ZOOS}.jsonl")
     stores = open_zoos(spec, flags.zoos or options.out / ZOOS, flags.photos, flags.processes or 1)
