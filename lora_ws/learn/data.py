@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import lightning as L
 import numpy as np
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from lora_ws.collection.splits import Split
 from lora_ws.learn.ranks import ALONE, Ranks
-from lora_ws.memory import BLOCK_BYTES
+from lora_ws.memory import BLOCK_BYTES, blocks, held_bytes
+from lora_ws.models import MetanetModule
+from lora_ws.models.tokens import TokenModule
 
 # Of rows on disk: those read together, which follow each other, and those shuffled together.
 CHUNK_BYTES, SHUFFLED_BYTES = 1 << 20, 64 << 20
-# Features and labels of this rank's rows, and how many rows the batch has over all ranks.
+# Features or tokens of this rank's rows, their labels, and how many rows the batch has in all.
 Batch = tuple[Tensor, Tensor, int]
 
 
@@ -23,7 +26,8 @@ class Batches:
     """Batches of some rows; each pass shuffles anew when there is a generator.
 
     Attributes:
-        features: ``[rows, features]``: a tensor in memory, or a memory map read row by row.
+        features: ``[rows, features]``: a tensor in memory, or a memory map read row by row; or
+            tokens ``[rows, modules, features]`` in memory.
         labels: ``[rows]``.
         rows: which rows.
         size: rows to a batch of all ranks.
@@ -104,11 +108,33 @@ class Epoch:
             yield iter(self.batches)
 
 
+@torch.no_grad()
+def read_once(network: MetanetModule, features: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Tokens of all rows ``[rows, modules, features]`` if no learned weight makes them.
+
+    Args:
+        network: what reads the rows.
+        features: raw rows of the whole collection ``[rows, params]``.
+
+    Returns:
+        The features themselves for other networks, and where the tokens are too many to hold.
+    """
+    if not isinstance(network, TokenModule):
+        return features
+    first = network.tokenize(torch.as_tensor(features[:1]))
+    if len(features) * first.nbytes > held_bytes():
+        return features
+    tokens = first.new_empty(len(features), *first.shape[1:])
+    for part in blocks(len(features), first.nbytes):
+        tokens[part] = network.tokenize(torch.as_tensor(features[part]))
+    return tokens
+
+
 class FeatureData(L.LightningDataModule):
     """The three parts of a featurized collection.
 
     Args:
-        features: ``[rows, features]`` of the whole collection.
+        features: ``[rows, features]`` of the whole collection, or what `read_once` makes of it.
         labels: integer classes of its rows.
         split: which rows are which part.
         batch_size: rows of a training step.
@@ -148,7 +174,7 @@ class FeatureData(L.LightningDataModule):
 
     def part(self, rows: np.ndarray) -> Batches:
         """Any rows in order, in batches of bounded size."""
-        size = max(1, BLOCK_BYTES // (4 * self.features.shape[1]))
+        size = max(1, BLOCK_BYTES // (4 * prod(self.features.shape[1:])))
         return self._batches(rows, size * self.ranks.world)
 
     def state_dict(self) -> dict[str, Tensor]:

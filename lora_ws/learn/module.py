@@ -15,6 +15,7 @@ from lora_ws.learn.optim import lr_share, make_optimizer
 from lora_ws.learn.spec import FitSpec
 from lora_ws.learn.tasks import Task
 from lora_ws.models import MetanetModule
+from lora_ws.models.tokens import TokenModule
 
 
 @final
@@ -58,8 +59,8 @@ class LoraModule(L.LightningModule):
         return kept
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the outputs of the measured network for raw rows."""
-        return self.network(rows)
+        """Return the outputs of the measured network for rows of a batch."""
+        return outputs_of(self.network, rows)
 
     def training_step(self, batches: Iterable[Batch], index: int) -> None:
         """All steps of an epoch: Lightning's own bookkeeping for each would cost a third more."""
@@ -140,7 +141,7 @@ class LoraModule(L.LightningModule):
     def _loss(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Sum of the loss over augmented rows."""
         if self.augment is None:
-            return self.task.loss(self.model(rows), targets)
+            return self.task.loss(outputs_of(self.model, rows), targets)
         rows, mixup = self.augment(rows), self.augment.mixup
         if mixup is None:
             return self.task.loss(self.model(rows), targets)
@@ -167,3 +168,11 @@ class LoraModule(L.LightningModule):
         """Epochs that have passed, with the share of this one whose rows were seen."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return self.trainer.current_epoch + self._train_rows / len(data.split.train)
+
+
+def outputs_of(network: MetanetModule, rows: Tensor) -> Tensor:
+    """The outputs for a batch of raw rows ``[rows, params]``, or of `read_once` tokens."""
+    if rows.ndim == 2:
+        return network(rows)
+    assert isinstance(network, TokenModule)
+    return network.head(network.embed_tokens(rows))

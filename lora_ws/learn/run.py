@@ -19,7 +19,7 @@ from lora_ws.errors import ConfigError
 from lora_ws.learn.augment import Augment
 from lora_ws.learn.batched import fit_batched
 from lora_ws.learn.callbacks import KeepBest
-from lora_ws.learn.data import FeatureData
+from lora_ws.learn.data import FeatureData, read_once
 from lora_ws.learn.engine import engine_of
 from lora_ws.learn.estimators import fit_estimator_seed
 from lora_ws.learn.features import Prepared, for_seed, prepare, prepare_once
@@ -251,14 +251,17 @@ def fit_seed(
         return fit_estimator_seed(spec, prepared, seed)
     start, ranks = time.perf_counter(), join(spec.trainer)
     best = KeepBest(restore=spec.fit.weights == "best")
-    data = FeatureData(
-        prepared.features, prepared.labels, prepared.split, spec.fit.batch_size, seed, ranks
-    )
     with quiet(), threads(spec.trainer.threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         augment = Augment(spec.augment, prepared.inputs.factors) if spec.augment else None
-        module = LoraModule(prepared.network(spec.model), prepared.task, spec.fit, augment)
-        trainer, start_from = make_trainer(spec, best, folder), None
+        network, trainer = prepared.network(spec.model), make_trainer(spec, best, folder)
+        rows = prepared.features
+        if augment is None and trainer.strategy.root_device.type == "cpu":
+            rows = read_once(network, rows)
+        size = spec.fit.batch_size
+        data = FeatureData(rows, prepared.labels, prepared.split, size, seed, ranks)
+        module = LoraModule(network, prepared.task, spec.fit, augment)
+        start_from = None
         if folder:
             whole = [identity(spec), prepared.adapters.version]
             every = spec.trainer.epochs_to_checkpoint

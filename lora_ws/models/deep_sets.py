@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import InputSpec, Metanetwork
 from lora_ws.models.dropout import Dropout
-from lora_ws.models.tokens import ModuleLinear, UpdateTokens
+from lora_ws.models.tokens import ModuleLinear, TokenModule, UpdateTokens
 
 
 @final
@@ -59,7 +59,7 @@ class DeepSets(Metanetwork):
 
 
 @final
-class DeepSetsModule(MetanetModule):
+class DeepSetsModule(TokenModule):
     """What `DeepSets` builds; its embedding is the normalised mean over modules."""
 
     def __init__(self, inputs: InputSpec, outputs: int, spec: DeepSets) -> None:
@@ -75,9 +75,17 @@ class DeepSetsModule(MetanetModule):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
 
-    def embed(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters width"]:
+    def tokenize(
+        self, rows: Float[Tensor, "adapters params"]
+    ) -> Float[Tensor, "adapters modules features"]:
+        """Return what each module writes, and how much."""
+        return self.tokens(self.normalizer(rows))
+
+    def embed_tokens(
+        self, tokens: Float[Tensor, "adapters modules features"]
+    ) -> Float[Tensor, "adapters width"]:
         """Return the mean over modules of what the shared map makes of each."""
-        modules = self.read_in(self.dropout(self.tokens(self.normalizer(rows))))
+        modules = self.read_in(self.dropout(tokens))
         for layer in self.layers:
             modules = modules + layer(modules)
         return self.norm(modules.mean(-2))

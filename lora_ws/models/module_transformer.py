@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import InputSpec, Metanetwork
 from lora_ws.models.dropout import Dropout
 from lora_ws.models.pooling import ModuleEncoder
-from lora_ws.models.tokens import ModuleLinear, UpdateTokens
+from lora_ws.models.tokens import ModuleLinear, TokenModule, UpdateTokens
 
 
 @final
@@ -72,7 +72,7 @@ class ModuleTransformer(Metanetwork):
 
 
 @final
-class ModuleTransformerModule(MetanetModule):
+class ModuleTransformerModule(TokenModule):
     """What `ModuleTransformer` builds; its embedding is the normalised mean over tokens."""
 
     def __init__(self, inputs: InputSpec, outputs: int, spec: ModuleTransformer) -> None:
@@ -91,10 +91,17 @@ class ModuleTransformerModule(MetanetModule):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
 
-    def embed(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters width"]:
+    def tokenize(
+        self, rows: Float[Tensor, "adapters params"]
+    ) -> Float[Tensor, "adapters modules features"]:
+        """Return what each module writes, and how much."""
+        return self.tokens(self.normalizer(rows))
+
+    def embed_tokens(
+        self, tokens: Float[Tensor, "adapters modules features"]
+    ) -> Float[Tensor, "adapters width"]:
         """Return the mean over the tokens of the encoder."""
-        tokens = self.read_in(self.dropout(self.tokens(self.normalizer(rows))))
-        return self.norm(self.encoder(tokens).mean(-2))
+        return self.norm(self.encoder(self.read_in(self.dropout(tokens))).mean(-2))
 
     def head(self, embedding: Float[Tensor, "adapters width"]) -> Float[Tensor, "adapters outputs"]:
         """Return outputs."""

@@ -4,16 +4,16 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import InputSpec, Metanetwork, Symmetry
 from lora_ws.models.factors import FactorPair, Factors
 from lora_ws.models.pooling import TransformerPool
 from lora_ws.models.spectra import Side, log_sizes, symmetries_of
-from lora_ws.models.tokens import UpdateTokens, orthonormal
+from lora_ws.models.tokens import TokenModule, UpdateTokens, orthonormal
 
 
 @final
@@ -89,7 +89,7 @@ class SketchTransformer(Metanetwork):
 
 
 @final
-class SketchTransformerModule(MetanetModule):
+class SketchTransformerModule(TokenModule):
     """What `SketchTransformer` builds."""
 
     def __init__(self, inputs: InputSpec, outputs: int, spec: SketchTransformer) -> None:
@@ -111,26 +111,31 @@ class SketchTransformerModule(MetanetModule):
             nn.LayerNorm(spec.width), nn.ReLU(), nn.Linear(spec.width, outputs)
         )
 
-    def embed(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters width"]:
-        """Return the vector of the modules that are there."""
-        present = self._present(rows)
-        return self.pool(self.tokens(self.normalizer(rows)), present)
-
-    def head(self, embedding: Float[Tensor, "adapters width"]) -> Float[Tensor, "adapters outputs"]:
-        """Return outputs."""
-        return self.output(embedding)
-
-    def _present(self, rows: Float[Tensor, "adapters params"]) -> Bool[Tensor, "adapters modules"]:
-        """Modules whose factors are not zero, in training without some of them."""
+    def tokenize(
+        self, rows: Float[Tensor, "adapters params"]
+    ) -> Float[Tensor, "adapters modules features"]:
+        """Return the sketches, and as the last number whether the module is there."""
         factors = self.tokens.factors
         there = [
             (up.flatten(-2).any(-1) & down.flatten(-2).any(-1))[..., None]
             for up, down in factors(rows)
         ]
-        present = factors.in_order(there)[..., 0]
-        if not self.training:
-            return present
-        return present & (torch.rand_like(present, dtype=rows.dtype) >= self.module_dropout)
+        present = factors.in_order(there).to(rows.dtype)
+        return torch.cat([self.tokens(self.normalizer(rows)), present], -1)
+
+    def embed_tokens(
+        self, tokens: Float[Tensor, "adapters modules features"]
+    ) -> Float[Tensor, "adapters width"]:
+        """Return the vector of the modules that are there, in training without some of them."""
+        sketches, present = tokens[..., :-1], tokens[..., -1] > 0
+        if self.training:
+            drawn = torch.rand_like(present, dtype=tokens.dtype)
+            present = present & (drawn >= self.module_dropout)
+        return self.pool(sketches, present)
+
+    def head(self, embedding: Float[Tensor, "adapters width"]) -> Float[Tensor, "adapters outputs"]:
+        """Return outputs."""
+        return self.output(embedding)
 
 
 @final

@@ -1,6 +1,7 @@
 """Modules of adapters as tokens: what networks over modules read in place of raw factors."""
 
 import math
+from abc import abstractmethod
 from typing import final
 
 import torch
@@ -10,10 +11,32 @@ from torch import Tensor, nn
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import outer
+from lora_ws.models.base import MetanetModule
 from lora_ws.models.factors import FactorPair, Factors
 
 # Squared size, beside that of the training adapters, below which an update fades to none.
 FADE = 1e-8
+
+
+class TokenModule(MetanetModule):
+    """A network whose tokens no learned weight makes: training makes them once, not every epoch."""
+
+    @abstractmethod
+    def tokenize(
+        self, rows: Float[Tensor, "adapters params"]
+    ) -> Float[Tensor, "adapters modules features"]:
+        """Make the tokens of raw rows, by constants alone; modules in the layout's order."""
+
+    @abstractmethod
+    def embed_tokens(
+        self, tokens: Float[Tensor, "adapters modules features"]
+    ) -> Float[Tensor, "adapters width"]:
+        """Embed adapters by their tokens."""
+
+    @final
+    def embed(self, rows: Float[Tensor, "adapters params"]) -> Float[Tensor, "adapters width"]:
+        """Embed adapters by their tokens."""
+        return self.embed_tokens(self.tokenize(rows))
 
 
 @final

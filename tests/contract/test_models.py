@@ -36,6 +36,7 @@ from lora_ws.models import (
 )
 from lora_ws.models.base import Symmetry
 from lora_ws.models.normalizers import Normalizer
+from lora_ws.models.tokens import TokenModule
 
 SMALL: list[Metanetwork] = [
     MLP(hidden=(8, 5)),
@@ -201,6 +202,19 @@ def check_two_steps(spec: Metanetwork) -> None:
     assert torch.equal(module.head(embedding), module(rows))
 
 
+def check_tokens(spec: Metanetwork) -> None:
+    """Tokens are the same before and after a step of training, which makes them once."""
+    rows, module = draw(layout()), make(spec, layout())
+    if not isinstance(module, TokenModule):
+        return
+    before = module.tokenize(rows)
+    assert not before.requires_grad
+    assert torch.equal(module.head(module.embed_tokens(before)), module(rows))
+    for parameter in module.parameters():
+        parameter.data.add_(1)
+    assert torch.equal(module.train().tokenize(rows), before)
+
+
 def check_normalizer(spec: Metanetwork) -> None:
     """Rows that are not for training change no constant; rows that are change one."""
     shape, rows = layout(), draw(layout(), 12).numpy()
@@ -244,6 +258,7 @@ CHECKS: list[Callable[[Metanetwork], None]] = [
     check_plain,
     check_seed,
     check_two_steps,
+    check_tokens,
     check_normalizer,
     check_stack,
 ]
@@ -407,6 +422,21 @@ class Peeking(Normalizer):
         return rows / self.scale
 
 
+class LearnedTokensModule(TokenModule):
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__(inputs)
+        self.linear = nn.Linear(inputs.width, outputs)
+
+    def tokenize(self, rows: Tensor) -> Tensor:
+        return self.linear(self.normalizer(rows))[:, None]
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+    def head(self, embedding: Tensor) -> Tensor:
+        return embedding
+
+
 class PeekingModule(ToyModule):
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -418,7 +448,7 @@ class Broken:
     """A toy of this module, and the promise that it breaks."""
 
     check: Callable[[Metanetwork], None]
-    module: type[ToyModule] = ToyModule
+    module: Callable[[InputSpec, int], MetanetModule] = ToyModule
     symmetries: frozenset[Symmetry] = frozenset()
     methods: dict[str, Any] = field(default_factory=dict)
 
@@ -451,6 +481,7 @@ BROKEN = {
     "a constructor that computes": Broken(check_plain, methods={"__init__": stores_another}),
     "a seed of its own": Broken(check_seed, UnseededModule),
     "a forward of its own": Broken(check_two_steps, OwnForwardModule),
+    "tokens that training changes": Broken(check_tokens, LearnedTokensModule),
     "a look at rows of the test": Broken(check_normalizer, PeekingModule),
     "a stack of one network": Broken(check_stack, methods={"stack": stack_the_first}),
 }
