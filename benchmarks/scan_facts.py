@@ -23,7 +23,8 @@ from lora_ws.adapters import AdapterFile, AdapterRef, read_adapter
 from lora_ws.adapters.source import file_sha256
 from lora_ws.audit.classify import classify_files
 from lora_ws.audit.similar import adapter_modules
-from lora_ws.functional.sketch import module_norms, sketch, update_hash
+from lora_ws.functional.sketch import module_norms, sketch
+from lora_ws.functional.update_hash import update_hash
 
 GOAL, RANK, BATCH = 60, 4, 32
 WHOLE, BARE = "facts", "facts without update_hash"

@@ -9,7 +9,7 @@ import torch
 from lora_ws.adapters import read_adapter
 from lora_ws.audit.similar import adapter_modules
 from lora_ws.collection import AdapterSet
-from lora_ws.functional.sketch import Module, Modules
+from lora_ws.functional.update_modules import Module, Modules
 
 Rounding = Callable[[np.ndarray], np.ndarray]
 

@@ -14,7 +14,8 @@ from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, LayoutError
 from lora_ws.functional.kronecker import KroneckerProduct
-from lora_ws.functional.sketch import Factor, update_norm
+from lora_ws.functional.sketch import update_norm
+from lora_ws.functional.update_modules import Factor
 
 # Numbers of a factor that a Kronecker product is formed to: 512 MiB.
 MOST_FORMED = 1 << 27

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_ws.functional.kronecker import KroneckerProduct
-from lora_ws.functional.sketch import Factor
+from lora_ws.functional.update_modules import Factor
 
 Tensors = Mapping[str, np.ndarray]
 # Of a matrix, and of convolutions over one to three axes.

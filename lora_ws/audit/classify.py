@@ -25,7 +25,8 @@ from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.bundle.shipped import ShippedReader, loaded
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError, printable
-from lora_ws.functional.sketch import sketch, update_hash
+from lora_ws.functional.sketch import sketch
+from lora_ws.functional.update_hash import update_hash
 
 NO_MODEL = "content: no detector for this base, as no model was given"
 NO_UPDATE = "content: the update is zero in the layers that the model reads"

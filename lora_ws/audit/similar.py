@@ -16,7 +16,9 @@ from lora_ws.audit import index_store
 from lora_ws.audit.index_store import Signature, unit
 from lora_ws.audit.neighbours import graph_search
 from lora_ws.errors import ConfigError, DataError, LoraWsError
-from lora_ws.functional.sketch import SIDE, Module, Modules, sketch, update_hash, update_norm
+from lora_ws.functional.sketch import SIDE, sketch, update_norm
+from lora_ws.functional.update_hash import update_hash
+from lora_ws.functional.update_modules import Module, Modules
 
 # Copies in bfloat16 of lora-ws-mini and of strangers' adapters have a cosine above 1 - 5e-6 and
 # norms within 3e-4. The closest adapters of lora-ws-mini that are not copies (same images and

@@ -11,21 +11,16 @@ widths are compared; one that an adapter lacks counts as an update of zero. Fact
 Kronecker products are never formed.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from lora_ws.errors import ConfigError
 from lora_ws.functional.delta_gram import delta_gram, update_norms
 from lora_ws.functional.kronecker import KroneckerProduct, kronecker_norm
 from lora_ws.functional.signs import Signs
+from lora_ws.functional.update_modules import Factor, Modules, checked, formed, place, stacks
 
-Factor = np.ndarray | KroneckerProduct
-Module = tuple[str, Factor, Factor, float]
-Modules = Iterable[Module]
 SIDE = 16
 # Names this way of sketching. Another one gets another name, as their sketches do not compare.
 METHOD = "lora_ws bilinear signs 1"
@@ -68,8 +63,8 @@ def sketch(modules: Modules, side: int = SIDE) -> Float[np.ndarray, "*rows size"
     """
     total = None
     for name, down, up, scale in checked(modules, stacks=True):
-        write = _signs(f"{_place(name, down, up)} write", side, up.shape[-2])
-        read = _signs(f"{_place(name, down, up)} read", side, down.shape[-1])
+        write = _signs(f"{place(name, down, up)} write", side, up.shape[-2])
+        read = _signs(f"{place(name, down, up)} read", side, down.shape[-1])
         # float64, so that factors near the ends of float32 neither overflow nor vanish.
         left = write @ up.astype(np.float64)
         right = down.astype(np.float64) @ read.T
@@ -112,50 +107,19 @@ def module_norms(modules: Modules) -> Float[np.ndarray, " modules"]:
         >>> module_norms([("to_v", np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]), 0.5)])
         array([5.])
     """
-    return np.array([abs(s) * _factor_norm(down, up) for _, down, up, s in checked(modules)])
-
-
-def update_hash(modules: Modules) -> str:
-    """SHA-256 of the effective update in a canonical form: equal only for the same numbers.
-
-    Blind to what floating point does without rounding: names of tensors, order of modules and of
-    rank components, signs and powers of two moved between A, B and scale, components and modules
-    that are zero, and number types that hold the values exactly. Any other scale is folded into B
-    in float32, as converters do. Rounding to another type, or another split of the update, changes
-    the hash; `sketch` is for those.
-
-    Args:
-        modules: Of one adapter, as for `sketch`.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ConfigError: As for `sketch`.
-
-    Example:
-        >>> down, up = np.array([[3.0, 4.0]]), np.array([[2.0], [1.0]])
-        >>> a = update_hash([("to_v", down, up, 1.0)])
-        >>> a == update_hash([("to_v", -down, up, -1.0)])
-        True
-        >>> a == update_hash([("to_v", down, up, 3.0)])
-        False
-    """
-    found = {_place(n, down, up): (down, up, s) for n, down, up, s in checked(modules)}
-    digest = hashlib.sha256()
-    for place in sorted(found):
-        down, up, scale = found[place]
-        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
-            sides, what = _kronecker_components(down, up, scale), f"kronecker {up.rows} "
+    found = list(checked(modules))
+    norms = np.empty(len(found))
+    small: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for k, (_, down, up, _) in enumerate(found):
+        if isinstance(down, KroneckerProduct) or isinstance(up, KroneckerProduct):
+            norms[k] = _factor_norm(down, up)
+        elif len(down) < min(down.shape[1], len(up)):
+            small[k] = down, up
         else:
-            sides, what = [_components(_formed(down), _formed(up), scale)], ""
-        if all(sides):
-            counts = " ".join(str(len(side)) for side in sides)
-            digest.update(f"{place} {what}{counts}\n".encode())
-            for side in sides:
-                for component in side:
-                    digest.update(component.data)
-    return digest.hexdigest()
+            norms[k] = _factor_norm(down, up)
+    for part, a, b in stacks(small, np.float64):
+        norms[part] = _low_rank_norms(a, b)
+    return norms * np.abs([scale for *_, scale in found])
 
 
 class Overlap(NamedTuple):
@@ -214,151 +178,57 @@ def overlap(a: Modules, b: Modules) -> Overlap:
         ([0.0, 0.0, 1.0], 3.0)
     """
     mine, others = (
-        {_place(n, down, up): (_formed(down), _formed(up), s) for n, down, up, s in checked(side)}
+        {place(n, down, up): (formed(down), formed(up), s) for n, down, up, s in checked(side)}
         for side in (a, b)
     )
     places = list(dict.fromkeys([*mine, *others]))
     rows = np.zeros((len(places), 5))
-    for row, place in zip(rows, places, strict=True):
-        both = [side[place] for side in (mine, others) if place in side]
-        row[3:] = [_norm(side.get(place)) for side in (mine, others)]
+    for row, where in zip(rows, places, strict=True):
+        both = [side[where] for side in (mine, others) if where in side]
+        row[3:] = [_norm(side.get(where)) for side in (mine, others)]
         if len(both) == 2:
             # Of a scale only the sign matters here, and whether it is zero.
             down, up = _stacked([(a, np.sign(scale) * b) for a, b, scale in both])
             row[:3] = [delta_gram(down, up, k)[0, 1] for k in ("delta", "left", "right")]
-    names = tuple(place.rsplit(" ", 1)[0] for place in places)
+    names = tuple(where.rsplit(" ", 1)[0] for where in places)
     return Overlap(names, rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
 
 
-def checked(modules: Modules, *, stacks: bool = False) -> Iterator[Module]:
-    """Pass modules on, refusing what is not one.
-
-    Args:
-        modules: Of one adapter.
-        stacks: Whether factors may be those of n adapters, ``[n, rank, in]``, ``[n, out, rank]``.
-
-    Yields:
-        The same modules.
-
-    Raises:
-        ConfigError: If factors do not fit each other, are no matrices, or a module comes twice.
-
-    Example:
-        >>> list(checked([("to_v", np.ones((2, 3)), np.ones((4, 1)), 1.0)]))
-        Traceback (most recent call last):
-        lora_ws.errors.ConfigError: module `to_v`: expected A [rank, in] and B [out, rank], ...
-    """
-    seen = set()
-    for name, down, up, scale in modules:
-        fits = down.ndim == up.ndim in (2, 3 if stacks else 2) and down.shape[-2] == up.shape[-1]
-        if not fits or down.shape[:-2] != up.shape[:-2]:
-            raise ConfigError(
-                f"module `{name}`: expected A [rank, in] and B [out, rank], got {down.shape} and "
-                f"{up.shape}; flatten what is no matrix, such as the kernels of convolutions"
-            )
-        if name in seen:
-            raise ConfigError(f"module `{name}`: expected once, got twice; sum their updates first")
-        seen.add(name)
-        yield name, down, up, scale
-
-
 _signs = Signs(METHOD, MOST_SIGNS).get
-
-
-def _formed(factor: Factor) -> np.ndarray:
-    return factor.form() if isinstance(factor, KroneckerProduct) else factor
 
 
 def _factor_norm(down: Factor, up: Factor) -> float:
     """Norm of ``up @ down`` in float64, by the cheapest way that is exact."""
     if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
         return kronecker_norm(down, up)
-    a, b = _formed(down).astype(np.float64), _formed(up).astype(np.float64)
+    a, b = formed(down).astype(np.float64), formed(up).astype(np.float64)
     rank, inputs = a.shape
-    if rank >= min(inputs, len(b)):
-        # A whole matrix beside the identity, or so many components that the product is smaller.
-        if rank == inputs and np.array_equal(a, np.eye(rank)):
-            return float(np.linalg.norm(b))
-        if rank == len(b) and np.array_equal(b, np.eye(rank)):
-            return float(np.linalg.norm(a))
-        return float(np.linalg.norm(b @ a))
-    read, written = a @ a.T, b.T @ b
-    square, most = float(np.vdot(read, written)), float(read.trace() * written.trace())
-    if CANCELLED * most < square < np.inf and most > np.finfo(np.float64).tiny:
-        return float(np.sqrt(square))
-    return float(update_norms(a[None], b[None])[0])
+    if rank < min(inputs, len(b)):
+        return float(_low_rank_norms(a[None], b[None])[0])
+    # A whole matrix beside the identity, or so many components that the product is smaller.
+    if rank == inputs and np.array_equal(a, np.eye(rank)):
+        return float(np.linalg.norm(b))
+    if rank == len(b) and np.array_equal(b, np.eye(rank)):
+        return float(np.linalg.norm(a))
+    return float(np.linalg.norm(b @ a))
 
 
-def _place(name: str, down: Factor, up: Factor) -> str:
-    return f"{name} {up.shape[-2]}x{down.shape[-1]}"
-
-
-def _components(
-    down: np.ndarray, up: np.ndarray, scale: float, power: float = 1.0
-) -> list[np.ndarray]:
-    """Rank-1 components in a form that exact changes of their spelling leave alone, sorted."""
-    joined, _ = _canonical(down, up, scale, power)
-    # In the order of their bytes; most differ in their first numbers.
-    keys = joined[:, :1].copy().view(">u8").ravel().tolist()
-    if len(set(keys)) < len(keys):
-        keys = [row.tobytes() for row in joined]
-    return [joined[k] for k in sorted(range(len(keys)), key=keys.__getitem__)]
-
-
-def _canonical(
-    down: np.ndarray, up: np.ndarray, scale: float, power: float = 1.0
-) -> tuple[Float[np.ndarray, "n inputs_and_outputs"], int]:
-    """Components that are not zero: rows of A led by a positive number, the largest below one.
-
-    Args:
-        down: A.
-        up: B.
-        scale: of the update.
-        power: of two, with a sign, which multiplies B exactly.
-
-    Returns:
-        A row beside its column, in little-endian float64; and where the column begins.
-    """
-    # A file's float32 factors and scale give float32 products, as when the scale is folded in.
-    rows = down.astype(np.float32, copy=False)
-    columns = (up.astype(np.float32, copy=False) * np.float32(scale)).T
-    n, inputs = rows.shape
-    # Most have no zero among their first numbers.
-    if np.count_nonzero(rows[:, 0]) < n or np.count_nonzero(columns[:, 0]) < n:
-        there = rows.any(axis=1) & columns.any(axis=1)
-        rows, columns = rows[there], columns[there]
-    joined = np.empty((len(rows), inputs + len(up)), "<f8")
-    if not len(joined):
-        return joined, inputs
-    lead = rows[:, 0]
-    if np.count_nonzero(lead) < len(lead):
-        lead = rows[np.arange(len(rows)), (rows != 0).argmax(axis=1)]
-    exponents = np.frexp(np.maximum.reduce(np.abs(rows), axis=1))[1]
-    # Powers of two of float32 are exact in float64.
-    shift = np.copysign(np.ldexp(1.0, -exponents), lead)[:, None]
-    np.multiply(rows, shift, out=joined[:, :inputs])
-    np.multiply(columns, power / shift, out=joined[:, inputs:])
-    # Turns -0.0 into 0.0.
-    joined += 0.0
-    return joined, inputs
-
-
-def _kronecker_components(
-    down: KroneckerProduct, up: KroneckerProduct, scale: float
-) -> list[list[np.ndarray]]:
-    """Those of the two sides; what is free between them, a sign and a power of two, is taken out.
-
-    The same update as a plain product has another hash: forming it may take all memory.
-    """
-    joined, inputs = _canonical(down.first, up.first, scale)
-    if not len(joined):
-        return [[]]
-    columns = joined[:, inputs:]
-    first = columns[np.lexsort(joined[:, :inputs].T[::-1])[0]]
-    lead = first[np.flatnonzero(first)[0]]
-    shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
-    sides = (down.first, up.first, scale, shift), (down.second, up.second, 1.0, 1 / shift)
-    return [_components(*side) for side in sides]
+def _low_rank_norms(
+    down: Float[np.ndarray, "n rank i"], up: Float[np.ndarray, "n o rank"]
+) -> Float[np.ndarray, " n"]:
+    """Norms of ``up @ down`` in float64, of fewer components than inputs and outputs."""
+    read, written = down @ down.transpose(0, 2, 1), up.transpose(0, 2, 1) @ up
+    # What is too large or cancels is computed another way.
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = (read * written).sum(axis=(1, 2))
+        most = read.trace(axis1=1, axis2=2) * written.trace(axis1=1, axis2=2)
+        steady = (
+            (square > CANCELLED * most) & (square < np.inf) & (most > np.finfo(np.float64).tiny)
+        )
+        norms = np.sqrt(square)
+    if not steady.all():
+        norms[~steady] = update_norms(down[~steady], up[~steady])
+    return norms
 
 
 def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

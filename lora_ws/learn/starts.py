@@ -12,7 +12,7 @@ from lora_ws.adapters import Layout
 from lora_ws.audit.dedup import groups
 from lora_ws.audit.similar import Index
 from lora_ws.collection import AdapterSet
-from lora_ws.functional.sketch import Module
+from lora_ws.functional.update_modules import Module
 
 # Layers whose row spaces are compared, and the share in common from which a start is one.
 LAYERS, SAME_START = 4, 0.5

@@ -6,7 +6,8 @@ from tolerances import EXACT
 
 from lora_ws.functional.factors import cut_to_rank
 from lora_ws.functional.kronecker import KroneckerProduct, cut_kronecker, kronecker_norm
-from lora_ws.functional.sketch import module_norms, overlap, sketch, update_hash
+from lora_ws.functional.sketch import module_norms, overlap, sketch
+from lora_ws.functional.update_hash import update_hash
 
 ROWS = [(), (slice(0, 5),), (slice(3, 11),), (slice(8, 12), slice(1, 4))]
 

@@ -7,7 +7,8 @@ import pytest
 from tolerances import EXACT, rounding
 
 from lora_ws.errors import ConfigError
-from lora_ws.functional.sketch import overlap, sketch, update_hash, update_norm
+from lora_ws.functional.sketch import overlap, sketch, update_norm
+from lora_ws.functional.update_hash import update_hash
 
 WIDTHS = {"down.attn1.to_q": (12, 9), "mid.attn2.to_v": (20, 16), "up.attn1.to_v": (7, 11)}
 
