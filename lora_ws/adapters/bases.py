@@ -1,14 +1,21 @@
 """Which base model an adapter is for, by the shapes of what it adapts; claims play no part."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from lora_ws.adapters.fused import Part
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.methods import Form
-from lora_ws.adapters.model_classes import Layer, model_classes, rank_classes, template
+from lora_ws.adapters.model_classes import (
+    Layer,
+    has_module,
+    model_classes,
+    rank_classes,
+    template,
+)
 from lora_ws.adapters.structure import Entry
 
 # Width of the text embedding that cross-attention reads.
@@ -18,10 +25,11 @@ FLUX2 = "FLUX.2"
 FLUX2_WIDTHS = {3072: "FLUX.2 Klein 4B", 4096: "FLUX.2 Klein 9B", 6144: FLUX2}
 # Above this share of modules that Stable Diffusion's U-Net does not have, a file is of another one.
 MOST_ODD = 1 / 4
-# Models of the same modules that are named as evidence.
-ALIKE = 3
+# Models of the same modules that are named; further ones are counted.
+MOST_NAMED = 5
 # Width of the context that FLUX' first layer reads.
-FLUX_CONTEXTS = {4096: "FLUX.1", 7680: "FLUX.2 Klein 4B", 12288: "FLUX.2 Klein 9B", 15360: "FLUX.2"}
+FLUX_CONTEXT = 4096
+FLUX2_CONTEXTS = {7680: "FLUX.2 Klein 4B", 12288: "FLUX.2 Klein 9B", 15360: FLUX2}
 TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CLIP-G (SDXL)"}
 
 
@@ -29,7 +37,7 @@ class Base(NamedTuple):
     """A base model, or what is known of it, and why.
 
     Attributes:
-        name: of the base that most modules are of.
+        name: of the base that most modules are of; of several where these modules are the same.
         evidence: which layer shows it.
         odd: names of modules that are of another one: whoever adds some wants it mistaken.
     """
@@ -75,7 +83,7 @@ def _unet(denoiser: Sequence[Entry]) -> Base:
     odd = tuple(layer.path for layer in layers if template(layer.path) not in ours)
     # Other U-Nets have all that Stable Diffusion has, and more: a module of theirs names none.
     if len(odd) > MOST_ODD * len(layers) and (ranked := rank_classes(layers)):
-        kind, count, _ = ranked[0]
+        kind, count, *_ = ranked[0]
         said = f"{count} of {len(layers)} modules are its own, such as `{odd[0]}`"
         return Base(kind.name, said)
     base = _stable_diffusion(denoiser)
@@ -100,6 +108,23 @@ def _stable_diffusion(denoiser: Sequence[Entry]) -> Base:
     return Base("unknown U-Net", f"attention widths {sorted(widths) or 'none'}")
 
 
+def may_be(base: str, names: Collection[str]) -> bool:
+    """Tell whether a base, by a name that reports have, may be one of some.
+
+    Example:
+        >>> may_be("FLUX.1, Chroma or Bria", ["FLUX.1"]), may_be("SD1.x", ["SD2.x"])
+        (True, False)
+    """
+    return not _possible(base).isdisjoint({name for one in names for name in _possible(one)})
+
+
+def _possible(base: str) -> set[str]:
+    # What these words begin names no base that files could share.
+    if base.startswith(("unknown", "text encoder", "not a")):
+        return {base}
+    return {base, *re.split(", | or ", base)}
+
+
 def layout_base(layout: Layout) -> Base:
     """The base model of a layout.
 
@@ -113,7 +138,10 @@ def layout_base(layout: Layout) -> Base:
 def _entry(layer: LayerSpec) -> Entry:
     form = Form("lora", layer.rank, layer.rank, layer.in_features, layer.out_features)
     part = Part(layer.name, (slice(0, layer.out_features),))
-    return Entry(DENOISERS[0], layer.name, {}, form, (part,))
+    # U-Nets of one's own may have names that no class has.
+    unet, transformer = DENOISERS
+    of_unet = has_module(unet, layer.name) or not has_module(transformer, layer.name)
+    return Entry(unet if of_unet else transformer, layer.name, {}, form, (part,))
 
 
 def _transformer(entries: Sequence[Entry]) -> Base:
@@ -130,37 +158,48 @@ def _transformer(entries: Sequence[Entry]) -> Base:
     if not ranked:
         widths = sorted({min(layer.inputs, layer.outputs) for layer in layers})
         return Base("unknown DiT", f"`{layers[0].path}`, widths {widths}")
-    (best, count, fitting), *_ = ranked
+    best, count, fitting, complete = ranked[0]
     odd = tuple(layer.path for layer in layers if template(layer.path) not in best.modules)
-    alike = [kind.name for kind, _, fits in ranked[1:] if fits == fitting]
-    such = f", as {', '.join(alike[:ALIKE])} have" if alike else ""
-    said = f"{count} of {len(layers)} modules are its own, such as `{layers[0].path}`{such}"
-    if best.name == FLUX:
-        return _flux(layers, said, odd)
+    alike = [rank.kind.name for rank in ranked if rank[2:] == (fitting, complete)]
+    many = len(alike) > 1
+    whose = "the modules in this file are the same in all" if many else "modules are its own"
+    such = f"such as `{layers[0].path}`"
+    said = f"{whose}, {such}" if many else f"{count} of {len(layers)} {whose}, {such}"
+    name = _one_of(alike)
+    if FLUX in alike:
+        return _flux(layers, name, said, odd)
     if best.name == FLUX2:
         widths = Counter(min(layer.inputs, layer.outputs) for layer in layers)
         return Base(FLUX2_WIDTHS.get(widths.most_common(1)[0][0], FLUX2), said, odd)
-    if alike and not fitting:
-        return Base(f"unknown DiT, perhaps {best.name}", said, odd)
-    return Base(best.name, said, odd)
+    if many and not fitting:
+        return Base(f"unknown DiT, perhaps {name}", said, odd)
+    return Base(name, said, odd)
 
 
-def _flux(layers: Sequence[Layer], said: str, odd: tuple[str, ...]) -> Base:
-    """FLUX.1, or FLUX.2 by FLUX.1's names: its middle layers are of another width."""
+def _one_of(names: Sequence[str]) -> str:
+    """Names of models of which a file is of one."""
+    if len(names) > MOST_NAMED:
+        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def _flux(layers: Sequence[Layer], name: str, said: str, odd: tuple[str, ...]) -> Base:
+    """As named, or FLUX.2 by FLUX.1's names: its middle layers are of another width."""
     for layer in layers:
-        if layer.path == "context_embedder":
-            name = FLUX_CONTEXTS.get(layer.inputs, f"unknown DiT with a context of {layer.inputs}")
-            return Base(name, f"`{layer.path}` reads {layer.inputs} numbers of text", odd)
+        if layer.path == "context_embedder" and layer.inputs != FLUX_CONTEXT:
+            other = FLUX2_CONTEXTS.get(layer.inputs)
+            other = other or f"unknown DiT with a context of {layer.inputs}"
+            return Base(other, f"`{layer.path}` reads {layer.inputs} numbers of text", odd)
     for layer in layers:
         if (
             layer.path.endswith((".ff.net.0.proj", ".proj_mlp"))
             and layer.outputs == 6 * layer.inputs
         ):
-            name = FLUX2_WIDTHS.get(layer.inputs, "FLUX.2")
-            return Base(name, f"`{layer.path}` has {layer.outputs} outputs of {layer.inputs}", odd)
+            other = FLUX2_WIDTHS.get(layer.inputs, FLUX2)
+            return Base(other, f"`{layer.path}` has {layer.outputs} outputs of {layer.inputs}", odd)
     widths = {min(layer.inputs, layer.outputs) for layer in layers}
     if FLUX_WIDTH in widths:
-        return Base(FLUX, f"{said}, width {FLUX_WIDTH}", odd)
+        return Base(name, f"{said}, width {FLUX_WIDTH}", odd)
     return Base("unknown DiT", f"{said}; widths {sorted(widths)}", odd)
 
 

@@ -204,17 +204,35 @@ def has_module(component: str, path: str) -> bool:
     return template(path) in _of_component(component)
 
 
-def rank_classes(layers: Iterable[Layer]) -> list[tuple[ModelClass, int, int]]:
-    """The classes that have most of some modules, by name; among these, those of their sizes first.
+class Rank(NamedTuple):
+    """How well a class explains some modules.
+
+    Attributes:
+        kind: the class.
+        own: how many of the modules it has.
+        fitting: how many of these are of its published sizes, in a block that published models
+            have.
+        complete: of how many names all blocks of published models are there, and no more.
+    """
+
+    kind: ModelClass
+    own: int
+    fitting: int
+    complete: int
+
+
+def rank_classes(layers: Iterable[Layer]) -> list[Rank]:
+    """The classes that have most of some modules, by name: those of their sizes first.
+
+    Among these, those of as many blocks come first.
 
     Args:
         layers: adapted modules.
-
-    Returns:
-        Class, how many of the modules it has, and how many of these are of its published sizes,
-        in a block that published models have.
     """
     named = [(template(layer.path), layer) for layer in layers]
+    depth: dict[str, int] = {}
+    for path, layer in named:
+        depth[path] = max(depth.get(path, 0), block_number(layer.path) + 1)
     scored = []
     for kind in model_classes().values():
         own = [(path, layer) for path, layer in named if path in kind.modules]
@@ -223,7 +241,8 @@ def rank_classes(layers: Iterable[Layer]) -> list[tuple[ModelClass, int, int]]:
             and block_number(layer.path) < kind.blocks[path]
             for path, layer in own
         )
-        scored.append((kind, len(own), fitting))
-    most = max((count for _, count, _ in scored), default=0)
-    best = [row for row in scored if row[1] == most and most]
-    return sorted(best, key=lambda row: -row[2])
+        complete = sum(kind.blocks.get(path) == blocks for path, blocks in depth.items())
+        scored.append(Rank(kind, len(own), fitting, complete))
+    most = max((rank.own for rank in scored), default=0)
+    best = [rank for rank in scored if rank.own == most and most]
+    return sorted(best, key=lambda rank: (-rank.fitting, -rank.complete))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_ws.adapters import Adapter, AdapterFile, AdapterRef
+from lora_ws.adapters.bases import may_be
 from lora_ws.adapters.header import LIMITS, Limits
 from lora_ws.adapters.projection import Projection, project_adapter
 from lora_ws.adapters.source import Source
@@ -277,7 +278,7 @@ def _examine(
 def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
     """Why the classifier makes no prediction; empty where it does."""
     # Without a layer that reads text, SD1.x and SD2.x look alike.
-    if reader.base in file.base.name and not file.base.name.startswith("text encoder"):
+    if may_be(file.base.name, [reader.base]):
         return ""
     which = "shipped model" if isinstance(reader, ShippedReader) else "model"
     return (

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_ws.adapters.bases import may_be
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.index_store import HASH_LENGTH
 from lora_ws.audit.scan import Scan
@@ -28,7 +29,8 @@ class Policy:
             part (``partly_read``) the sha256 alone counts.
         classes: class -> least calibrated probability at which a file is flagged, unless the
             classifier abstains from it.
-        bases: base models that are expected; files of others are flagged. Empty expects all.
+        bases: base models that are expected; files that can be of none of them are flagged. Empty
+            expects all.
         refused: flag what could not be read: all of it, none, or what was refused for one of these
             reasons (`lora_ws.errors.REASONS`).
         abstained: flag what the classifier abstained from.
@@ -88,7 +90,7 @@ class Policy:
         found = ["on the deny list"] if hashes & self._denied else []
         if finding.reason and (self.refused is True or finding.reason in (self.refused or ())):
             found.append(f"refused: {finding.reason}")
-        if finding.facts and self.bases and finding.facts.base not in self.bases:
+        if finding.facts and self.bases and not may_be(finding.facts.base, self.bases):
             found.append(f"base: {finding.facts.base}")
         if finding.facts and self.oddities:
             found += [f"odd: {oddity}" for oddity in finding.facts.oddities]

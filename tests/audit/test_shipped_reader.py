@@ -22,7 +22,8 @@ from lora_ws.web.serve import ServeSpec, make_app
 
 FOREIGN = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 TINY = ("bicycle.safetensors", "orchid.safetensors")
-OTHER = {"sd15.safetensors": "SD1.x", "flux.safetensors": "FLUX.1"}
+ALIKE = "FLUX.1, HunyuanVideo, Chroma, BriaFibo or 4 others"
+OTHER = {"sd15.safetensors": "SD1.x", "flux.safetensors": ALIKE}
 
 
 @pytest.fixture
