@@ -40,7 +40,7 @@ def judge() -> DigitJudge:
 def shown(pipeline: Any, judge: DigitJudge, counts: Mapping[str, int], text: str) -> np.ndarray:
     """Share of the images of each digit that show it."""
     prompts = [text.format(name) for name, count in counts.items() for _ in range(count)]
-    generation = GenerationSpec(tuple(prompts), num_inference_steps=20, seed=1000)
+    generation = GenerationSpec(tuple(prompts), num_inference_steps=10, seed=1000)
     seen = iter(judge.digits(generate(pipeline, generation)).tolist())
     return np.array(
         [

@@ -40,7 +40,7 @@ TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.stra
 SMALL = MLP(hidden=(32,))
 FIT = FitSpec(lr=3e-3, batch_size=17, max_epochs=4)
 BASE = ExperimentSpec(featurizer=StatsLayer(), model=SMALL, fit=FIT, seeds=1)
-LONG = replace(FIT, max_epochs=200, patience=200, batch_size=43)
+LONG = replace(FIT, max_epochs=80, patience=80, batch_size=43)
 
 
 @pytest.fixture
