@@ -157,8 +157,9 @@ def check_symmetries(spec: Metanetwork, rank: int = 2) -> None:
     shape = layout(rank)
     rows, module = draw(shape), make(spec, shape)
     assert "sign" in spec.symmetries or "gl" not in spec.symmetries
+    outputs = module(rows)
     for how in SYMMETRIES:
-        outputs, other = module(rows), module(transformed(rows, shape, how))
+        other = module(transformed(rows, shape, how))
         if how in spec.symmetries:
             same(outputs, other)
         else:
@@ -271,7 +272,7 @@ def test_network(check: Callable[[Metanetwork], None], spec: Metanetwork) -> Non
 
 
 @NETWORKS
-@pytest.mark.parametrize("rank", [1, 4, 8])
+@pytest.mark.parametrize("rank", [1, 8])
 def test_symmetries_at_every_rank(spec: Metanetwork, rank: int) -> None:
     check_symmetries(spec, rank)
 
@@ -307,7 +308,7 @@ def test_padded_rank(spec: Metanetwork) -> None:
 
 
 @NETWORKS
-@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+@pytest.mark.parametrize("rank", [1, 4, 8])
 def test_refactored_in_float32(spec: Metanetwork, rank: int) -> None:
     """The same updates split by a singular value decomposition, in the numbers of a file."""
     shape = layout(rank)
