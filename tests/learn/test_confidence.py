@@ -111,12 +111,12 @@ def rounded(dtype: torch.dtype) -> Callable[[Factors], Factors]:
 def test_other_spellings_of_the_same_update_get_the_same_verdict(
     real: Trained, change: Callable[[Factors], Factors]
 ) -> None:
-    other = flat(change(factors(real.rows, real.bundle.layout)))
-    assert np.abs(other - real.rows).max() > 0.01
+    rows = real.rows[::4]
+    other = flat(change(factors(rows, real.bundle.layout)))
+    assert np.abs(other - rows).max() > 0.01
     assert real.bundle.gauge == "invariant"
-    for was, now in zip(
-        real.verdicts, real.bundle.predict_batch(other, projected=True), strict=True
-    ):
+    verdicts = real.bundle.predict_batch(other, projected=True)
+    for was, now in zip(real.verdicts[::4], verdicts, strict=True):
         assert now.label in (was.label, None)
         bound = rounding(real.bundle.layout.size, size=1 + abs(was.ood_score))
         assert now.confidence == pytest.approx(was.confidence, abs=bound)

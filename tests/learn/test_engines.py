@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from reference_loop import train_alone
+from reference_loop import Trained, train_alone
 from tolerances import EXACT
 
 from lora_ws.collection import AdapterSet
@@ -77,13 +77,14 @@ def job(make_zoo: Callable[..., AdapterSet], tmp_path: Path) -> Callable[..., Jo
     return make
 
 
-def check(fitted: Fitted, job: Job) -> None:
+def check(fitted: Fitted, job: Job) -> Trained:
     expected = train_alone(job)
     losses = [entry["val_loss"] for entry in fitted.history]
     assert len(losses) == len(expected.losses)
     np.testing.assert_allclose(losses, expected.losses, rtol=EXACT)
     for name, value in fitted.network.state_dict().items():
         torch.testing.assert_close(value, expected.best[name], rtol=EXACT, atol=EXACT)
+    return expected
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
@@ -99,9 +100,8 @@ def test_lightning_takes_the_steps_of_the_loop(
         end(self)
 
     monkeypatch.setattr(LoraModule, "on_train_epoch_end", note)
-    check(fit_seed(*made), made)
-    expected = train_alone(made).rates
-    np.testing.assert_allclose(rates, expected, rtol=EXACT)
+    expected = check(fit_seed(*made), made)
+    np.testing.assert_allclose(rates, expected.rates, rtol=EXACT)
     assert fit.schedule == "constant" or fit.grad_clip or len(set(rates)) > 2
 
 
