@@ -246,6 +246,7 @@ def test_contrast_takes_off_what_others_need() -> None:
         contrast(numbers([1.0]), [])
 
 
+@pytest.mark.slow
 def test_scores_of_ranks_sum_to_the_derivative_of_scales(
     pipeline: Any, objective: Objective
 ) -> None:

@@ -49,7 +49,7 @@ def by_hand(pipeline: Any, after: bool) -> tuple[Tensor, Tensor, float, float]:
     return torch.cat(latents), torch.tensor(times), total, squares
 
 
-@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("compat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_latents_are_paired_with_times_as_said(compat: bool, pipeline: Any) -> None:
     latents, times, total, squares = by_hand(pipeline, after=compat)
     objective = erase_objective(

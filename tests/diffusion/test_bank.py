@@ -130,7 +130,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 # Outputs
 
 
-@pytest.mark.parametrize("ranks", [(1, 1, 1), (4, 1, 2)])
+@pytest.mark.parametrize("ranks", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (4, 1, 2)])
 def test_each_sample_equals_peft_with_its_adapter_active(unet, ranks):
     bank = random_bank(unet, ranks)
     call = inputs(6)
@@ -209,7 +209,9 @@ def test_untrained_adapters_change_no_bit(unet, dtype):
             seen.clear()
 
 
-@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "factors", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_a_bfloat16_model_is_as_near_to_the_truth_as_with_peft(unet, factors):
     low = copy.deepcopy(unet).to(torch.bfloat16)
     unet.load_state_dict(low.state_dict())  # the truth: the same numbers, nothing rounded

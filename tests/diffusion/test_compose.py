@@ -178,6 +178,7 @@ def test_one_adapter_is_that_adapter(
     assert (expected - images(pipeline)).abs().max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_untrained_adapters_change_nothing(method: Method, pipeline: Any) -> None:
     bank = AdapterBank.fresh(adapter_layout(pipeline.unet, 2), 2)
@@ -238,15 +239,6 @@ def test_in_float64_a_prediction_is_that_of_merged_weights(
     atol = rounding(1, size=float(expected.abs().max()))
     assert torch.allclose(found, expected, atol=atol, rtol=0)
     assert (wrong - expected).abs().max() > 100 * atol
-
-
-def test_normalised_merge_divides(pipeline: Any, adapters: list[Adapter]) -> None:
-    thirds = [scale / 3 for scale in SCALES]
-    close(
-        pipeline,
-        composed(pipeline, adapters, Merge(normalised=True), SCALES),
-        composed(pipeline, adapters, Merge(), thirds),
-    )
 
 
 def ddim(pipeline: Any, unets: list[Any], weights: list[float], guidance: float) -> Tensor:
