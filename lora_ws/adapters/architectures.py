@@ -25,7 +25,8 @@ UNET_LEVELS, UNET_UNITS, UNET_DEPTH, TEXT_LAYERS, DIT_BLOCKS = 4, 4, 10, 32, 60
 UNET_TOP = ("conv_in", "conv_out")
 UNET_EMBEDDINGS = ("time_embedding", "add_embedding")
 
-# The blocks of FLUX: name in the model's own repository -> name in diffusers.
+# The blocks of FLUX and of HunyuanVideo, which has `img_attn_proj` where FLUX has `img_attn.proj`:
+# name in the model's own repository -> name in diffusers.
 DOUBLE = {
     "img_attn.proj": "attn.to_out.0",
     "txt_attn.proj": "attn.to_add_out",
@@ -35,11 +36,35 @@ DOUBLE = {
     "txt_mlp.2": "ff_context.net.2",
     "img_mod.lin": "norm1.linear",
     "txt_mod.lin": "norm1_context.linear",
+    "img_attn_proj": "attn.to_out.0",
+    "txt_attn_proj": "attn.to_add_out",
+    "img_mlp.fc1": "ff.net.0.proj",
+    "img_mlp.fc2": "ff.net.2",
+    "txt_mlp.fc1": "ff_context.net.0.proj",
+    "txt_mlp.fc2": "ff_context.net.2",
+    "img_mod.linear": "norm1.linear",
+    "txt_mod.linear": "norm1_context.linear",
     # XLabs: 1 is the stream of the image, 2 that of the text.
     "processor.proj1": "attn.to_out.0",
     "processor.proj2": "attn.to_add_out",
 }
-SINGLE = {"linear2": "proj_out", "modulation.lin": "norm.linear", "processor.proj": "proj_out"}
+SINGLE = {
+    "linear2": "proj_out",
+    "modulation.lin": "norm.linear",
+    "modulation.linear": "norm.linear",
+    "processor.proj": "proj_out",
+}
+# The blocks of SD3.
+JOINT = {
+    "x_block.attn.proj": "attn.to_out.0",
+    "x_block.attn2.proj": "attn2.to_out.0",
+    "x_block.mlp.fc1": "ff.net.0.proj",
+    "x_block.mlp.fc2": "ff.net.2",
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "context_block.attn.proj": "attn.to_add_out",
+    "context_block.mlp.fc1": "ff_context.net.0.proj",
+    "context_block.mlp.fc2": "ff_context.net.2",
+}
 FLUX_TOP = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
@@ -52,8 +77,21 @@ FLUX_TOP = {
     "final_layer.linear": "proj_out",
 }
 # Several modules of diffusers in one matrix there: see `adapters/fused.py`.
-FUSED_DOUBLE = ("img_attn.qkv", "txt_attn.qkv", "processor.qkv1", "processor.qkv2")
+FUSED_DOUBLE = (
+    *("img_attn.qkv", "txt_attn.qkv", "img_attn_qkv", "txt_attn_qkv"),
+    *("processor.qkv1", "processor.qkv2"),
+)
 FUSED_SINGLE = ("linear1", "processor.qkv")
+FUSED_JOINT = (
+    *("x_block.attn.qkv", "x_block.attn2.qkv", "context_block.attn.qkv"),
+    "context_block.adaLN_modulation.1",
+)
+# Blocks there -> blocks in diffusers, the names in them, and the fused ones.
+ORIGINAL_BLOCKS = {
+    "double_blocks": ("transformer_blocks", DOUBLE, FUSED_DOUBLE),
+    "single_blocks": ("single_transformer_blocks", SINGLE, FUSED_SINGLE),
+    "joint_blocks": ("transformer_blocks", JOINT, FUSED_JOINT),
+}
 FUSED_TOP = ("final_layer.adaLN_modulation.1",)
 _DOUBLE_PARTS = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj"),
@@ -91,25 +129,23 @@ def by_underscores(component: str) -> dict[str, str]:
     return {name.replace(".", "_"): name for name in names}
 
 
-def flux_name(path: str) -> str | None:
-    """Name in diffusers of a module of FLUX's own repository; fused ones keep theirs.
+def original_name(path: str) -> str | None:
+    """Name in diffusers of a module of FLUX's, HunyuanVideo's or SD3's own repository.
+
+    Fused modules keep theirs.
 
     Returns None where it is no such module.
 
     Example:
-        >>> flux_name("double_blocks.3.img_mlp.2"), flux_name("single_blocks.0.linear1")
+        >>> original_name("double_blocks.3.img_mlp.2"), original_name("single_blocks.0.linear1")
         ('transformer_blocks.3.ff.net.2', 'single_blocks.0.linear1')
     """
     kind, _, rest = path.partition(".")
     number, _, part = rest.partition(".")
-    if kind == "double_blocks" and part in DOUBLE:
-        return f"transformer_blocks.{number}.{DOUBLE[part]}"
-    if kind == "single_blocks" and part in SINGLE:
-        return f"single_transformer_blocks.{number}.{SINGLE[part]}"
-    fused = (kind == "double_blocks" and part in FUSED_DOUBLE) or (
-        kind == "single_blocks" and part in FUSED_SINGLE
-    )
-    return path if fused or path in FUSED_TOP else FLUX_TOP.get(path)
+    block, names, fused = ORIGINAL_BLOCKS.get(kind, ("", {}, ()))
+    if part in names:
+        return f"{block}.{number}.{names[part]}"
+    return path if part in fused or path in FUSED_TOP else FLUX_TOP.get(path)
 
 
 def sgm_name(path: str) -> str:
@@ -136,6 +172,17 @@ def sgm_name(path: str) -> str:
         return f"{level}_upsamplers_0_conv"
     kind = "resnets" if unit == "0" else "attentions"
     return f"{level}_{kind}_{number % 3}_{_SGM_RESNET.get(rest, rest)}"
+
+
+@cache
+def transformer_names() -> frozenset[str]:
+    """Dotted names of the modules that `by_underscores` finds in transformers.
+
+    Example:
+        >>> "double_blocks.0.img_attn.proj" in transformer_names()
+        True
+    """
+    return frozenset(_transformer())
 
 
 @cache
@@ -190,8 +237,8 @@ def _transformer() -> Iterator[str]:
     for k in range(DIT_BLOCKS):
         yield from (f"transformer_blocks.{k}.{part}" for part in _DOUBLE_PARTS)
         yield from (f"single_transformer_blocks.{k}.{part}" for part in _SINGLE_PARTS)
-        yield from (f"double_blocks.{k}.{part}" for part in (*DOUBLE, *FUSED_DOUBLE))
-        yield from (f"single_blocks.{k}.{part}" for part in (*SINGLE, *FUSED_SINGLE))
+        for kind, (_, names, fused) in ORIGINAL_BLOCKS.items():
+            yield from (f"{kind}.{k}.{part}" for part in (*names, *fused))
     yield from (*FLUX_TOP, *FLUX_TOP.values(), *FUSED_TOP, "norm_out.linear")
 
 

@@ -6,9 +6,10 @@ Splitting changes the singular values of a module, so it comes before anything t
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lora_ws.adapters.architectures import FUSED_DOUBLE, FUSED_SINGLE, FUSED_TOP
+from lora_ws.adapters.architectures import FUSED_TOP, ORIGINAL_BLOCKS
 
-_IMAGE = ("img_attn.qkv", "processor.qkv1")
+# Query, key and value of the text in blocks that read both.
+_TEXT = ("txt_attn.qkv", "txt_attn_qkv", "processor.qkv2", "context_block.attn.qkv")
 
 
 class Part(NamedTuple):
@@ -21,12 +22,12 @@ class Part(NamedTuple):
 def is_fused(path: str) -> bool:
     """Whether a path names a matrix of several modules."""
     kind, _, rest = path.partition(".")
-    names = {"double_blocks": FUSED_DOUBLE, "single_blocks": FUSED_SINGLE}.get(kind, ())
+    *_, names = ORIGINAL_BLOCKS.get(kind, ((),))
     return path in FUSED_TOP or rest.partition(".")[2] in names
 
 
 def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:
-    """The modules in a fused matrix of FLUX; None where its height cannot be theirs.
+    """The modules in a fused matrix; None where its height cannot be theirs.
 
     Args:
         path: of the fused module.
@@ -41,9 +42,7 @@ def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:
     """
     kind, number, name = path.split(".", 2)
     if kind == "final_layer":
-        # diffusers keeps scale before shift, the original shift before scale.
-        half = outputs // 2
-        return [Part("norm_out.linear", (slice(half, outputs), slice(0, half)))]
+        return [Part("norm_out.linear", _halves_swapped(outputs))]
     if kind == "single_blocks":
         stem = f"single_transformer_blocks.{number}"
         names = [f"{stem}.attn.to_{x}" for x in "qkv"]
@@ -55,10 +54,22 @@ def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:
                 Part(f"{stem}.proj_mlp", (slice(3 * inputs, outputs),)),
             ]
         return _even(names, outputs) if outputs % 3 == 0 else None
-    stem = f"transformer_blocks.{number}.attn"
-    image = name in _IMAGE
-    names = [f"{stem}.to_{x}" if image else f"{stem}.add_{x}_proj" for x in "qkv"]
+    stem = f"transformer_blocks.{number}"
+    if name == "context_block.adaLN_modulation.1":
+        # In the last block, which makes nothing of the text, these are a shift and a scale.
+        rows = _halves_swapped(outputs) if outputs == 2 * inputs else (slice(0, outputs),)
+        return [Part(f"{stem}.norm1_context.linear", rows)]
+    names = [f"{stem}.attn.add_{x}_proj" for x in "qkv"]
+    if name not in _TEXT:
+        attention = "attn2" if "attn2" in name else "attn"
+        names = [f"{stem}.{attention}.to_{x}" for x in "qkv"]
     return _even(names, outputs) if outputs % 3 == 0 else None
+
+
+def _halves_swapped(outputs: int) -> tuple[slice, ...]:
+    """Of diffusers, which keeps scale before shift, where the original keeps shift before scale."""
+    half = outputs // 2
+    return slice(half, outputs), slice(0, half)
 
 
 def _even(names: Sequence[str], height: int) -> list[Part]:

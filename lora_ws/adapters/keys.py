@@ -7,7 +7,13 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from lora_ws.adapters.architectures import by_underscores, flux_name, indexed, sgm_name
+from lora_ws.adapters.architectures import (
+    by_underscores,
+    indexed,
+    original_name,
+    sgm_name,
+    transformer_names,
+)
 from lora_ws.adapters.model_classes import find_module, last_name, unet_last_names
 
 # What the tensor is to its module. Later rows are for what earlier ones leave; ``n`` is an
@@ -99,7 +105,7 @@ class Key(NamedTuple):
     Attributes:
         component: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2``, ``_3``, or
             `OTHER_ENCODER`.
-        path: dotted module path inside it, as diffusers spells it; fused modules of FLUX keep
+        path: dotted module path inside it, as diffusers spells it; fused modules keep
             their own (`adapters/fused.py`).
         role: what the tensor is to the module.
     """
@@ -181,7 +187,7 @@ def _encoder(path: str) -> tuple[str, str] | None:
 
 
 def _denoiser(path: str) -> tuple[str, str] | None:
-    """Of U-Nets by either numbering, of FLUX by either naming, and of every class of diffusers."""
+    """Of U-Nets by either numbering, of every class of diffusers, and of blocks of makers' own."""
     plain = path.replace(".", "_")
     # Old files name the attention processor between the layer and its projection.
     bare = sgm_name(plain.replace("_processor_", "_"))
@@ -190,10 +196,9 @@ def _denoiser(path: str) -> tuple[str, str] | None:
             return "unet", dotted
         if found := find_module(name):
             return found
-    dotted = by_underscores("transformer").get(plain)
-    # HunyuanVideo has `img_attn_qkv` where FLUX has `img_attn.qkv`.
-    if dotted and ("." not in path or path == dotted):
-        return "transformer", flux_name(dotted) or dotted
+    dotted = path if "." in path else by_underscores("transformer").get(plain)
+    if dotted in transformer_names():
+        return "transformer", original_name(dotted) or dotted
     if (block := _WAN_BLOCK.fullmatch(plain)) and (new := _WAN.get(block[2])):
         return find_module(block[1] + new)
     if _UNET.match(path) and last_name(path) in unet_last_names():

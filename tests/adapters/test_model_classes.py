@@ -210,10 +210,8 @@ def test_a_module_of_flux_by_both_names_is_refused() -> None:
 
 
 ORIGINAL = {
-    "lora_unet_joint_blocks_0_x_block_attn_qkv": "SD3",
-    "diffusion_model.joint_blocks.0.context_block.mlp.fc1": "SD3",
-    "diffusion_model.double_blocks.0.img_attn_qkv": "HunyuanVideo",
-    "transformer.double_blocks.0.txt_mlp.fc1": "HunyuanVideo",
+    "lora_unet_joint_blocks_0_x_block_attn_ln_q": "SD3",
+    "diffusion_model.double_blocks.0.img_attn_q_norm": "HunyuanVideo",
     "diffusion_model.layers.0.attention.qkv": "Z-Image or Lumina 2",
     "diffusion_model.noise_refiner.1.attention.out": "Z-Image or Lumina 2",
     "lora_unet_context_refiner_0_attention_qkv": "Z-Image or Lumina 2",
