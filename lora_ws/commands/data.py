@@ -187,6 +187,7 @@ def audit(
     subset: str | None = None,
     split: str | None = None,
     label: str | None = None,
+    base: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Look for leaks between training and test rows, and for what predicts labels without weights.
@@ -196,9 +197,12 @@ def audit(
         subset: subset of the collection; default: the card's main one.
         split: column of parts or a rule by name, as in lora-ws train; default: the card's rule.
         label: column to predict; default: the card's label.
+        base: base model of the adapters, a pipeline's folder or its name on the Hub, by which words
+            of training prompts are read; default: that of the card where it is bundled.
         as_json: print one JSON line per finding instead of a table.
     """
     # Here, as scipy's tests take a second to import.
+    from lora_ws.audit.prompt_leak import find_prompt_words
     from lora_ws.learn.leaks import find_leaks
 
     zoo = load(name)
@@ -209,7 +213,7 @@ def audit(
         zoo = replace(zoo, card=replace(zoo.card, label=label, classes=()))
     table = Table("what", "", "found", "to do", box=None)
     colours = {"leak": "red", "note": "yellow", "clean": "green", "not measured": "dim"}
-    for one in find_leaks(zoo):
+    for one in [*find_leaks(zoo), find_prompt_words(zoo, base)]:
         if as_json:
             print(json.dumps(one.to_dict()))  # noqa: T201
         verdict = Text(one.verdict, style=colours[one.verdict])

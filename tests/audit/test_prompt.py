@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from tolerances import EXACT
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.audit.prompt import PromptReader, null_words, subject
-from lora_ws.audit.prompt_leak import prompt_leak
+from lora_ws.audit.prompt_leak import find_prompt_words, prompt_leak
 from lora_ws.audit.similar import Index, adapter_modules
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet, DatasetCard, load
@@ -158,6 +159,25 @@ def test_leak_counts_hits_against_chance(reader: PromptReader) -> None:
     # Backwards: two, nine, five, two.
     (other,) = prompt_leak(zoo, reader, label="other")
     assert (other.top1, other.top3) == (0.5, 1)
+
+
+@pytest.mark.slow
+def test_audit_says_whether_weights_show_words_of_prompts(reader: PromptReader) -> None:
+    zoo = planted(reader, DIGITS * 3, seed=3)
+
+    def labelled(words: Sequence[str]) -> AdapterSet:
+        return replace(zoo, rows=pa.table({"word": list(words)}))
+
+    low = round(100 * binomtest(9, 9).proportion_ci(0.95, "wilson").low)
+    told = find_prompt_words(zoo)
+    assert told.verdict == "leak"
+    assert told.found.endswith(f"100 % ({low} to 100; largest class 33 %)")
+    assert find_prompt_words(labelled((DIGITS[1:] + DIGITS[:1]) * 3)).verdict == "clean"
+    unknown = find_prompt_words(labelled(("two", "five", "horse") * 3), "digit-sd")
+    assert unknown.verdict == "not measured"
+    assert "no `horse`" in unknown.found
+    elsewhere = replace(zoo, card=replace(zoo.card, base_model="Stable Diffusion 1.5"))
+    assert find_prompt_words(elsewhere).advice.startswith("--base")
 
 
 @pytest.mark.slow

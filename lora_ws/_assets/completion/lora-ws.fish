@@ -92,6 +92,7 @@ complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l print_config -xka "(
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l subset -x -d 'subset of the collection'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l split -x -d 'column of parts or a rule by name, as in lora-ws train'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l label -x -d 'column to predict'
+complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l base -x -d 'base model of the adapters, a pipeline'"'"'s folder or its name on the Hub, by which words of training prompts are read'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l as_json -xka "true false" -d 'print one JSON line per finding instead of a table.'
 complete -c lora-ws -n '_shtab_lora_ws_using data audit' -l memory_limit -x -d 'memory for data, such as 4GiB: rows, features, kernels'
 complete -c lora-ws -n '_shtab_lora_ws_using data; and test $_shtab_lora_ws_npos -eq 0' -a prompt-leak -d 'measure how much training prompts reveal of the labels'

@@ -268,6 +268,7 @@ _shtab_lora_ws_data_audit_options=(
   "--subset[subset of the collection]:subset:"
   "--split[column of parts or a rule by name, as in lora-ws train]:split:"
   "--label[column to predict]:label:"
+  "--base[base model of the adapters, a pipeline\'s folder or its name on the Hub, by which words of training prompts are read]:base:"
   "--as_json[print one JSON line per finding instead of a table.]:as_json:(true false)"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
   ":name of a card, or the folder of a store.:"
