@@ -6,9 +6,6 @@ from scipy.stats import binomtest
 
 from lora_ws.audit.prompt import PromptReader
 from lora_ws.collection import AdapterSet
-from lora_ws.diffusion.base_spec import BUNDLED
-from lora_ws.errors import LoraWsError
-from lora_ws.learn.leaks import P_VALUE, Finding
 
 CONFIDENCE = 0.95
 
@@ -59,36 +56,6 @@ def prompt_leak(zoo: AdapterSet, reader: PromptReader, label: str | None = None)
     column = zoo.card.subset
     names = dict.fromkeys(zoo.column(column).tolist()) if column else [""]
     return [_measure(name, zoo.subset(name) if name else zoo, reader, label) for name in names]
-
-
-def find_prompt_words(zoo: AdapterSet, base: str | None = None) -> Finding:
-    """Whether the weights show class words of the training prompts, for an audit.
-
-    Args:
-        zoo: labelled adapters of one subset.
-        base: of the adapters; None takes the card's where it is bundled, and else asks none.
-
-    Returns:
-        The prompt reader's accuracy beside the share of the largest class; a leak where that is no
-        chance.
-    """
-    what, known = "words of prompts", zoo.card.base_model
-    base = base or (known if known in BUNDLED else None)
-    if base is None:
-        told = f"the base, {known or 'which the card does not name'}, is not bundled"
-        return Finding(what, "not measured", told, "--base: a folder of the base, or its Hub name")
-    try:
-        leak = _measure("", zoo, PromptReader(base), None)
-    except LoraWsError as error:
-        return Finding(what, "not measured", str(error))
-    found = (
-        f"read from weights without training on labels: {100 * leak.top1:.0f} % "
-        f"({100 * leak.low:.0f} to {100 * leak.high:.0f}; largest class {100 * leak.chance:.0f} %)"
-    )
-    if leak.p_value >= P_VALUE:
-        return Finding(what, "clean", found)
-    advice = "a reader may recognise the word: compare with adapters of a constant prompt"
-    return Finding(what, "leak", found, advice)
 
 
 def _measure(name: str, zoo: AdapterSet, reader: PromptReader, label: str | None) -> Leak:

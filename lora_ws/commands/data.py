@@ -202,8 +202,7 @@ def audit(
         as_json: print one JSON line per finding instead of a table.
     """
     # Here, as scipy's tests take a second to import.
-    from lora_ws.audit.prompt_leak import find_prompt_words
-    from lora_ws.learn.leaks import find_leaks
+    from lora_ws.learn.leaks import find_leaks, find_prompt_words
 
     zoo = load(name)
     chosen = subset or zoo.card.main_subset

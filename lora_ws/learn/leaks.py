@@ -1,13 +1,18 @@
 """What leaks between the parts of a split, or predicts a label without the adapter's content."""
 
 import re
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Num
 from scipy.stats import binomtest
 
+from lora_ws.audit.prompt import PromptReader
+from lora_ws.audit.prompt_leak import prompt_leak
 from lora_ws.collection import AdapterSet, Split
+from lora_ws.diffusion.base_spec import BUNDLED
+from lora_ws.errors import LoraWsError
 from lora_ws.learn.starts import start_groups, update_groups
 
 Verdict = Literal["leak", "note", "clean", "not measured"]
@@ -90,6 +95,37 @@ def find_leaks(adapters: AdapterSet) -> list[Finding]:
         _recipe(adapters, labels),
         _prompts(adapters, labels),
     ]
+
+
+def find_prompt_words(zoo: AdapterSet, base: str | None = None) -> Finding:
+    """Whether the weights show class words of the training prompts, for an audit.
+
+    Args:
+        zoo: labelled adapters of one subset.
+        base: of the adapters; None takes the card's where it is bundled, and else asks none.
+
+    Returns:
+        The prompt reader's accuracy beside the share of the largest class; a leak where that is no
+        chance.
+    """
+    what, known = "words of prompts", zoo.card.base_model
+    base = base or (known if known in BUNDLED else None)
+    if base is None:
+        told = f"the base, {known or 'which the card does not name'}, is not bundled"
+        return Finding(what, "not measured", told, "--base: a folder of the base, or its Hub name")
+    try:
+        whole = replace(zoo, card=replace(zoo.card, subset="", subsets=()))
+        (leak,) = prompt_leak(whole, PromptReader(base))
+    except LoraWsError as error:
+        return Finding(what, "not measured", str(error))
+    found = (
+        f"read from weights without training on labels: {100 * leak.top1:.0f} % "
+        f"({100 * leak.low:.0f} to {100 * leak.high:.0f}; largest class {100 * leak.chance:.0f} %)"
+    )
+    if leak.p_value >= P_VALUE:
+        return Finding(what, "clean", found)
+    advice = "a reader may recognise the word: compare with adapters of a constant prompt"
+    return Finding(what, "leak", found, advice)
 
 
 def shared_columns(adapters: AdapterSet, split: Split) -> list[Finding]:

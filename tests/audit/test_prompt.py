@@ -16,7 +16,7 @@ from tolerances import EXACT
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.audit.prompt import PromptReader, null_words, subject
-from lora_ws.audit.prompt_leak import find_prompt_words, prompt_leak
+from lora_ws.audit.prompt_leak import prompt_leak
 from lora_ws.audit.similar import Index, adapter_modules
 from lora_ws.cli import main
 from lora_ws.collection import AdapterSet, DatasetCard, load
@@ -24,6 +24,7 @@ from lora_ws.diffusion.cross_attention import query_correlations
 from lora_ws.diffusion.pipeline import adapter_layout
 from lora_ws.errors import AdapterError, ConfigError, LayoutError
 from lora_ws.functional.factors import cut_to_rank
+from lora_ws.learn.leaks import find_prompt_words
 
 DIGITS = ("two", "five", "nine")
 FRAME = "a photo of sks {}"
