@@ -131,8 +131,10 @@ def test_beside_a_strong_adapter_a_saturating_network_hides_weak_ones() -> None:
     assert found.additivity > 0.1
 
 
+@pytest.mark.slow
 def test_an_autoencoder_rebuilds_what_it_has_not_seen(autoencoder: SparseAutoencoder) -> None:
     assert autoencoder.held_out_r2 > 0.98
+    assert autoencoder.epochs > 3
     new = sources(1)
     codes = autoencoder.encode(new)
     rebuilt = autoencoder.decode(codes)
@@ -143,14 +145,14 @@ def test_an_autoencoder_rebuilds_what_it_has_not_seen(autoencoder: SparseAutoenc
     assert torch.allclose(norms, torch.ones(32), rtol=0, atol=rounding(40))
 
 
-def test_the_same_seed_gives_the_same_autoencoder(autoencoder: SparseAutoencoder) -> None:
+def test_the_same_seed_gives_the_same_autoencoder() -> None:
     short = AutoencoderSpec(hidden=32, batch=64, max_epochs=3)
     one, two = (fit_autoencoder(sources(), short) for _ in range(2))
     assert torch.equal(one.encode(sources()), two.encode(sources()))
     assert one.held_out_r2 == two.held_out_r2
     other = fit_autoencoder(sources(), AutoencoderSpec(hidden=32, batch=64, max_epochs=3, seed=1))
     assert not torch.equal(one.decoder, other.decoder)
-    assert one.epochs == 3 < autoencoder.epochs
+    assert one.epochs == 3
 
 
 def test_rows_of_a_group_are_held_out_together() -> None:

@@ -56,7 +56,7 @@ METHODS = {
 }
 
 
-QUICK = ("Composite",)
+QUICK = ("Switch",)
 
 
 @pytest.mark.parametrize(

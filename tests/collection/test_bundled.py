@@ -91,6 +91,7 @@ def test_parts_share_no_image_and_leaf_parts_no_leaf(name: str, sizes: list[int]
         assert sum(map(len, seen)) == len(set().union(*seen))
 
 
+@pytest.mark.slow
 def test_no_image_behind_an_adapter_was_seen_by_the_base(mini: AdapterSet):
     from lora_ws.diffusion.pipeline import base_facts
 

@@ -678,7 +678,8 @@ def test_building_blocks_that_do_not_fit():
         AdapterBank([layout, other], [row, torch.zeros(9)])
 
 
-@pytest.mark.parametrize("trainable", [(), pytest.param((0,), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", [(), (0,)])
 def test_factors_go_where_their_module_is(trainable: tuple[int, ...], unet) -> None:
     """On a stand-in for a GPU, which refuses operations on tensors of two devices."""
     bank = random_bank(unet, (1, 2), trainable, torch.float32)

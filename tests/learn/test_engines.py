@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,16 @@ FITS = {
     "averaged": replace(PLATEAUS, ema=0.9),
 }
 CASES = [*((name, "classification") for name in FITS), ("plateaus", "regression")]
+# What the other engine is quickly tested with.
+SLOW_ALONE = ("adamw", "decay in the gradient", "warm-up, then plateaus")
+SLOW_STACKED = ("clipped", "constant", "warm-up and cosine")
 UNSTACKED = {"averaged": FITS["averaged"], "last": replace(PLATEAUS, weights="last")}
+
+
+def cases(slow: tuple[str, ...]) -> list[Any]:
+    """All, of which some are marked."""
+    marks = {name: [pytest.mark.slow] * (name in slow) for name in FITS}
+    return [pytest.param(*case, marks=marks[case[0]], id="-".join(case)) for case in CASES]
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +97,7 @@ def check(fitted: Fitted, job: Job) -> Trained:
     return expected
 
 
-@pytest.mark.parametrize(("name", "task"), CASES)
+@pytest.mark.parametrize(("name", "task"), cases(SLOW_ALONE))
 def test_lightning_takes_the_steps_of_the_loop(
     job: Callable[..., Job], name: str, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +115,9 @@ def test_lightning_takes_the_steps_of_the_loop(
     assert fit.schedule == "constant" or fit.grad_clip or len(set(rates)) > 2
 
 
-@pytest.mark.parametrize(("name", "task"), [case for case in CASES if case[0] not in UNSTACKED])
+@pytest.mark.parametrize(
+    ("name", "task"), [case for case in cases(SLOW_STACKED) if case.values[0] not in UNSTACKED]
+)
 def test_the_stack_takes_the_steps_of_the_loop(
     job: Callable[..., Job], name: str, task: str
 ) -> None:

@@ -147,6 +147,7 @@ def test_a_regression_equals_scikit_learn(
     assert (fitted.record.classes, fitted.record.confusion) == ((), ())
 
 
+@pytest.mark.slow
 def test_a_regression_of_shuffled_numbers_tells_nothing(
     make_zoo: Callable[..., AdapterSet], tmp_path: Path
 ) -> None:
@@ -551,6 +552,7 @@ def test_first_rows_cut_each_part(spec: ExperimentSpec) -> None:
         np.testing.assert_array_equal(part, whole[:5])
 
 
+@pytest.mark.slow
 def test_last_weights_are_measured_where_asked(spec: ExperimentSpec) -> None:
     fit = replace(FAST, lr=0.05, max_epochs=30, patience=30)
     best = run_one(replace(spec, fit=fit), 0)
