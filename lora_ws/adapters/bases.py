@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from lora_ws.adapters.fused import Part
-from lora_ws.adapters.keys import DENOISERS
+from lora_ws.adapters.keys import DENOISERS, split_ending
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.methods import Form
 from lora_ws.adapters.model_classes import (
@@ -30,6 +30,19 @@ MOST_NAMED = 5
 # Width of the context that FLUX' first layer reads.
 FLUX_CONTEXT = 4096
 FLUX2_CONTEXTS = {7680: "FLUX.2 Klein 4B", 12288: "FLUX.2 Klein 9B", 15360: FLUX2}
+# Names of modules in repositories of makers of models, and whose they are: what tells models apart
+# that have the same modules.
+MAKERS = tuple(
+    (re.compile(rf"_blocks[._]\d+[._](?:{pattern})"), names)
+    for pattern, names in (
+        ("processor", (FLUX,)),
+        (r"(?:img|txt)_(?:attn\.|mlp[._][02]|mod[._]lin\Z)|modulation[._]lin\Z", (FLUX, "Chroma")),
+        (
+            r"(?<=\.)(?:img|txt)_attn_|(?:img|txt)_(?:mlp[._]fc|mod[._]linear)|modulation[._]linear",
+            ("HunyuanVideo", "HunyuanVideoFramepack"),
+        ),
+    )
+)
 TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CLIP-G (SDXL)"}
 
 
@@ -161,6 +174,7 @@ def _transformer(entries: Sequence[Entry]) -> Base:
     best, count, fitting, complete = ranked[0]
     odd = tuple(layer.path for layer in layers if template(layer.path) not in best.modules)
     alike = [rank.kind.name for rank in ranked if rank[2:] == (fitting, complete)]
+    alike = _by_makers(alike, entries)
     many = len(alike) > 1
     whose = "the modules in this file are the same in all" if many else "modules are its own"
     such = f"such as `{layers[0].path}`"
@@ -174,6 +188,14 @@ def _transformer(entries: Sequence[Entry]) -> Base:
     if many and not fitting:
         return Base(f"unknown DiT, perhaps {name}", said, odd)
     return Base(name, said, odd)
+
+
+def _by_makers(alike: Sequence[str], entries: Sequence[Entry]) -> Sequence[str]:
+    """Those of the models whose makers name modules as most of the file's are named."""
+    stems = [split_ending(next(iter(entry.keys.values()), "")) for entry in entries]
+    counts = [sum(bool(s and names.search(s[0])) for s in stems) for names, _ in MAKERS]
+    whose = MAKERS[counts.index(max(counts))][1] if any(counts) else ()
+    return [name for name in alike if name in whose] or alike
 
 
 def _one_of(names: Sequence[str]) -> str:

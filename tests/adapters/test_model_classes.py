@@ -160,7 +160,7 @@ def test_sdxls_own_numbers_with_dots(path: str, expected: str, form: str) -> Non
 @pytest.mark.parametrize(
     ("width", "wide", "base"),
     [
-        (3072, 4, "FLUX.1, HunyuanVideo, Chroma, BriaFibo or 4 others"),
+        (3072, 4, "FLUX.1 or Chroma"),
         (3072, 6, "FLUX.2 Klein 4B"),
         (4096, 6, "FLUX.2 Klein 9B"),
         (6144, 6, "FLUX.2"),
@@ -171,7 +171,7 @@ def test_flux_by_its_middle_layers(width: int, wide: int, base: str) -> None:
     shapes = pair("lora_unet_double_blocks_0_img_attn_proj", width, width)
     mlp = pair("lora_unet_double_blocks_0_img_mlp_0", wide * width, width)
     fused = pair("lora_unet_single_blocks_0_linear1", (3 + wide) * width, width)
-    for middle in (mlp, fused):
+    for middle in (mlp, mlp | fused):
         assert detect_base(structure_of(shapes | middle, "f").entries).name == base
 
 
@@ -391,6 +391,28 @@ def test_models_made_from_flux_are_told_by_what_parts_them(path: str) -> None:
     inputs = 5120 if "distilled" in path else 3072
     found = detect_base(structure_of(same | pair(path, outputs, inputs), "f").entries)
     assert found.name == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("double_blocks.{}.processor.proj_lora1", "FLUX.1"),
+        ("double_blocks.{}.img_attn.proj", "FLUX.1 or Chroma"),
+        ("double_blocks.{}.img_attn_proj", "HunyuanVideo or HunyuanVideoFramepack"),
+        ("single_blocks.{}.modulation.lin", "FLUX.1"),
+        ("single_blocks.{}.modulation.linear", "HunyuanVideo or HunyuanVideoFramepack"),
+    ],
+)
+def test_models_of_the_same_modules_are_told_by_their_makers_names(
+    path: str, expected: str
+) -> None:
+    outputs = 9216 if "modulation" in path else 3072
+    shapes: Shapes = {}
+    for k in range(2):
+        stem = path.format(k)
+        down, up = (".down", ".up") if "processor" in path else (".lora_A", ".lora_B")
+        shapes |= {f"{stem}{down}.weight": (1, 3072), f"{stem}{up}.weight": (outputs, 1)}
+    assert detect_base(structure_of(shapes, "f").entries).name == expected
 
 
 def test_a_base_of_several_may_be_each() -> None:
