@@ -171,8 +171,8 @@ def test_flux_by_its_middle_layers(width: int, wide: int, base: str) -> None:
     shapes = pair("lora_unet_double_blocks_0_img_attn_proj", width, width)
     mlp = pair("lora_unet_double_blocks_0_img_mlp_0", wide * width, width)
     fused = pair("lora_unet_single_blocks_0_linear1", (3 + wide) * width, width)
-    for middle in (mlp, mlp | fused):
-        assert detect_base(structure_of(shapes | middle, "f").entries).name == base
+    assert detect_base(structure_of(shapes | mlp, "f").entries).name == base
+    assert may_be(detect_base(structure_of(shapes | fused, "f").entries).name, [base])
 
 
 # Modules outside the blocks that FLUX's repository names as other models do.
