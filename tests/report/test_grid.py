@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from lora_ws.report.grid import Cell, Grid, latex, markdown, ranked, show, terminal
+from lora_ws.report.page import Section, to_page
 
 GRID = Grid(
     ("Row", "A & B", "100 %"),
@@ -55,6 +56,12 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int) -> None:
             assert cell.text in text
     assert "…" not in text
     assert console.width == width
+
+
+def test_titles_between_backticks_are_code_on_a_page() -> None:
+    grid = Grid(("edit", "`a photo`"), ((Cell("none"), Cell("1")),))
+    page = to_page("Title", [Section("One", (grid,))])
+    assert '<th scope="col"><code>a photo</code></th>' in page
 
 
 def test_columns_of_a_group_stand_below_its_title() -> None:

@@ -43,9 +43,44 @@ def write_study(
         lines = "".join(json.dumps(asdict(one)) + "\n" for one in trained)
         (folder / "trained.jsonl").write_text(lines, encoding="utf-8")
     more, tables = trained_sections(trained, folder)
-    sections, grids = [*sections, *more], [*grids, *tables]
+    sections = [Section("Summary", (summary_grid(found, trained),)), *sections, *more]
+    grids = [*grids, *tables]
     write_report(folder, "How robust classifiers of adapters are", sections)
     return folder / PAGE, grids
+
+
+def summary_grid(found: Sequence[Read], trained: Sequence[Learned] = ()) -> Grid:
+    """A row for each study and reader: where its accuracy is highest, and where lowest.
+
+    Args:
+        found: readings, those of unchanged adapters among them.
+        trained: results of studies that train.
+
+    Example:
+        >>> clean = Read("m", "d", "unchanged", "unchanged", 0, "1110", 0.5, 1.0, 0.0)
+        >>> hidden = Read("m", "d", "camouflage", 1.0, 0, "1000", 0.5, 1.0, 0.0)
+        >>> [cell.text for cell in summary_grid([clean, hidden]).rows[0]]
+        ['camouflage', 'm', '75.0', 'unchanged', '25.0', '1']
+    """
+    accuracies: dict[tuple[str, str], dict[Level, list[float]]] = {}
+    for name in CHANGES:
+        for reader, levels in _by_reader(found, name).items():
+            if any(level != CLEAN for level in levels):
+                own = {level: [one.hits.mean() for one in reads] for level, reads in levels.items()}
+                accuracies[name, reader] = own
+    for one in trained:
+        levels = accuracies.setdefault((one.study, one.model), {})
+        levels.setdefault(one.level, []).append(one.accuracy)
+    rows = []
+    for (name, reader), levels in sorted(accuracies.items(), key=lambda item: item[0][0]):
+        means = {level: 100 * float(np.mean(values)) for level, values in levels.items()}
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        said = [f"{means[best]:.1f}", _text(best), f"{means[worst]:.1f}", _text(worst)]
+        rows.append(tuple(map(Cell, [name, reader, *said])))
+    head = ("study", "reader", "highest accuracy, %", "at level", "lowest, %", "at level")
+    return Grid(
+        head, tuple(rows), "Mean accuracy over draws; what a level is stands below.", left=2
+    )
 
 
 def study_grid(name: str, readers: Mapping[str, By]) -> Grid:
