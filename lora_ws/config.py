@@ -223,6 +223,7 @@ FEW = 16
 # What messages call kinds of values otherwise than Python does.
 SEVERAL = "a list such as [a, b]"
 NAMED_KINDS = {"NoneType": "null", "tuple": SEVERAL, "list": SEVERAL}
+NAMED_KINDS |= {"int": "a whole number", "float": "a number"}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -331,17 +332,27 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
     keys = sorted({part for flag in flags for part in [flag[2:], flag[2:].rpartition(".")[2]]})
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         flag = match.group(1).partition("=")[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument `{flag}`{_such_as(parser)}"
         return f"unknown flag `{flag}`{nearest(flag, flags)}"
     if match := re.match(r".*(?:[Oo]ption|does not accept option) '([^']+)'", text):
         return f"unknown option `{match[1]}`{nearest(match[1], keys)}"
     if match := re.match(r"the following arguments are required: (.+)", text):
         names = match.group(1).split(", ")
         missing = [f"--{name}" if f"--{name}" in flags else name for name in names]
-        return f"missing: {', '.join(missing)}"
+        return f"missing: {', '.join(missing)}{_such_as(parser)}"
+    if match := re.match(r"argument (--\S+): expected (?:at least )?one argument", text):
+        return f"{match[1]}: expected a value, got none"
     if match := re.search(r"File does not exist: '([^']+)'", text):
         return f"there is no file {match[1]}"
     hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     return _explain_key(text, hints) or re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _such_as(parser: ArgumentParser) -> str:
+    """The command's example, where it has one."""
+    example = parser.example if isinstance(parser, Parser) else ""
+    return f"; for example: {example}" if example else ""
 
 
 def _explain_key(text: str, hints: dict[str, Any], owner: str = "") -> str | None:

@@ -93,7 +93,7 @@ WRONG = {
         "unknown option `n_componets` of FlatVecPCA, did you mean `n_components`?"
     ),
     "--any FlatVecPCA --any.n_components many": (
-        "--any.n_components: expected int or null, got `many`"
+        "--any.n_components: expected a whole number or null, got `many`"
     ),
     "--any FlatVecPCA --any.solver fast": "--any.solver: expected ",
     "--any sklearn.pipeline.FeatureUnion": (
@@ -102,7 +102,7 @@ WRONG = {
     f"--any {__name__}.Sized": "missing: --any.size",
     "--ours sklearn.svm.SVC --ours.c 1": "unknown option `c` of SVC; expected one of C, ",
     "--names a": "--names: expected a list such as [a, b], got `a`",
-    "--rows few": "--rows: expected int or null, got `few`",
+    "--rows few": "--rows: expected a whole number or null, got `few`",
 }
 
 
@@ -151,7 +151,9 @@ def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
     file.write_text(
         "ours: {class_path: FlatVecPCA, init_args: {n_components: many}}\n", encoding="utf-8"
     )
-    with pytest.raises(ConfigError, match=r"--ours.n_components: expected int or null, got `many`"):
+    with pytest.raises(
+        ConfigError, match=r"--ours.n_components: expected a whole number or null, got `many`"
+    ):
         load_spec(Spec, file)
 
 

@@ -97,6 +97,8 @@ def run(spec: AttributeSpec) -> Attributed:
 
     values = shapley(worth, len(stack)) if spec.shapley else None
     given = _picture(spec.from_image, image_size(pipeline)) if spec.from_image else None
+    if spec.from_image and said:
+        _say_if_resized(spec.from_image, said)
     made = Provenance(
         base=spec.base,
         scheduler=type(pipeline.scheduler).__name__,
@@ -143,6 +145,20 @@ def _sampler(said: ImageMetadata | None) -> str | None:
     """The scheduler that an image was made with, where diffusers has it."""
     settings = said.other_settings if said else {}
     return scheduler_called(settings.get("Sampler") or settings.get("sampler_name") or "")
+
+
+def _say_if_resized(file: Path, said: ImageMetadata) -> None:
+    """Say that a file of another size than the image it tells of, such as a grid, is resized."""
+    from PIL import Image
+
+    size = said.other_settings.get("Size")
+    with Image.open(file) as image:
+        own = f"{image.width}x{image.height}"
+    if size and size != own:
+        notice(
+            f"from_image: {file.name} is {own} and says Size: {size}; all of it is resized and "
+            "compared, so of a grid give a file with one image"
+        )
 
 
 def _picture(file: Path, size: int) -> Float[Tensor, "3 height width"]:

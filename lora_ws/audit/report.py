@@ -129,9 +129,9 @@ class Report:
         return Grid(("", "count"), tuple(cells))
 
     def _summary(self, made: Provenance, bytes_read: int | None) -> Section:
-        said = [f"Names are below {'/'.join(self.root)}."] if self.root else []
+        said = [f"File names start at `{'/'.join(self.root)}`."] if self.root else []
         if bytes_read is not None:
-            said.append(f"{bytes_read / 1e6:.3g} MB were read for it.")
+            said.append(f"This scan read {bytes_read / 1e6:,.1f} MB.")
         more = {**self.counts, **{f"left out: {why}": n for why, n in self.left_out.items()}}
         shown = [name for name in (*OUTCOMES, *more) if more.get(name)]
         tiles = {name: Cell(f"{more[name]}", link=LEADS.get(name, "")) for name in shown}

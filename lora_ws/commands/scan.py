@@ -51,7 +51,8 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
         for line in _groups(alike):
             console.print(escape(line))
     for finding, flags, _ in report.flagged[:SHOWN]:
-        text = f"{_cut(finding.file)}: {'; '.join(flags)} ({said(finding)})"
+        verdict = "" if finding.reason else f" ({said(finding)})"
+        text = f"{_cut(finding.file)}: {'; '.join(flags)}{verdict}"
         console.print(f"flagged: {escape(printable(text))}")
     if (rest := report.counts["flagged"] - SHOWN) > 0:
         console.print(f"and {rest} more; --json has all")

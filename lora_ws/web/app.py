@@ -43,6 +43,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     403: {"description": "sent by a page of another site"},
     408: {"description": "the upload took too long"},
     413: {"description": "larger than max_mb"},
+    415: {"description": "a form; expected the bytes of the file as the body"},
     503: {"description": "too many files at once"},
 }
 HEADERS = {
@@ -189,6 +190,8 @@ def _add_api(
         request: Request, name: Annotated[str, Query(max_length=200)] = "upload.safetensors"
     ) -> Result:
         """Judge the file that is the body of the request; `name` is what to call it."""
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(415, "expected the file as the body (curl --data-binary @file)")
         async with room.enter():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "upload.safetensors")

@@ -21,7 +21,8 @@ async function judge(url, options, name) {
     const answer = await fetch(url, { method: "POST", ...options });
     const said = await answer.json();
     if (!answer.ok) {
-      const why = typeof said.detail === "string" ? said.detail : said.detail.map((one) => one.msg).join("; ");
+      // A list is of what does not fit the description of the API: here only names of files can.
+      const why = typeof said.detail === "string" ? said.detail : "expected hub:owner/name/file.safetensors, with @revision where wanted";
       say(name + ": " + why);
       return;
     }

@@ -94,6 +94,7 @@ def test_a_picture_says_what_it_was_made_of(
         ["Sampler (Restart)"],
         ["Clip skip (2)"],
     ]
+    assert "a.png is 4x4 and says Size: 16x16; all of it is resized and compared" in warned
     assert "Given image, and generated again: mean absolute difference" in told
     page = (tmp_path / "one" / "attribution.html").read_text(encoding="utf-8")
     assert "Given image" in page

@@ -149,6 +149,13 @@ def test_a_file_that_is_too_large_is_refused_with_and_without_its_length() -> No
         assert client.post("/v1/file", content=bytes(1000)).status_code == 200
 
 
+def test_a_form_is_refused_with_how_to_send_a_file(file: Path) -> None:
+    with serving() as client:
+        answer = client.post("/v1/file", files={"file": file.read_bytes()})
+        assert answer.status_code == 415
+        assert "--data-binary" in answer.json()["detail"]
+
+
 NO_FILE = [
     "/etc/passwd",
     "../x.safetensors",
