@@ -109,8 +109,7 @@ def prepare(spec: ExperimentSpec, data: tuple[AdapterSet, str] | None = None) ->
     Raises:
         ConfigError: the spec has no single featurizer, or it does not fit the data.
     """
-    if spec.featurizer is None and not spec.metadata:
-        raise ConfigError("featurizer: expected one representation, got none; use spec.rows()")
+    spec.check_single()
     adapters, subset = data or open_data(spec)
     labels, classes = spec.kind.read(adapters, spec.label)
     split = split_rows(adapters, spec)

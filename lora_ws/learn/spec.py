@@ -336,6 +336,20 @@ class ExperimentSpec:
         copy: Any = clone(self.featurizer)
         return replace(self, featurizer=copy.set_params(**parameters))
 
+    def check_single(self) -> None:
+        """Refuse to stand for several experiments.
+
+        Raises:
+            ConfigError: no representation is named, which stands for the paper's five.
+
+        Example:
+            >>> ExperimentSpec(featurizer=FlatVec()).check_single()
+        """
+        if self.featurizer is None and not self.metadata:
+            raise ConfigError(
+                "featurizer: expected one representation, got none; name one, such as FlatVec"
+            )
+
     def rows(self) -> list["ExperimentSpec"]:
         """One spec per representation: itself, or the paper's five."""
         if self.featurizer is not None or self.metadata:

@@ -32,6 +32,7 @@ class TuneSpec(ExperimentSpec):
             raise ConfigError(f"trials: expected at least 1, got {self.trials}")
         for key, domain in self.search.items():
             _check(key, domain)
+        self.check_single()
 
     def experiment(self) -> ExperimentSpec:
         """The experiment alone, before anything is chosen."""

@@ -54,7 +54,7 @@ NOT_RUN = {
     "lora-ws attribute --base ./sd15": "needs Stable Diffusion 1.5",
     "lora-ws zoo build --config": "an hour, from photos that are not shipped",
     "lora-ws scan ./loras --engine ray": "needs a cluster; tests/test_ray.py has one",
-    "lora-ws sweep --dataset ./store --engine ray": "needs a cluster; tests/test_ray.py has one",
+    "lora-ws sweep --dataset ./store --featurizer FlatVec --engine ray": "needs a cluster; tests/test_ray.py has one",
     "lora-ws train --dataset ./store --trainer.devices 8": "needs eight GPUs",
     "lora-ws train --dataset ./store --trainer.devices 2": "starts processes; tests/learn do",
 }

@@ -46,6 +46,10 @@ class SweepSpec(ExperimentSpec):
     shard: str = "0/1"
     top: int = 10
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_single()
+
     def experiment(self) -> ExperimentSpec:
         """The experiment alone, without what makes it a sweep."""
         own = {name: getattr(self, name) for name in ExperimentSpec.__dataclass_fields__}
