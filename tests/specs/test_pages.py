@@ -5,16 +5,19 @@ speak of (`_provide`). A line that cannot run here stands in `NOT_RUN` with the 
 parsed, by test_readme.py.
 """
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
+from factories import write_adapter
 
 import lora_ws
 from lora_ws.adapters import read_adapter
@@ -46,15 +49,11 @@ SMALLER = {
 # How a line begins that is not run, and why.
 NOT_RUN = {
     "lora-ws reproduce": "minutes to hours; tests/experiments run every kind at a small size",
-    "lora-ws detector": "needs folders of two subjects; tests/learn/test_detector.py makes them",
-    "lora-ws scan ./uploads --model detector": "the same test runs it",
     "lora-ws study all": "minutes; tests/experiments/test_study.py runs two studies",
-    "lora-ws serve": "serves until it is stopped; tests/web ask it",
-    "lora-ws data prompt-leak": "reads 2 000 adapters; tests/cli has it on a few",
     "lora-ws attribute --base ./sd15": "needs Stable Diffusion 1.5",
     "lora-ws zoo build --config": "an hour, from photos that are not shipped",
     "lora-ws scan ./loras --engine ray": "needs a cluster; tests/test_ray.py has one",
-    "lora-ws sweep --dataset ./store --featurizer FlatVec --engine ray": "needs a cluster; tests/test_ray.py has one",
+    "lora-ws sweep --dataset ./store --featurizer FlatVec --engine ray": "the same",
     "lora-ws train --dataset ./store --trainer.devices 8": "needs eight GPUs",
     "lora-ws train --dataset ./store --trainer.devices 2": "starts processes; tests/learn do",
 }
@@ -96,6 +95,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora_ws.import_collection(shelf / "my-adapters", shelf / "store")
     _write(shelf / "policy.yaml", "scan.md", "yaml", 1)
     _write(shelf / "my_net.py", "extending.md", "python", 2)
+    adapters = lora_ws.load("lora-ws-mini", subset="per_adapter/class")
+    layers = tuple((s.name, s.in_features, s.out_features) for s in adapters.layout.layers)
+    for folder, label in (("good", "flower"), ("bad", "reptile")):
+        for row in np.flatnonzero(adapters.column("category_label") == label)[:20]:
+            write_adapter(shelf / folder / f"{row}.safetensors", adapters.weights[row], layers)
     for name in ("training", "lora_ws"):
         (shelf / name).symlink_to(ROOT / name)
     return shelf
@@ -153,8 +157,26 @@ def test_what_a_page_has_people_type_works(
             continue
         args = words(text)
         name, _ = find_command(args)
+        if name == "serve":
+            _serve(args)
+            continue
         assert main([*args, *_smaller(name, args)]) in (0, 3), text
     sys.modules.pop("my_net", None)
+
+
+def _serve(args: list[str]) -> None:
+    """Start a server as typed, on a free port, ask it what it is, and stop it."""
+    command = [sys.executable, "-m", "lora_ws", *args, "--port", "0"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
+    try:
+        assert child.stderr is not None
+        said = (re.search(r"running on (http://\S+)", line) for line in child.stderr)
+        address = next(match[1] for match in said if match)
+        about = json.loads(urlopen(f"{address}/v1/about").read())
+        assert about["known"] == len(examples())
+    finally:
+        child.terminate()
+        child.communicate()
 
 
 def _smaller(name: str, args: list[str]) -> list[str]:
