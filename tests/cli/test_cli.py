@@ -157,7 +157,10 @@ def test_data_list_and_info() -> None:
         (["predict"], "missing: files; for example: lora-ws predict my_lora.safetensors"),
         (["push", "bundle", "me"], "unexpected argument `me`; for example: lora-ws push "),
         (["sweep", "--seeds", "1"], "featurizer: expected one representation, got none; name one"),
-        (["tune", "--search.fit.lr", "[0.1]"], "featurizer: expected one representation, got none"),
+        (
+            ["tune", "--search", "{fit.lr: [0.1]}"],
+            "featurizer: expected one representation, got none",
+        ),
         (["scan", "uploads", "--sidecars"], "--sidecars: expected a value, got none"),
         (["attribute", "--seed", "1.5"], "--seed: expected a whole number"),
         (["attribute", "--guidance_scale", "nan"], "--guidance_scale: expected a number"),
