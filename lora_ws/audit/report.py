@@ -131,7 +131,7 @@ class Report:
     def _summary(self, made: Provenance, bytes_read: int | None) -> Section:
         said = [f"File names start at `{'/'.join(self.root)}`."] if self.root else []
         if bytes_read is not None:
-            said.append(f"This scan read {bytes_read / 1e6:,.1f} MB.")
+            said.append(f"This scan read {bytes_read:,} bytes.")
         more = {**self.counts, **{f"left out: {why}": n for why, n in self.left_out.items()}}
         shown = [name for name in (*OUTCOMES, *more) if more.get(name)]
         tiles = {name: Cell(f"{more[name]}", link=LEADS.get(name, "")) for name in shown}
