@@ -108,7 +108,7 @@ def _canonical(
 
     Args:
         down: As of `stacks`, in float32.
-        up: The same, which is overwritten.
+        up: The same.
         scales: Of the updates.
         power: Of two, with a sign, which multiplies B exactly.
 
@@ -116,8 +116,7 @@ def _canonical(
         Of each update, rows of A beside columns of B, in little-endian float64.
     """
     # A file's float32 factors and scale give float32 products, as when the scale is folded in.
-    up *= np.array(scales, np.float32)[:, None, None]
-    columns = up.transpose(0, 2, 1)
+    columns = (up * np.array(scales, np.float32)[:, None, None]).transpose(0, 2, 1)
     lead = down[:, :, 0]
     there: np.ndarray | None = None
     # Most have no zero among their first numbers.
@@ -153,10 +152,10 @@ def _kronecker_components(
     row = columns[np.lexsort(joined[:, :inputs].T[::-1])[0]]
     lead = row[np.flatnonzero(row)[0]]
     shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
-    sides = _components(*first, [1.0], shift), _components(*second, [1.0], 1 / shift)
+    sides = _components(*first, [scale], shift), _components(*second, [1.0], 1 / shift)
     return [next(side) for side in sides]
 
 
 def _alone(down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `stacks` has them, of one module."""
-    return down[None].astype(np.float32), up[None].astype(np.float32)
+    return down[None].astype(np.float32, copy=False), up[None].astype(np.float32, copy=False)

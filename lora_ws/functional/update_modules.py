@@ -69,7 +69,7 @@ def stacks(
         dtype: of the result.
 
     Yields:
-        Keys, and copies of their A and B.
+        Keys, and their A and B, which may be the given ones.
 
     Example:
         >>> pairs = {name: (np.ones((1, 3)), np.ones((2, 1))) for name in "ab"}
@@ -83,6 +83,11 @@ def stacks(
         step = max(1, CACHED // max(1, read[0] * (read[1] + written[0])))
         for start in range(0, len(keys), step):
             part = keys[start : start + step]
+            if len(part) == 1:
+                # Large ones, which a copy would double.
+                down, up = (side[None].astype(dtype, copy=False) for side in factors[part[0]])
+                yield part, down, up
+                continue
             down, up = np.empty((len(part), *read), dtype), np.empty((len(part), *written), dtype)
             for k, key in enumerate(part):
                 down[k], up[k] = factors[key]
