@@ -100,26 +100,35 @@ def test_the_list_of_networks_gives_the_accuracies_of_the_readers_page() -> None
     assert dict(rows) == {recipe: readers[recipe] for recipe, _ in rows}
 
 
-def test_the_learning_curve_says_what_its_records_say() -> None:
+@pytest.mark.parametrize(
+    ("records", "heading", "cells"),
+    [
+        ("learning_curve", "## With more adapters", 70),
+        ("learning_curve_class", "### With the class in the prompt", 50),
+    ],
+)
+def test_the_learning_curve_says_what_its_records_say(
+    records: str, heading: str, cells: int
+) -> None:
     errors = defaultdict(list)
-    for line in map(json.loads, lines("learning_curve")):
+    for line in map(json.loads, lines(records)):
         share = 100 * int(line["wrong"], 16).bit_count() / line["tested"]
         errors[line["split"], line["reader"], line["size"]].append(share)
     text = (RESULTS.parents[1] / "docs/readers.md").read_text(encoding="utf-8")
-    _, *parts = text.split("## With more adapters")[1].split("unseen, ")
+    _, *parts = text.split(heading)[1].split("\n###")[0].split("unseen, ")
     seen = 0
     for split, part in zip(("part", "leaf_part"), parts, strict=True):
         head, *rows = re.findall(r"^(?:\| )?(.+) \|$", part, re.MULTILINE)
         sizes = [int(size.replace(" ", "")) for size in head.split(" | ")[1:]]
         for row in rows[:5]:
-            name, *cells = row.replace("`", "").split(" | ")
-            for size, cell in zip(sizes, cells, strict=True):
+            name, *shown = row.replace("`", "").split(" | ")
+            for size, cell in zip(sizes, shown, strict=True):
                 found = errors.get((split, name, size), [])
                 spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
                 expected = f"{np.mean(found):.1f}{spread}" if found else "–"
                 assert cell == expected, (name, size)
                 seen += bool(found)
-    assert seen == len(errors) == 70
+    assert seen == len(errors) == cells
 
 
 @pytest.mark.slow
