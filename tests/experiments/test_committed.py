@@ -189,11 +189,7 @@ def test_what_a_run_takes_is_what_the_records_say(name: str) -> None:
     # Features are made once for all seeds.
     features = {(r["experiment"], r["protocol"]): r["feature_seconds"] for r in found}
     seconds = sum(r["seconds"] for r in found) + sum(features.values())
-    said = load_eval(name)[1].cpu_minutes
-    # The readers were trained beside other work: said is their CPU time, records have the wall's.
-    assert (
-        said < seconds / 60 if name == "readers" else said == pytest.approx(seconds / 60, abs=0.05)
-    )
+    assert load_eval(name)[1].cpu_minutes == pytest.approx(seconds / 60, abs=0.05)
 
 
 def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
