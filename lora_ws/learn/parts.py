@@ -11,7 +11,7 @@ import lightning.pytorch.loggers
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lora_ws.config import nearest
+from lora_ws.config import nearest, to_plain
 from lora_ws.errors import ConfigError
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.learn.trainer_spec import Part
@@ -27,7 +27,7 @@ NEEDS = {
 
 
 def make_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """A CSV file, and what the spec asks for; each seed's folder is a run of its own.
+    """A CSV file, and what the spec asks for, told the spec; each seed is a run of its own.
 
     Raises:
         ConfigError: there is no such logger, or a package or parameter of it is missing.
@@ -37,6 +37,8 @@ def make_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
     made: list[Logger] = [CSVLogger(folder.parent, name="", version=folder.name)]
     for part in spec.trainer.loggers:
         made.append(_make(part, "trainer.loggers", Logger, known, _usual(spec, folder)))
+        # The folder of the run has them in config.yaml.
+        made[-1].log_hyperparams(to_plain(spec))
     return made
 
 

@@ -110,9 +110,9 @@ class ExperimentSpec:
             path, with parameters.
         matrices: names of the layers or matrices to read, with ``*`` as a wildcard (see
             `Layout.choose`); null reads all.
-        featurizer: the representation, by class name or dotted path; null takes the paper's five,
-            the weights themselves for a network that reads factors, or UpdateKernel for a
-            classifier of a precomputed kernel.
+        featurizer: the representation, by class name or dotted path; null takes the weights
+            themselves for a network that reads factors, UpdateKernel for a classifier of a
+            precomputed kernel, and else the paper's five, one after the other (`train` alone).
         model: the network, by class name or dotted path, or a scikit-learn classifier or regressor:
             SVC, OneVsRestSVC, KernelRidge, GaussianProcess, LogisticRegression and others by name,
             any by its dotted path. A regressor predicts classes by least squares on 1 and -1.

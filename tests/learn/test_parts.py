@@ -49,6 +49,8 @@ def test_loggers_and_callbacks_of_a_yaml_file_take_part(
     ours = rows(tmp_path / "run" / "seed-0" / "metrics.csv")
     theirs = rows(tmp_path / "logs" / "mine" / "first" / "metrics.csv")
     assert [line["val_loss"] for line in theirs] == [line["val_loss"] for line in ours]
+    told = yaml.safe_load((tmp_path / "logs/mine/first/hparams.yaml").read_text("utf-8"))
+    assert (told["fit"]["lr"], told["dataset"]) == (spec.fit.lr, spec.dataset)
     rates = [float(line["lr-Adam"]) for line in theirs if line["lr-Adam"]]
     assert rates
     assert set(rates) == {spec.fit.lr}
