@@ -289,7 +289,7 @@ def test_a_person_chooses_a_file_and_sees_the_verdict(
         tab.choose("#file", tmp_path / "none.txt")
         tab.value("document.getElementById('id').value = '/etc/passwd'")
         tab.value("document.getElementById('hub').requestSubmit()")
-        assert "pattern" in tab.wait(
+        assert "expected hub:owner/name" in tab.wait(
             "document.getElementById('state').innerText.includes('/etc/passwd:') && "
             "document.getElementById('state').innerText"
         )
