@@ -91,12 +91,6 @@ class ModuleTransformerModule(TokenModule):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
 
-    def tokenize(
-        self, rows: Float[Tensor, "adapters params"]
-    ) -> Float[Tensor, "adapters modules features"]:
-        """Return what each module writes, and how much."""
-        return self.tokens(self.normalizer(rows))
-
     def embed_tokens(
         self, tokens: Float[Tensor, "adapters modules features"]
     ) -> Float[Tensor, "adapters width"]:

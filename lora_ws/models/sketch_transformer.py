@@ -98,6 +98,7 @@ class SketchTransformerModule(TokenModule):
         self.module_dropout = spec.module_dropout
         kind = UpdateTokens if spec.side == "left" else UpdateSketches
         self.tokens = kind(layout, spec.probes)
+        self.factors = self.tokens.factors
         self.pool = TransformerPool(
             len(layout.layers),
             self.tokens.features,
@@ -115,13 +116,12 @@ class SketchTransformerModule(TokenModule):
         self, rows: Float[Tensor, "adapters params"]
     ) -> Float[Tensor, "adapters modules features"]:
         """Return the sketches, and as the last number whether the module is there."""
-        factors = self.tokens.factors
         there = [
             (up.flatten(-2).any(-1) & down.flatten(-2).any(-1))[..., None]
-            for up, down in factors(rows)
+            for up, down in self.factors(rows)
         ]
-        present = factors.in_order(there).to(rows.dtype)
-        return torch.cat([self.tokens(self.normalizer(rows)), present], -1)
+        present = self.factors.in_order(there).to(rows.dtype)
+        return torch.cat([super().tokenize(rows), present], -1)
 
     def embed_tokens(
         self, tokens: Float[Tensor, "adapters modules features"]

@@ -19,13 +19,19 @@ FADE = 1e-8
 
 
 class TokenModule(MetanetModule):
-    """A network whose tokens no learned weight makes: training makes them once, not every epoch."""
+    """A network whose tokens no learned weight makes: training makes them once, not every epoch.
 
-    @abstractmethod
+    Attributes:
+        tokens: makes them of normalized rows, by constants alone.
+    """
+
+    tokens: nn.Module
+
     def tokenize(
         self, rows: Float[Tensor, "adapters params"]
     ) -> Float[Tensor, "adapters modules features"]:
-        """Make the tokens of raw rows, by constants alone; modules in the layout's order."""
+        """Make the tokens of raw rows, modules in the layout's order."""
+        return self.tokens(self.normalizer(rows))
 
     @abstractmethod
     def embed_tokens(
