@@ -15,6 +15,7 @@ import textwrap
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -77,7 +78,7 @@ def load_spec(target: Callable[..., T], path: str | Path) -> T:
         ConfigError: the file is missing, or a key or value does not fit; the message names it.
     """
     try:
-        return parse(target, ["--config", str(path)], prog=Path(path).name)()
+        return _bind(target, _spec_parser(target), ["--config", str(path)])()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -110,8 +111,20 @@ def parse(
         ConfigError: a flag or key is unknown (the nearest valid one is named) or its value does
             not fit.
     """
+    return _bind(target, make_parser(target, prog, example, first, around), args, around)
+
+
+@cache
+def _spec_parser(target: Callable[..., Any]) -> Parser:
+    """The parser of a type of files: making one takes longer than reading a file with it."""
+    return make_parser(target, prog=target.__name__)
+
+
+def _bind(
+    target: Callable[..., T], parser: Parser, args: Sequence[str], around: Sequence[Around] = ()
+) -> Callable[[], T]:
+    """The call of ``target`` that these words ask for."""
     spec_type = _spec_type(target)
-    parser = make_parser(target, prog, example, first, around)
     try:
         values = vars(parser.instantiate(parser.parse_args([_underscored(a) for a in args])))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -175,8 +188,9 @@ def make_parser(
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
     for one in around:
         parser.add_function_arguments(one, None, as_group=False)
+    deprecated = set(_deprecated_keys(source))
     for action in parser._actions:
-        action.help = SUPPRESS if action.dest in _deprecated_keys(source) else action.help
+        action.help = SUPPRESS if action.dest in deprecated else action.help
         _prefer_ours(action)
     parser.put_first(first)
     return parser
