@@ -11,7 +11,8 @@ def study(name: str, /, spec: StudySpec) -> None:
     Args:
         name: weight-noise, noise-in-a, noise-in-b, update-noise, missing-modules, missing-parts,
             gauge, rank-padding, rescale, strength, cast, truncation, merging, camouflage,
-            spelling; label-noise, label-confusion, imbalance, few-shot, which train; or all
+            spelling; label-noise, label-confusion, leaf-noise, imbalance, few-shot, which train; or
+            all
         spec: how.
     """
     # Here, because torch takes a second to import.

@@ -10,19 +10,20 @@ from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.report import write_study
 from lora_ws.experiments.study.run import run_trainings
 from lora_ws.experiments.study.spec import StudySpec
-from lora_ws.experiments.study.trained import PART, recipe_of, taught_rows
+from lora_ws.experiments.study.trained import PART, adjusted_accuracy, recipe_of, taught_rows
 from lora_ws.experiments.study.trained_report import fit_errors
 from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data
 
 LABELS = np.arange(500) % 10
-WHOLE = Taught(LABELS, Split(np.arange(350), np.arange(350, 400), np.arange(400, 500)))
+LEAVES = np.arange(500) % 50
+WHOLE = Taught(LABELS, Split(np.arange(350), np.arange(350, 400), np.arange(400, 500)), LEAVES)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_test_rows_stay_as_they_are(name: str):
     for level in TRAININGS[name].levels:
-        labels, split = TRAININGS[name].apply(WHOLE, level, np.random.default_rng(1))
+        labels, split, _ = TRAININGS[name].apply(WHOLE, level, np.random.default_rng(1))
         np.testing.assert_array_equal(split.test, WHOLE.split.test)
         np.testing.assert_array_equal(labels[split.test], LABELS[split.test])
         assert set(split.train) <= set(WHOLE.split.train)
@@ -32,7 +33,7 @@ def test_test_rows_stay_as_they_are(name: str):
 @pytest.mark.parametrize("share", [0.1, 0.4])
 @pytest.mark.parametrize("name", ["label-noise", "label-confusion"])
 def test_so_many_labels_are_wrong(name: str, share: float):
-    labels, split = TRAININGS[name].apply(WHOLE, share, np.random.default_rng(0))
+    labels, split, _ = TRAININGS[name].apply(WHOLE, share, np.random.default_rng(0))
     for part in (split.train, split.val):
         assert (labels[part] != LABELS[part]).sum() == int(share * len(part))
     if name == "label-confusion":
@@ -40,9 +41,49 @@ def test_so_many_labels_are_wrong(name: str, share: float):
         np.testing.assert_array_equal(labels[wrong], (LABELS[wrong] + 1) % 10)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_whole_leaves_are_wrong_alike(share: float):
+    labels, split, _ = TRAININGS["leaf-noise"].apply(WHOLE, share, np.random.default_rng(0))
+    known = np.concatenate([split.train, split.val])
+    wrong = np.unique(LEAVES[known][labels[known] != LABELS[known]])
+    assert len(wrong) == int(share * 50)
+    for leaf in wrong:
+        (told,) = np.unique(labels[known][LEAVES[known] == leaf])
+        assert told != leaf % 10
+
+
+def test_whole_leaves_need_a_collection_that_knows_them():
+    with pytest.raises(ConfigError, match="leaf-noise: expected a collection whose card names"):
+        TRAININGS["leaf-noise"].apply(WHOLE._replace(leaves=None), 0.1, np.random.default_rng(0))
+
+
+def test_validation_labels_stay_true_where_asked():
+    spec = recipe_of("metanetworks/logistic_delta_pca", StudySpec(spec=["x"]))
+    adapters, _ = open_data(spec)
+    truth = adapters.labels()[0]
+    for clean in (False, True):
+        shown = taught_rows(adapters, spec, "leaf-noise", 0.4, 0, clean_validation=clean)
+        wrong = shown.labels()[0] != truth
+        assert wrong[shown.split().val].any() != clean
+        assert wrong[shown.split().train].any()
+        assert not wrong[shown.split().test].any()
+
+
+def test_adjusted_logits_are_those_of_balanced_classes():
+    """Of two Gaussians, Bayes' rule with any shares, adjusted, is the rule with equal ones."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 4000)
+    x = rng.standard_normal(4000) + 2 * truth
+    shares = np.array([9, 1])
+    likelihoods = np.stack([np.exp(-((x - mean) ** 2) / 2) for mean in (0, 2)], axis=1)
+    joint = likelihoods * shares
+    found = adjusted_accuracy(joint / joint.sum(axis=1, keepdims=True), truth, shares)
+    assert found == ((x > 1) == truth).mean() > (joint.argmax(axis=1) == truth).mean()
+
+
 @pytest.mark.parametrize("ratio", [1.0, 10.0])
 def test_classes_fall_off_geometrically(ratio: float):
-    labels, split = TRAININGS["imbalance"].apply(WHOLE, ratio, np.random.default_rng(3))
+    labels, split, _ = TRAININGS["imbalance"].apply(WHOLE, ratio, np.random.default_rng(3))
     counts = np.sort(np.bincount(labels[split.train]))[::-1]
     np.testing.assert_array_equal(counts, np.round(35 * ratio ** (-np.arange(10) / 9)))
 

@@ -573,6 +573,7 @@ _shtab_lora_ws_study_options=(
   "--dataset[a collection]:dataset:"
   "--subset[subset of the collection]:subset:"
   "--draws[how often each level that draws something is drawn, and trained.]:draws:"
+  "--clean_validation[whether validation labels stay true where a study makes labels wrong, so that an epoch is chosen on true labels.]:clean_validation:(true false)"
   "--processes[parallel processes for studies that train.]:processes:"
   "--out[folder for records, tables, curves and the page]:out:_files"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"

@@ -17,6 +17,8 @@ class StudySpec:
         dataset: a collection; null takes the training collection of each bundle or recipe.
         subset: subset of the collection; null takes that of training, or the card's main one.
         draws: how often each level that draws something is drawn, and trained.
+        clean_validation: whether validation labels stay true where a study makes labels wrong, so
+            that an epoch is chosen on true labels.
         processes: parallel processes for studies that train.
         out: folder for records, tables, curves and the page; a study that was cut off goes on.
     """
@@ -26,6 +28,7 @@ class StudySpec:
     dataset: str | None = None
     subset: str | None = None
     draws: int = 5
+    clean_validation: bool = False
     processes: int = 1
     out: Path = Path("study")
 

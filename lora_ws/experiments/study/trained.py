@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float, Int
 
 from lora_ws.collection import AdapterSet
 from lora_ws.collection.card import SplitRule
@@ -22,7 +23,8 @@ from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.report.progress import progress
 from lora_ws.workers import current_engine
 
-PART, RESULTS = "study_part", "trained"
+PART, RESULTS, LEAF = "study_part", "trained", "leaf"
+CLEAN_VALIDATION = ", clean validation"
 
 
 class Job(NamedTuple):
@@ -34,6 +36,7 @@ class Job(NamedTuple):
         study: name of the training.
         level: how much of it.
         draw: number of the draw, and the seed of the training.
+        clean_validation: whether validation labels stay true.
         file: where the result goes.
     """
 
@@ -42,6 +45,7 @@ class Job(NamedTuple):
     study: str
     level: float
     draw: int
+    clean_validation: bool
     file: Path
 
 
@@ -60,6 +64,7 @@ class Learned:
         accuracy: on them.
         f1: macro average.
         rare_recall: mean recall of the third of the classes with the fewest training rows.
+        adjusted: accuracy after logit adjustment; null in results of earlier versions.
     """
 
     model: str
@@ -72,6 +77,7 @@ class Learned:
     accuracy: float
     f1: float
     rare_recall: float
+    adjusted: float | None = None
 
 
 def run_trained(names: Sequence[str], spec: StudySpec) -> list[Learned]:
@@ -115,7 +121,12 @@ def recipe_of(name: str, spec: StudySpec) -> ExperimentSpec:
 
 
 def taught_rows(
-    adapters: AdapterSet, spec: ExperimentSpec, study: str, level: float, draw: int
+    adapters: AdapterSet,
+    spec: ExperimentSpec,
+    study: str,
+    level: float,
+    draw: int,
+    clean_validation: bool = False,
 ) -> AdapterSet:
     """The collection as a reader is shown it: labels and parts changed, test rows as they are.
 
@@ -125,11 +136,17 @@ def taught_rows(
         study: name of the training.
         level: how much of it.
         draw: seed.
+        clean_validation: whether validation rows keep their own labels.
+
+    Raises:
+        ConfigError: the study changes whole leaf classes, and the card names none.
     """
     label = spec.label or adapters.card.label
     labels, classes = adapters.labels(spec.label)
-    before = Taught(labels, split_rows(adapters, spec))
+    before = Taught(labels, split_rows(adapters, spec), _leaves(adapters))
     after = TRAININGS[study].apply(before, level, np.random.default_rng(draw))
+    if clean_validation:
+        after.labels[before.split.val] = labels[before.split.val]
     part = np.full(len(adapters), "", dtype=object)
     for name, rows in after.split._asdict().items():
         part[rows] = name
@@ -143,20 +160,29 @@ def taught_rows(
     return changed.select(np.flatnonzero(part != ""))
 
 
+def _leaves(adapters: AdapterSet) -> Int[np.ndarray, " rows"] | None:
+    column = adapters.card.group_columns.get(LEAF)
+    return None if column is None else np.unique(adapters.column(column), return_inverse=True)[1]
+
+
 def perform(job: Job) -> None:
     """Train one reader and write its result."""
     adapters, subset = open_data(job.spec)
-    shown = taught_rows(adapters, job.spec, job.study, job.level, job.draw)
-    record = fit_shown(job.spec, shown, job.draw).record
+    clean = job.clean_validation
+    shown = taught_rows(adapters, job.spec, job.study, job.level, job.draw, clean)
+    fitted = fit_shown(job.spec, shown, job.draw)
+    record = fitted.record
     counts = np.bincount(shown.labels()[0][shown.split().train], minlength=len(record.classes))
     confusion = np.array(record.confusion)
     recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
     rare = np.argsort(counts, kind="stable")[: max(1, len(counts) // 3)]
     learned = Learned(
-        *(job.recipe, " ".join(filter(None, [adapters.card.name, subset]))),
+        job.recipe + (CLEAN_VALIDATION if clean else ""),
+        " ".join(filter(None, [adapters.card.name, subset])),
         *(job.study, job.level, job.draw),
         *(int(counts.sum()), record.n_test, record.test["accuracy"], record.test["f1"]),
         float(recall[rare].mean()),
+        adjusted_accuracy(fitted.test.scores.numpy(), fitted.test.truth.numpy(), counts),
     )
     job.file.parent.mkdir(parents=True, exist_ok=True)
     draft = job.file.with_suffix(".partial")
@@ -164,12 +190,41 @@ def perform(job: Job) -> None:
     draft.replace(job.file)
 
 
+def adjusted_accuracy(
+    probabilities: Float[np.ndarray, "rows classes"],
+    truth: Int[np.ndarray, " rows"],
+    counts: Int[np.ndarray, " classes"],
+) -> float:
+    """Accuracy after logit adjustment (Menon et al., 2021): the highest ``log p - log π`` wins.
+
+    π are the shares of the classes in the training rows.
+
+    Args:
+        probabilities: of each class; of readers without any, the softmax of their scores.
+        truth: number of the class of each row.
+        counts: training rows of each class, all above 0.
+
+    Example:
+        >>> probabilities = np.array([[0.6, 0.4], [0.9, 0.1]])
+        >>> adjusted_accuracy(probabilities, np.array([1, 0]), np.array([3, 1]))
+        1.0
+    """
+    small = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(probabilities, small)) - np.log(counts / counts.sum())
+    return float((logits.argmax(axis=1) == truth).mean())
+
+
 def _jobs(name: str, studies: Sequence[str], spec: StudySpec) -> Iterator[Job]:
     own = recipe_of(name, spec)
     home = spec.out / RESULTS / slug(Path(name).with_suffix("").as_posix().replace("/", "-"))
     key: list[Any] = [slug(str(own.dataset)), slug(own.subset or "whole")]
+    key += [slug(CLEAN_VALIDATION)] if spec.clean_validation else []
+    leaves = LEAF in open_data(own)[0].card.group_columns
     for study in studies:
+        # One that is asked for by name says what it needs.
+        if TRAININGS[study].by_leaf and not leaves and len(studies) > 1:
+            continue
         for level in TRAININGS[study].levels:
             for draw in range(spec.draws):
                 file = home.joinpath(*key, f"{study}-{level:g}-{draw}.json")
-                yield Job(name, own, study, level, draw, file)
+                yield Job(name, own, study, level, draw, spec.clean_validation, file)

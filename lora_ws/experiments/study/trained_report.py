@@ -41,7 +41,8 @@ def trained_grid(name: str, readers: Mapping[str, By]) -> Grid:
         readers: recipe -> level -> results of all draws.
     """
     head = ["recipe", "level", "training rows", "accuracy, %", "difference (95 %)", "macro F1, %"]
-    head += ["recall of the rarest third, %"] if name == "imbalance" else []
+    if name == "imbalance":
+        head += ["recall of the rarest third, %", "accuracy after logit adjustment, %"]
     rows, fits = [], []
     for reader, levels in readers.items():
         plain = max(levels.values(), key=lambda own: own[0].n_train) if name == "few-shot" else None
@@ -51,7 +52,10 @@ def trained_grid(name: str, readers: Mapping[str, By]) -> Grid:
             cells = [reader, f"{level:g}", f"{np.mean([one.n_train for one in own]):.0f}"]
             cells += [_percent([one.accuracy for one in own]), said]
             cells += [_percent([one.f1 for one in own])]
-            cells += [_percent([one.rare_recall for one in own])] if name == "imbalance" else []
+            if name == "imbalance":
+                adjusted = [one.adjusted for one in own if one.adjusted is not None]
+                cells += [_percent([one.rare_recall for one in own])]
+                cells += [_percent(adjusted) if adjusted else "–"]
             rows.append(tuple(map(Cell, cells)))
         if name == "few-shot" and (fit := fit_errors(levels)):
             fits.append(f"{reader}: error {fit[0]:.2f} n^-{fit[1]:.2f} + {fit[2]:.2f}")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lora_ws.collection import Split
+from lora_ws.errors import ConfigError
 
 
 class Taught(NamedTuple):
@@ -16,10 +17,12 @@ class Taught(NamedTuple):
     Attributes:
         labels: number of the class of each row; those of test rows are true.
         split: rows of each part; those of test stay.
+        leaves: number of the leaf class of each row, where the collection knows it.
     """
 
     labels: Int[np.ndarray, " rows"]
     split: Split
+    leaves: Int[np.ndarray, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Training:
         title: what is done, for people.
         levels: how much of it, the first as little as possible.
         apply: of labels, parts, a level and a generator.
+        by_leaf: whether it needs the leaf classes.
     """
 
     title: str
     levels: tuple[float, ...]
     apply: Callable[[Taught, float, np.random.Generator], Taught]
+    by_leaf: bool = False
 
 
 def mislabel(taught: Taught, share: float, rng: np.random.Generator) -> Taught:
@@ -73,6 +78,41 @@ def mistake_neighbours(taught: Taught, share: float, rng: np.random.Generator) -
         rows = rng.permutation(part)[: int(share * len(part))]
         labels[rows] = (labels[rows] + 1) % count
     return taught._replace(labels=labels)
+
+
+def mislabel_leaves(taught: Taught, share: float, rng: np.random.Generator) -> Taught:
+    """Give all training and validation rows of a share of the leaf classes one other class.
+
+    As when a folder of a kind of things was put in the wrong place: the mistakes agree with each
+    other, so a reader can learn them.
+
+    Args:
+        taught: labels, parts and leaf classes.
+        share: of the leaf classes of these rows, rounded down.
+        rng: draws them.
+
+    Example:
+        >>> rows = Split(np.arange(8), np.arange(8, 10), np.arange(10, 12))
+        >>> one = Taught(np.arange(12) % 2, rows, np.arange(12) % 4)
+        >>> mislabel_leaves(one, 0.25, np.random.default_rng(0)).labels.tolist()
+        [0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1]
+    """
+    labels, classes = taught.labels.copy(), np.unique(taught.labels)
+    known = np.concatenate([taught.split.train, taught.split.val])
+    leaves = np.unique(_leaves(taught)[known])
+    for leaf in rng.permutation(leaves)[: int(share * len(leaves))]:
+        rows = known[_leaves(taught)[known] == leaf]
+        labels[rows] = rng.choice(classes[classes != labels[rows[0]]])
+    return taught._replace(labels=labels)
+
+
+def _leaves(taught: Taught) -> Int[np.ndarray, " rows"]:
+    if taught.leaves is None:
+        raise ConfigError(
+            "leaf-noise: expected a collection whose card names its leaf classes "
+            "(group_columns: {leaf: COLUMN}), got one without"
+        )
+    return taught.leaves
 
 
 def unbalance(taught: Taught, ratio: float, rng: np.random.Generator) -> Taught:
@@ -127,6 +167,12 @@ TRAININGS: Mapping[str, Training] = {
         "share of training and validation labels of the next class",
         (0.0, 0.1, 0.2, 0.4),
         mistake_neighbours,
+    ),
+    "leaf-noise": Training(
+        "share of leaf classes of which all training and validation labels are of another class",
+        (0.0, 0.1, 0.2, 0.4),
+        mislabel_leaves,
+        by_leaf=True,
     ),
     "imbalance": Training(
         "times as many rows of the most frequent class as of the rarest",
