@@ -16,11 +16,13 @@ from factories import small_zoo
 from lora_ws import journal
 from lora_ws.adapters import Layout
 from lora_ws.cli import main
+from lora_ws.collection.card import find_card
 from lora_ws.config import spec_files
 from lora_ws.experiments.kinds import load_eval
 from lora_ws.experiments.options import Options
 from lora_ws.experiments.recipes import recipe
 from lora_ws.experiments.table import run as table_run
+from lora_ws.experiments.table.grids import conditions
 from lora_ws.learn.spec import ExperimentSpec
 
 
@@ -176,6 +178,22 @@ def test_a_class_of_two_adapters_is_too_small(tmp_path: Path, capsys: pytest.Cap
     flags = ["--out", str(tmp_path / "out"), "--seeds", "1", "--processes", "1"]
     assert main(["reproduce", "table1", "--dataset", str(store), *flags]) == 2
     assert "at least 3 adapters of each class, got 2 of `cat`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "split"),
+    [
+        ("lora-ws-mini", ["category_name", "leaf_part"], "leaf_part"),
+        ("lora-ws-1k", ["category_name"], "group:leaf"),
+        ("lora-ws-100k", ["category_name"], "group:leaf"),
+        ("lora-ws-nsfw", ["label"], None),
+    ],
+)
+def test_unseen_leaves_stand_beside_wherever_leaves_are_known(
+    name: str, columns: list[str], split: str | None
+) -> None:
+    found = {one.name: one.changes for one in conditions(columns, find_card(name), "")}
+    assert found.get("unseen leaves", {}).get("split") == split
 
 
 def test_a_row_of_ours_is_left_out_where_its_layers_are_not() -> None:

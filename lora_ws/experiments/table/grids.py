@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lora_ws.collection.card import DatasetCard
 from lora_ws.experiments.differences import against_published, gap, paired
 from lora_ws.experiments.recipes import Protocol
 from lora_ws.experiments.table.spec import TableSpec
@@ -30,21 +31,23 @@ class Condition(NamedTuple):
     changes: Mapping[str, object]
 
 
-def conditions(columns: Sequence[str], subsets: Sequence[str], subset: str) -> list[Condition]:
+def conditions(columns: Sequence[str], card: DatasetCard, subset: str) -> list[Condition]:
     """The controls that a collection's columns and subsets allow.
 
     Args:
         columns: of its table.
-        subsets: the corners it has.
-        subset: the corner of the table itself.
+        card: names its subsets, and its column of leaf classes.
+        subset: the subset of the table itself.
     """
     found = [
         Condition(name, name.replace("/", "-"), {"subset": name})
-        for name in subsets
+        for name in card.subsets
         if name != subset
     ]
-    if "leaf_part" in columns:
-        found.append(Condition("unseen leaves", "unseen-leaves", {"split": "leaf_part"}))
+    # Recorded parts, else parts made of whole leaf classes.
+    splits = {"leaf_part": "leaf_part", card.group_columns.get("leaf"): "group:leaf"}
+    if split := next((rule for column, rule in splits.items() if column in columns), None):
+        found.append(Condition("unseen leaves", "unseen-leaves", {"split": split}))
     found.append(Condition("shuffled labels", "shuffled-labels", {"shuffle_labels": True}))
     return found
 

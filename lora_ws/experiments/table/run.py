@@ -106,7 +106,7 @@ def _controls(
             folder = options.run_folder(entry.recipe, adapters.card.name)
             inputs[entry.name] = Trial(replace(own, metadata=metadata), folder)
     found: dict[str, Trials] = {"": inputs}
-    for condition in conditions(columns, adapters.card.subsets, subset):
+    for condition in conditions(columns, adapters.card, subset):
         found[condition.name] = {
             name: Trial(replace(trial.spec, **condition.changes), trial.folder / condition.slug)
             for name, trial in {**rows, **inputs}.items()
