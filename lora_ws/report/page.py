@@ -15,6 +15,10 @@ from markupsafe import Markup, escape
 from lora_ws.report.grid import Cell, Grid, latex, markdown
 from lora_ws.report.heat import Heat
 
+# A word that is long for a column, and where it may break: after its parts.
+LONG = re.compile(r"[^\s<>]{21,}")
+BREAK = re.compile(r"(?<=[./_=,])(?=\w)|(?<=[a-z])(?=[A-Z])")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -190,7 +194,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters.update(drawn=_drawn, cell=_cell, prose=_prose, data=_data)
+    made.filters.update(drawn=_drawn, cell=_cell, prose=_prose, parted=_parted, data=_data)
     made.globals.update(style=style, script=script)
     return made
 
@@ -208,6 +212,20 @@ def _prose(text: str) -> Markup:
     """A text whose words between backticks are set as code, as Markdown does."""
     # A plain string, because joining parts of a Markup would escape the tags.
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _parted(text: str) -> Markup:
+    return Markup(part_words(str(escape(text))))
+
+
+def part_words(text: str) -> str:
+    """Let long words of a text, such as paths and names of layers, break behind their parts.
+
+    Example:
+        >>> part_words("layer up_blocks.3.attn2.to_v")
+        'layer up_<wbr>blocks.<wbr>3.<wbr>attn2.<wbr>to_<wbr>v'
+    """
+    return LONG.sub(lambda word: BREAK.sub("<wbr>", word[0]), text)
 
 
 def _data(content: bytes | str, kind: str) -> str:

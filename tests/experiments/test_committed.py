@@ -1,6 +1,6 @@
 """Committed reports are, byte for byte, what the code makes of the committed records.
 
-Not compared: pictures, which are not drawn again, and HTML pages, whose markup has changed since.
+Not compared: pictures, which are not drawn again, and HTML pages but for their style.
 """
 
 import json
@@ -32,7 +32,7 @@ from lora_ws.experiments.table import run as table_run
 from lora_ws.experiments.transfer import report as transfer
 from lora_ws.experiments.transfer.spec import TransferRecord, ZooRecord
 from lora_ws.experiments.trials import NOT_APPLICABLE, Trial
-from lora_ws.report.page import Section, write_report
+from lora_ws.report.page import Section, script, style, write_report
 
 RESULTS = eval_file("table1").parent / "results"
 # Chosen by, and drawn from, runs of single layers, whose records are not committed.
@@ -65,6 +65,16 @@ def copy_pictures(name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for picture in RESULTS.glob(f"{name}/*.png"):
         shutil.copy(picture, folder)
+
+
+def test_committed_pages_have_the_style_of_all_pages() -> None:
+    pages = sorted(RESULTS.glob("*/report.html"))
+    assert len(pages) >= 10
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        # `python docs/site/restyle.py` gives it to them.
+        assert f"<style>{style()}</style>" in text, page
+        assert f"<script>{script()}</script>" in text, page
 
 
 def undrawn(monkeypatch: pytest.MonkeyPatch, module: Any, *functions: str, at: int = 1) -> None:

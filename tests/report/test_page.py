@@ -7,8 +7,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Tab, assert_readable, open_tab
+from PIL import Image
 
 from lora_ws.experiments.kinds import eval_file
 from lora_ws.report.grid import Cell, Grid, ranked
@@ -74,6 +76,7 @@ PARTS: dict[str, Callable[[str], Part]] = {
 def parsed(page: str) -> ET.Element:
     """The page as XML, without its style and script."""
     page = page.replace(style(), "").replace(script(), "").replace("<!doctype html>", "")
+    page = page.replace("<wbr>", "")
     return ET.fromstring(VOID.sub(r"<\1/>", page.replace(" open>", ">")))
 
 
@@ -107,6 +110,16 @@ def test_words_between_backticks_are_code_and_stay_text() -> None:
     assert page.count(code) == 3
     assert "<b>" not in page
     assert "&lt;code" not in page
+
+
+def test_long_words_break_at_their_parts_alone() -> None:
+    short, long = "attn2.to_v", "runs/my_long.HistGradientBoosting"
+    grid = Grid(("what",), ((Cell(short), Cell(f"`{long}`"), Cell(long, "best")),))
+    page = to_page("Title", [Section("Text", (grid, Details(long, ())))])
+    assert short in page
+    parts = "runs/<wbr>my_<wbr>long.<wbr>Hist<wbr>Gradient<wbr>Boosting"
+    assert page.count(parts) == 3
+    assert long not in page
 
 
 def test_a_page_lets_nothing_run_but_its_own_script() -> None:
@@ -191,6 +204,38 @@ def test_a_person_sorts_filters_and_follows_links(tab: Tab) -> None:
     assert not tab.value("document.getElementById('far').open")
     tab.value("document.querySelector('dd a').click()")
     tab.wait("document.getElementById('far').open")
+
+
+def bare(tab: Tab, folder: Path) -> list[float]:
+    """Of each part that may scroll: the share of its right edge in which the paper shows."""
+    tab.picture(folder / "seen.png")
+    seen = np.asarray(Image.open(folder / "seen.png").convert("RGB"))
+    boxes = tab.value(
+        "[...document.querySelectorAll('.scroll')].map((box) => box.getBoundingClientRect())"
+        ".map((box) => [box.right, box.top, box.bottom].map(Math.floor))"
+    )
+    paper = seen[0, 0]
+    return [
+        (seen[top + 1 : end - 1, right - 1] == paper).all(1).mean() for right, top, end in boxes
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_what_goes_on_to_the_right_says_so(tmp_path: Path, dark: bool) -> None:
+    (tmp_path / "wide.png").write_bytes(png(900, 40))
+    (tmp_path / "small.png").write_bytes(png(90, 40))
+    table = Grid(tuple("abcdefgh"), ((Cell("name"), *[Cell("1234.5")] * 7),))
+    heat = Heat(tuple("abcdefghijklmnopqrstuvwxyz"), ("row",), ((1.0,) * 26,), "")
+    parts = (table, Figure(tmp_path / "wide.png", "wide"), heat)
+    parts += (grid("narrow"), Figure(tmp_path / "small.png", "narrow"))
+    page = tmp_path / "page.html"
+    page.write_text(to_page("Title", [Section("Parts", parts)]), encoding="utf-8")
+    with open_tab(page.as_uri(), tmp_path) as tab:
+        tab.look(400, dark=dark)
+        assert bare(tab, tmp_path) == [0, 0, 0, 1, 1]
+        tab.value("document.querySelectorAll('.scroll').forEach((box) => (box.scrollLeft = 9999))")
+        assert bare(tab, tmp_path) == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def sweep_grid(points: Sequence[Point], top: int) -> Grid:
         + "The best of many is the best partly by luck."
     )
     head = ("Where", "Kind", "Numbers", "Validation", "Test")
-    return Grid(head, tuple(zip(*columns, strict=True)), caption)
+    return Grid(head, tuple(zip(*columns, strict=True)), caption, left=2)
 
 
 def sweep_chart(points: Sequence[Point], over: Over, file: Path) -> Path:
