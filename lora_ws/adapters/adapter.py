@@ -95,20 +95,27 @@ class KroneckerModule(Module):
     """A module whose factors are Kronecker products, each formed when it is asked for.
 
     Args:
+        component: as of `Module`.
+        path: the same.
+        method: the same.
         down: A.
         up: B.
-        rest: the other fields of `Module`.
+        rest: the other fields of `Module`, in their order.
     """
 
-    def __init__(self, down: KroneckerProduct, up: KroneckerProduct, **rest: Any) -> None:
-        for name, value in {
-            "kernel": (),
-            "needs_base": False,
-            **rest,
-            "_sides": (down, up),
-        }.items():
-            # As a frozen dataclass does.
-            object.__setattr__(self, name, value)
+    def __init__(
+        self,
+        component: str,
+        path: str,
+        method: str,
+        down: KroneckerProduct,
+        up: KroneckerProduct,
+        *rest: Any,
+    ) -> None:
+        names = ("component", "path", "method", "scale", "scale_source", "kernel", "needs_base")
+        values = component, path, method, *rest
+        # As a frozen dataclass does.
+        vars(self).update(zip(names, values, strict=True), _sides=(down, up))
 
     @property
     def factors(self) -> tuple[KroneckerProduct, KroneckerProduct]:

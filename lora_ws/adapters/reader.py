@@ -3,12 +3,13 @@
 The header is checked and sorted into modules before a single weight is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
 from lora_ws.functional.kronecker import KroneckerProduct
 
+# Of structures, which many files share.
+_BASES: WeakKeyDictionary[Structure, Base] = WeakKeyDictionary()
 # Methods whose factors are the file's own matrices.
 PLAIN = ("lora", "locon")
 
@@ -85,7 +88,10 @@ class AdapterFile:
     @cached_property
     def base(self) -> Base:
         """The base model, by shapes."""
-        return detect_base(self.structure.entries)
+        found = _BASES.get(self.structure)
+        if found is None:
+            found = _BASES[self.structure] = detect_base(self.structure.entries)
+        return found
 
     @property
     def bytes_read(self) -> int:
@@ -203,36 +209,25 @@ def _is_small(module: Module, norm: float) -> bool:
 
 def _modules(
     entry: Entry, tensors: dict[str, np.ndarray], rules: ScaleRules, file: str
-) -> list[Module]:
-    roles = {role: tensors[key] for role, key in entry.keys.items() if key in tensors}
-    alpha = roles.pop("alpha", None)
+) -> Iterator[Module]:
+    form, path = entry.form, entry.path
+    alpha = tensors[entry.keys["alpha"]] if "alpha" in entry.keys else None
     if alpha is not None and alpha.size != 1:
         raise AdapterError(
-            f"{file}: expected one number as alpha of `{entry.path}`, got shape {alpha.shape}",
+            f"{file}: expected one number as alpha of `{path}`, got shape {alpha.shape}",
             "shape",
         )
-    form = entry.form
     # A Kronecker product of two whole matrices has no rank to divide alpha by.
-    scale = rules.of(
-        entry.component, entry.path, form.rank, None if alpha is None else float(alpha.item())
-    )
-    down, up = factors(form, roles)
-    found = []
+    stated = None if alpha is None else alpha.item()
+    value, said = rules.of(entry.component, path, form.rank, stated)
+    down, up = factors(form, {role: tensors[entry.keys[role]] for role in form.roles})
     for part in entry.parts:
         whole = len(entry.parts) == 1 and len(part.rows) == 1
-        rest = {
-            "component": entry.component,
-            "path": part.path,
-            "method": form.method,
-            "scale": scale.value,
-            "scale_source": scale.source,
-            "kernel": form.kernel,
-            "needs_base": entry.needs_base,
-        }
+        place = entry.component, part.path, form.method
+        rest = value, said, form.kernel, entry.needs_base
         if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
-            found.append(KroneckerModule(down, up if whole else up.take(part.rows), **rest))
+            yield KroneckerModule(*place, down, up if whole else up.take(part.rows), *rest)
         else:
             a, b = np.asarray(down), np.asarray(up)
             rows = b if whole else np.concatenate([b[rows] for rows in part.rows])
-            found.append(Module(down=a, up=rows, **rest))
-    return found
+            yield Module(*place, a, rows, *rest)

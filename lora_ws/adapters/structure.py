@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -53,10 +53,10 @@ class Entry:
     form: Form
     parts: tuple[Part, ...]
 
-    @property
-    def needed(self) -> list[str]:
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
         """Keys of the tensors that its update is made of."""
-        return [key for role, key in self.keys.items() if role in ("alpha", *self.form.roles)]
+        return tuple(key for role, key in self.keys.items() if role in ("alpha", *self.form.roles))
 
     @property
     def needs_base(self) -> bool:
@@ -64,9 +64,9 @@ class Entry:
         return "magnitude" in self.keys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
-    """A file's modules, and what else it holds.
+    """A file's modules, and what else it holds; the same object for files of the same tensors.
 
     Attributes:
         entries: modules in the file's order.
@@ -91,6 +91,28 @@ class Structure:
         widths = sum(entry.form.inputs + entry.form.outputs for entry in self.entries)
         work = sum(entry.form.work for entry in self.entries)
         return self.numbers * SECONDS_A_NUMBER + work * SECONDS_A_PRODUCT + widths * SECONDS_A_SIGN
+
+    @cached_property
+    def components(self) -> dict[str, int]:
+        """Component -> how many modules."""
+        return self._count(lambda entry: entry.component)
+
+    @cached_property
+    def methods(self) -> dict[str, int]:
+        """Method -> how many modules."""
+        return self._count(lambda entry: entry.form.method)
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """Rank of the factors -> how many modules."""
+        return self._count(lambda entry: str(entry.form.factors_rank))
+
+    def _count(self, kind: Callable[[Entry], str]) -> dict[str, int]:
+        """How many modules of each kind; a fused matrix holds several."""
+        counts: Counter[str] = Counter()
+        for entry in self.entries:
+            counts[kind(entry)] += len(entry.parts)
+        return dict(counts)
 
     @property
     def unread(self) -> tuple[str, ...]:

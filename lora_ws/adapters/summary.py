@@ -1,16 +1,17 @@
 """What is known of an adapter file without any classifier."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from lora_ws.adapters.adapter import Adapter
 from lora_ws.adapters.header import shown
 from lora_ws.adapters.reader import AdapterFile
-from lora_ws.adapters.structure import Entry, Structure
+from lora_ws.adapters.structure import Structure
 from lora_ws.errors import printable
 from lora_ws.functional.sketch import module_norms
 
@@ -64,29 +65,36 @@ class AdapterSummary:
         return cls(**{**plain, **{name: tuple(found) for name, found in lists.items()}})
 
 
-def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSummary:
+def summarize(
+    file: AdapterFile,
+    adapter: Adapter | None = None,
+    sizes: Float[np.ndarray, " modules"] | None = None,
+) -> AdapterSummary:
     """Facts of an adapter.
 
     Args:
         file: its header: counts are of all its modules.
         adapter: what was read of it: scales and norms are of these; None for the header alone.
+        sizes: norms of its modules, where they are known.
     """
-    entries = file.structure.entries
+    structure = file.structure
     read = list(adapter.modules.values()) if adapter else []
-    found = module_norms((m.name, *m.factors, m.scale) for m in read)
+    found = sizes
+    if found is None:
+        found = module_norms((m.name, *m.factors, m.scale) for m in read)
     norms = {printable(m.name): float(norm) for m, norm in zip(read, found, strict=True)}
     return AdapterSummary(
         base=file.base.name,
         evidence=printable(file.base.evidence),
-        modules=_count((entry, entry.component) for entry in entries),
-        methods=_count((entry, entry.form.method) for entry in entries),
-        ranks=_count((entry, str(entry.form.factors_rank)) for entry in entries),
+        modules=dict(structure.components),
+        methods=dict(structure.methods),
+        ranks=dict(structure.ranks),
         scales=dict(Counter(f"{m.scale:g} ({m.scale_source})" for m in read)),
         norm=float(np.sqrt(sum(norm**2 for norm in norms.values()))),
         norms=norms,
-        warnings=tuple(_warnings(file.structure, norms)),
+        warnings=tuple(_warnings(structure, norms)),
         oddities=tuple(_oddities(file)),
-        tensors_unread=len(file.structure.unread),
+        tensors_unread=len(structure.unread),
         claims={
             _cut(printable(name)): _cut(printable(value))
             for name, value in file.header.metadata.items()
@@ -97,14 +105,6 @@ def summarize(file: AdapterFile, adapter: Adapter | None = None) -> AdapterSumma
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_CLAIM else f"{text[:LONGEST_CLAIM]}…"
-
-
-def _count(found: Iterable[tuple[Entry, str]]) -> dict[str, int]:
-    """How many modules of each kind; a fused matrix holds several."""
-    counts: Counter[str] = Counter()
-    for entry, kind in found:
-        counts[kind] += len(entry.parts)
-    return dict(counts)
 
 
 def _oddities(file: AdapterFile) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Some tensors of a checked file, as float32 arrays."""
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,10 @@ from lora_ws.errors import AdapterError
 # bfloat16 and float8 have no numpy type, and float16 is slow; they are widened, exactly, below.
 # Tensors are decoded together up to so many bytes.
 RUN_BYTES = 1 << 24
-# What infinite and NaN would be, were their exponent an ordinary one.
-BEYOND_FLOAT16 = 65536.0
+# Numbers that are widened while a cache holds them.
+BLOCK = 1 << 16
+# Of a float16, in place.
+LARGEST_EXPONENT = 0x7C00
 NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
@@ -68,18 +70,7 @@ def read_tensors(source: Source, header: Header, names: Iterable[str]) -> Tensor
         ...     read_tensors(source, read_header(source), ["a"])
         {'a': array([0., 1., 2.], dtype=float32)}
     """
-    chosen = dict.fromkeys(names)
-    for name in chosen:
-        if name not in header.tensors:
-            raise AdapterError(f"{source.name}: holds no tensor {shown(name)}", "incomplete")
-        dtype = header.tensors[name].dtype
-        if dtype not in NUMPY and dtype not in WIDEN:
-            raise AdapterError(
-                f"{source.name}: {shown(name)} is of type {dtype}, which is not read; expected one "
-                f"of {', '.join([*NUMPY, *WIDEN])}: convert the file",
-                "dtype",
-            )
-    runs = _runs(header, chosen)
+    runs = _runs(source.name, header, dict.fromkeys(names))
     begin = header.data_start
     parts = source.read([(begin + run.start, begin + run.stop) for run in runs])
     found = Tensors()
@@ -87,14 +78,16 @@ def read_tensors(source: Source, header: Header, names: Iterable[str]) -> Tensor
     with np.errstate(over="ignore", invalid="ignore"):
         for run, part in zip(runs, parts, strict=True):
             values = _decode(part, run.dtype)
-            square, at = float(values.dot(values)), 0
+            square = float(values.dot(values))
             # What is not finite stays so in a sum of squares, which is cheaper than a look at each.
             finite = math.isfinite(square)
             found.norm = math.hypot(found.norm, math.sqrt(square))
+            # Bytes a number; of tensors without numbers none.
+            width = max(1, len(part) // max(1, len(values)))
             for name in run.names:
-                shape = header.tensors[name].shape
-                stop = at + math.prod(shape)
-                found[name], at = values[at:stop].reshape(shape), stop
+                _, shape, start, stop = header.tensors[name]
+                at = (start - run.start) // width
+                found[name] = values[at : at + (stop - start) // width].reshape(shape)
                 if not finite and not np.isfinite(found[name]).all():
                     raise AdapterError(
                         f"{source.name}: {shown(name)} holds NaN or infinite values, or some "
@@ -114,7 +107,9 @@ class _Run:
     names: list[str]
 
 
-def _runs(header: Header, names: Container[str]) -> list[_Run]:
+def _runs(file: str, header: Header, names: Mapping[str, None]) -> list[_Run]:
+    if lost := next(iter(names.keys() - header.tensors.keys()), None):
+        raise AdapterError(f"{file}: holds no tensor {shown(lost)}", "incomplete")
     runs: list[_Run] = []
     last = _Run("", 0, -1, [])
     # In the order of their bytes.
@@ -124,9 +119,15 @@ def _runs(header: Header, names: Container[str]) -> list[_Run]:
         if dtype == last.dtype and start == last.stop and stop - last.start <= RUN_BYTES:
             last.stop = stop
             last.names.append(name)
-        else:
-            last = _Run(dtype, start, stop, [name])
-            runs.append(last)
+            continue
+        if dtype not in NUMPY and dtype not in WIDEN:
+            raise AdapterError(
+                f"{file}: {shown(name)} is of type {dtype}, which is not read; expected one of "
+                f"{', '.join([*NUMPY, *WIDEN])}: convert the file",
+                "dtype",
+            )
+        last = _Run(dtype, start, stop, [name])
+        runs.append(last)
     return runs
 
 
@@ -146,14 +147,19 @@ def _bool(part: bytes) -> np.ndarray:
 
 def _float16(part: bytes) -> np.ndarray:
     # Sign, exponent and mantissa where float32 has them; the exponents' offsets differ by 112.
-    bits = np.frombuffer(part, "<i2").astype(np.int32)
-    bits <<= 13
-    bits &= ~0x7000_0000
-    wide = bits.view(np.float32)
-    wide *= np.float32(2.0**112)
-    if wide.size and max(wide.max(), -wide.min()) >= BEYOND_FLOAT16:
-        return np.frombuffer(part, "<f2").astype(np.float32)
-    return wide
+    narrow = np.frombuffer(part, "<i2")
+    wide = np.empty(narrow.size, np.int32)
+    # Infinite and NaN have the largest exponent.
+    for start in range(0, narrow.size, BLOCK):
+        few, bits = narrow[start : start + BLOCK], wide[start : start + BLOCK]
+        if (few & 0x7FFF).max() >= LARGEST_EXPONENT:
+            return narrow.view("<f2").astype(np.float32)
+        bits[:] = few
+        bits <<= 13
+        bits &= ~0x7000_0000
+        floats = bits.view(np.float32)
+        floats *= np.float32(2.0**112)
+    return wide.view(np.float32)
 
 
 def _bfloat16(part: bytes) -> np.ndarray:

@@ -6,7 +6,7 @@ A pure function of the files' bytes and the classifier; nothing that a file hold
 import hashlib
 import json
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -20,14 +20,13 @@ from lora_ws.adapters.projection import Projection, project_adapter
 from lora_ws.adapters.source import Source
 from lora_ws.adapters.summary import AdapterSummary, summarize
 from lora_ws.audit.index_store import Signature
-from lora_ws.audit.similar import MARK, adapter_modules, marked_hash
+from lora_ws.audit.similar import adapter_modules, marked_hash
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import Prediction
 from lora_ws.bundle.evidence import layer_evidence
 from lora_ws.bundle.shipped import ShippedReader, loaded
 from lora_ws.errors import AdapterError, LoraWsError, NotAvailableError, printable
-from lora_ws.functional.sketch import sketch
-from lora_ws.functional.update_hash import update_hash
+from lora_ws.functional.measure import Measured, measure
 
 NO_MODEL = "content: no detector for this base, as no model was given"
 NO_UPDATE = "content: the update is zero in the layers that the model reads"
@@ -40,6 +39,8 @@ RENAMED = {
 }
 # Reasons that may be gone when a file is read again.
 PASSING = ("missing", "unreadable", "remote", "failed")
+# Numbers of factors that are held to be measured together: 32 MiB, or one file.
+TOGETHER = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,30 @@ class _Read(NamedTuple):
     row: Projection | None = None
 
 
+class _Opened(NamedTuple):
+    """A file whose weights were read, but not measured.
+
+    Attributes:
+        ref: as the user calls it.
+        key: names its content.
+        file: its header.
+        adapter: its weights; None where the header alone was read.
+        whole: whether these are all.
+        why_not: why the classifier makes no prediction; empty where it does.
+        bundle: the classifier; None where it makes none.
+        row: the weights in the classifier's layout.
+    """
+
+    ref: AdapterRef
+    key: str
+    file: AdapterFile
+    adapter: Adapter | None
+    whole: bool
+    why_not: str
+    bundle: Bundle | None
+    row: Projection | None
+
+
 def classify_files(
     refs: Sequence[AdapterRef],
     bundle: Bundle | ShippedReader | None = None,
@@ -149,7 +174,8 @@ def classify_files(
     Returns:
         One result per file, in their order. Whatever is wrong with a file stands in its finding.
     """
-    read = [_read(ref, bundle, whole, hashes, known, limits) for ref in refs]
+    opened = (_open(ref, bundle, whole, known, limits) for ref in refs)
+    read = list(_described(opened, hashes))
     judged = [found.judged for found in read]
     found = [(k, one.row, one.judged.finding) for k, one in enumerate(read)]
     rows = [(k, row, finding) for k, row, finding in found if row and finding]
@@ -174,14 +200,13 @@ def classify_files(
     return judged
 
 
-def _read(
+def _open(
     ref: AdapterRef,
     reader: Bundle | ShippedReader | None,
     whole: bool | None,
-    hashes: bool,
     known: Container[str],
     limits: Limits,
-) -> _Read:
+) -> _Opened | _Read:
     key, source = "", None
     with ExitStack() as opened:
         try:
@@ -194,17 +219,57 @@ def _read(
             if key in known:
                 return _Read(FileResult(key, None))
             file = AdapterFile.of(source, config, limits)
-            return _examine(ref, key, file, reader, whole, hashes)
-        except AdapterError as error:
-            reason, why = error.reason, str(error)
-        except NotAvailableError as error:
-            reason, why = "remote", str(error)
-        except LoraWsError as error:
-            reason, why = "unreadable", str(error)
+            return _weights(ref, key, file, reader, whole)
         # Whatever a file makes of the reader, the others are judged all the same.
         except Exception as error:
-            reason, why = "failed", f"{type(error).__name__}: {error}"
-        return _Read(FileResult(key, refused(ref, reason, why, source)))
+            return _Read(FileResult(key, refused(ref, *_why(error), source)))
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """The reason of an error, a key of `REASONS`, and its words."""
+    if isinstance(error, AdapterError):
+        return error.reason, str(error)
+    if isinstance(error, NotAvailableError):
+        return "remote", str(error)
+    if isinstance(error, LoraWsError):
+        return "unreadable", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _described(opened: Iterable[_Opened | _Read], hashes: bool) -> Iterator[_Read]:
+    """Describe files in their order, as many together as may be held."""
+    # Once as much was freed, glibc keeps what it gets back: without, every file's memory is mapped
+    # and zeroed anew. Never touched, this takes none.
+    np.empty(4 * TOGETHER - (1 << 16), np.uint8)
+    held: list[_Opened | _Read] = []
+    numbers = 0
+    for one in opened:
+        held.append(one)
+        if isinstance(one, _Opened):
+            numbers += one.file.structure.numbers
+        if numbers >= TOGETHER:
+            yield from _describe(held, hashes)
+            held, numbers = [], 0
+    yield from _describe(held, hashes)
+
+
+def _describe(held: Sequence[_Opened | _Read], hashes: bool) -> list[_Read]:
+    """Describe files, those that were read whole together."""
+    try:
+        return _measured(held, hashes)
+    except Exception as error:
+        if len(held) == 1 and isinstance(one := held[0], _Opened):
+            finding = refused(one.ref, *_why(error), one.file.source)
+            return [_Read(FileResult(one.key, finding))]
+        # One of them is to blame.
+        return [read for one in held for read in _describe([one], hashes)]
+
+
+def _measured(held: Sequence[_Opened | _Read], hashes: bool) -> list[_Read]:
+    opened = [one for one in held if isinstance(one, _Opened) and one.whole]
+    modules = [adapter_modules(one.adapter) for one in opened if one.adapter]
+    found = dict(zip(map(id, opened), measure(modules, hashes=hashes), strict=True))
+    return [one if isinstance(one, _Read) else _finding(one, found.get(id(one))) for one in held]
 
 
 def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None) -> Finding:
@@ -234,14 +299,13 @@ def _key(source: Source, config: str | None, whole: bool) -> str:
     return hashlib.sha256(json.dumps([name, config, whole]).encode()).hexdigest()
 
 
-def _examine(
+def _weights(
     ref: AdapterRef,
     key: str,
     file: AdapterFile,
     reader: Bundle | ShippedReader | None,
     whole: bool,
-    hashes: bool,
-) -> _Read:
+) -> _Opened:
     why_not = NO_MODEL if reader is None else _foreign(file, reader)
     adapter, row = file.read() if whole else None, None
     bundle = None if reader is None or why_not else loaded(reader)
@@ -253,18 +317,26 @@ def _examine(
             if error.reason != "foreign":
                 raise
             why_not = str(error)
-    facts = summarize(file, adapter)
+    return _Opened(ref, key, file, adapter, whole, why_not, bundle, row)
+
+
+def _finding(one: _Opened, measured: Measured | None) -> _Read:
+    file, bundle, row, why_not = one.file, one.bundle, one.row, one.why_not
+    facts = summarize(file, one.adapter, measured and measured.norms)
     if bundle is not None and row and not any(map(facts.norms.get, bundle.layers)):
         row, why_not = None, NO_UPDATE
-    signature = _signature(adapter, facts.norm, hashes) if adapter and whole else None
+    signature = None
+    if one.adapter and measured:
+        marked = marked_hash(one.adapter, measured.hash)
+        signature = Signature(measured.sketch, facts.norm, marked)
     judged = len(bundle.layers) - len(row.missing) if bundle and row else 0
     ignored = sum(facts.modules.values()) - judged + file.structure.modules_unread
     finding = Finding(
-        file=ref.name,
+        file=one.ref.name,
         sha256=file.source.sha256 or "",
         revision=file.source.revision,
         facts=facts,
-        update_hash=signature.hash.partition(MARK)[0] if signature else "",
+        update_hash=measured.hash if measured else "",
         no_prediction_reason=why_not,
         retained_energy=row.energy if row else None,
         layers_missing=len(row.missing) if row else 0,
@@ -272,7 +344,7 @@ def _examine(
         bytes_read=file.bytes_read,
         partly_read=bool(file.structure.unread),
     )
-    return _Read(FileResult(key, finding, signature), row)
+    return _Read(FileResult(one.key, finding, signature), row)
 
 
 def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
@@ -285,9 +357,3 @@ def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
         f"content: no detector for this base: it is {file.base.name} ({file.base.evidence}), the "
         f"{which} reads {reader.base}"
     )
-
-
-def _signature(adapter: Adapter, norm: float, hashes: bool) -> Signature:
-    modules = list(adapter_modules(adapter))
-    told = update_hash(modules) if hashes else ""
-    return Signature(sketch(modules), norm, marked_hash(adapter, told))

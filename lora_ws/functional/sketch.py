@@ -28,6 +28,7 @@ METHOD = "lora_ws bilinear signs 1"
 MOST_SIGNS = 1 << 26
 # Share of what it might be below which a sum of products of many signs is not to be trusted.
 CANCELLED = 1e-6
+FEW_ROWS = 4
 
 
 def sketch(modules: Modules, side: int = SIDE) -> Float[np.ndarray, "*rows size"]:
@@ -63,8 +64,7 @@ def sketch(modules: Modules, side: int = SIDE) -> Float[np.ndarray, "*rows size"
     """
     total = None
     for name, down, up, scale in checked(modules, stacks=True):
-        write = _signs(f"{place(name, down, up)} write", side, up.shape[-2])
-        read = _signs(f"{place(name, down, up)} read", side, down.shape[-1])
+        write, read = place_signs(place(name, down, up), side, up.shape[-2], down.shape[-1])
         # float64, so that factors near the ends of float32 neither overflow nor vanish.
         left = write @ up.astype(np.float64)
         right = down.astype(np.float64) @ read.T
@@ -112,13 +112,13 @@ def module_norms(modules: Modules) -> Float[np.ndarray, " modules"]:
     small: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for k, (_, down, up, _) in enumerate(found):
         if isinstance(down, KroneckerProduct) or isinstance(up, KroneckerProduct):
-            norms[k] = _factor_norm(down, up)
+            norms[k] = factor_norm(down, up)
         elif len(down) < min(down.shape[1], len(up)):
             small[k] = down, up
         else:
-            norms[k] = _factor_norm(down, up)
+            norms[k] = factor_norm(down, up)
     for part, a, b in stacks(small, np.float64):
-        norms[part] = _low_rank_norms(a, b)
+        norms[part] = low_rank_norms(a, b)
     return norms * np.abs([scale for *_, scale in found])
 
 
@@ -197,14 +197,26 @@ def overlap(a: Modules, b: Modules) -> Overlap:
 _signs = Signs(METHOD, MOST_SIGNS).get
 
 
-def _factor_norm(down: Factor, up: Factor) -> float:
+def place_signs(where: str, side: int, outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """P and Q of a module, float64 ``[side, outputs]`` and ``[side, inputs]``; see `sketch`.
+
+    Args:
+        where: Its `place`.
+        side: Rows.
+        outputs: Of the module.
+        inputs: Of the module.
+    """
+    return _signs(f"{where} write", side, outputs), _signs(f"{where} read", side, inputs)
+
+
+def factor_norm(down: Factor, up: Factor) -> float:
     """Norm of ``up @ down`` in float64, by the cheapest way that is exact."""
     if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
         return kronecker_norm(down, up)
     a, b = formed(down).astype(np.float64), formed(up).astype(np.float64)
     rank, inputs = a.shape
     if rank < min(inputs, len(b)):
-        return float(_low_rank_norms(a[None], b[None])[0])
+        return float(low_rank_norms(a[None], b[None])[0])
     # A whole matrix beside the identity, or so many components that the product is smaller.
     if rank == inputs and np.array_equal(a, np.eye(rank)):
         return float(np.linalg.norm(b))
@@ -213,11 +225,11 @@ def _factor_norm(down: Factor, up: Factor) -> float:
     return float(np.linalg.norm(b @ a))
 
 
-def _low_rank_norms(
+def low_rank_norms(
     down: Float[np.ndarray, "n rank i"], up: Float[np.ndarray, "n o rank"]
 ) -> Float[np.ndarray, " n"]:
     """Norms of ``up @ down`` in float64, of fewer components than inputs and outputs."""
-    read, written = down @ down.transpose(0, 2, 1), up.transpose(0, 2, 1) @ up
+    read, written = _gram(down), _gram(up.transpose(0, 2, 1))
     # What is too large or cancels is computed another way.
     with np.errstate(over="ignore", invalid="ignore"):
         square = (read * written).sum(axis=(1, 2))
@@ -229,6 +241,13 @@ def _low_rank_norms(
     if not steady.all():
         norms[~steady] = update_norms(down[~steady], up[~steady])
     return norms
+
+
+def _gram(rows: Float[np.ndarray, "n rank d"]) -> Float[np.ndarray, "n rank rank"]:
+    """Inner products of rows; of few rows one by one, which takes half as long."""
+    if 1 < rows.shape[1] <= FEW_ROWS:
+        return np.vecdot(rows[:, :, None], rows[:, None])
+    return rows @ rows.transpose(0, 2, 1)
 
 
 def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

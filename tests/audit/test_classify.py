@@ -1,6 +1,7 @@
 """One batch of files in, one finding a file out, whatever the files are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from tolerances import rounding
 
 import lora_ws.audit.judge
 from lora_ws.adapters import AdapterRef, read_adapter
+from lora_ws.adapters.header import LIMITS
 from lora_ws.adapters.writer import write_adapter
+from lora_ws.audit import classify
 from lora_ws.audit.classify import NO_UPDATE, FileResult, Finding, classify_files
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.evidence import layer_evidence
@@ -31,6 +34,21 @@ def findings(refs: list[AdapterRef], bundle: Bundle | None = None, **options: An
     found = [one.finding for one in classify_files(refs, bundle, **options)]
     assert all(found)
     return [one for one in found if one]
+
+
+def test_a_file_that_cannot_be_measured_is_the_only_one_refused(
+    mini: AdapterSet, layers: Layers, tmp_path: Path
+) -> None:
+    files = [write_row(tmp_path / f"{k}.safetensors", mini.weights[k], layers) for k in range(3)]
+    refs = [AdapterRef.parse(file) for file in files]
+    held = [classify._open(ref, None, None, (), LIMITS) for ref in refs]
+    name, module = next(iter(held[1].adapter.modules.items()))  # type: ignore[union-attr]
+    broken = {name: replace(module, up=module.up[:, :0])}
+    held[1] = held[1]._replace(adapter=replace(held[1].adapter, modules=broken))  # type: ignore
+    found = [one.judged for one in classify._describe(held, hashes=True)]
+    assert [one.finding.reason for one in found if one.finding] == ["", "unreadable", ""]
+    for one, alone in zip(found[::2], classify_files(refs[::2]), strict=True):
+        assert one.finding == alone.finding
 
 
 @pytest.mark.parametrize("spelling", ["peft", "kohya", "diffusers"])
