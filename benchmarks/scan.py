@@ -4,7 +4,7 @@ A folder of rank-4 files of Stable Diffusion 1.5, query and value projections as
 them, each with a name of its own in its header, so that no two headers are equal. Compared:
 
 * ours, reading: header checked, query and value read, scale applied, brought into the layout;
-* ours, reading and StatsLayer: a row at a time, as a scan goes;
+* ours, reading and StatsLayer: in batches of 32, as a scan goes, and a file at a time;
 * ours, reading and DeltaPCA: features that do not depend on how an update is split into factors,
   with 256 landmarks, in batches of 32;
 * hashing beside it: what the SHA-256 of the file adds, which a whole read takes;
@@ -35,6 +35,7 @@ LAYOUT = Layout.sd15_qv(rank=4)
 ONLY = ("*.to_q", "*.to_v")
 GOAL, LANDMARKS, BATCH = 300, 256, 32
 READ, STATS, DELTA = "ours, reading", "ours, reading and StatsLayer", "ours, reading and DeltaPCA"
+ONE = f"{STATS}, a file at a time"
 PEER, BYTES, HASH = "load_file, diffusers, torch", "bytes alone", "SHA-256 alone"
 
 
@@ -72,10 +73,10 @@ def peer(file: Path) -> np.ndarray:
     return torch.stack(found).numpy()
 
 
-def delta(files: Sequence[Path], pca: DeltaPCA) -> None:
-    """Features of updates, a batch at a time."""
+def features(files: Sequence[Path], featurizer: StatsLayer | DeltaPCA) -> None:
+    """Features of files, a batch at a time."""
     for start in range(0, len(files), BATCH):
-        pca.transform(np.stack([row(file) for file in files[start : start + BATCH]]))
+        featurizer.transform(np.stack([row(file) for file in files[start : start + BATCH]]))
 
 
 def compare(files: Sequence[Path], repeats: int, matrices: Sequence[str]) -> None:
@@ -95,9 +96,10 @@ def compare(files: Sequence[Path], repeats: int, matrices: Sequence[str]) -> Non
     seldom = files[: max(BATCH, len(files) // 10)]
     costs = common.alternate(
         {
-            STATS: each(lambda file: stats.transform(row(file)[None])),
+            STATS: common.timed(lambda: features(files, stats), len(files)),
+            ONE: each(lambda file: stats.transform(row(file)[None])),
             READ: each(row),
-            DELTA: common.timed(lambda: delta(seldom, pca), len(seldom)),
+            DELTA: common.timed(lambda: features(seldom, pca), len(seldom)),
             PEER: each(peer),
             BYTES: each(Path.read_bytes),
             HASH: each(file_sha256),

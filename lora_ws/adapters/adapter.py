@@ -297,17 +297,19 @@ def lay_out(modules: Mapping[str, Module], layout: Layout) -> Float[np.ndarray, 
         >>> lay_out({"to_v": module}, Layout.from_layers([layer])).tolist()
         [1.0, 1.0, 0.5]
     """
-    row = np.zeros(layout.size, np.float32)
+    row = np.empty(layout.size, np.float32)
     for layer, down, up in layout.pairs():
         module = modules.get(layer.name)
         if module is None:
+            row[down] = row[up] = 0
             continue
-        if (module.down.shape, module.up.shape) != (layer.down_shape, layer.up_shape):
+        a, b = module.down, module.up
+        if (a.shape, b.shape) != (layer.down_shape, layer.up_shape):
             raise LayoutError(
                 f"layer `{layer.name}`: expected factors {layer.down_shape} and {layer.up_shape}, "
-                f"got {module.down.shape} and {module.up.shape}; `project_adapter` brings an "
-                "adapter into a layout of other ranks"
+                f"got {a.shape} and {b.shape}; `project_adapter` brings an adapter into a layout "
+                "of other ranks"
             )
-        row[down] = module.down.ravel()
-        row[up] = module.scaled_up.ravel()
+        row[down] = a.ravel()
+        np.multiply(b.ravel(), np.float32(module.scale), out=row[up])
     return row

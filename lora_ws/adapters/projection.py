@@ -78,7 +78,10 @@ def project_adapter(
         for name, cut in cuts.items()
     }
     row = lay_out(found | ready, layout)
-    if not np.isfinite(row).all():
+    # A sum of squares is not finite where a number is not, and takes less than a look at each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(row.dot(row))
+    if not finite and not np.isfinite(row).all():
         raise AdapterError(f"{adapter.source}: its scale takes values beyond float32", "not-finite")
     whole = [module for name, module in found.items() if name not in cuts]
     exact = not cuts and not missing

@@ -45,6 +45,8 @@ class ScaleRules:
         if alpha is not None and rank:
             # LyCORIS with rs_lora stores an alpha that makes this right too.
             return Scale(alpha / rank or 1.0, "alpha tensor")
+        if rank and not self.configs:
+            return Scale(1.0, UNSAID)
         settings = self.configs.get(component) or self.configs.get("", Settings())
         divisor, alpha = settings.divisor(path, rank), settings.alpha_of(path)
         if not divisor:

@@ -135,6 +135,15 @@ class Structure:
         """Entries of the denoiser whose path, or a part of it, fits a pattern; None takes all."""
         if patterns is None:
             return self.entries
+        if patterns not in self._chosen:
+            self._chosen[patterns] = self._choose(patterns)
+        return self._chosen[patterns]
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[str, ...], tuple[Entry, ...]]:
+        return {}
+
+    def _choose(self, patterns: tuple[str, ...]) -> tuple[Entry, ...]:
         return tuple(
             entry
             for entry in self.entries

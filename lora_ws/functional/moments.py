@@ -19,6 +19,9 @@ _ORDER = frozenset({"median", "min", "max"})
 _BLOCK_VALUES = 1 << 17
 # Rows up to this length are sorted: cheaper than selecting, and the extremes come for free.
 _SORT_UP_TO = 1024
+# A mean whose square, so many times, is above the mean square is far from 0: powers are taken of
+# what differs from it, as differences of powers would lose digits.
+FAR = 16
 
 
 def summary_statistics(
@@ -206,7 +209,8 @@ def _order_statistics(block: np.ndarray, with_median: bool) -> dict[str, np.ndar
         ordered = np.sort(block, axis=1)
         return {"min": ordered[:, 0], "median": ordered[:, middle], "max": ordered[:, -1]}
     ordered = np.partition(block, middle, axis=1)
-    return {"min": block.min(axis=1), "median": ordered[:, middle], "max": block.max(axis=1)}
+    low, high = ordered[:, : middle + 1].min(axis=1), ordered[:, middle:].max(axis=1)
+    return {"min": low, "median": ordered[:, middle], "max": high}
 
 
 def _moment_statistics(
@@ -220,16 +224,51 @@ def _moment_statistics(
     wide = block.dtype == np.float64
     scale = power_of_two_scale(np.maximum(-low, high)) if wide else np.ones(len(block))
     tiles = _Tiles(block, scale[:, None] if wide else None)
-    mean = sum(tile.sum(axis=1) for tile in tiles) / count
+    spread = not {"std", "kurtosis", "skew"}.isdisjoint(statistics)
+    higher = not {"kurtosis", "skew"}.isdisjoint(statistics)
+    first, *raw = _raw_moments(tiles, spread, higher)
     # Rounding may push a mean past the extremes; inside them, equal values leave no spread at all.
-    mean = np.clip(mean, low * scale, high * scale)
+    mean = np.clip(first, low * scale, high * scale)
     found = {"mean": unscale(mean, scale)}
-    if {"std", "kurtosis", "skew"}.isdisjoint(statistics):
+    if not spread:
         return found
-    second, third, fourth = _central_moments(tiles, mean, {"kurtosis", "skew"} & set(statistics))
+    moments = _about_mean(mean, *raw)
+    far = FAR * mean**2 > raw[0]
+    if far.any():
+        some = _Tiles(block[far], scale[far, None] if wide else None)
+        moments[:, far] = _central_moments(some, mean[far], higher)
+    second, third, fourth = moments
     found |= shape_statistics(second, third, fourth, count)
     found["std"] = unscale(found["std"], scale)
     return found
+
+
+def _raw_moments(tiles: "_Tiles", spread: bool, higher: bool) -> Float[np.ndarray, "4 rows"]:
+    """Means of first to fourth powers, as far as they are asked for; zeros for the others."""
+    sums = np.zeros((4, len(tiles.block)))
+    for tile in tiles:
+        sums[0] += tile @ np.ones(tile.shape[1])
+        if spread:
+            sums[1] += np.vecdot(tile, tile)
+        if higher:
+            squared = tile * tile
+            sums[2] += np.vecdot(squared, tile)
+            sums[3] += np.vecdot(squared, squared)
+    return sums / tiles.block.shape[1]
+
+
+def _about_mean(
+    mean: np.ndarray, second: np.ndarray, third: np.ndarray, fourth: np.ndarray
+) -> Float[np.ndarray, "3 rows"]:
+    """Central moments from means of powers: exact enough while the mean is small beside them."""
+    square = mean**2
+    return np.array(
+        (
+            second - square,
+            third - mean * (3 * second - 2 * square),
+            fourth - mean * (4 * third - mean * (6 * second - 3 * square)),
+        )
+    )
 
 
 class _Tiles:
@@ -245,7 +284,7 @@ class _Tiles:
             yield tile.astype(np.float64) if self.scale is None else tile * self.scale
 
 
-def _central_moments(tiles: _Tiles, mean: np.ndarray, higher: set[str]) -> np.ndarray:
+def _central_moments(tiles: _Tiles, mean: np.ndarray, higher: bool) -> np.ndarray:
     sums = np.zeros((3, len(mean)))
     for centred in tiles:
         centred -= mean[:, None]
