@@ -46,26 +46,29 @@ class Batches:
         return -(-len(self.rows) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self.features, Tensor):
-            for part in self._order().split(self.size):
-                own = self._own(part)
-                yield self.features.index_select(0, own), self.labels[own], len(part)
-            return
-        # Batches of rows on disk are read several at a time, in the order of the file.
+        # Several batches are taken at a time.
         for group in self._order().split(self.size * self._together):
-            parts = [self._own(part) for part in group.split(self.size)]
-            wanted = torch.cat(parts)
-            ascending = wanted.argsort()
-            held = torch.empty(len(wanted), self.features.shape[1])
-            held[ascending] = torch.from_numpy(self.features[wanted[ascending].numpy()])
-            taken = held.split([len(part) for part in parts])
-            for rows, own, part in zip(taken, parts, group.split(self.size), strict=True):
-                yield rows, self.labels[own], len(part)
+            parts = group.split(self.size)
+            owned = [self._own(part) for part in parts]
+            wanted, sizes = torch.cat(owned), [len(own) for own in owned]
+            taken = self._take(wanted).split(sizes), self.labels[wanted].split(sizes)
+            for rows, labels, part in zip(*taken, parts, strict=True):
+                yield rows, labels, len(part)
+
+    def _take(self, wanted: Tensor) -> Tensor:
+        """Features of rows; those on disk are read in the order of the file."""
+        if isinstance(self.features, Tensor):
+            return self.features.index_select(0, wanted)
+        held = torch.empty(len(wanted), self.features.shape[1])
+        ascending = wanted.argsort()
+        held[ascending] = torch.from_numpy(self.features[wanted[ascending].numpy()])
+        return held
 
     @property
     def _together(self) -> int:
-        """Batches that are read, and shuffled, together."""
-        return max(1, SHUFFLED_BYTES // (4 * self.features.shape[1] * self.size))
+        """Batches that are taken together, and on disk shuffled together."""
+        most = CHUNK_BYTES if isinstance(self.features, Tensor) else SHUFFLED_BYTES
+        return max(1, most // (4 * prod(self.features.shape[1:]) * self.size))
 
     def _own(self, part: Tensor) -> Tensor:
         return part[self.ranks.rank :: self.ranks.world]

@@ -11,10 +11,12 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lora_ws.learn.augment import Augment
 from lora_ws.learn.data import Batch
+from lora_ws.learn.flat import FlatMLP
 from lora_ws.learn.optim import lr_share, make_optimizer
 from lora_ws.learn.spec import FitSpec
 from lora_ws.learn.tasks import Task
 from lora_ws.models import MetanetModule
+from lora_ws.models.mlp import MLPModule
 from lora_ws.models.tokens import TokenModule
 
 
@@ -27,13 +29,19 @@ class LoraModule(L.LightningModule):
         task: its loss, predictions and metrics.
         fit: optimizer and schedule.
         augment: changes the rows of training steps.
+        flat: whether gradients are written out, of an MLP (`lora_ws.learn.trainer.flattens`).
 
     Attributes:
         tested: predictions and targets of the last test.
     """
 
     def __init__(
-        self, model: MetanetModule, task: Task, fit: FitSpec, augment: Augment | None = None
+        self,
+        model: MetanetModule,
+        task: Task,
+        fit: FitSpec,
+        augment: Augment | None = None,
+        flat: bool = False,
     ) -> None:
         super().__init__()
         # A training step may run an epoch, so it steps the optimizer itself.
@@ -46,6 +54,8 @@ class LoraModule(L.LightningModule):
         self.task = task
         self.fit_spec = fit
         self.augment = augment
+        self._flatten = flat
+        self._flat: FlatMLP | None = None
         self.tested: tuple[Tensor, Tensor] = (torch.empty(0, 0), torch.empty(0))
         self._tested: list[tuple[Tensor, Tensor]] = []
         self._train_sum, self._train_rows = torch.zeros(()), 0
@@ -69,13 +79,11 @@ class LoraModule(L.LightningModule):
         total = self._train_sum.to(self.device)
         for rows, targets, size in batches:
             rows, targets = rows.to(self.device), targets.to(self.device)
-            optimizer.zero_grad()
             # Ranks average their gradients: the average of these is that of the whole batch's mean.
-            loss = self._loss(rows, targets) / (size / self.trainer.world_size)
-            self.manual_backward(loss)
+            loss = self._backward(rows, targets, size / self.trainer.world_size)
             self._train_rows += size
             self._step(optimizer)
-            total += loss.detach() * size
+            total += loss * size
         self._train_sum = total
 
     def on_train_epoch_end(self) -> None:
@@ -130,13 +138,30 @@ class LoraModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and a lower learning rate at plateaus where the schedule says so."""
-        optimizer = make_optimizer(self.model.parameters(), self.fit_spec)
+        weights = self.model.parameters()
+        if self._flatten:
+            assert isinstance(self.model, MLPModule)
+            # Not before: the network is on its device now.
+            self._flat = FlatMLP(self.model)
+            weights = [self._flat.weights]
+        optimizer = make_optimizer(weights, self.fit_spec)
         if self.fit_spec.schedule != "plateau":
             return optimizer
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=self.fit_spec.lr_factor, patience=self.fit_spec.lr_patience
         )
         return [optimizer], [schedule]
+
+    def _backward(self, rows: Tensor, targets: Tensor, share: float) -> Tensor:
+        """Make the gradients of the loss divided by a number, and return it."""
+        if self._flat is not None:
+            return self._flat.backward(
+                rows, lambda outputs: self.task.loss(outputs, targets) / share
+            )
+        self.model.zero_grad()
+        loss = self._loss(rows, targets) / share
+        self.manual_backward(loss)
+        return loss.detach()
 
     def _loss(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Sum of the loss over augmented rows."""
@@ -155,7 +180,8 @@ class LoraModule(L.LightningModule):
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step at the rate of the moment, from gradients of bounded norm."""
         if self.fit_spec.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.fit_spec.grad_clip)
+            stepped = optimizer.param_groups[0]["params"]
+            nn.utils.clip_grad_norm_(stepped, self.fit_spec.grad_clip)
         share = lr_share(self.fit_spec, self._epochs())
         if share is not None:
             for group in optimizer.param_groups:

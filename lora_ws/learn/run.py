@@ -32,7 +32,14 @@ from lora_ws.learn.result import Fitted, Job, diverged, make_record
 from lora_ws.learn.run_folder import FEATURES, STATE, RunWriter, describe_run, enter
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.tasks import TASKS, Parts
-from lora_ws.learn.trainer import checkpoint, close, engine, log_history, make_trainer
+from lora_ws.learn.trainer import (
+    checkpoint,
+    close,
+    engine,
+    flattens,
+    log_history,
+    make_trainer,
+)
 from lora_ws.models import Metanetwork
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord
@@ -260,10 +267,11 @@ def fit_seed(
             rows = read_once(network, rows)
         size = spec.fit.batch_size
         data = FeatureData(rows, prepared.labels, prepared.split, size, seed, ranks)
-        module = LoraModule(network, prepared.task, spec.fit, augment)
+        flat = flattens(network, trainer, augment)
+        module = LoraModule(network, prepared.task, spec.fit, augment, flat)
         start_from = None
         if folder:
-            whole = [identity(spec), prepared.adapters.version]
+            whole = [identity(spec), prepared.adapters.version, flat]
             every = spec.trainer.epochs_to_checkpoint
             start_from = checkpoint(trainer, every, folder, whole, ranks)
         name = engine(trainer)

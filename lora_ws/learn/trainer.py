@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import signal
 import threading
 from dataclasses import replace
@@ -12,18 +13,26 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import (
     Callback,
+    Checkpoint,
     EarlyStopping,
+    LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
     ProgressBar,
+    Timer,
 )
 from lightning.pytorch.strategies import DDPStrategy
 
+from lora_ws.learn.augment import Augment
 from lora_ws.learn.callbacks import KeepBest, KeepLast
 from lora_ws.learn.parts import make_callbacks, make_loggers
 from lora_ws.learn.ranks import Ranks, check_devices
 from lora_ws.learn.result import Fitted
 from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
+from lora_ws.models import MetanetModule
+from lora_ws.models.mlp import MLPModule
+
+logger = logging.getLogger("lora_ws")
 
 
 def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L.Trainer:
@@ -52,6 +61,32 @@ def make_trainer(spec: ExperimentSpec, best: KeepBest, folder: Path | None) -> L
         num_sanity_val_steps=0,
         log_every_n_steps=1_000_000,
     )
+
+
+def flattens(network: MetanetModule, trainer: L.Trainer, augment: Augment | None = None) -> bool:
+    """Whether the gradients of a network are written out (`FlatMLP`); why not is logged.
+
+    Args:
+        network: an MLP may be.
+        trainer: must compute on one CPU, exactly, without callbacks that may look into a step.
+        augment: changes rows on the way, which is left to autograd.
+    """
+    if not isinstance(network, MLPModule):
+        return False
+    kinds = {type(one).__name__: one for one in trainer.callbacks}  # type: ignore[attr-defined]
+    strange = [name for name, one in kinds.items() if not isinstance(one, HARMLESS)]
+    reasons = {
+        f"a {trainer.strategy.root_device.type} device": trainer.strategy.root_device.type != "cpu",
+        f"{trainer.world_size} processes": trainer.world_size > 1,
+        f"precision {trainer.precision}": trainer.precision not in ("32-true", "64-true"),
+        "augmentation": augment is not None,
+        f"the callback {', '.join(strange)}": bool(strange),
+        "frozen weights": not all(one.requires_grad for one in network.parameters()),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        logger.info("gradients of the MLP by autograd, slower: %s", ", ".join(found))
+    return not found
 
 
 def engine(trainer: L.Trainer) -> str:
@@ -127,3 +162,10 @@ class Interruptible(Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signal back."""
         self.on_train_start(trainer, pl_module)
+
+
+# Other callbacks may look into a step, or change the network on the way.
+HARMLESS = (
+    *(Checkpoint, EarlyStopping, KeepBest, Interruptible),
+    *(LearningRateMonitor, ModelSummary, ProgressBar, Timer),
+)
