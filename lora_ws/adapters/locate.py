@@ -90,7 +90,7 @@ class AdapterRef:
         name = readable(file) if self.path.is_dir() else self.name
         # Of all others the header says what they are.
         if file.suffix.lower() in (*PICKLED, *ARCHIVES) and not _is_pointer(file):
-            _refuse_other_kinds(name)
+            _refuse_other_kinds(name, file.suffix)
         return LocalSource(file, name), settings_beside(file)
 
     def file(self) -> Path:
@@ -121,12 +121,13 @@ class AdapterRef:
         )
 
     def _open_remote(self) -> tuple[Source, str | None]:
-        _refuse_other_kinds(self.name)
-        source = HubSource(self.repo_id, self.filename, self.revision)
         file = PurePosixPath(self.filename)
+        _refuse_other_kinds(self.name, file.suffix)
+        source = HubSource(self.repo_id, self.filename, self.revision, name=self.name)
         if file.name != PEFT_WEIGHTS:
             return source, None
-        beside = HubSource(self.repo_id, str(file.with_name(PEFT_CONFIG)), source.revision)
+        config = HubPath(self.repo_id, str(file.with_name(PEFT_CONFIG)), self.revision)
+        beside = HubSource(self.repo_id, config.path, source.revision, name=hub_name(config))
         try:
             return source, _text(beside)
         except AdapterError as error:
@@ -172,8 +173,8 @@ def _is_pointer(file: Path) -> bool:
         return False
 
 
-def _refuse_other_kinds(file: str) -> None:
-    suffix = Path(file).suffix.lower()
+def _refuse_other_kinds(file: str, suffix: str) -> None:
+    suffix = suffix.lower()
     if suffix in ARCHIVES:
         raise AdapterError(
             f"{file}: expected a .safetensors file, got an archive (`{suffix}`); unpack it and "

@@ -54,6 +54,7 @@ class HubSource(Source):
         filename: path of the file in it.
         revision: branch, tag or commit; None for the default branch.
         whole_below: files smaller than so many bytes are fetched whole, in one request.
+        name: what messages call it; None for repository and path.
 
     Example:
         >>> source = HubSource("owner/name", "pytorch_lora_weights.safetensors")
@@ -68,12 +69,13 @@ class HubSource(Source):
         revision: str | None = None,
         *,
         whole_below: int = WHOLE_BYTES,
+        name: str | None = None,
     ) -> None:
         self.repo_id = repo_id
         self.filename = filename
         self.asked_revision = revision
         self.whole_below = whole_below
-        self.name = f"{shown(repo_id)}/{shown(filename)}".replace("`", "")
+        self.name = name or f"{shown(repo_id)}/{shown(filename)}".replace("`", "")
         self.bytes_read = 0
         self._address = ""
         self._start = b""

@@ -24,7 +24,8 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
         The folder, and the commit; of a shipped one the library's version.
 
     Raises:
-        NotAvailableError: the repository or revision does not exist, or cannot be reached.
+        NotAvailableError: the repository or revision does not exist, cannot be reached, or holds no
+            bundle.
     """
     shipped = {folder.name: folder for folder in SHIPPED.iterdir()}
     if repo_id in shipped:
@@ -58,4 +59,10 @@ def fetch_bundle(repo_id: str, revision: str | None) -> tuple[Path, str]:
                 f"`{repo_id}` is neither a bundle's folder nor in the Hub's cache, and {why}: "
                 "connect, or give the folder of a bundle"
             ) from error
-    return Path(folder, place.path), Path(folder).name
+    found = Path(folder, place.path)
+    if not (found / FILES[0]).is_file():
+        raise NotAvailableError(
+            f"{repo_id}: no bundle there (expected {FILES[0]} and {FILES[1]}); name the folder "
+            f"that holds one, {HF}{repo_id}/FOLDER, or another repository"
+        )
+    return found, Path(folder).name

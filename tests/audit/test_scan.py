@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from browser import open_page
 from factories import write_adapter as write_row
-from hub_server import HubServer
+from hub_server import Fault, HubServer
 from warm import COMMAND, Warm
 
 from lora_ws.adapters import find_adapters, read_adapter
@@ -364,6 +365,35 @@ def test_a_hub_that_fails_in_the_middle_stops_nothing(
     as_hub_user()
     assert run(listed, "--model", bundle, "--json", out, "--cache", tmp_path / "cache") == 3
     assert [became(line) for line in lines(out)] == ["judged", "missing", "remote"]
+
+
+def test_a_failure_on_the_hub_names_the_file_once_as_the_user_does(
+    server: HubServer,
+    as_hub_user: Callable[..., None],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    repository = tmp_path / "hub" / "models" / "someone" / "loras"
+    repository.mkdir(parents=True)
+    for name in ("good-400", "bad/page"):
+        shutil.copy(folder / f"{name}.safetensors", repository)
+    as_hub_user()
+    # A revision is no part of the file's kind.
+    assert main(["predict", "hub:someone/loras/good-400.safetensors@main"]) == 0
+    capsys.readouterr()
+    for name in ("page", "gone", "good-400"):
+        if name == "good-400":
+            server.faults.append(Fault("^GET .*resolve/", "short", times=9))
+        file = f"hub:someone/loras/{name}.safetensors"
+        assert main(["predict", file]) == 1
+        assert main(["inspect", file]) == 2
+        for said in capsys.readouterr().err.splitlines():
+            assert said.startswith(f"lora-ws: {file}: expected") or name == "gone"
+            assert said.count(f"{name}.safetensors") == 1
+    # A repository without a bundle is called by its name too.
+    assert main(["predict", str(folder / "good-400.safetensors"), "--model", "someone/loras"]) == 2
+    assert "someone/loras: no bundle there" in capsys.readouterr().err
 
 
 def test_similar_and_dedup_see_through_spellings(
