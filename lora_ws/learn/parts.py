@@ -57,15 +57,18 @@ def make_callbacks(spec: ExperimentSpec) -> list[Callback]:
 def _usual(spec: ExperimentSpec, folder: Path) -> dict[str, dict[str, Any]]:
     """Parameters of loggers that the spec need not say."""
     experiment = f"{spec.dataset} {spec.name}"
+    # In a list of runs it has to be told from those of other specs and subsets.
+    title = " ".join(filter(None, [spec.name, spec.subset, folder.name.replace("-", " ")]))
     return {
         "WandbLogger": {
             "project": "lora_ws",
             "group": experiment,
-            "name": folder.name,
+            "name": title,
             "save_dir": folder,
         },
         "TensorBoardLogger": {"save_dir": folder, "name": "", "version": "tensorboard"},
-        "MLFlowLogger": {"experiment_name": experiment, "run_name": folder.name},
+        "MLFlowLogger": {"experiment_name": experiment, "run_name": title},
+        "CometLogger": {"name": title},
         "CSVLogger": {"save_dir": folder},
     }
 

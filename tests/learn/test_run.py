@@ -410,7 +410,10 @@ def test_wandb_offline_writes_a_run_for_each_seed(spec: ExperimentSpec, tmp_path
     wandb = {"class_path": "WandbLogger", "init_args": asked}
     run(replace(spec, trainer=TrainerSpec(loggers=(wandb,))), tmp_path / "run")
     for seed in range(2):
-        assert list((tmp_path / "run" / f"seed-{seed}" / "wandb").glob("offline-run-*"))
+        (home,) = (tmp_path / "run" / f"seed-{seed}" / "wandb").glob("offline-run-*")
+        # As wandb's own list of runs has it.
+        (file,) = home.glob("run-*.wandb")
+        assert f"{spec.name} seed {seed}".encode() in file.read_bytes()
 
 
 # A shell starts its background jobs with SIGINT ignored, and children inherit that.
