@@ -205,3 +205,7 @@ def _notices() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+if __name__ == "__main__":  # a guess at `python -m lora_ws`, which would end in silence
+    raise SystemExit(main())

@@ -183,8 +183,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.slow
-def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lora_ws", "train", "--sedes", "3"]
+@pytest.mark.parametrize("module", ["lora_ws", "lora_ws.cli"])
+def test_bad_input_in_a_process_of_its_own(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module, "train", "--sedes", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr == "lora-ws: unknown flag `--sedes`, did you mean `--seeds`?\n"

@@ -121,6 +121,35 @@ def test_the_action_fails_where_a_file_is_flagged(repository: Path) -> None:
     assert scan_step(repository, stub, BASE=base, **env).code == 3
 
 
+@posix
+@pytest.mark.slow
+def test_the_workflow_of_the_guide_fails_where_its_policy_flags(repository: Path) -> None:
+    """Every step but those of other actions and the install, with the program itself."""
+    guide = (ROOT / "docs" / "scan.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(on: .*?)^```", guide, re.DOTALL | re.MULTILINE)
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    (ours,) = [step for step in job["steps"] if step.get("id") == "scan"]
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    inputs = {name: one["default"] for name, one in action["inputs"].items()} | ours["with"]
+    assert {*inputs} == {*action["inputs"]}
+    (step,) = [s for s in action["runs"]["steps"] if s.get("id") == "scan"]
+    given = {n: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", r"{\1}", v) for n, v in step["env"].items()}
+    env = {name: value.format(**inputs) for name, value in given.items()}
+    env |= {"PYTHONPATH": str(ROOT), "LORA_WS_CACHE": str(repository.parent / "cache")}
+    stub = f'exec "{sys.executable}" -m lora_ws "$@"'
+    (repository / inputs["policy"]).write_text("classes: {flower: 0.5}\n", encoding="utf-8")
+    page = repository.parent / "temp" / "lora-ws-scan.html"
+    for name, code in {"bicycle": 0, "orchid": 3, "aquarium-fish": 0}.items():
+        env["BASE"] = git("rev-parse", "HEAD", cwd=repository)
+        file = repository / "loras" / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(GOOD.with_name(file.name).read_bytes())
+        commit(repository)
+        assert scan_step(repository, stub, **env).code == code, name
+        # What the next step uploads, whether a file was flagged or not.
+        assert file.name in page.read_text(encoding="utf-8")
+
+
 def test_the_hook_is_a_command_for_adapter_files() -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
     name, args = find_command(hook["entry"].split()[1:])
