@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from lora_ws import DeltaPCA, Layout
+from lora_ws.bundle.confidence import reads_by
 from lora_ws.collection import Split
 from lora_ws.functional.calibrate import energy
 from lora_ws.learn.calibration import fit_confidence
@@ -116,7 +117,7 @@ def scored(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, dict[str
     for name, raw in sets.items():
         tensor = torch.from_numpy(raw.astype(np.float32))
         rows = scale(tensor).numpy()
-        seen = confidence.run(fitted.network, tensor)
+        seen = confidence.run(reads_by(fitted.network), tensor.numpy())
         judged = confidence.predict(seen)
         distance = mahalanobis(rows, means, within)
         ways = {

@@ -50,9 +50,9 @@ def groups(index: Index, equal: float = EQUAL, near: float = NEAR) -> Groups:
             f"expected 0 < near <= equal <= 1, got near={near} and equal={equal}; "
             f"{NEAR} and {EQUAL} are the defaults"
         )
-    norms = index.rows["norm"].to_numpy()
+    norms = np.array(index.rows["norm"].to_pylist())
     # One hash is one number to begin with, which links rows of updates of zero too.
-    hashes = index.rows["hash"].to_numpy(zero_copy_only=False)
+    hashes = index.rows["hash"].to_pylist()
     # One that was not computed tells nothing.
     hashes = np.array([found or f"row {row}" for row, found in enumerate(hashes)], object)
     same = np.unique(hashes, return_inverse=True)[1].astype(np.int64)

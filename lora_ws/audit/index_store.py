@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from lora_ws.errors import DataError, NotAvailableError
 from lora_ws.functional.sketch import METHOD
@@ -24,8 +24,7 @@ from lora_ws.journal import locked
 HEAD, SKETCHES, ROWS, LOCK = "index.json", "sketches.f32", "rows", "write.lock"
 PART_ROWS = 4096
 SCHEMA = pa.schema([("name", pa.string()), ("norm", pa.float64()), ("hash", pa.string())])
-
-
+EMPTY = pa.Table.from_batches([], SCHEMA)
 # Hexadecimal digits of a hash.
 HASH_LENGTH = 64
 
@@ -79,7 +78,7 @@ def read(folder: Path) -> tuple[int, np.ndarray, pa.Table]:
         )
     side = _side(folder)
     try:
-        rows = pa.concat_tables([SCHEMA.empty_table(), *map(_part, _parts(folder))])
+        rows = pa.concat_tables([EMPTY, *map(_part, _parts(folder))])
         shape = (len(rows), side * side)
         if (folder / SKETCHES).stat().st_size < 4 * shape[0] * shape[1]:
             raise ValueError(f"{SKETCHES} holds fewer than the {len(rows)} rows that are named")
@@ -122,7 +121,7 @@ def append(folder: Path, side: int, names: Sequence[str], signatures: Sequence[S
             f"sketch adapters of finite factors with side={side}"
         )
     parts = _parts(folder)
-    last = _part(parts[-1]) if parts else SCHEMA.empty_table()
+    last = _part(parts[-1]) if parts else EMPTY
     full = max(0, len(parts) - 1)
     with (folder / SKETCHES).open("r+b") as file:
         # What stands behind the last row that counts is of a batch that was killed.
@@ -131,8 +130,9 @@ def append(folder: Path, side: int, names: Sequence[str], signatures: Sequence[S
         unit(sketches).astype("<f4").tofile(file)
         file.flush()
         os.fsync(file.fileno())
-    norms, hashes = [one.norm for one in signatures], [one.hash for one in signatures]
-    rows = pa.concat_tables([last, pa.table([list(names), norms, hashes], schema=SCHEMA)])
+    norms = numbers(np.array([one.norm for one in signatures], np.float64))
+    columns = [strings(names), norms, strings([one.hash for one in signatures])]
+    rows = pa.concat_tables([last, pa.Table.from_arrays(columns, schema=SCHEMA)])
     for part, start in enumerate(range(0, len(rows), PART_ROWS), full):
         partial = folder / ROWS / f"{part:06d}.partial"
         pq.write_table(rows.slice(start, PART_ROWS), partial)
@@ -140,6 +140,31 @@ def append(folder: Path, side: int, names: Sequence[str], signatures: Sequence[S
         with partial.open("r+b") as written:
             os.fsync(written.fileno())
         partial.replace(partial.with_suffix(".parquet"))
+
+
+# Columns that Arrow makes of lists or arrays load pandas, which takes longer than to scan a file.
+def numbers(values: Shaped[np.ndarray, " rows"]) -> pa.Array:
+    """A column of numbers.
+
+    Example:
+        >>> numbers(np.arange(3)).to_pylist()
+        [0, 1, 2]
+    """
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def strings(values: Sequence[str]) -> pa.Array:
+    """A column of text.
+
+    Example:
+        >>> strings(["a", "über", ""]).to_pylist()
+        ['a', 'über', '']
+    """
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    buffers = pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))
+    return pa.StringArray.from_buffers(len(encoded), *buffers)
 
 
 def unit(sketches: Float[np.ndarray, "q size"]) -> Float[np.ndarray, "q size"]:
@@ -188,7 +213,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _part(path: Path) -> pa.Table:
-    table = pq.read_table(path)
+    table = pq.ParquetFile(path).read()
     if table.schema != SCHEMA:
         raise ValueError(f"{path.name} has columns {', '.join(table.column_names)}")
     return table

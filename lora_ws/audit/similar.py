@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from lora_ws.adapters import Adapter
 from lora_ws.audit import index_store
-from lora_ws.audit.index_store import Signature, unit
+from lora_ws.audit.index_store import Signature, numbers, strings, unit
 from lora_ws.audit.neighbours import graph_search
 from lora_ws.errors import ConfigError, DataError, LoraWsError
 from lora_ws.functional.sketch import SIDE, sketch, update_norm
@@ -203,10 +203,10 @@ class Index:
             one is needed, and nothing else.
         """
         mark = hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]
-        table = self.rows.take(pa.array(rows, pa.int64()))
+        table = self.rows.take(numbers(np.asarray(rows, np.int64)))
         if names is not None:
             column = table.column_names.index("name")
-            table = table.set_column(column, "name", pa.array(names, pa.string()))
+            table = table.set_column(column, "name", strings(names))
         sketches = self.sketches[np.asarray(rows, np.int64)]
         return Index(self.folder / f"part-{mark}", self.side, sketches, table)
 
@@ -256,7 +256,9 @@ class Index:
             [
                 Match(row["name"], float(cosine), row["norm"], row["hash"])
                 for row, cosine in zip(
-                    self.rows.take(pa.array(rows)).to_pylist(), cosines, strict=True
+                    self.rows.take(numbers(np.asarray(rows, np.int64))).to_pylist(),
+                    cosines,
+                    strict=True,
                 )
             ]
             for rows, cosines in zip(*found, strict=True)

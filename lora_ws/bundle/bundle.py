@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from lora_ws.adapters import Adapter, Layout
@@ -25,6 +24,8 @@ from lora_ws.bundle.confidence import (
     NetworkOutputs,
     Prediction,
     Predictions,
+    Reads,
+    reads_by,
 )
 from lora_ws.bundle.formats import DAMAGE, read_files, under, write_files
 from lora_ws.bundle.heads import Head, answers_of
@@ -35,8 +36,11 @@ from lora_ws.errors import ConfigError, DataError, LayoutError, NotAvailableErro
 from lora_ws.featurizers import Featurizer
 from lora_ws.functional.rows import Rows
 from lora_ws.hub import push_folder
-from lora_ws.models import InputSpec, MetanetModule, Metanetwork
-from lora_ws.models.base import is_invariant
+from lora_ws.models.base import Metanetwork, is_invariant
+from lora_ws.models.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from lora_ws.models import MetanetModule
 
 CARD = "README.md"
 SPACE = ("centre", "scale", "directions")
@@ -212,14 +216,14 @@ class Bundle:
     def _outputs(self, weights: np.ndarray | Rows, layout: Layout | None) -> NetworkOutputs:
         """What the network makes of rows; NaN of those that are not finite."""
         layout = self.layout if layout is None else layout
-        network = self._network_at(layout)
+        reads = self._reads_at(layout)
         outputs = [NetworkOutputs(np.empty((0, self.outputs)), np.empty(0), np.empty(0))]
         finite = np.ones(len(weights), bool)
         for start in range(0, len(weights), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             rows, finite[block] = _without_nan(weights[block])
             features = np.array(self._features(rows, layout), np.float32)
-            outputs.append(self.confidence.run(network, torch.from_numpy(features)))
+            outputs.append(self.confidence.run(reads, features))
         whole = NetworkOutputs.join(outputs)
         whole.logits[~finite] = np.nan
         return whole
@@ -338,31 +342,36 @@ class Bundle:
         )
 
     @cached_property
-    def network(self) -> MetanetModule:
-        """The network, built from its spec and filled with its state."""
-        network = self.model.build(self.inputs, self.outputs)
-        network.load_state_dict({n: torch.from_numpy(v) for n, v in self.tensors.items()})
-        return network.eval()
+    def network(self) -> "MetanetModule":
+        """The network in torch, built from its spec and filled with its state."""
+        return self._filled(self.model.build(self.inputs, self.outputs))
 
     @cached_property
-    def _networks(self) -> dict[str, MetanetModule]:
-        """The network by the fingerprints of the layouts that it was asked to read."""
-        return {self.layout.fingerprint: self.network}
+    def _reads(self) -> dict[str, Reads]:
+        """What reads rows, by the fingerprints of the layouts that it was asked to read."""
+        score = self.model.in_numpy(self.inputs, self.outputs, self.tensors)
+        if score is None:
+            return {self.layout.fingerprint: reads_by(self.network)}
+        return {self.layout.fingerprint: lambda rows: (rows, score(rows))}
 
-    def _network_at(self, layout: Layout) -> MetanetModule:
-        """The network for the bundle's layout, or for that at other ranks where it reads any."""
-        if layout.fingerprint not in self._networks:
+    def _reads_at(self, layout: Layout) -> Reads:
+        """What reads the bundle's layout, or that at other ranks where it reads any."""
+        if layout.fingerprint not in self._reads:
             if layout.at_rank(1) != self.layout.at_rank(1) or not self.any_rank:
                 raise LayoutError(
                     "this bundle reads another kind of adapter: "
                     + (self.layout.difference(layout) or "the layouts differ")
                 )
-            network = self._build(layout)
-            network.load_state_dict(self.network.state_dict())
-            self._networks[layout.fingerprint] = network.eval()
-        return self._networks[layout.fingerprint]
+            self._reads[layout.fingerprint] = reads_by(self._filled(self._build(layout)))
+        return self._reads[layout.fingerprint]
 
-    def _build(self, layout: Layout) -> MetanetModule:
+    def _filled(self, network: "MetanetModule") -> "MetanetModule":
+        import torch
+
+        network.load_state_dict({n: torch.from_numpy(v) for n, v in self.tensors.items()})
+        return network.eval()
+
+    def _build(self, layout: Layout) -> "MetanetModule":
         read = layout.choose(getattr(self.featurizer, "matrices", None)).layout
         return self.model.build(InputSpec.of(read), self.outputs)
 
@@ -378,9 +387,8 @@ class Bundle:
             ValueError: embeddings or outputs are of another width than the classes and directions.
             RuntimeError: the network is not that of the tensors.
         """
-        with torch.inference_mode():
-            embedding = self.network.embed(torch.zeros(1, self.inputs.width))
-            outputs = self.network.head(embedding)
+        empty = np.zeros((1, self.inputs.width), np.float32)
+        embedding, outputs = self._reads_at(self.layout)(empty)
         width, classes = embedding.shape[1], len(self.classes)
         found = [getattr(self.confidence, name).shape for name in SPACE]
         if found != [(width,), (width,), (classes, width)] or outputs.shape[1] != self.outputs:

@@ -3,12 +3,11 @@
 `lora_ws.learn.calibration` fits it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Shaped
 
 from lora_ws.bundle.heads import Answer, named
@@ -18,8 +17,12 @@ from lora_ws.functional.calibrate import (
     sigmoid,
     softmax,
 )
-from lora_ws.models import MetanetModule
 
+if TYPE_CHECKING:
+    from lora_ws.models.module import MetanetModule
+
+# Embedding and outputs of raw rows.
+Reads = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ROWS_AT_ONCE = 256
 ABSTENTIONS = {
     "uncalibrated": "the bundle holds no calibration; train it again with this version",
@@ -201,15 +204,11 @@ class Confidence:
         """Of classes that exclude each other, or of each label on its own."""
         return (sigmoid if self.thresholds else softmax)(logits / temperature)
 
-    def run(
-        self, network: MetanetModule, rows: Float[torch.Tensor, "rows params"]
-    ) -> NetworkOutputs:
+    def run(self, reads: Reads, rows: Float[np.ndarray, "rows params"]) -> NetworkOutputs:
         """Pass raw rows through a network."""
-        with torch.inference_mode():
-            embedding = network.embed(rows)
-            logits = network.head(embedding).numpy().astype(np.float64)
-            centre, scale = torch.from_numpy(self.centre), torch.from_numpy(self.scale)
-            wide = ((embedding - centre) / scale).numpy().astype(np.float64)
+        embedding, logits = reads(rows)
+        logits = logits.astype(np.float64)
+        wide = ((embedding - self.centre) / self.scale).astype(np.float64)
         norms = np.maximum(np.linalg.norm(wide, axis=1), np.finfo(np.float32).tiny)
         return NetworkOutputs(logits, (wide @ self.directions.T).max(axis=1), np.log(norms))
 
@@ -239,6 +238,18 @@ class Confidence:
             np.where(distance > 1, "out-of-distribution", ""),
         )
         return judged.abstain(norm > 1, "out-of-range").abstain(~finite, "not-finite")
+
+
+def reads_by(network: "MetanetModule") -> Reads:
+    """What a network of torch makes of rows."""
+    import torch
+
+    def reads(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            embedding = network.embed(torch.from_numpy(rows))
+            return embedding.numpy(), network.head(embedding).numpy()
+
+    return reads
 
 
 def yes_no(

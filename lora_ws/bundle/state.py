@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_ws.adapters import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.models import Metanetwork
+from lora_ws.models.base import Metanetwork
 
 
 def fitted_state(featurizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 
 from lora_ws.adapters.layout import LayerSpec, Layout, Selection
 from lora_ws.errors import ConfigError, LayoutError
@@ -147,7 +146,7 @@ class Featurizer(Parametrized, ABC):
 
     def _check(self, X: Array, reset: bool) -> Any:
         given: Any = X
-        if isinstance(X, torch.Tensor):
+        if is_tensor(X):
             host = X.detach().cpu()
             given = (host if host.dtype.itemsize > 2 else host.float()).numpy()
         finite = self.reads or not isinstance(X, np.memmap)
@@ -188,8 +187,8 @@ class Featurizer(Parametrized, ABC):
 
     def _like(self, features: np.ndarray, X: Array) -> Array:
         """Features of the kind of ``X``, or in the data frame that was asked for."""
-        if isinstance(X, torch.Tensor):
-            return torch.from_numpy(np.ascontiguousarray(features)).to(X.device)
+        if is_tensor(X):
+            return sys.modules["torch"].from_numpy(np.ascontiguousarray(features)).to(X.device)
         # Where scikit-learn is not loaded, its configuration asks for nothing.
         if "sklearn" not in sys.modules and not hasattr(self, "_sklearn_output_config"):
             return features
@@ -205,6 +204,11 @@ class Featurizer(Parametrized, ABC):
             target_tags=TargetTags(required=False),
             transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
         )
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether something is a tensor of torch, which is loaded where there are tensors."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def narrow(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -19,6 +19,7 @@ from lora_ws.bundle.confidence import (
     Confidence,
     NetworkOutputs,
     measures,
+    reads_by,
     yes_no,
 )
 from lora_ws.bundle.heads import Head
@@ -174,10 +175,10 @@ def run_rows(
     confidence: Confidence, prepared: Prepared, network: MetanetModule, rows: np.ndarray
 ) -> HeldOut:
     """Outputs of a network for some rows, and their labels."""
-    parts = []
+    parts, reads = [], reads_by(network)
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        block = torch.as_tensor(prepared.features[rows[start : start + ROWS_AT_ONCE]])
-        parts.append(confidence.run(network, block))
+        block = np.asarray(prepared.features[rows[start : start + ROWS_AT_ONCE]])
+        parts.append(confidence.run(reads, block))
     whole = NetworkOutputs.join(parts)
     # Outputs of further tasks lie behind these.
     own = whole._replace(logits=whole.logits[:, : prepared.task.outputs])

@@ -23,7 +23,7 @@ from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.learn.tasks import Task
 from lora_ws.memory import blocks, held_bytes
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork
-from lora_ws.models.base import normalizer_for
+from lora_ws.models.module import normalizer_for
 from lora_ws.models.normalizers import ColumnScaler, Normalizer
 
 WHY = {"train": "train", "val": "validate", "test": "test"}

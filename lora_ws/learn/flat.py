@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ws.functional.perceptron import layer_gradients, layer_values
-from lora_ws.models.mlp import MLPModule
+from lora_ws.models.mlp_module import MLPModule
 
 
 @final

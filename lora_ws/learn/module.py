@@ -16,7 +16,7 @@ from lora_ws.learn.optim import lr_share, make_optimizer
 from lora_ws.learn.spec import FitSpec
 from lora_ws.learn.tasks import Task
 from lora_ws.models import MetanetModule
-from lora_ws.models.mlp import MLPModule
+from lora_ws.models.mlp_module import MLPModule
 from lora_ws.models.tokens import TokenModule
 
 

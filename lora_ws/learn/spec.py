@@ -26,6 +26,7 @@ from lora_ws.learn.augment import Augmentation, Mixup
 from lora_ws.learn.choose import candidates
 from lora_ws.learn.tasks import TASKS, Task, task_of
 from lora_ws.learn.trainer_spec import TrainerSpec
+from lora_ws.models import *  # noqa: F403  loaded networks are found by their names
 from lora_ws.models import MLP, Metanetwork
 from lora_ws.models.gaussian_process import GaussianProcess  # noqa: F401  found by its name
 from lora_ws.models.one_vs_rest import OneVsRestSVC  # noqa: F401

@@ -30,7 +30,7 @@ from lora_ws.learn.ranks import Ranks, check_devices
 from lora_ws.learn.result import Fitted
 from lora_ws.learn.spec import ExperimentSpec, TrainerSpec
 from lora_ws.models import MetanetModule
-from lora_ws.models.mlp import MLPModule
+from lora_ws.models.mlp_module import MLPModule
 
 logger = logging.getLogger("lora_ws")
 

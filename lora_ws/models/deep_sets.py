@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.dropout import Dropout
+from lora_ws.models.inputs import InputSpec
 from lora_ws.models.tokens import ModuleLinear, TokenModule, UpdateTokens
 
 

@@ -32,11 +32,14 @@ from sklearn.utils import get_tags
 from torch import Tensor
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.functional.scores import LINEAR
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.fitted import FittedModule, Identity
 from lora_ws.models.gaussian_process import GaussianProcess
-from lora_ws.models.kernel_machine import LINEAR, KernelMachine
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.kernel_machine import KernelMachine
 from lora_ws.models.linear import Linear
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.neighbours import Neighbours, log_shares
 from lora_ws.models.normalizers import Normalizer
 from lora_ws.models.one_vs_rest import OneVsRestSVC

@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import Metanetwork
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.normalizers import Normalizer
 
 

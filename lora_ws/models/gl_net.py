@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import outer, project
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import FactorPair, Factors
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 
 
 @final

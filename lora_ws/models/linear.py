@@ -1,12 +1,16 @@
 """A linear layer: softmax regression, or what scikit-learn's linear and kernel models fit."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
 
-from jaxtyping import Float
-from torch import Tensor, nn
+import numpy as np
 
-from lora_ws.models.base import InputSpec, Metanetwork
-from lora_ws.models.fitted import FittedModule, Identity
+from lora_ws.functional.scores import check_state, perceptron
+from lora_ws.models.base import Metanetwork, Outputs, scaled, scaler_shapes
+from lora_ws.models.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from lora_ws.models.linear_module import LinearModule
 
 
 @final
@@ -27,19 +31,20 @@ class Linear(Metanetwork):
 
     def build(self, inputs: InputSpec, outputs: int) -> "LinearModule":
         """Make the network."""
-        return LinearModule(self, inputs, outputs)
+        from lora_ws.models.linear_module import LinearModule
 
+        return LinearModule(self, inputs, outputs, normalize=self.normalize)
 
-@final
-class LinearModule(FittedModule):
-    """What `Linear` builds; it can be trained by gradients too."""
+    def in_numpy(
+        self, inputs: InputSpec, outputs: int, state: Mapping[str, np.ndarray]
+    ) -> Outputs | None:
+        """Multiply and add, in float64."""
+        shapes = {"layer.weight": (outputs, inputs.width), "layer.bias": (outputs,)}
+        check_state(state, shapes | (scaler_shapes(inputs) if self.normalize else {}))
+        weights, biases = [state["layer.weight"]], [state["layer.bias"]]
 
-    def __init__(self, network: Linear, inputs: InputSpec, outputs: int) -> None:
-        super().__init__(network, inputs)
-        if not network.normalize:
-            self.normalizer = Identity()
-        self.layer = nn.Linear(inputs.width, outputs)
+        def score(rows: np.ndarray) -> np.ndarray:
+            rows = rows.astype(np.float64)
+            return perceptron(scaled(rows, state) if self.normalize else rows, weights, biases)
 
-    def score(self, rows: Float[Tensor, "rows features"]) -> Float[Tensor, "rows outputs"]:
-        """Multiply and add."""
-        return self.layer(rows)
+        return score

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import VIEWS, ViewName
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import Metanetwork, Symmetry
 from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import Factors
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.pooling import PoolName, make_pool
 from lora_ws.models.probes import ModuleProbes, Share
 

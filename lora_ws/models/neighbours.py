@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.fitted import FittedModule
+from lora_ws.models.inputs import InputSpec
 
 
 @final

@@ -11,8 +11,10 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.functional.procrustes import nearest_orthogonal
 from lora_ws.functional.standardize import safe_scale
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.factors import Factors
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.normalizers import Normalizer
 
 

@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.dropout import Dropout
 from lora_ws.models.factors import Factors
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.probes import ModuleProbes, Share
 
 

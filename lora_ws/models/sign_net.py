@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.canonical import Canonical, canonical_form
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.pooling import PoolName, make_pool
 from lora_ws.models.spectra import START, Side, energy_shares, log_sizes, symmetries_of
 

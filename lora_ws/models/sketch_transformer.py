@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, Metanetwork, Symmetry
+from lora_ws.models.base import Metanetwork, Symmetry
 from lora_ws.models.factors import FactorPair, Factors
+from lora_ws.models.inputs import InputSpec
 from lora_ws.models.pooling import TransformerPool
 from lora_ws.models.spectra import Side, log_sizes, symmetries_of
 from lora_ws.models.tokens import TokenModule, UpdateTokens, orthonormal

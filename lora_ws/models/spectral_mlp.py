@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.canonical import canonical_form
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork
+from lora_ws.models.base import Metanetwork
 from lora_ws.models.factors import Factors
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.spectra import energy_shares, log_sizes
 
 

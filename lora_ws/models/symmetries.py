@@ -11,13 +11,9 @@ from torch import Tensor
 
 from lora_ws.adapters.layout import Layout
 from lora_ws.functional.perturb import scramble_gauge
-from lora_ws.models.base import (
-    InputSpec,
-    MetanetModule,
-    Metanetwork,
-    Symmetry,
-    is_invariant,
-)
+from lora_ws.models.base import Metanetwork, Symmetry, is_invariant
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 
 ADAPTERS, OUTPUTS = 8, 10
 # Numbers of a layer, and of the changed layer, whose rank may be higher.

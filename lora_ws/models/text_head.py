@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import Metanetwork, Symmetry
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.normalizers import Normalizer
 
 # Logits are at most this many times a cosine, as in CLIP.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lora_ws.adapters.layout import Layout
 from lora_ws.errors import ConfigError
 from lora_ws.functional.views import outer
-from lora_ws.models.base import MetanetModule
 from lora_ws.models.factors import FactorPair, Factors
+from lora_ws.models.module import MetanetModule
 
 # Squared size, beside that of the training adapters, below which an update fades to none.
 FADE = 1e-8

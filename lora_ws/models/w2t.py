@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.canonical import Canonical, canonical_form
-from lora_ws.models.base import InputSpec, MetanetModule, Metanetwork, Symmetry
+from lora_ws.models.base import Metanetwork, Symmetry
 from lora_ws.models.factors import Factors, Shape
+from lora_ws.models.inputs import InputSpec
+from lora_ws.models.module import MetanetModule
 from lora_ws.models.pooling import AttentionPool, ModuleEncoder
 from lora_ws.models.spectra import START, Side, energy_shares, log_sizes, symmetries_of
 

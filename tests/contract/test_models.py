@@ -339,7 +339,7 @@ def test_through_yaml(spec: Metanetwork, tmp_path: Any) -> None:
 
 
 def test_every_registered_network_is_here() -> None:
-    registered = map(vars(lora_ws.models).get, lora_ws.models.__all__)
+    registered = [getattr(lora_ws.models, name) for name in lora_ws.models.__all__]
     kinds = {k for k in registered if isinstance(k, type) and issubclass(k, Metanetwork)}
     assert {type(spec) for spec in SMALL} == kinds - {Metanetwork}
 

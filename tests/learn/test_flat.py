@@ -24,7 +24,7 @@ from lora_ws.learn.spec import ExperimentSpec, FitSpec, TrainerSpec
 from lora_ws.learn.tasks import Classification, Embedding, MultiLabel, Regression, Task
 from lora_ws.learn.trainer import flattens, make_trainer
 from lora_ws.models import MLP, DeepSets, InputSpec
-from lora_ws.models.mlp import MLPModule
+from lora_ws.models.mlp_module import MLPModule
 
 LAYOUT = Layout.known("tiny_sd_qv")
 NUMBERS = np.random.default_rng(0)

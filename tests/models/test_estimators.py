@@ -38,7 +38,8 @@ from lora_ws.models import InputSpec
 from lora_ws.models.estimators import EstimatorModule, fit_estimator, to_network
 from lora_ws.models.fitted import Identity
 from lora_ws.models.gaussian_process import GaussianProcess
-from lora_ws.models.kernel_machine import KernelMachine, KernelMachineModule
+from lora_ws.models.kernel_machine import KernelMachine
+from lora_ws.models.kernel_machine_module import KernelMachineModule
 from lora_ws.models.neighbours import Neighbours
 from lora_ws.models.normalizers import ColumnScaler
 from lora_ws.models.one_vs_rest import OneVsRestSVC

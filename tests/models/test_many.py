@@ -9,7 +9,7 @@ from torch import nn
 from lora_ws.errors import ConfigError
 from lora_ws.models import MLP, InputSpec
 from lora_ws.models.many import ManyModules, Stacked
-from lora_ws.models.mlp import ManyMLP, MLPModule
+from lora_ws.models.mlp_module import ManyMLP, MLPModule
 
 
 def networks(count: int = 4) -> list[MLPModule]:
