@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deadly import double, refuse, touch
 from factories import small_zoo, write_adapter
+from kept import kept, records
 from warm import COMMAND, Warm
 
 from lora_ws.adapters import Layout
@@ -139,3 +140,15 @@ def test_a_sweep_is_that_of_one_machine(address: str, tmp_path: Path, warm_all: 
     texts = [(tmp_path / name / "matrices.csv").read_text("utf-8") for name in ("ray", "local")]
     assert texts[0] == texts[1]
     assert count() == 8 * 3, "no seed has two records"
+
+
+def test_seeds_of_a_training_are_those_of_one_machine(
+    address: str, tmp_path: Path, warm_all: Warm
+) -> None:
+    store, out = small_zoo().save(tmp_path / "store"), tmp_path / "ray"
+    args = ["train", "--dataset", store, "--featurizer", "FlatVec", "--seeds", 10]
+    args += ["--fit.max_epochs", 5, "--model", "MLP", "--model.hidden", "[16]"]
+    cluster = ("--out", out, "--engine", "ray", "--address", address)
+    assert survives(warm_all, lambda: records(out), *args, *cluster) == 0
+    assert main([*map(str, args), "--out", str(tmp_path / "local")]) == 0
+    assert kept(out) == kept(tmp_path / "local"), "files but for times"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from lora_ws.memory import bounded
-from lora_ws.workers import on_engine
+from lora_ws.workers import in_processes, on_engine
 
 Around = Callable[..., AbstractContextManager[None]]
 
@@ -79,7 +79,7 @@ COMMANDS = {
         "train and evaluate classifiers",
         "--subset per_adapter/class --model SVC --seeds 3",
         ("dataset", "subset", "featurizer", "model", "seeds"),
-        around=(bounded,),
+        around=(bounded, on_engine, in_processes),
     ),
     "tune": Command(
         "lora_ws.commands.tune:tune",

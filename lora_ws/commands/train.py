@@ -11,9 +11,11 @@ from rich.console import Console
 from lora_ws.audit.examples import COLLECTION, examples
 from lora_ws.collection import load
 from lora_ws.commands.next_steps import command, show_next
+from lora_ws.errors import ConfigError
 from lora_ws.experiments.recipes import names_no_reader, readers
 from lora_ws.learn.ranks import Ranks, join
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.workers import processes_asked
 
 TABLE, ALL = "table.md", "all"
 
@@ -25,6 +27,7 @@ def train(spec: ExperimentSpec) -> None:
     the bundled adapters, three seeds each, in a minute or two. Runs that are finished are used
     again, and one that was cut off continues.
     """
+    processes = _processes(spec)
     ranks = join(spec.trainer)
     console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
     subsets = ranks.first(lambda: _subsets(spec))
@@ -32,7 +35,7 @@ def train(spec: ExperimentSpec) -> None:
         what = " ".join(filter(None, [spec.dataset, subset]))
         console.print(f"[bold]{what}[/bold]: {spec.seeds} seeds a reader; finished runs are kept")
         own = replace(spec, subset=subset or None)
-        _train(own, _folder(spec, subset), console, ranks)
+        _train(own, _folder(spec, subset), console, ranks, processes)
     if names_no_reader(spec):
         show_next(console, _next(spec, _folder(spec, subsets[0])))
 
@@ -54,21 +57,53 @@ def _subsets(spec: ExperimentSpec) -> tuple[str, ...]:
     return (card.main_subset or next(iter(card.subsets), ""),)
 
 
-def _train(spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks) -> None:
+def _processes(spec: ExperimentSpec) -> int:
+    """How many processes train a seed each; 0 where this one trains all."""
+    processes, trainer = processes_asked(), spec.trainer
+    if processes and trainer.world > 1:
+        raise ConfigError(
+            "trainer.devices x trainer.num_nodes: expected 1 with --processes or --engine ray, "
+            f"which give each seed a process, got {trainer.world}; leave one of them out"
+        )
+    if processes and trainer.engine == "batched":
+        raise ConfigError(
+            "trainer.engine: expected auto or one-by-one with --processes or --engine ray, got "
+            "batched, which trains all seeds in this process; leave one of them out"
+        )
+    return processes
+
+
+def _train(
+    spec: ExperimentSpec, folder: Path, console: Console, ranks: Ranks, processes: int
+) -> None:
     """Run the readers; make table, page and bundle from all experiments the folder holds."""
     # Here, because Lightning takes seconds to import: a wrong flag is answered at once.
-    from lora_ws.learn.run import run
     from lora_ws.learn.run_folder import folder_for
 
     ranks.first(lambda: _warn_of_leaks(spec, console))
-    homes = dict[str, Path]()
+    homes, runs = dict[str, Path](), list[tuple[ExperimentSpec, Path]]()
     for title, row in ranks.first(lambda: readers(spec)).items():
         home = ranks.first(partial(folder_for, row, folder / row.slug))
         if home.name != row.slug:
             console.print(f"{title}: other settings than {folder / row.slug}, in {home.name}")
-        run(row, home)
         homes[title] = home
+        runs.append((row, home))
+    _run(runs, processes)
     ranks.first(lambda: _report(spec, homes, folder, console))
+
+
+def _run(runs: list[tuple[ExperimentSpec, Path]], processes: int) -> None:
+    """Train one seed after the other, or side by side in several processes."""
+    from lora_ws.learn.engine import engine_of
+    from lora_ws.learn.run import run
+    from lora_ws.learn.side_by_side import run_side_by_side
+
+    # A stack of networks trains all seeds at once already.
+    spread = [one for one in runs if processes and engine_of(one[0]) == "one-by-one"]
+    run_side_by_side(spread, processes)
+    for spec, home in runs:
+        if (spec, home) not in spread:
+            run(spec, home)
 
 
 def _warn_of_leaks(spec: ExperimentSpec, console: Console) -> None:

@@ -8,12 +8,14 @@ lowest validation loss.
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 
@@ -50,20 +52,45 @@ class RunWriter(NamedTuple):
 
     def seed(self, fitted: Fitted, records: list[RunRecord]) -> RunRecord:
         """The bundle and curves; the record last, as it closes the seed."""
-        record, folder = fitted.record, self.out / f"seed-{fitted.record.seed}"
-        for other in records[:1]:
-            _check_data(record, other, self.out)
-        found = None
+        return self.keep(self.finish(fitted, records), records)
+
+    def finish(self, fitted: Fitted, records: list[RunRecord]) -> "Finished":
+        """What will be kept of a seed, which any process may make.
+
+        Args:
+            fitted: the seed.
+            records: some that the folder holds already; where one of these is better, there is no
+                bundle.
+        """
+        record, found, bundle, why = fitted.record, None, None, ""
         if self.full:
             if fitted.job.prepared.task.gives_probabilities:
                 held = fitted.out_of_fold
                 found = fit_confidence(fitted.job.prepared, fitted.network, held)
-            if all(record.val_loss < other.val_loss for other in records):
-                self._bundle(fitted, found and found.confidence)
-        journal.append(self.out / CURVES, [_curves(fitted, found)])
+            if _is_best(record, records):
+                # Of its own name: a process that outlives its command may be at the same seed.
+                bundle = self._of(record) / f"{BUNDLE}-{uuid4().hex}"
+                why = _pack(fitted, bundle, found and found.confidence)
+        return Finished(record, _curves(fitted, found), bundle, why)
+
+    def keep(self, finished: "Finished", records: list[RunRecord]) -> RunRecord:
+        """Put a finished seed where it is looked for; the process that claimed the folder does.
+
+        Args:
+            finished: the seed.
+            records: all that the folder holds.
+        """
+        record, folder = finished.record, self._of(finished.record)
+        for other in records[:1]:
+            _check_data(record, other, self.out)
+        if finished.bundle and _is_best(record, records):
+            self._take(finished.bundle, finished.why)
+        journal.append(self.out / CURVES, [finished.curves])
         journal.append(self.out / RECORDS, [record.to_dict()])
         for used in folder.glob("*.ckpt"):
             used.unlink()
+        for unused in folder.glob(f"{BUNDLE}-*"):
+            shutil.rmtree(unused, ignore_errors=True)
         return record
 
     def draw(self, records: Sequence[RunRecord], *, again: bool = True) -> None:
@@ -95,13 +122,47 @@ class RunWriter(NamedTuple):
         if tables := kept.get("reliability"):
             plot_reliability({k: _table(one) for k, one in tables.items()}, self.out / PLOTS[2])
 
-    def _bundle(self, fitted: Fitted, confidence: Confidence | None) -> None:
+    def _of(self, record: RunRecord) -> Path:
+        return self.out / f"seed-{record.seed}"
+
+    def _take(self, bundle: Path, why: str) -> None:
         """A network or representation that no bundle can hold costs the bundle, not the seed."""
-        try:
-            pack(fitted, self.out / BUNDLE, confidence)
-            (self.out / NO_BUNDLE).unlink(missing_ok=True)
-        except ConfigError as error:
-            (self.out / NO_BUNDLE).write_text(f"{error}\n", encoding="utf-8")
+        if why:
+            (self.out / NO_BUNDLE).write_text(f"{why}\n", encoding="utf-8")
+            return
+        shutil.rmtree(self.out / BUNDLE, ignore_errors=True)
+        bundle.rename(self.out / BUNDLE)
+        (self.out / NO_BUNDLE).unlink(missing_ok=True)
+
+
+class Finished(NamedTuple):
+    """A seed as a folder keeps it.
+
+    Attributes:
+        record: its numbers.
+        curves: what charts of it need.
+        bundle: folder where it lies until it is known to be the best; None where it is not.
+        why: there is no bundle though it may be the best; empty otherwise.
+    """
+
+    record: RunRecord
+    curves: dict[str, Any]
+    bundle: Path | None
+    why: str
+
+
+def _is_best(record: RunRecord, records: Sequence[RunRecord]) -> bool:
+    return all(record.val_loss < other.val_loss for other in records)
+
+
+def _pack(fitted: Fitted, folder: Path, confidence: Confidence | None) -> str:
+    """Write the bundle, or say why none can be."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        pack(fitted, folder, confidence)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _curves(fitted: Fitted, found: Reliabilities | None) -> dict[str, Any]:

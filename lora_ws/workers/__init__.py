@@ -9,6 +9,7 @@ from lora_ws.errors import ConfigError
 from lora_ws.workers.engine import Engine
 
 _CHOSEN: ContextVar[Engine | None] = ContextVar("engine", default=None)
+_PROCESSES: ContextVar[int | None] = ContextVar("processes", default=None)
 
 
 def current_engine() -> Engine:
@@ -57,3 +58,36 @@ def on_engine(
             yield
         finally:
             _CHOSEN.reset(before)
+
+
+@contextmanager
+def in_processes(processes: int | None = None) -> Iterator[None]:
+    """Choose how many seeds are trained at once.
+
+    Args:
+        processes: processes that train seeds, side by side; null takes one, or on a Ray cluster one
+            per CPU.
+
+    Raises:
+        ConfigError: fewer than one.
+
+    Example:
+        >>> with in_processes(2):
+        ...     processes_asked()
+        2
+    """
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes: expected at least 1, got {processes}")
+    before = _PROCESSES.set(processes)
+    try:
+        yield
+    finally:
+        _PROCESSES.reset(before)
+
+
+def processes_asked() -> int:
+    """How many processes train; 0 where this one alone does."""
+    asked, elsewhere = _PROCESSES.get(), _CHOSEN.get() is not None
+    if elsewhere:
+        return asked or current_engine().cpus()
+    return asked if asked and asked > 1 else 0
