@@ -62,14 +62,20 @@ def test_what_an_engine_promises(address: str, tmp_path: Path) -> None:
 
 def kill_a_worker(job: int) -> None:
     """End one of the processes that do tasks, while it does one."""
-    while not (busy := [p for p in psutil.process_iter(["cmdline"]) if is_task(p)]):
+    while not (found := busy()):
         time.sleep(0.001)
         assert psutil.pid_exists(job)
-    busy[0].kill()
+    found[0].kill()
+
+
+def busy() -> list[psutil.Process]:
+    """Processes that do a task now."""
+    return [process for process in psutil.process_iter(["cmdline"]) if is_task(process)]
 
 
 def is_task(process: psutil.Process) -> bool:
-    return process.info["cmdline"][:1] == ["ray::_perform"]
+    # Of one that ends, the system says nothing.
+    return (process.info["cmdline"] or [])[:1] == ["ray::_perform"]
 
 
 def survives(warm: Warm, count: Callable[[], int], *args: object) -> int:
@@ -109,20 +115,27 @@ def test_a_scan_finds_what_one_machine_finds(address: str, tmp_path: Path, warm_
     assert count() == FILES + 1, "no content has two lines"
 
 
-def test_a_representation_is_that_of_one_machine(address: str, tmp_path: Path) -> None:
+def test_a_representation_is_that_of_one_machine(
+    address: str, tmp_path: Path, warm_all: Warm
+) -> None:
     layout = Layout.sd15_qv()
     # Of a block and a half.
     rows = (3 << 25) // (4 * layout.size)
     weights = np.random.default_rng(0).standard_normal((rows, layout.size), dtype=np.float32)
     table = small_zoo(rows).rows
     store = AdapterSet(weights, layout, table, small_zoo(3).card).save(tmp_path / "store")
-    found = {}
-    for name, flags in {"local": [], "ray": ["--engine", "ray", "--address", address]}.items():
-        out = tmp_path / f"{name}.parquet"
-        args = ["--dataset", str(store), "--featurizer", "StatsFlatVec", "--out", str(out)]
-        assert main(["featurize", *args, "--workers", "2" if flags else "1", *flags]) == 0
-        found[name] = pq.read_table(out)
-    assert found["ray"].equals(found["local"])
+    args = ["featurize", "--dataset", store, "--featurizer", "StatsFlatVec"]
+    local, out = tmp_path / "local.parquet", tmp_path / "ray.parquet"
+    cluster = (*args, "--out", out, "--workers", 2, "--engine", "ray", "--address", address)
+    job = warm_all.start(COMMAND, *cluster)
+    kill_a_worker(job.pid)
+    # It is begun again, for a command that is killed, too.
+    job.kill(lambda: bool(busy()))
+    assert not out.exists(), "no half of a file"
+    assert warm_all.start(COMMAND, *cluster).wait()[0] == 0
+    assert main([*map(str, args), "--out", str(local), "--workers", "1"]) == 0
+    assert pq.read_table(out).equals(pq.read_table(local))
+    assert not list(tmp_path.glob("ray.parquet?*")), "what was cut off is gone"
 
 
 def test_a_sweep_is_that_of_one_machine(address: str, tmp_path: Path, warm_all: Warm) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
+# Seconds after which a job hangs, also on a machine that is busy with much else.
+HANGS = 600
 # With the arguments of `lora-ws`.
 COMMAND = "from lora_ws.cli import main; raise SystemExit(main())"
 
@@ -36,7 +38,7 @@ class Job(NamedTuple):
 
     def kill(self, seen: Callable[[], bool]) -> None:
         """Kill it once something is seen of its work, which must be before its end."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS
         while not seen():
             assert not self.ended, self.wait()
             assert time.monotonic() < deadline
@@ -47,7 +49,7 @@ class Job(NamedTuple):
 
     def wait(self) -> tuple[int, str]:
         """Exit status (negative: the signal) and what was printed, errors included."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS
         while not self.ended:
             assert time.monotonic() < deadline
             time.sleep(0.005)

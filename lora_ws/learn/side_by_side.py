@@ -7,6 +7,7 @@ again.
 
 import gc
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -17,7 +18,7 @@ from uuid import uuid4
 from lora_ws.errors import TrainingError
 from lora_ws.learn.features import Prepared, prepare
 from lora_ws.learn.run import fit_seeds
-from lora_ws.learn.run_folder import RECORDS, Finished, RunWriter, describe_run, enter
+from lora_ws.learn.run_folder import BUNDLE, RECORDS, Finished, RunWriter, describe_run, enter
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.report.progress import progress
 from lora_ws.report.records import RunRecord, read_records
@@ -83,6 +84,9 @@ def run_side_by_side(runs: Sequence[tuple[ExperimentSpec, Path]], processes: int
                 advance(title=f"{run.spec.name} seed {seed.seed}")
         for run in entered:
             RunWriter(run.out, full=True).draw(run.records, again=bool(run.todo))
+            # Of processes that outlived a command which was killed.
+            for unused in run.out.glob(f"seed-*/{BUNDLE}-*"):
+                shutil.rmtree(unused, ignore_errors=True)
 
 
 def _enter(spec: ExperimentSpec, out: Path, held: ExitStack) -> Run:

@@ -54,6 +54,8 @@ NOT_RUN = {
     "lora-ws zoo build --config": "an hour, from photos that are not shipped",
     "lora-ws scan ./loras --engine ray": "needs a cluster; tests/test_ray.py has one",
     "lora-ws sweep --dataset ./store --featurizer FlatVec --engine ray": "the same",
+    "lora-ws train --dataset ./store --seeds 100 --engine ray": "the same",
+    "lora-ws train --dataset ./store --seeds 10 --processes 8": "starts processes; tests/learn do",
     "lora-ws train --dataset ./store --trainer.devices 8": "needs eight GPUs",
     "lora-ws train --dataset ./store --trainer.devices 2": "starts processes; tests/learn do",
 }

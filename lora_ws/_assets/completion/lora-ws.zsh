@@ -700,6 +700,9 @@ _shtab_lora_ws_train_options=(
   "--seeds[number of seeds, from 0 up]:seeds:"
   "--out[folder of the run]:out:_files"
   "--memory_limit[memory for data, such as 4GiB\: rows, features, kernels]:memory_limit:"
+  "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
+  "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
+  "--processes[processes that train seeds, side by side]:processes:"
 )
 
 # guard to ensure default positional specs are added only once per session
