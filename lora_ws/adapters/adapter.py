@@ -13,11 +13,12 @@ from lora_ws.adapters.header import shown
 from lora_ws.adapters.keys import DENOISERS
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.errors import AdapterError, LayoutError
+from lora_ws.functional.hadamard import PairProducts
 from lora_ws.functional.kronecker import KroneckerProduct
 from lora_ws.functional.sketch import update_norm
-from lora_ws.functional.update_modules import Factor
+from lora_ws.functional.update_modules import Factor, Product
 
-# Numbers of a factor that a Kronecker product is formed to: 512 MiB.
+# Numbers of a factor that a product is formed to: 512 MiB.
 MOST_FORMED = 1 << 27
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -91,8 +92,8 @@ class Module:
         return self.factors[1].shape[0]
 
 
-class KroneckerModule(Module):
-    """A module whose factors are Kronecker products, each formed when it is asked for.
+class ProductModule(Module):
+    """A module whose factors are products themselves, each formed when it is asked for.
 
     Args:
         component: as of `Module`.
@@ -108,8 +109,8 @@ class KroneckerModule(Module):
         component: str,
         path: str,
         method: str,
-        down: KroneckerProduct,
-        up: KroneckerProduct,
+        down: Product,
+        up: Product,
         *rest: Any,
     ) -> None:
         names = ("component", "path", "method", "scale", "scale_source", "kernel", "needs_base")
@@ -118,7 +119,7 @@ class KroneckerModule(Module):
         vars(self).update(zip(names, values, strict=True), _sides=(down, up))
 
     @property
-    def factors(self) -> tuple[KroneckerProduct, KroneckerProduct]:
+    def factors(self) -> tuple[Product, Product]:
         """A and B, not formed."""
         return vars(self)["_sides"]
 
@@ -142,7 +143,7 @@ class KroneckerModule(Module):
         if math.prod(factor.shape) > MOST_FORMED:
             raise AdapterError(
                 f"{shown(self.name)}: expected a factor of at most {MOST_FORMED} numbers, got a "
-                f"Kronecker product of {math.prod(factor.shape)}",
+                f"product of {math.prod(factor.shape)}",
                 "too-large",
             )
         return factor.form()
@@ -257,7 +258,7 @@ def check_finite(module: Module, file: str) -> None:
         if all(size <= FLOAT32_MAX for size in sizes):
             return
         norm = math.inf
-        if not isinstance(module, KroneckerModule):
+        if not isinstance(module, ProductModule):
             factors = module.down, module.scaled_up, module.up
             if all(np.isfinite(values).all() for values in factors):
                 norm = update_norm([(module.name, factors[0], factors[1], 1.0)])
@@ -274,6 +275,9 @@ def _size(factor: Factor) -> float:
     """Norm of a factor, in float32: infinite or NaN where it is too large for that."""
     if isinstance(factor, KroneckerProduct):
         return _size(factor.first) * _size(factor.second)
+    if isinstance(factor, PairProducts):
+        sizes = (np.square(side).sum(axis=0) for side in (factor.first, factor.second))
+        return math.sqrt(np.dot(*sizes))
     flat = factor.ravel()
     return math.sqrt(flat.dot(flat))
 

@@ -1,7 +1,7 @@
 """How the tensors of a module become two factors whose product is its update, for every method.
 
 No update is ever formed: LoHa's product of products is a product of Khatri-Rao factors, LoKr's
-Kronecker product one of Kronecker factors, which stay products themselves where they are large.
+Kronecker product one of Kronecker factors; both stay products themselves where they are large.
 Shapes: A ``[rank, inputs]``, B ``[outputs, rank]``; of a convolution, inputs are channels times
 kernel, as `torch.nn.functional.unfold` counts them.
 """
@@ -13,14 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lora_ws.functional.hadamard import PairProducts
 from lora_ws.functional.kronecker import KroneckerProduct
+from lora_ws.functional.sketch import SIDE
 from lora_ws.functional.update_modules import Factor
 
 Tensors = Mapping[str, np.ndarray]
 # Of a matrix, and of convolutions over one to three axes.
 DIMENSIONS = (2, 3, 4, 5)
 Shapes = Mapping[str, tuple[int, ...]]
-# Numbers of both factors up to which a Kronecker product is formed: four MiB.
+# Numbers of both factors up to which a product of products is formed: four MiB.
 FORMED = 1 << 20
 
 
@@ -49,8 +51,8 @@ class Form(NamedTuple):
         outputs: rows of B.
         kernel: of a convolution.
         roles: of the tensors that `factors` takes; others of the module need not be read.
-        sides: ``(rank, inputs, outputs)`` of the two matrices of a Kronecker product that is not
-            formed; none of others.
+        sides: ``(rank, inputs, outputs)`` of the two matrices of a product, Kronecker's or
+            elementwise, that is not formed; none of others.
     """
 
     method: str
@@ -70,7 +72,11 @@ class Form(NamedTuple):
 
     @property
     def work(self) -> int:
-        """Multiplications that the norm of the update takes, about."""
+        """Multiplications that measuring the update takes, about."""
+        if self.sides and self.method == "loha":
+            # Its entries, some rows after the others, and sums over them with random signs.
+            (rank, inputs, outputs), _ = self.sides
+            return 2 * rank * inputs * outputs + SIDE * rank**2 * (inputs + outputs)
         sides = self.sides or ((self.factors_rank, self.inputs, self.outputs),)
         return sum(r * min(r * (i + o), i * o) for r, i, o in sides)
 
@@ -114,7 +120,7 @@ def factors(form: Form, tensors: Tensors) -> Factors:
         tensors: by role, float32.
     """
     if form.method == "loha":
-        return _loha(tensors)
+        return _loha(tensors, bool(form.sides))
     if form.method == "lokr":
         return _lokr(tensors, bool(form.sides))
     if form.method == "full":
@@ -174,7 +180,9 @@ def _loha_form(shapes: Shapes) -> Form:
     if not fits:
         raise ShapeError(f"the matrices of LoHa do not fit each other: {dict(shapes)}")
     roles = tuple(role for role in shapes if role.startswith("hada_"))
-    return Form("loha", rank, rank * rank, b[1] * math.prod(kernel), outputs, kernel, roles)
+    inputs = b[1] * math.prod(kernel)
+    form = Form("loha", rank, rank * rank, inputs, outputs, kernel, roles)
+    return form if form.numbers <= FORMED else form._replace(sides=((rank, inputs, outputs),) * 2)
 
 
 def _lokr_form(shapes: Shapes) -> Form:
@@ -207,7 +215,7 @@ def _lokr_side(shapes: Shapes, k: int) -> tuple[int, int, tuple[int, ...], int]:
     return a[0], math.prod(b[1:]), tuple(b[2:]), a[1]
 
 
-def _loha(tensors: Tensors) -> Factors:
+def _loha(tensors: Tensors, large: bool) -> Factors:
     sides = []
     for k in (1, 2):
         up, down = tensors[f"hada_w{k}_a"], tensors[f"hada_w{k}_b"]
@@ -216,10 +224,8 @@ def _loha(tensors: Tensors) -> Factors:
             down, up = np.einsum("ijkl,jr->irkl", core, down).reshape(len(core), -1), up.T
         sides.append((up, down))
     (up, down), (other_up, other_down) = sides
-    return Factors(
-        (down[:, None] * other_down[None]).reshape(-1, down.shape[1]),
-        (up[:, :, None] * other_up[:, None]).reshape(len(up), -1),
-    )
+    pair = PairProducts(down, other_down), PairProducts(up.T, other_up.T, columns=True)
+    return Factors(*(pair if large else (np.ascontiguousarray(one.form()) for one in pair)))
 
 
 def _lokr(tensors: Tensors, large: bool) -> Factors:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lora_ws.adapters.adapter import FLOAT32_MAX, Adapter, KroneckerModule, Module, check_finite
+from lora_ws.adapters.adapter import FLOAT32_MAX, Adapter, Module, ProductModule, check_finite
 from lora_ws.adapters.bases import Base, detect_base
 from lora_ws.adapters.header import LIMITS, Header, Limits, read_header
 from lora_ws.adapters.locate import PEFT_WEIGHTS, AdapterRef, settings_beside
@@ -25,7 +25,6 @@ from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.adapters.structure import Entry, Structure, check_budget, check_complete, structure_of
 from lora_ws.adapters.tensors import read_tensors
 from lora_ws.errors import AdapterError
-from lora_ws.functional.kronecker import KroneckerProduct
 
 # Of structures, which many files share.
 _BASES: WeakKeyDictionary[Structure, Base] = WeakKeyDictionary()
@@ -225,9 +224,10 @@ def _modules(
         whole = len(entry.parts) == 1 and len(part.rows) == 1
         place = entry.component, part.path, form.method
         rest = value, said, form.kernel, entry.needs_base
-        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
-            yield KroneckerModule(*place, down, up if whole else up.take(part.rows), *rest)
+        if isinstance(down, np.ndarray) and isinstance(up, np.ndarray):
+            rows = up if whole else np.concatenate([up[rows] for rows in part.rows])
+            yield Module(*place, down, rows, *rest)
         else:
-            a, b = np.asarray(down), np.asarray(up)
-            rows = b if whole else np.concatenate([b[rows] for rows in part.rows])
-            yield Module(*place, a, rows, *rest)
+            assert not isinstance(down, np.ndarray)
+            assert not isinstance(up, np.ndarray)
+            yield ProductModule(*place, down, up if whole else up.take(part.rows), *rest)

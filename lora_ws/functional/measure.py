@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lora_ws.functional.kronecker import KroneckerProduct
 from lora_ws.functional.sketch import SIDE, factor_norm, low_rank_norms, place_signs
-from lora_ws.functional.update_hash import components, feed, kronecker_components
-from lora_ws.functional.update_modules import CACHED, Module, Modules, checked, formed, place
+from lora_ws.functional.update_hash import Spelling, components, feed, spelling
+from lora_ws.functional.update_modules import CACHED, Factor, Module, Modules, checked, place
 
 
 class Measured(NamedTuple):
@@ -34,8 +33,6 @@ class Measured(NamedTuple):
 
 # A, B and scale, of matrices.
 Plain = tuple[np.ndarray, np.ndarray, float]
-# What a module is, and its canonical components.
-Spelling = tuple[str, list[list[np.ndarray]]]
 
 
 class _Place(NamedTuple):
@@ -107,11 +104,10 @@ def _measured(
     signs = place_signs(where, side, up.shape[0], down.shape[1])
     alike: dict[int, dict[_Place, Plain]] = {}
     for at, (_, down, up, scale) in here.items():
-        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
-            yield [at], _product(down, up, scale, signs, hashes)
+        if isinstance(down, np.ndarray) and isinstance(up, np.ndarray):
+            alike.setdefault(len(down), {})[at] = down, up, scale
         else:
-            plain = formed(down), formed(up), scale
-            alike.setdefault(down.shape[0], {})[at] = plain
+            yield [at], _product(down, up, scale, signs, hashes)
     for rank, plains in alike.items():
         places = list(plains)
         step = max(1, CACHED // max(1, rank * sum(rows.shape[1] for rows in signs)))
@@ -121,16 +117,16 @@ def _measured(
 
 
 def _product(
-    down: KroneckerProduct,
-    up: KroneckerProduct,
+    down: Factor,
+    up: Factor,
     scale: float,
     signs: tuple[np.ndarray, np.ndarray],
     hashes: bool,
 ) -> _Some:
     write, read = signs
     product = (write @ up.astype(np.float64)) @ (down.astype(np.float64) @ read.T)
-    spelling = [kronecker_components(down, up, scale)] if hashes else []
-    return _Some(np.array([abs(scale) * factor_norm(down, up)]), scale * product[None], spelling)
+    spelt = [spelling(down, up, scale)] if hashes else []
+    return _Some(np.array([abs(scale) * factor_norm(down, up)]), scale * product[None], spelt)
 
 
 def _plain(some: Sequence[Plain], signs: tuple[np.ndarray, np.ndarray], hashes: bool) -> _Some:

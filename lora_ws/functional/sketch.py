@@ -8,7 +8,7 @@ Three answers of rising cost, none of which depends on how a file spells the upd
 
 An adapter is an iterable of modules ``(name, down, up, scale)``. Modules of the same name and
 widths are compared; one that an adapter lacks counts as an update of zero. Factors that are
-Kronecker products are never formed.
+products themselves, of LoKr and LoHa, are never formed.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_ws.functional.delta_gram import delta_gram, update_norms
+from lora_ws.functional.hadamard import PairProducts, hadamard_norm
 from lora_ws.functional.kronecker import KroneckerProduct, kronecker_norm
 from lora_ws.functional.signs import Signs
 from lora_ws.functional.update_modules import Factor, Modules, checked, formed, place, stacks
@@ -111,7 +112,7 @@ def module_norms(modules: Modules) -> Float[np.ndarray, " modules"]:
     norms = np.empty(len(found))
     small: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for k, (_, down, up, _) in enumerate(found):
-        if isinstance(down, KroneckerProduct) or isinstance(up, KroneckerProduct):
+        if not isinstance(down, np.ndarray) or not isinstance(up, np.ndarray):
             norms[k] = factor_norm(down, up)
         elif len(down) < min(down.shape[1], len(up)):
             small[k] = down, up
@@ -213,6 +214,8 @@ def factor_norm(down: Factor, up: Factor) -> float:
     """Norm of ``up @ down`` in float64, by the cheapest way that is exact."""
     if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
         return kronecker_norm(down, up)
+    if isinstance(down, PairProducts) and isinstance(up, PairProducts):
+        return hadamard_norm(down, up)
     a, b = formed(down).astype(np.float64), formed(up).astype(np.float64)
     rank, inputs = a.shape
     if rank < min(inputs, len(b)):

@@ -1,12 +1,14 @@
 """Whether two updates are the same numbers: a hash of their canonical form."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from lora_ws.functional.hadamard import PairProducts
 from lora_ws.functional.kronecker import KroneckerProduct
 from lora_ws.functional.update_modules import (
     CACHED,
@@ -20,6 +22,10 @@ from lora_ws.functional.update_modules import (
 
 # A, B and scale.
 Update = tuple[Factor, Factor, float]
+# What a module is, and its canonical components: of one product, or of two.
+Spelling = tuple[str, list[list[np.ndarray]]]
+# Numbers of both factors up to which an elementwise product of products is formed: 32 MiB.
+FORMED = 1 << 23
 
 
 def update_hash(modules: Modules) -> str:
@@ -85,15 +91,14 @@ def _blocks(found: Mapping[str, Update]) -> Iterator[dict[str, Update]]:
     yield block
 
 
-def _spelt(found: Mapping[str, Update]) -> dict[str, tuple[str, list[list[np.ndarray]]]]:
-    """What they are, and their canonical components: of one product, or of two of Kronecker's."""
-    spelt: dict[str, tuple[str, list[list[np.ndarray]]]] = {}
+def _spelt(found: Mapping[str, Update]) -> dict[str, Spelling]:
+    spelt: dict[str, Spelling] = {}
     plain: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for where, (down, up, scale) in found.items():
-        if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
-            spelt[where] = kronecker_components(down, up, scale)
+        if isinstance(down, np.ndarray) and isinstance(up, np.ndarray):
+            plain[where] = down, up
         else:
-            plain[where] = formed(down), formed(up)
+            spelt[where] = spelling(down, up, scale)
     for places, down, up in stacks(plain, np.float32):
         scales = [found[where][2] for where in places]
         parts = components(down, up.transpose(0, 2, 1), scales)
@@ -175,27 +180,65 @@ def _canonical(
     return joined, there
 
 
-def kronecker_components(
-    down: KroneckerProduct, up: KroneckerProduct, scale: float
-) -> tuple[str, list[list[np.ndarray]]]:
-    """What a module is, and the components of its two sides; see `components`.
+def spelling(down: Factor, up: Factor, scale: float) -> Spelling:
+    """What a module is, and its components; of products of products those of the two sides.
 
-    What is free between the sides, a sign and a power of two, is taken out. The same update as a
-    plain product has another hash: forming it may take all memory.
+    What is free between sides, a sign and a power of two, is taken out. Such a product and the
+    same update as a plain one have two hashes, where forming it would take too much.
+
+    Args:
+        down: A.
+        up: B.
+        scale: Of the update.
     """
-    what = f"kronecker {up.rows} "
-    first, second = _alone(down.first, up.first), _alone(down.second, up.second)
-    found, there = _canonical(*first, [scale])
+    if isinstance(down, KroneckerProduct) and isinstance(up, KroneckerProduct):
+        first, second = _alone(down.first, up.first), _alone(down.second, up.second)
+        shift = _free(*first, scale)
+        shifts = (shift, 1 / shift) if shift else (0.0, 0.0)
+        return f"kronecker {up.rows} ", _two_sides((first, second), scale, shifts)
+    large = sum(map(math.prod, (down.shape, up.shape))) > FORMED
+    if large and isinstance(down, PairProducts) and isinstance(up, PairProducts):
+        return "hadamard ", _hadamard(down, up, scale)
+    return "", [next(components(*_alone(formed(down), formed(up)), [scale]))]
+
+
+def _hadamard(down: PairProducts, up: PairProducts, scale: float) -> list[list[np.ndarray]]:
+    sides = [_alone(down.first, up.first.T), _alone(down.second, up.second.T)]
+    shifts = [_free(*side, 1.0) for side in sides]
+    if not all(shifts):
+        return [[]]
+    # Which of them comes first is free too.
+    said = [
+        b"".join(row.tobytes() for row in next(components(*side, [1.0], shift)))
+        for side, shift in zip(sides, shifts, strict=True)
+    ]
+    one, other = sorted((0, 1), key=said.__getitem__)
+    return _two_sides((sides[one], sides[other]), scale, (1 / shifts[other], shifts[other]))
+
+
+def _two_sides(
+    sides: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    scale: float,
+    shifts: tuple[float, float],
+) -> list[list[np.ndarray]]:
+    """Components of two sides, each multiplied by a power of two; none where that is 0."""
+    if not all(shifts):
+        return [[]]
+    found = zip(sides, (scale, 1.0), shifts, strict=True)
+    return [next(components(*side, [times], shift)) for side, times, shift in found]
+
+
+def _free(down: np.ndarray, columns: np.ndarray, scale: float) -> float:
+    """The power of two, with a sign, that a side is multiplied by; 0 where the side is zero."""
+    found, there = _canonical(down, columns, [scale])
     joined = found[0] if there is None else found[0][there[0]]
     if not len(joined):
-        return what, [[]]
-    inputs = down.first.shape[1]
-    columns = joined[:, inputs:]
-    row = columns[np.lexsort(joined[:, :inputs].T[::-1])[0]]
+        return 0.0
+    inputs = down.shape[2]
+    written = joined[:, inputs:]
+    row = written[np.lexsort(joined[:, :inputs].T[::-1])[0]]
     lead = row[np.flatnonzero(row)[0]]
-    shift = float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(columns).max())[1]), lead))
-    sides = components(*first, [scale], shift), components(*second, [1.0], 1 / shift)
-    return what, [next(side) for side in sides]
+    return float(np.copysign(np.ldexp(1.0, -np.frexp(np.abs(written).max())[1]), lead))
 
 
 def _alone(down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
+from lora_ws.functional.hadamard import PairProducts
 from lora_ws.functional.kronecker import KroneckerProduct
 
-Factor = np.ndarray | KroneckerProduct
+# What stays a product of smaller matrices.
+Product = KroneckerProduct | PairProducts
+Factor = np.ndarray | Product
 # Name, A, B and scale.
 Module = tuple[str, Factor, Factor, float]
 Modules = Iterable[Module]
@@ -56,7 +59,7 @@ def place(name: str, down: Factor, up: Factor) -> str:
 
 def formed(factor: Factor) -> np.ndarray:
     """A factor as a matrix."""
-    return factor.form() if isinstance(factor, KroneckerProduct) else factor
+    return factor if isinstance(factor, np.ndarray) else factor.form()
 
 
 def stacks(

@@ -6,11 +6,11 @@ from pathlib import Path
 import fuzz_adapters
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from tolerances import rounding
+from safetensors.numpy import load_file, save_file
+from tolerances import EXACT, rounding
 
 from lora_ws.adapters import AdapterRef, LayerSpec, Layout, methods, read_adapter, structure
-from lora_ws.adapters.adapter import KroneckerModule
+from lora_ws.adapters.adapter import ProductModule
 from lora_ws.adapters.header import Limits
 from lora_ws.adapters.projection import project_adapter
 from lora_ws.adapters.reader import open_adapter
@@ -45,11 +45,11 @@ CASES: dict[str, tuple[str, dict[str, Shape]]] = {
 }
 
 
-def written(file: Path, *modules: tuple[str, dict[str, Shape]]) -> Path:
+def written(file: Path, *modules: tuple[str, dict[str, Shape]], method: str = "lokr") -> Path:
     random = np.random.default_rng(0)
     save_file(
         {
-            f"{stem}.lokr_{role}": random.standard_normal(shape, dtype=np.float32) / 64
+            f"{stem}.{method}_{role}": random.standard_normal(shape, dtype=np.float32) / 64
             for stem, shapes in modules
             for role, shape in shapes.items()
         },
@@ -59,7 +59,7 @@ def written(file: Path, *modules: tuple[str, dict[str, Shape]]) -> Path:
 
 
 def form_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every Kronecker product as it is; what was remembered of shapes is another answer."""
+    """Keep every product as it is; what was remembered of shapes is another answer."""
     monkeypatch.setattr(methods, "FORMED", 0)
     monkeypatch.setattr(structure, "_sorted_again", structure._sorted)
 
@@ -74,7 +74,7 @@ def test_a_product_that_is_not_formed_is_the_same_update(
     with open_adapter(file) as opened:
         kept = opened.read()
         facts = summarize(opened, kept)
-    assert all(isinstance(module, KroneckerModule) for module in kept.modules.values())
+    assert all(isinstance(module, ProductModule) for module in kept.modules.values())
     assert list(kept.modules) == list(formed)
     error = rounding(64)
     for name, module in kept.modules.items():
@@ -96,6 +96,47 @@ def test_a_product_that_is_not_formed_is_the_same_update(
     )
 
 
+@pytest.mark.parametrize("core", [False, True])
+def test_an_elementwise_product_that_is_not_formed_is_the_same_update(
+    core: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem = "lora_unet_down_blocks_0_resnets_0_conv1" if core else CASES["blocks that cross"][0]
+    outer = (2, 28) if core else (28, 2)
+    shapes = {"w1_a": outer, "w1_b": (2, 4), "w2_a": outer, "w2_b": (2, 4)}
+    shapes |= {"t1": (2, 2, 3, 3), "t2": (2, 2, 3, 3)} if core else {}
+    file = written(tmp_path / "a.safetensors", (stem, shapes), method="hada")
+    formed = read_adapter(file).modules
+    form_nothing(monkeypatch)
+    for name, module in read_adapter(file).modules.items():
+        assert isinstance(module, ProductModule)
+        assert module.kernel == ((3, 3) if core else ())
+        other = formed[name]
+        assert not isinstance(other, ProductModule)
+        error = rounding(64)
+        np.testing.assert_allclose(module.down, other.down, rtol=error)
+        np.testing.assert_allclose(module.up, other.up, rtol=error)
+
+
+def test_a_file_of_a_large_elementwise_product_takes_what_its_own_numbers_take(
+    tmp_path: Path,
+) -> None:
+    """Formed, its factors are ten million numbers, and their Gram matrices take seconds."""
+    shapes = {"w1_a": (1536, 64), "w1_b": (64, 1024), "w2_a": (1536, 64), "w2_b": (64, 1024)}
+    stem = "lora_unet_double_blocks_0_img_attn_proj"
+    file = written(tmp_path / "a.safetensors", (stem, shapes), method="hada")
+    tracemalloc.start()
+    try:
+        finding = classify_files([AdapterRef.parse(file)])[0].finding
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert finding is not None
+    assert finding.facts is not None
+    one, a, other, b = (side.astype(float) for _, side in sorted(load_file(file).items()))
+    assert finding.facts.norm == pytest.approx(np.linalg.norm((one @ a) * (other @ b)), rel=EXACT)
+    assert peak < 40e6
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 def test_it_is_cut_to_a_rank_without_being_formed(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +146,7 @@ def test_it_is_cut_to_a_rank_without_being_formed(
     layout = Layout.from_layers([LayerSpec(name, module.inputs, module.outputs, rank)])
     expected = project_adapter(read_adapter(file), layout)
     form_nothing(monkeypatch)
-    monkeypatch.setattr(KroneckerModule, "_formed", None)
+    monkeypatch.setattr(ProductModule, "_formed", None)
     found = project_adapter(read_adapter(file), layout)
     np.testing.assert_allclose(found.weights, expected.weights, atol=rounding(64))
     assert found.energy == pytest.approx(expected.energy, rel=rounding(64))
@@ -133,7 +174,7 @@ def test_a_factor_that_is_asked_for_has_a_limit(tmp_path: Path) -> None:
     stem, _ = CASES["whole"]
     file = written(tmp_path / "a.safetensors", (stem, {"w1": (200, 200), "w2": (100, 100)}))
     (module,) = read_adapter(file).modules.values()
-    with pytest.raises(AdapterError, match="Kronecker product of 400000000") as error:
+    with pytest.raises(AdapterError, match="a product of 400000000") as error:
         _ = module.up
     assert error.value.reason == "too-large"
 
