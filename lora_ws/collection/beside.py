@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class LabelTables:
     label: str = ""
 
 
-def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
+def read_tables(root: Path, files: Sequence[Path], *, named: bool = True) -> LabelTables:
     """Read the CSV and JSON-lines tables that stand beside adapter files.
 
     A table has a column ``file_name``: paths from its folder, with or without the suffix. A
@@ -44,6 +44,8 @@ def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
     Args:
         root: folder of the collection.
         files: adapters below it.
+        named: whether the user named the root, and not folders in it: else a table that stands in
+            a folder without adapters, and names none, is nobody's business here.
 
     Raises:
         DataError: a table is damaged, or two say something of one file.
@@ -51,15 +53,16 @@ def read_tables(root: Path, files: Sequence[Path]) -> LabelTables:
     known = {file.relative_to(root).as_posix() for file in files}
     rows: dict[str, Row] = {}
     used: list[Path] = []
+    beside = {file.parent for file in files}
     for table in _tables(root, files):
+        if not named and table.parent not in beside and not _names_any(table, root, known):
+            continue
         held = list(read_lines(table))
         if not all(KEY in line for line in held) or not held:
             notice(f"{table}: not used, as a table of labels has a column `{KEY}`")
             continue
         used.append(table)
-        above = table.parent.relative_to(root)
-        names = [(above / str(line[KEY]).strip()).as_posix() for line in held]
-        names = [name if name in known else f"{name}.safetensors" for name in names]
+        names = _names(table, root, held, known)
         if lost := [str(held[k][KEY]) for k, name in enumerate(names) if name not in known]:
             notice(f"{table}: {len(lost)} of its files are not here, such as `{lost[0]}`")
         for name, line in zip(names, held, strict=True):
@@ -118,6 +121,21 @@ def own_metadata(metadata: Mapping[str, str]) -> Row:
     if counts:
         found["tags"] = sorted(counts, key=lambda tag: (-counts[tag], tag))[:MAX_LIST]
     return found
+
+
+def _names(table: Path, root: Path, held: Sequence[Row], known: Set[str]) -> list[str]:
+    """The files that rows are of, as paths below the root."""
+    above = table.parent.relative_to(root)
+    names = [(above / str(line[KEY]).strip()).as_posix() for line in held]
+    return [name if name in known else f"{name}.safetensors" for name in names]
+
+
+def _names_any(table: Path, root: Path, known: Set[str]) -> bool:
+    try:
+        held = [line for line in read_lines(table) if KEY in line]
+    except DataError:
+        return False
+    return not known.isdisjoint(_names(table, root, held, known))
 
 
 def _tables(root: Path, files: Sequence[Path]) -> Iterator[Path]:

@@ -40,6 +40,7 @@ class FilesSource:
         min_energy: share of the squared norm of an update that has to fit the layout.
         categories: of files, instead of their top folders.
         facts: what the card says of paths and tables beside the files.
+        named: whether the user named the root, and not folders in it; see `read_tables`.
     """
 
     root: Path
@@ -48,11 +49,12 @@ class FilesSource:
     min_energy: float = 0.0
     categories: Mapping[Path, str] = field(default_factory=dict)
     facts: RowFacts | None = None
+    named: bool = True
 
     @cached_property
     def tables(self) -> LabelTables:
         """Labels that tables in the folders give."""
-        return read_tables(self.root, self.files)
+        return read_tables(self.root, self.files, named=self.named)
 
     def identity(self) -> Mapping[str, Any]:
         """Relative paths and sizes, and how other layouts are met."""

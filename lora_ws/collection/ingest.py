@@ -176,8 +176,9 @@ def find_source(paths: Sequence[Path], card: DatasetCard) -> FilesSource | Parqu
         raise DataError(f"{parquet[0].parent}: only {lacking} are here; fetch the rest")
     if parquet:
         return ParquetSource(parquet, card)
-    root = paths[0] if len(paths) == 1 and paths[0].is_dir() else common_parent(adapters)
-    return FilesSource(root, adapters)
+    named = len(paths) == 1 and paths[0].is_dir()
+    root = paths[0] if named else common_parent(adapters)
+    return FilesSource(root, adapters, named=named)
 
 
 def _below(path: Path, suffix: str) -> list[Path]:

@@ -166,7 +166,7 @@ def _pickled(folders: Sequence[Path]) -> dict[str, str]:
 def _import(files: Mapping[Path, str], store: Path) -> tuple[AdapterSet, dict[str, str]]:
     """The adapters of the files, projected, and what was left out."""
     root = common_parent(list(files))
-    source = FilesSource(root, list(files), project=True, categories=files)
+    source = FilesSource(root, list(files), project=True, categories=files, named=False)
     card = DatasetCard(name=store.name, classes=tuple(dict.fromkeys(files.values())))
     adapters = import_source(source, store, card, on_error="skip")
     quarantine = store / "quarantine.jsonl"

@@ -63,6 +63,23 @@ def test_what_a_table_says_in_vain_is_said(text: str, message: str, tmp_path: Pa
         import_collection(tmp_path / "in", tmp_path / "s")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_table_above_the_folders_that_were_named_counts_where_it_names_their_files(
+    tmp_path: Path,
+):
+    folders = [tmp_path / "in" / name for name in ("good", "bad")]
+    for folder, vector in zip(folders, weights(2), strict=True):
+        write_adapter(folder / "a.safetensors", vector)
+    (tmp_path / "in" / "rows.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
+    (tmp_path / "in" / "other.csv").write_text("file_name,label\nx,cat\nx\n", encoding="utf-8")
+    zoo = import_collection(folders, tmp_path / "s")
+    assert "label" not in zoo.rows.column_names
+    (tmp_path / "in" / "t.csv").write_text("file_name,label\nbad/a,cat\n", encoding="utf-8")
+    zoo = import_collection(folders, tmp_path / "t")
+    told = dict(zip(zoo.column("source"), zoo.rows["label"].to_pylist(), strict=True))
+    assert told == {"good/a.safetensors": None, "bad/a.safetensors": "cat"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
