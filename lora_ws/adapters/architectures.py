@@ -76,6 +76,50 @@ FLUX_TOP = {
     "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
     "final_layer.linear": "proj_out",
 }
+# HunyuanVideo's beside its blocks, where its own repository has other names than FLUX's.
+_TIME_TEXT = "time_text_embed"
+REFINER, REFINER_BLOCKS = "txt_in.individual_token_refiner.blocks", 4
+REFINED = "context_embedder.token_refiner.refiner_blocks"
+HUNYUAN_TOP = {
+    "img_in.proj": "x_embedder.proj",
+    "txt_in.input_embedder": "context_embedder.proj_in",
+    **{
+        f"{theirs}.mlp.{k}": f"{ours}.linear_{k // 2 + 1}"
+        for theirs, ours in {
+            "time_in": f"{_TIME_TEXT}.timestep_embedder",
+            "guidance_in": f"{_TIME_TEXT}.guidance_embedder",
+            "txt_in.t_embedder": f"context_embedder.{_TIME_TEXT}.timestep_embedder",
+        }.items()
+        for k in (0, 2)
+    },
+    **{
+        f"txt_in.c_embedder.linear_{k}": f"context_embedder.{_TIME_TEXT}.text_embedder.linear_{k}"
+        for k in (1, 2)
+    },
+    **{
+        f"{REFINER}.{k}.{theirs}": f"{REFINED}.{k}.{ours}"
+        for theirs, ours in {
+            "self_attn_proj": "attn.to_out.0",
+            "mlp.fc1": "ff.net.0.proj",
+            "mlp.fc2": "ff.net.2",
+            "adaLN_modulation.1": "norm_out.linear",
+        }.items()
+        for k in range(REFINER_BLOCKS)
+    },
+}
+# SD3's beside its blocks.
+SD3_TOP = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{theirs}.mlp.{k}": f"{_TIME_TEXT}.{ours}.linear_{k // 2 + 1}"
+        for theirs, ours in {
+            "t_embedder": "timestep_embedder",
+            "y_embedder": "text_embedder",
+        }.items()
+        for k in (0, 2)
+    },
+}
 # Several modules of diffusers in one matrix there: see `adapters/fused.py`.
 FUSED_DOUBLE = (
     *("img_attn.qkv", "txt_attn.qkv", "img_attn_qkv", "txt_attn_qkv"),
@@ -92,7 +136,10 @@ ORIGINAL_BLOCKS = {
     "single_blocks": ("single_transformer_blocks", SINGLE, FUSED_SINGLE),
     "joint_blocks": ("transformer_blocks", JOINT, FUSED_JOINT),
 }
-FUSED_TOP = ("final_layer.adaLN_modulation.1",)
+FUSED_REFINER = tuple(f"{REFINER}.{k}.self_attn_qkv" for k in range(REFINER_BLOCKS))
+FUSED_TOP = ("final_layer.adaLN_modulation.1", *FUSED_REFINER)
+# Names beside blocks that other models have too, or that no model of diffusers has.
+TOP = {**SD3_TOP, **HUNYUAN_TOP, **FLUX_TOP}
 _DOUBLE_PARTS = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj"),
     *("attn.add_v_proj", *DOUBLE.values()),
@@ -145,7 +192,7 @@ def original_name(path: str) -> str | None:
     block, names, fused = ORIGINAL_BLOCKS.get(kind, ("", {}, ()))
     if part in names:
         return f"{block}.{number}.{names[part]}"
-    return path if part in fused or path in FUSED_TOP else FLUX_TOP.get(path)
+    return path if part in fused or path in FUSED_TOP else TOP.get(path)
 
 
 def sgm_name(path: str) -> str:
@@ -239,7 +286,7 @@ def _transformer() -> Iterator[str]:
         yield from (f"single_transformer_blocks.{k}.{part}" for part in _SINGLE_PARTS)
         for kind, (_, names, fused) in ORIGINAL_BLOCKS.items():
             yield from (f"{kind}.{k}.{part}" for part in (*names, *fused))
-    yield from (*FLUX_TOP, *FLUX_TOP.values(), *FUSED_TOP, "norm_out.linear")
+    yield from (*TOP, *FLUX_TOP.values(), *FUSED_TOP, "norm_out.linear")
 
 
 def _text_encoder() -> Iterator[str]:

@@ -6,7 +6,7 @@ Splitting changes the singular values of a module, so it comes before anything t
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lora_ws.adapters.architectures import FUSED_TOP, ORIGINAL_BLOCKS
+from lora_ws.adapters.architectures import FUSED_REFINER, FUSED_TOP, ORIGINAL_BLOCKS, REFINED
 
 # Query, key and value of the text in blocks that read both.
 _TEXT = ("txt_attn.qkv", "txt_attn_qkv", "processor.qkv2", "context_block.attn.qkv")
@@ -40,6 +40,10 @@ def parts(path: str, inputs: int, outputs: int) -> Sequence[Part] | None:
         >>> parts("single_blocks.0.linear1", 8, 56)[-1].rows
         (slice(24, 56, None),)
     """
+    if path in FUSED_REFINER:
+        number = path.split(".")[-2]
+        names = [f"{REFINED}.{number}.attn.to_{x}" for x in "qkv"]
+        return _even(names, outputs) if outputs % 3 == 0 else None
     kind, number, name = path.split(".", 2)
     if kind == "final_layer":
         return [Part("norm_out.linear", _halves_swapped(outputs))]

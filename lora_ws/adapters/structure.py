@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 
-from lora_ws.adapters.architectures import FLUX_TOP
+from lora_ws.adapters.architectures import FLUX_TOP, HUNYUAN_TOP, SD3_TOP
 from lora_ws.adapters.fused import Part, is_fused, parts
 from lora_ws.adapters.header import Limits, shown
 from lora_ws.adapters.keys import DENOISERS, FOREIGN_ROLES, OTHER_ENCODER, parse_key, split_ending
@@ -30,6 +30,7 @@ MAX_UNMAPPED = 0.1
 SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_SIGN = 3e-8, 1e-10, 2e-7
 # As FLUX's own repository names its blocks; JoyImageEdit does too, with other names inside.
 _FLUX_BLOCK = re.compile(r"(?:double|single)_blocks[._]\d")
+_SD3_BLOCK = re.compile(r"joint_blocks[._]\d")
 # In names of tensors that no model has of its own.
 _LIKE_AN_ADAPTER = re.compile(r"(?i)lora|dora|hada_|lokr|adapter")
 BESIDE = ("alpha", "magnitude", "bias", "diff_b", "rescale", "w_norm", "b_norm")
@@ -194,7 +195,7 @@ def _sorted(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Structure:
             )
         roles[parsed.role] = key
     entries = []
-    for (component, path), keys in _of_flux(_of_one_denoiser(modules)):
+    for (component, path), keys in _of_makers(_of_one_denoiser(modules)):
         entry = _entry(component, path, keys, shapes)
         if entry is None:
             beside = set(keys) <= set(BESIDE)
@@ -219,14 +220,18 @@ def _of_one_denoiser(modules: dict[Place, dict[str, str]]) -> dict[Place, dict[s
     return moved
 
 
-def _of_flux(modules: dict[Place, dict[str, str]]) -> list[tuple[Place, dict[str, str]]]:
-    """Names such as `img_in`, which other models have too, are FLUX's beside blocks of FLUX."""
+def _of_makers(modules: dict[Place, dict[str, str]]) -> list[tuple[Place, dict[str, str]]]:
+    """Names such as `img_in`, which other models have too, are of the model whose blocks are there.
+
+    Of FLUX and HunyuanVideo, or of SD3.
+    """
+    keyed = [(path, key) for (_, path), keys in modules.items() for key in keys.values()]
     flux = any(
         _FLUX_BLOCK.search(key) and (is_fused(path) or "transformer_blocks." in path)
-        for (_, path), keys in modules.items()
-        for key in keys.values()
+        for path, key in keyed
     )
-    named = FLUX_TOP if flux else {}
+    sd3 = not flux and any(_SD3_BLOCK.search(key) for _, key in keyed)
+    named = {**HUNYUAN_TOP, **FLUX_TOP} if flux else SD3_TOP if sd3 else {}
     return [((part, named.get(path, path)), keys) for (part, path), keys in modules.items()]
 
 

@@ -46,6 +46,35 @@ HUNYUAN = {
     "single_blocks.7.linear2": 3072,
     "single_blocks.7.modulation.linear": 3 * 3072,
 }
+# What stands beside the blocks: name -> outputs.
+BESIDE_SD3 = {
+    "x_embedder.proj": WIDTH,
+    "context_embedder": WIDTH,
+    **{f"{name}_embedder.mlp.{k}": WIDTH for name in "ty" for k in (0, 2)},
+    "final_layer.linear": 4,
+    "final_layer.adaLN_modulation.1": 2 * WIDTH,
+}
+BESIDE_HUNYUAN = {
+    "img_in.proj": WIDTH,
+    **{f"{name}_in.mlp.{k}": WIDTH for name in ("time", "guidance") for k in (0, 2)},
+    **{f"vector_in.{name}_layer": WIDTH for name in ("in", "out")},
+    "txt_in.input_embedder": WIDTH,
+    **{f"txt_in.t_embedder.mlp.{k}": WIDTH for k in (0, 2)},
+    **{f"txt_in.c_embedder.linear_{k}": WIDTH for k in (1, 2)},
+    **{
+        f"txt_in.individual_token_refiner.blocks.{k}.{name}": WIDTH * times
+        for k in range(2)
+        for name, times in {
+            "self_attn_qkv": 3,
+            "self_attn_proj": 1,
+            "mlp.fc1": 4,
+            "mlp.fc2": 1,
+            "adaLN_modulation.1": 2,
+        }.items()
+    },
+    "final_layer.linear": 4,
+    "final_layer.adaLN_modulation.1": 2 * WIDTH,
+}
 SPELLINGS = ("diffusion_model.{}", "transformer.{}", "model.diffusion_model.{}", "lora_unet_{}")
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -87,22 +116,18 @@ def test_sd3_is_read_as_diffusers_converts_its_checkpoint(spelling: str, tmp_pat
             if block < 2 or name not in NOT_LAST:
                 last = block == 2 and name == "context_block.adaLN_modulation.1"
                 widths[f"joint_blocks.{block}.{name}"] = (2 * WIDTH if last else outputs, WIDTH)
-    pairs = drawn(widths)
+    pairs = drawn(widths | {name: (outputs, WIDTH) for name, outputs in BESIDE_SD3.items()})
     found = updates(written(pairs, spelling, tmp_path / "a.safetensors"))
     weights = {path: up @ down for path, (down, up) in pairs.items()}
     # A conversion of checkpoints takes what adapters need not have.
     state = {f"{path}.weight": torch.from_numpy(weight) for path, weight in weights.items()}
     state |= {f"{path}.bias": torch.zeros(len(weight)) for path, weight in weights.items()}
-    beside = ("x_embedder.proj", "context_embedder", "final_layer.linear")
-    beside += ("final_layer.adaLN_modulation.1",)
-    beside += tuple(f"{name}_embedder.mlp.{k}" for name in "ty" for k in (0, 2))
-    state |= {f"{name}.{end}": torch.zeros(WIDTH) for name in beside for end in ("weight", "bias")}
-    state |= {"context_embedder.weight": torch.zeros(WIDTH, WIDTH), "pos_embed": torch.zeros(1)}
+    state["pos_embed"] = torch.zeros(1)
     converted = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(state)
     theirs = {
         key.removesuffix(".weight"): value.numpy()
         for key, value in converted.items()
-        if key.startswith("transformer_blocks.") and key.endswith(".weight")
+        if key.endswith(".weight")
     }
     assert_equal(found, theirs)
 
@@ -131,6 +156,22 @@ def test_hunyuan_video_is_read_as_diffusers_converts_its_adapters(
         for letter, side in zip("AB", (module.down, module.scaled_up), strict=True)
     }
     assert_equal(ours, {key: value.numpy() for key, value in theirs.items()})
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_hunyuan_videos_embedders_and_refiner_are_read_as_diffusers_converts_its_checkpoint(
+    spelling: str, tmp_path: Path
+) -> None:
+    pairs = drawn({name: (outputs, WIDTH) for name, outputs in BESIDE_HUNYUAN.items()})
+    block = drawn({"double_blocks.0.img_attn_proj": (WIDTH, WIDTH)})
+    found = updates(written(pairs | block, spelling, tmp_path / "a.safetensors"))
+    state = {
+        f"{path}.weight": torch.from_numpy(up @ down)
+        for path, (down, up) in (pairs | block).items()
+    }
+    converted = single_file_utils.convert_hunyuan_video_transformer_to_diffusers(state)
+    theirs = {key.removesuffix(".weight"): value.numpy() for key, value in converted.items()}
+    assert_equal(found, theirs)
 
 
 @pytest.mark.parametrize(
