@@ -30,6 +30,8 @@ T = TypeVar("T")
 # Metadata of a spec's field that earlier versions had: read for one more release, never shown or
 # written.
 DEPRECATED = {"deprecated": True}
+# Names that an error lists in full.
+FEW = 16
 SpecFolder = Literal["datasets", "training", "eval"]
 # What is entered around a call; its parameters are flags too.
 Around = Callable[..., AbstractContextManager[None]]
@@ -232,20 +234,18 @@ def class_path(value: Any) -> str:
     return import_path(type(value))
 
 
-# Names that an error lists in full.
-FEW = 16
 # What messages call kinds of values otherwise than Python does.
 SEVERAL = "a list such as [a, b]"
 NAMED_KINDS = {"NoneType": "null", "tuple": SEVERAL, "list": SEVERAL}
 NAMED_KINDS |= {"int": "a whole number", "float": "a number"}
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str], few: int = FEW) -> str:
     """Return ``, did you mean `x`?`` for the closest known word, or name all if they are few."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f", did you mean `{close[0]}`?"
-    return f"; expected one of {', '.join(known)}" if 0 < len(known) <= FEW else "."
+    return f"; expected one of {', '.join(known)}" if 0 < len(known) <= few else "."
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -357,6 +357,8 @@ def _explain(error: Exception, parser: ArgumentParser) -> str:
         return f"missing: {', '.join(missing)}{_such_as(parser)}"
     if match := re.match(r"argument (--\S+): expected (?:at least )?one argument", text):
         return f"{match[1]}: expected a value, got none"
+    if match := re.match(r"Unexpected config: (.*)", text):
+        return f"expected keys with values (`key: value`), got `{match[1]}`"
     if match := re.search(r"File does not exist: '([^']+)'", text):
         return f"there is no file {match[1]}"
     hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}

@@ -157,6 +157,13 @@ def test_a_file_is_explained_as_flags_are(tmp_path: Path) -> None:
         load_spec(Spec, file)
 
 
+def test_a_file_without_keys_is_said_to_have_none(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("hello\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"notes.txt: expected keys with values .*, got `hello`"):
+        load_spec(Spec, file)
+
+
 @pytest.mark.parametrize("number", ["-1", "-0.5", "-.5", "-1.", "-1e-1", "-2.5E+3", "-.5e2"])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_negative_number_is_no_flag(number: str, place: str) -> None:

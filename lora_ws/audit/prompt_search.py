@@ -9,7 +9,7 @@ from lora_ws.adapters import Adapter, AdapterRef, find_adapters, read_adapter
 from lora_ws.audit import index_store
 from lora_ws.audit.prompt import PromptReader, subject
 from lora_ws.audit.similar import Index
-from lora_ws.errors import LoraWsError
+from lora_ws.errors import ConfigError, LoraWsError
 
 # Files whose queries are in memory at once.
 BATCH = 64
@@ -25,10 +25,17 @@ class Hit(NamedTuple):
 
 
 def library_files(where: str) -> Sequence[AdapterRef]:
-    """The files under a name as `find_adapters` takes it, or those that an index names."""
+    """The files under a name as `find_adapters` takes it, or those that an index names.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if (Path(where) / index_store.HEAD).is_file():
         return [AdapterRef.parse(name) for name in Index.open(where).rows["name"].to_pylist()]
-    return find_adapters(where)
+    found = find_adapters(where)
+    if not found:
+        raise ConfigError(f"{where}: expected adapter files, found none")
+    return found
 
 
 def search_text(

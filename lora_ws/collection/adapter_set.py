@@ -145,11 +145,14 @@ class AdapterSet:
     def column(self, name: str) -> np.ndarray:
         """Values of a table column."""
         if name not in self.rows.column_names:
-            raise DataError(
-                f"`{self.card.name}` has no column `{name}`"
-                f"{nearest(name, self.rows.column_names)} "
-                f"Columns: {', '.join(self.rows.column_names)}."
-            )
+            why = f"`{self.card.name}` has no column `{name}`"
+            if name == self.card.label:
+                why += (
+                    ", its label: put files into a folder per class, or labels into a table beside "
+                    "them (docs/data_format.md), or name another column with --label"
+                )
+            known = self.rows.column_names
+            raise DataError(f"{why}{nearest(name, known, few=len(known))}")
         return self.rows[name].to_numpy(zero_copy_only=False)
 
     def labels(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -204,8 +204,8 @@ def find_card(name: str) -> DatasetCard:
     files = spec_files("datasets")
     if name not in files:
         raise NotAvailableError(
-            f"`{name}` is neither a folder nor a known collection{nearest(name, list(files))} "
-            f"Known: {', '.join(files)}."
+            f"`{name}` is neither a folder nor a known collection"
+            f"{nearest(name, list(files), few=len(files))}"
         )
     return load_spec(DatasetCard, files[name])
 

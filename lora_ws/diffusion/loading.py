@@ -12,6 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from lora_ws.config import nearest
 from lora_ws.diffusion.base_spec import BUNDLED
 from lora_ws.errors import ConfigError, DataError, NotAvailableError
 
@@ -96,6 +97,12 @@ def find_device(name: str) -> torch.device:
 def _read_folder(name: str, dtype: torch.dtype) -> Any:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    # A word is no repository, which the Hub would be asked for at length.
+    if "/" not in name and not Path(name).exists():
+        raise NotAvailableError(
+            f"{name}: expected {' or '.join(BUNDLED)}, a folder with model_index.json, a "
+            f".safetensors checkpoint, or owner/name, found none{nearest(name, BUNDLED, few=0)}"
+        )
     try:
         known = DiffusionPipeline.load_config(name)
         left_out = {part: None for part in ("safety_checker", "feature_extractor") if part in known}

@@ -118,6 +118,9 @@ def find_prompt_words(zoo: AdapterSet, base: str | None = None) -> Finding:
         (leak,) = prompt_leak(whole, PromptReader(base))
     except LoraWsError as error:
         return Finding(what, "not measured", str(error))
+    except ModuleNotFoundError as error:  # of an extra; all else is measured without it
+        advice = "pip install 'lora_ws[diffusion]'"
+        return Finding(what, "not measured", f"needs {error.name}", advice)
     found = (
         f"read from weights without training on labels: {100 * leak.top1:.0f} % "
         f"({100 * leak.low:.0f} to {100 * leak.high:.0f}; largest class {100 * leak.chance:.0f} %)"

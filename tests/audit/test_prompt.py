@@ -1,6 +1,8 @@
 """Words of prompts from files: planted ones in a small base, and the real adapters."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from factories import matrices, write_adapter
 from safetensors.numpy import save_file
 from scipy.stats import binom, binomtest
 from tolerances import EXACT
+from warm import COMMAND
 
 from lora_ws.adapters import Layout, read_adapter
 from lora_ws.audit.prompt import PromptReader, null_words, subject
@@ -179,6 +182,28 @@ def test_audit_says_whether_weights_show_words_of_prompts(reader: PromptReader) 
     assert "no `horse`" in unknown.found
     elsewhere = replace(zoo, card=replace(zoo.card, base_model="Stable Diffusion 1.5"))
     assert find_prompt_words(elsewhere).advice.startswith("--base")
+
+
+# As in an install without the extra `diffusion`.
+PLAIN = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("diffusers", "transformers"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.mark.slow
+def test_an_audit_without_what_reads_prompts_measures_the_rest() -> None:
+    args = ["data", "audit", "lora-ws-mini", "--as_json", "true"]
+    command = [sys.executable, "-c", PLAIN + COMMAND, *args]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    found = {line["what"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert found["copies"]["verdict"] == "clean"
+    assert found["words of prompts"]["verdict"] == "not measured"
+    assert "lora_ws[diffusion]" in found["words of prompts"]["advice"]
 
 
 @pytest.mark.slow

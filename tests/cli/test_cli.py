@@ -154,6 +154,7 @@ def test_data_list_and_info() -> None:
         (["train", "--label", "colour"], "no column `colour`"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["data", "import", "nowhere"], "neither a folder nor a known collection"),
+        (["search", "fish", "--index", "."], ".: expected adapter files, found none"),
         (["predict"], "missing: files; for example: lora-ws predict my_lora.safetensors"),
         (["push", "bundle", "me"], "unexpected argument `me`; for example: lora-ws push "),
         (["sweep", "--seeds", "1"], "featurizer: expected one representation, got none; name one"),

@@ -103,6 +103,11 @@ def test_a_file_that_is_no_base_is_refused(tmp_path: Path) -> None:
         read_pipeline(str(tmp_path / "missing.safetensors"))
 
 
+def test_a_mistyped_base_is_answered_without_asking_the_hub() -> None:
+    with pytest.raises(NotAvailableError, match="found none, did you mean `tiny-sd`"):
+        read_pipeline("tinysd")
+
+
 @pytest.mark.slow
 def test_a_file_of_the_transformer_alone_takes_the_rest_from_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

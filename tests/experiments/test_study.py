@@ -1,6 +1,7 @@
 """Changes of adapters against dense products in numpy, and studies that go on after a stop."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from lora_ws.adapters import Layout
 from lora_ws.adapters.layout import LayerSpec
+from lora_ws.commands.study import study
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.changes import CHANGES, SIZES, changed_rows, partners
 from lora_ws.experiments.study.report import write_study
 from lora_ws.experiments.study.run import CLEAN, RECORDS, run_study
 from lora_ws.experiments.study.spec import StudySpec
+from lora_ws.experiments.study.trainings import TRAININGS
 
 N, LABELS = 6, np.array([0, 0, 1, 1, 2, 2])
 # Rows are float32, so an update keeps about this much of each entry's largest term.
@@ -142,8 +145,13 @@ def test_camouflage_adds_the_main_direction_of_the_mean_of_another_class(rank: i
         np.testing.assert_allclose(new, old + added, atol=1e-5 * np.abs(old).max())
 
 
+def test_the_help_names_every_study() -> None:
+    names = re.findall(r"[a-z]+(?:-[a-z]+)*", (study.__doc__ or "").partition("name:")[2])
+    assert {*CHANGES, *TRAININGS} <= {*names}
+
+
 def test_unknown_studies_are_named():
-    with pytest.raises(ConfigError, match="expected weight-noise"):
+    with pytest.raises(ConfigError, match=r"expected .*\bweight-noise, "):
         run_study("noise", StudySpec(model=["tiny-sd"]))
 
 
