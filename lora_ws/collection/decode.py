@@ -22,11 +22,40 @@ def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     Args:
         batch: of a file.
     """
-    arrays = [
-        array.storage if isinstance(array.type, pa.BaseExtensionType) else array
-        for array in batch.columns
-    ]
+    arrays = [_plain(array) for array in batch.columns]
     return pa.RecordBatch.from_arrays(arrays, batch.schema.names, metadata=batch.schema.metadata)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """A column in arrow's own types; tensors of arrow as nested lists, views of lists as lists."""
+    if isinstance(array.type, pa.FixedShapeTensorType) and len(array.type.shape) > 1:
+        kind, flat = array.type, array.storage
+        numbers = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, *kind.shape)
+        # What stands in a file may be in another order of axes than what is meant.
+        order = kind.permutation or range(len(kind.shape))
+        numbers = numbers.transpose(0, *(1 + axis for axis in order))
+        found = pa.array(numbers.ravel(), kind.value_type)
+        for length in reversed(numbers.shape[1:]):
+            found = pa.FixedSizeListArray.from_arrays(found, length)
+        if not flat.null_count:
+            return found
+        places = pc.if_else(flat.is_valid(), np.cumsum(flat.is_valid().to_pylist()) - 1, None)
+        return found.take(places)
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _plain(array.storage)
+    if _is_view(array.type):
+        return array.cast(_without_views(array.type))
+    return array
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if _is_view(kind):
+        return pa.large_list(_without_views(kind.value_type))
+    return kind
 
 
 def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> dict[int, str]:
@@ -58,7 +87,7 @@ def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> 
 def first_shape(column: pa.Array, role: str, rank: int) -> tuple[int, ...]:
     """Shape of the matrix in the first row; a flat list is read by the row's rank."""
     lengths = []
-    while _is_list(column.type):
+    while is_list(column.type):
         first = column.slice(0, 1)
         length = pc.list_value_length(first)[0].as_py() if len(first) else None
         lengths.append(int(length or 0))
@@ -99,7 +128,7 @@ def _misshapen(column: pa.Array, shape: tuple[int, int]) -> dict[int, str]:
     missing = column.is_null().to_numpy(zero_copy_only=False)
     outer = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
     inner = column.flatten()
-    if not _is_list(inner.type):
+    if not is_list(inner.type):
         wrong = (outer != rows * columns) | _any_null(inner, outer)
         return _name(wrong, missing, outer, f"expected {rows * columns} numbers")
     lengths = pc.fill_null(pc.list_value_length(inner), -1).to_numpy(zero_copy_only=False)
@@ -132,7 +161,7 @@ def _name(wrong: np.ndarray, missing: np.ndarray, got: np.ndarray, expected: str
 
 
 def _numbers(column: pa.Array) -> np.ndarray:
-    while _is_list(column.type):
+    while is_list(column.type):
         column = column.flatten()
     return column.to_numpy(zero_copy_only=False)
 
@@ -140,12 +169,13 @@ def _numbers(column: pa.Array) -> np.ndarray:
 def _holds_numbers(kind: pa.DataType) -> bool:
     """Whether a type is lists of numbers, or lists of such lists."""
     depth = 0
-    while _is_list(kind):
+    while is_list(kind):
         kind, depth = kind.value_type, depth + 1
     return depth in (1, 2) and (pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a type is lists, of any or of one length."""
     return (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )

@@ -15,7 +15,13 @@ from lora_ws.adapters.keys import parse_key, split_ending
 from lora_ws.adapters.layout import Layout
 from lora_ws.adapters.projection import pad_rows
 from lora_ws.collection.card import DatasetCard
-from lora_ws.collection.decode import decode_matrix, first_shape, metadata_columns, plain
+from lora_ws.collection.decode import (
+    decode_matrix,
+    first_shape,
+    is_list,
+    metadata_columns,
+    plain,
+)
 from lora_ws.collection.facts import RowFacts
 from lora_ws.collection.source import Batch, Problem, batch_rows, common_parent
 from lora_ws.errors import DataError, LayoutError
@@ -198,12 +204,16 @@ def _read_group(
 
 
 def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
-    rank = row.column("rank")[0].as_py() if "rank" in row.schema.names else 1
-    rank = rank if isinstance(rank, int) and rank > 0 else 1
+    rank = _rank(row.column("rank")[0].as_py() if "rank" in row.schema.names else 1)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for name in row.schema.names:
         key = parse_key(name)
         if key and key.component == "unet" and key.role in ("down", "up"):
+            kind = row.schema.field(name).type
+            if not is_list(kind):
+                raise DataError(
+                    f"{file.name}: column `{name}` holds {kind}, expected lists of numbers"
+                )
             shape = first_shape(row.column(name), key.role, rank)
             shapes.setdefault(key.path, {})[key.role] = shape
     if not shapes:
@@ -215,6 +225,15 @@ def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
         return Layout.from_shapes(shapes)
     except LayoutError as error:
         raise DataError(f"{file.name}: {error}") from error
+
+
+def _rank(said: Any) -> int:
+    """What a cell says of the rank, as a number or its text; 1 where it says none."""
+    try:
+        rank = float(said)
+    except (TypeError, ValueError):
+        return 1
+    return int(rank) if rank >= 1 and rank.is_integer() else 1
 
 
 def missing_shards(files: Sequence[Path]) -> str:

@@ -94,6 +94,56 @@ def test_flat_matrices_take_their_rank_from_the_rank_column(tmp_path: Path):
     assert {layer.rank for layer in zoo.layout.layers} == {4}
 
 
+@pytest.mark.parametrize("rank", ["4", 4.0])
+def test_a_rank_column_holds_numbers_of_any_kind(rank: object, tmp_path: Path):
+    values = weights(3, 4 * SMALL_SIZE)
+    columns = {k: list_column(m, "fixed_flat") for k, m in matrices(values, SMALL, rank=4).items()}
+    file = write_parquet(tmp_path / "a.parquet", pa.table({"rank": [rank] * 3, **columns}))
+    zoo = import_collection(file, tmp_path / "s")
+    assert {layer.rank for layer in zoo.layout.layers} == {4}
+
+
+@pytest.mark.parametrize("order", [None, [1, 0]])
+@pytest.mark.parametrize("number", [pa.float32(), pa.float16()])
+def test_tensors_of_arrow_have_their_own_shape(
+    number: pa.DataType, order: list[int] | None, tmp_path: Path
+):
+    """Of rank 2, with axes stored in another order than meant, and a row without a matrix."""
+    values = weights(4, 2 * SMALL_SIZE)
+    columns = {}
+    for name, matrix in matrices(values, SMALL, rank=2).items():
+        held = matrix.transpose(0, 2, 1) if order else matrix
+        kind = pa.fixed_shape_tensor(number, held.shape[1:], permutation=order)
+        narrow = held.reshape(4, -1).astype(number.to_pandas_dtype())
+        rows = [None if k == 2 else list(row) for k, row in enumerate(narrow)]
+        storage = pa.array(rows, pa.list_(number, narrow.shape[1]))
+        columns[name] = pa.ExtensionArray.from_storage(kind, storage)
+    file = write_parquet(tmp_path / "a.parquet", pa.table(columns))
+    zoo = import_collection(file, tmp_path / "s", on_error="skip")
+    assert {layer.rank for layer in zoo.layout.layers} == {2}
+    expected = np.delete(values, 2, axis=0).astype(number.to_pandas_dtype()).astype(np.float32)
+    np.testing.assert_array_equal(zoo.weights, expected)
+
+
+def test_views_of_lists_are_lists(tmp_path: Path):
+    values = weights(3)
+    view = pa.list_view(pa.list_view(pa.float32()))
+    columns = {name: pa.array(m.tolist(), view) for name, m in matrices(values, SMALL).items()}
+    import_collection(write_parquet(tmp_path / "a.parquet", pa.table(columns)), tmp_path / "s")
+    np.testing.assert_array_equal(stored(tmp_path / "s"), values)
+
+
+@pytest.mark.parametrize("kind", ["string", "binary"])
+def test_columns_of_no_lists_are_named_with_what_they_hold(kind: str, tmp_path: Path):
+    columns = {
+        name: pa.array([m.tobytes() if kind == "binary" else str(m.tolist()) for m in matrix])
+        for name, matrix in matrices(weights(2), SMALL).items()
+    }
+    file = write_parquet(tmp_path / "a.parquet", pa.table(columns))
+    with pytest.raises(DataError, match=rf"column `unet\.\S+` holds {kind}, expected lists"):
+        import_collection(file, tmp_path / "s")
+
+
 @pytest.mark.parametrize("rows_a_group", [1, 3, 7, 20, 100])
 def test_shards_and_row_groups_keep_their_order(
     rows_a_group: int, small_batches: int, tmp_path: Path
