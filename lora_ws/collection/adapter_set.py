@@ -166,6 +166,11 @@ class AdapterSet:
         """
         name = column or self.card.label
         values = self._known(name)
+        if pa.types.is_nested(self.rows[name].type):
+            raise DataError(
+                f"column `{name}` holds {self.rows[name].type}, expected one class each; choose a "
+                "column of text or numbers, or several such columns"
+            )
         listed = self.card.classes if name == self.card.label else ()
         classes = listed or tuple(map(str, np.unique(values).tolist()))
         codes = {value: code for code, value in enumerate(classes)}

@@ -1,20 +1,25 @@
 """Labels from where people keep them: tables and sidecars beside files, and files' own metadata."""
 
 import csv
+import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_ws.collection.decode import OURS
-from lora_ws.errors import DataError, notice, printable
+from lora_ws.errors import DataError, notice, printable, shown
 
 # The column of a table that names the file of each row, as folders of `datasets` have it.
 KEY = "file_name"
 TABLES = (".csv", ".jsonl")
 # Longer ones are no sidecars. Of lists the first so many are kept, of text so many characters.
 MAX_BYTES, MAX_LIST, MAX_TEXT = 1 << 22, 64, 256
+# What Python would take for a number, and is a name.
+_NAME = re.compile(r"[+-]?0\d|\d+_")
 # What Civitai's record of a version says of its content.
 CIVITAI = ("baseModel", "trainedWords", "model.name", "model.nsfw", "model.tags")
 Row = dict[str, Any]
@@ -59,7 +64,8 @@ def read_tables(root: Path, files: Sequence[Path], *, named: bool = True) -> Lab
             continue
         held = list(read_lines(table))
         if not all(KEY in line for line in held) or not held:
-            notice(f"{table}: not used, as a table of labels has a column `{KEY}`")
+            why = f"a table of labels has a column `{KEY}`" if held else "it holds no rows"
+            notice(f"{table}: not used, as {why}")
             continue
         used.append(table)
         names = _names(table, root, held, known)
@@ -126,7 +132,9 @@ def own_metadata(metadata: Mapping[str, str]) -> Row:
 def _names(table: Path, root: Path, held: Sequence[Row], known: Set[str]) -> list[str]:
     """The files that rows are of, as paths below the root."""
     above = table.parent.relative_to(root)
-    names = [(above / str(line[KEY]).strip()).as_posix() for line in held]
+    said = [str(line[KEY]).strip() for line in held]
+    # Windows writes other strokes between folders.
+    names = [(above / name.replace("\\", "/")).as_posix() for name in said]
     return [name if name in known else f"{name}.safetensors" for name in names]
 
 
@@ -163,7 +171,8 @@ def read_lines(table: Path) -> Iterator[Row]:
     if table.suffix == ".csv":
         yield from _csv_lines(table, text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not by `splitlines`: JSON text may hold the other characters that it takes for ends.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         found = _parsed(line)
@@ -174,25 +183,41 @@ def read_lines(table: Path) -> Iterator[Row]:
 
 def _csv_lines(table: Path, text: str) -> Iterator[Row]:
     """Rows of a CSV; an empty cell is no label. Columns of numbers are numbers."""
-    reader = csv.DictReader(text.splitlines())
-    held = list(reader)
-    for number, row in enumerate(held, start=2):
-        if None in row or None in row.values():
+    first = text.partition("\n")[0]
+    mark = max(",;\t", key=first.count)
+    try:
+        cells_of = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
+    except csv.Error as error:
+        raise DataError(f"{table}: expected a CSV with a header ({error})") from error
+    head, *lines = cells_of or [[]]
+    names = [name.strip() for name in head]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{table}: expected each column once, got {shown(twice[0])} twice")
+    held = []
+    for number, cells in enumerate(lines, start=2):
+        if not any(map(str.strip, cells)):
+            continue
+        if len(cells) != len(names):
             raise DataError(
-                f"{table}, line {number}: expected {len(reader.fieldnames or ())} cells as in the "
-                "first line; quote cells that hold commas"
+                f"{table}, line {number}: expected {len(names)} cells as in the first line; quote "
+                "cells that hold commas"
             )
-    names = [name for name in reader.fieldnames or () if name != KEY]
+        held.append(dict(zip(names, cells, strict=True)))
+    names = [name for name in names if name != KEY]
     numbers = {name for name in names if _are_numbers([row[name] for row in held])}
     for row in held:
         yield {k: _number(v) if k in numbers and v else (v.strip() or None) for k, v in row.items()}
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether all that is there are numbers, one of them finite; `007` is a name."""
+    if any(_NAME.match(cell.strip()) for cell in cells):
+        return False
     try:
-        return all(_number(cell) is not None for cell in cells if cell)
+        found = [_number(cell) for cell in cells if cell]
     except ValueError:
         return False
+    return not found or any(map(math.isfinite, found))
 
 
 def _number(cell: str) -> float | int:

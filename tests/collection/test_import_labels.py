@@ -54,6 +54,7 @@ def test_table_beside_the_files(name: str, tmp_path: Path):
             "not used, as a table of labels has a column `file_name`",
         ),
         ("file_name,label\na.safetensors,cat\nx,dog\n", "1 of its files are not here, such as `x`"),
+        ("file_name,label\n", "not used, as it holds no rows"),
     ],
 )
 def test_what_a_table_says_in_vain_is_said(text: str, message: str, tmp_path: Path):
@@ -61,6 +62,61 @@ def test_what_a_table_says_in_vain_is_said(text: str, message: str, tmp_path: Pa
     (tmp_path / "in" / "t.csv").write_text(text, encoding="utf-8")
     with pytest.warns(Notice, match=re.escape(message)):
         import_collection(tmp_path / "in", tmp_path / "s")
+
+
+TABLES = {
+    "semicolons": ("csv", "file_name;label\na;cat\nc;dog\nsub/b;cat\n"),
+    "tabs": ("csv", "file_name\tlabel\na\tcat\nc\tdog\nsub/b\tcat\n"),
+    "spaces": ("csv", "file_name , label\n a, cat \nc,dog\nsub/b,cat\n"),
+    "strokes of Windows": ("csv", "file_name,label\na,cat\nc,dog\nsub\\b.safetensors,cat\n"),
+    "rows of nothing": ("csv", "file_name,label\na,cat\n\n,\nc,dog\nsub/b,cat\n"),
+    "a column without a name": ("csv", "file_name,,label\na,1,cat\nc,2,dog\nsub/b,3,cat\n"),
+    "lines in a cell": ("csv", 'file_name,label,x\na,cat,"1\n2\u2028"\nc,dog,\nsub/b,cat,\n'),
+    "ends of lines in JSON": (
+        "jsonl",
+        '{"file_name": "a", "label": "cat", "x": "1\u20282\x85"}\r\n'
+        '{"file_name": "c", "label": "dog"}\n\n{"file_name": "sub/b", "label": "cat"}',
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_as_people_have_them(case: str, tmp_path: Path):
+    write_three(tmp_path / "in")
+    suffix, text = TABLES[case]
+    (tmp_path / "in" / f"t.{suffix}").write_bytes(text.encode())
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    told = dict(zip(zoo.column("source"), zoo.rows["label"].to_pylist(), strict=True))
+    assert told == {"a.safetensors": "cat", "c.safetensors": "dog", "sub/b.safetensors": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("007", "008", "007"), ["007", "008", "007"]),
+        (("nan", "inf", "nan"), ["nan", "inf", "nan"]),
+        (("1_0", "2_0", "1_0"), ["1_0", "2_0", "1_0"]),
+        (("1.5", "-2e3", ""), [1.5, -2000.0, None]),
+    ],
+)
+def test_names_that_look_like_numbers_stay_names(
+    cells: tuple[str, ...], expected: list[object], tmp_path: Path
+):
+    write_three(tmp_path / "in")
+    rows = "\n".join(f"{n},{c}" for n, c in zip(("a", "c", "sub/b"), cells, strict=True))
+    (tmp_path / "in" / "t.csv").write_text(f"file_name,label\n{rows}\n", encoding="utf-8")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    assert zoo.rows["label"].to_pylist() == expected
+
+
+def test_labels_that_are_lists_are_no_classes(tmp_path: Path):
+    write_three(tmp_path / "in")
+    lines = ('{"file_name": "a", "label": ["x", "y"]}', '{"file_name": "c", "label": []}')
+    (tmp_path / "in" / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    with pytest.raises(DataError, match="expected one class each"):
+        zoo.select([0, 1]).labels()
 
 
 @pytest.mark.filterwarnings("error")
@@ -85,6 +141,8 @@ def test_a_table_above_the_folders_that_were_named_counts_where_it_names_their_f
     [
         ("file_name,label\na,cat\na.safetensors,dog\n", "a second one for `a.safetensors`"),
         ("file_name,label\na,cat,dog\n", "line 2: expected 2 cells"),
+        ("file_name,label,label\na,cat,dog\n", "got `label` twice"),
+        (f"file_name,label\na,{'x' * 200_000}\n", "expected a CSV with a header"),
     ],
 )
 def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path):
