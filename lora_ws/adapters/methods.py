@@ -146,7 +146,7 @@ def _lora_form(shapes: Shapes) -> Form:
     if math.prod(up[1:]) != rank:
         raise ShapeError(
             f"down has rank {rank} (shape {down}) but up has rank {math.prod(up[1:])} (shape "
-            f"{up}); the two must agree"
+            f"{up}); the two must agree" + _groups(down, up)
         )
     kernel = tuple(down[2:])
     if "mid" in shapes:
@@ -164,6 +164,13 @@ def _lora_form(shapes: Shapes) -> Form:
         roles = ("down", "up", "values")
         return Form("adalora", rank, rank, inputs, outputs, kernel, roles)
     return Form(method, rank, rank, inputs, outputs, kernel, ("down", "up"))
+
+
+def _groups(down: tuple[int, ...], up: tuple[int, ...]) -> str:
+    """What two such tensors are where they fit a convolution in groups, as PEFT writes it."""
+    rank = math.prod(up[1:])
+    of_groups = len(down) > 2 and rank and not down[0] % rank and not up[0] % (down[0] // rank)
+    return "; they fit a convolution in groups, which is not read" if of_groups else ""
 
 
 def _loha_form(shapes: Shapes) -> Form:

@@ -24,7 +24,7 @@ from lora_ws.adapters.settings import NO_CONFIGS, Configs, read_configs
 from lora_ws.adapters.source import LocalSource, Source
 from lora_ws.adapters.structure import Entry, Structure, check_budget, check_complete, structure_of
 from lora_ws.adapters.tensors import read_tensors
-from lora_ws.errors import AdapterError
+from lora_ws.errors import AdapterError, shown
 
 # Of structures, which many files share.
 _BASES: WeakKeyDictionary[Structure, Base] = WeakKeyDictionary()
@@ -76,6 +76,7 @@ class AdapterFile:
         found = structure_of(shapes, source.name)
         check_complete(found, source.name)
         check_budget(found, limits, source.name)
+        _check_kernels(found, configs, source.name)
         return cls(source, header, found, config, configs)
 
     def __enter__(self) -> Self:
@@ -198,6 +199,19 @@ def read_adapter(
     """
     with open_adapter(handle, limits=limits) as file:
         return file.read(only)
+
+
+def _check_kernels(found: Structure, configs: Configs, file: str) -> None:
+    """Refuse what PEFT multiplies in another order than LyCORIS, from which it took the method."""
+    if all(one.get("peft_type") != "LOKR" for one in configs.found.values()):
+        return
+    for entry in found.entries:
+        if len(entry.form.kernel) == 1 and "lokr_w2" in entry.keys:
+            raise AdapterError(
+                f"{file}: {shown(entry.path)} is LoKr of a convolution over one axis, whose whole "
+                "matrix PEFT multiplies in an order of its own; it is not read",
+                "method",
+            )
 
 
 def _is_small(module: Module, norm: float) -> bool:

@@ -65,6 +65,8 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(INPUTS, OUTPUTS)
         self.to_v = nn.Linear(INPUTS, OUTPUTS)
         self.conv1 = nn.Conv2d(4, 8, 3)
+        self.conv2 = nn.Conv2d(8, 8, 3, groups=2)
+        self.conv_in = nn.Conv1d(4, 8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.to_q(x) + self.to_v(x)
@@ -106,7 +108,7 @@ def merged_updates(folder: Path) -> dict[str, tuple[np.ndarray, float]]:
     merged = loaded.merge_and_unload()
     found = {}
     for name, layer in base.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             after: torch.Tensor = merged.get_parameter(f"{name}.weight").detach()
             delta = (after - layer.weight.detach()).flatten(1)
             found[name] = (
@@ -142,11 +144,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA, orthogonal": ("LORA", {"r": 2, "init_lora_weights": "orthogonal", **ON_LINEAR}),
     "LoRA, EVA": ("LORA", {"r": 2, "init_lora_weights": "eva", **ON_LINEAR}),
     "LoRA, MiCA": ("LORA", {"r": 2, "init_lora_weights": "mica", **ON_LINEAR}),
+    "LoRA, patterns": (
+        "LORA",
+        {
+            "r": 4,
+            "lora_alpha": -6,
+            "use_rslora": True,
+            "rank_pattern": {"to_v": 8, "^mid_block.conv1": 3},
+            "alpha_pattern": {".*to_(v|k)": 5, "conv1": 9},
+        },
+    ),
+    "LoRA of a convolution over one axis": ("LORA", {"r": 2, "target_modules": ["conv_in"]}),
     "AdaLoRA": ("ADALORA", {"init_r": 6, "target_r": 4, "lora_alpha": 16}),
     "AdaLoRA, no alpha": ("ADALORA", {"init_r": 3, "target_r": 2, "lora_alpha": 0}),
     "LoHa": ("LOHA", {"r": 4, "alpha": 16}),
     "LoHa of rank 1": ("LOHA", {"r": 1, "alpha": 3, "alpha_pattern": {"to_v": 5}}),
     "LoHa, Tucker": ("LOHA", {"r": 2, "alpha": 1, "use_effective_conv2d": True}),
+    "LoHa, patterns": (
+        "LOHA",
+        {"r": 3, "rank_pattern": {"to_q": 5, "conv1": 2}, "alpha_pattern": {"conv1": -3}},
+    ),
+    "LoHa of a convolution in groups": ("LOHA", {"r": 3, "target_modules": ["conv2"]}),
     "LoKr": ("LOKR", {"r": 1, "alpha": 16}),
     "LoKr of whole matrices": ("LOKR", {"r": 8, "alpha": 4}),
     "LoKr, ranks by pattern": (
@@ -164,6 +182,21 @@ def test_what_is_read_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     kind, options = CASES[case]
     options = {"target_modules": [*LINEAR, "conv1"], **NEEDS.get(kind, {}), **options}
     check(saved(tmp_path, KINDS[kind](**options)))
+
+
+def test_lokr_of_a_convolution_over_one_axis_is_refused_where_peft_wrote_it(
+    tmp_path: Path,
+) -> None:
+    folder = saved(tmp_path, KINDS["LOKR"](r=2, target_modules=["conv_in"]))
+    with pytest.raises(AdapterError, match="PEFT multiplies in an order of its own") as error:
+        read_adapter(folder)
+    assert error.value.reason == "method"
+
+
+def test_lora_of_a_convolution_in_groups_is_refused_by_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path, KINDS["LORA"](r=4, target_modules=["conv2"]))
+    with pytest.raises(AdapterError, match="convolution in groups, which is not read"):
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
