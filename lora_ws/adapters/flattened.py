@@ -41,9 +41,9 @@ def split_rows(file: str | Path, dimensions: str | Path, out: str | Path) -> lis
         raise AdapterError(f"{out} is not empty; choose another folder", "pickle")
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "matrix.safetensors"
-        rows = _read(convert_pickle(file, whole, holds="matrix"))["matrix"]
+        rows = _read(convert_pickle(file, whole, holds="matrix"), file)["matrix"]
         sizes = Path(folder) / "dimensions.safetensors"
-        places = _read(convert_pickle(dimensions, sizes, holds="dimensions"))
+        places = _read(convert_pickle(dimensions, sizes, holds="dimensions"), dimensions)
     ordered = sorted(places.items(), key=lambda item: item[1][0])
     shapes = {name: tuple(map(int, place[1:])) for name, place in ordered}
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
@@ -62,7 +62,8 @@ def split_rows(file: str | Path, dimensions: str | Path, out: str | Path) -> lis
     return files
 
 
-def _read(file: Path) -> Tensors:
-    with LocalSource(file) as source:
+def _read(file: Path, origin: str | Path) -> Tensors:
+    """Tensors of a file that was made from one that the user knows."""
+    with LocalSource(file, str(origin)) as source:
         header = read_header(source)
         return read_tensors(source, header, header.tensors)

@@ -172,6 +172,9 @@ def test_rows_of_a_matrix_are_adapters(prefix: str, tmp_path: Path, capsys: Any)
     again = [*command[:2], str(tmp_path / "again"), *command[3:], *PICKLE, *dimensions]
     assert main(again) == 2
     assert "rows of 19 numbers" in capsys.readouterr().err
+    torch.save(torch.tensor(rows * np.nan), tmp_path / "weights.pt")
+    assert main(again) == 2
+    assert f"{tmp_path / 'weights.pt'}: `matrix` holds NaN" in capsys.readouterr().err
     assert main([*again[:-2]]) == 2
     assert "--dimensions" in capsys.readouterr().err
 
