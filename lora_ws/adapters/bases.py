@@ -36,6 +36,7 @@ MAKERS = tuple(
     (re.compile(rf"_blocks[._]\d+[._](?:{pattern})"), names)
     for pattern, names in (
         ("processor", (FLUX,)),
+        (r"(?:x|context)_block[._]", ("SD3",)),
         (r"(?:img|txt)_(?:attn\.|mlp[._][02]|mod[._]lin\Z)|modulation[._]lin\Z", (FLUX, "Chroma")),
         (
             r"(?<=\.)(?:img|txt)_attn_|(?:img|txt)_(?:mlp[._]fc|mod[._]linear)|modulation[._]linear",

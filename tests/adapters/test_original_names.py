@@ -179,6 +179,7 @@ def test_hunyuan_videos_embedders_and_refiner_are_read_as_diffusers_converts_its
     [
         ("joint_blocks.{}.x_block.attn.qkv", 24, 3 * 1536, 1536, "SD3"),
         ("joint_blocks.{}.x_block.attn.qkv", 38, 3 * 2432, 2432, "SD3"),
+        ("joint_blocks.{}.x_block.attn.qkv", 1, 3 * 64, 64, "SD3"),
         ("double_blocks.{}.img_mod.linear", 20, 6 * 3072, 3072, "HunyuanVideo"),
     ],
 )
