@@ -64,6 +64,35 @@ def held_bytes() -> int:
     return memory_limit() // 4
 
 
+def check_room(what: str, size: int, share: int = 4, advice: str = "") -> None:
+    """Refuse what has to be held as a whole, before work, where the limit has no room for it.
+
+    Args:
+        what: as the user calls it.
+        size: bytes that it takes.
+        share: it may take one part in so many of the limit.
+        advice: what else would do.
+
+    Raises:
+        ConfigError: it takes more; the message says which limit would do.
+
+    Example:
+        >>> with bounded("1GiB"):
+        ...     check_room("rows", 1 << 28)
+    """
+    most = memory_limit() // share
+    if size > most:
+        part = "" if share == 1 else f", one {share}th of --memory_limit"
+        raise ConfigError(
+            f"{what}: expected at most {most >> 20} MiB to hold{part}, got {_mebibytes(size)} MiB; "
+            f"use --memory_limit {_mebibytes(share * size)}MiB{advice and f', or {advice}'}"
+        )
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size >> 20)
+
+
 def blocks(rows: int, row_bytes: int, most: int = BLOCK_BYTES) -> Iterator[slice]:
     """Consecutive rows that take so many bytes together, at least one.
 

@@ -1,5 +1,6 @@
 """The bound on memory: how it is said, and that commands on a store larger than it keep to it."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from factories import small_zoo
+from sklearn.linear_model import RidgeClassifier
 from warm import Warm
 
 from lora_ws.adapters import Layout
 from lora_ws.cli import main
-from lora_ws.collection import DatasetCard
+from lora_ws.collection import AdapterSet, DatasetCard
 from lora_ws.collection.store import StoreWriter, row_hashes
 from lora_ws.errors import ConfigError
-from lora_ws.memory import BLOCK_BYTES, LEAST, LIMIT, blocks, bounded, held_bytes, memory_limit
+from lora_ws.featurizers import FlatVec
+from lora_ws.learn.features import prepare
+from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.learn.starts import most_rows, start_groups
+from lora_ws.memory import (
+    BLOCK_BYTES,
+    LEAST,
+    LIMIT,
+    blocks,
+    bounded,
+    check_room,
+    held_bytes,
+    memory_limit,
+)
 from lora_ws.system import memory_of_machine
 
 LAYOUT = Layout.known("tiny_sd_qv")
@@ -26,7 +42,8 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import lora_ws.commands.featurize, lora_ws.commands.evaluate, lora_ws.experiments.comparison
-import scipy.linalg, sklearn.utils.validation, matplotlib.pyplot
+import lora_ws.learn.leaks, lora_ws.experiments.study.report, lora_ws.experiments.study.run
+import scipy.linalg, scipy.stats, sklearn.utils.validation, matplotlib.pyplot
 status = Path("/proc/self/status").read_text()
 held = int(status.partition("VmData:")[2].split()[0]) << 10
 room = held + (int(sys.argv.pop(1)) << 20)
@@ -34,6 +51,9 @@ resource.setrlimit(resource.RLIMIT_DATA, (room, room))
 from lora_ws.cli import main
 raise SystemExit(main())
 """
+
+# Arrow's allocator takes a GiB of addresses at once, where it gets them.
+ARENA = "import pyarrow; pyarrow.table({'a': [1]})"
 
 
 @pytest.mark.parametrize(
@@ -99,16 +119,53 @@ def within(warm_all: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
-    def run(*words: object) -> str:
-        limit = ("--memory_limit", f"{LIMIT_MB}MiB")
+    def run(*words: object, ends: int = 0, limit_mb: int = LIMIT_MB) -> str:
+        limit = ("--memory_limit", f"{limit_mb}MiB")
+        room, debug = ROOM_MB + limit_mb - LIMIT_MB, {} if ends else {"LORA_WS_DEBUG": "1"}
+        code = CHILD if limit_mb == LIMIT_MB else ARENA + CHILD
         status, printed = warm_all.start(
-            CHILD, ROOM_MB, *words, *limit, LORA_WS_DEBUG="1", TMPDIR=str(temporary)
+            code, room, *words, *limit, **debug, TMPDIR=str(temporary)
         ).wait()
-        assert status == 0, printed
+        assert status == ends, printed
         assert not list(temporary.rglob("*")), "rows were copied"
         return printed
 
     return run
+
+
+def test_what_has_no_room_is_refused_with_the_size_that_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(LIMIT, str(64 << 20))
+    check_room("rows", 16 << 20)
+    with pytest.raises(
+        ConfigError,
+        match="rows: expected at most 16 MiB to hold, one 4th of --memory_limit, got 17 MiB; "
+        "use --memory_limit 65MiB",
+    ):
+        check_room("rows", (16 << 20) + 1)
+
+
+def test_scikit_learn_gets_no_more_rows_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = small_zoo().save(tmp_path / "store")
+    spec = ExperimentSpec(str(store), featurizer=FlatVec(), model=RidgeClassifier(), seeds=1)
+    needed = 4 * 4 * 63 * small_zoo(3).layout.size
+    monkeypatch.setenv(LIMIT, str(needed))
+    assert prepare(spec).features.shape[0] == 90
+    monkeypatch.setenv(LIMIT, str(needed - 4))
+    with pytest.raises(ConfigError, match="model: RidgeClassifier, 63 training rows of 48 numbers"):
+        prepare(spec)
+
+
+def test_starts_of_chosen_rows_are_those_of_their_copy(make_zoo: Callable[..., AdapterSet]) -> None:
+    zoo, rows = make_zoo(40), np.array([3, 5, 8, 9, 30])
+    weights = zoo.weights.copy()
+    weights[8] = weights[3]
+    assert start_groups(weights, zoo.layout, rows).tolist() == [0, 1, 0, 2, 3]
+    assert start_groups(weights[rows], zoo.layout).tolist() == [0, 1, 0, 2, 3]
+    assert most_rows(zoo.layout, 1 << 20) == 181, "root of MiB / 32, as its layers are narrow"
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on data")
@@ -165,3 +222,39 @@ def test_training_on_the_weights_and_evaluating_keep_to_it(
     said = within("evaluate", *data, "--model", tmp_path / "bundle", "--part", "all")
     accuracy = next(line.split()[-1] for line in said.splitlines() if "accuracy" in line.lower())
     assert float(accuracy) > 90
+
+
+@pytest.mark.slow
+@linux
+def test_an_audit_keeps_to_it(within: Command, store: Path) -> None:
+    said = within("data", "audit", store)
+    assert re.search(r"starts; .*among \d+ of 16000\s+rows", " ".join(said.split()))
+
+
+@pytest.mark.slow
+@linux
+def test_scikit_learn_and_studies_say_what_they_need_and_take_no_more(
+    within: Command, store: Path, tmp_path: Path
+) -> None:
+    data, model = ("--dataset", store), ("--model", "RidgeClassifier", "--seeds", "1")
+    raw = within(
+        "train", *data, "--out", tmp_path / "raw", "--featurizer", "FlatVec", *model, ends=2
+    )
+    width = LAYOUT.size
+    assert f"model: RidgeClassifier, {7 * ROWS // 10} training rows of {width} numbers" in raw
+    within("train", *data, "--out", tmp_path / "run", "--featurizer", "StatsLayer", *model)
+    study = (
+        "study",
+        "weight-noise",
+        "--draws",
+        1,
+        *data,
+        "--model",
+        tmp_path / "run/bundle",
+        "--out",
+        tmp_path / "s",
+    )
+    refused = within(*study, ends=2)
+    assert f"weight-noise of {2 * ROWS // 10} test adapters: expected at most 256 MiB" in refused
+    needed = int(re.search(r"use --memory_limit (\d+)MiB", refused)[1])  # type: ignore[index]
+    assert "Noise on both factors" in within(*study, limit_mb=needed)

@@ -10,6 +10,7 @@ from lora_ws.collection import Split
 from lora_ws.learn.features import Prepared
 from lora_ws.learn.result import Fitted, Job, make_record
 from lora_ws.learn.spec import ExperimentSpec
+from lora_ws.memory import BLOCK_BYTES, blocks
 from lora_ws.models import MetanetModule, Metanetwork
 from lora_ws.threads import threads
 
@@ -76,6 +77,7 @@ def fit_network(spec: ExperimentSpec, prepared: Prepared, seed: int) -> MetanetM
 def network_outputs(network: MetanetModule, prepared: Prepared, part: str) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a part."""
     rows = getattr(prepared.split, part)
-    blocks = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-    found = torch.cat([network(torch.as_tensor(prepared.features[block])) for block in blocks])
+    width = 4 * prepared.features.shape[1]
+    parts = blocks(len(rows), width, most=min(BLOCK_BYTES, ROWS_AT_ONCE * width))
+    found = torch.cat([network(torch.as_tensor(prepared.features[rows[one]])) for one in parts])
     return found, torch.from_numpy(prepared.labels[rows])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import TransformerMixin, clone
+from sklearn.utils import get_tags
 
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, Split, load
@@ -21,7 +22,7 @@ from lora_ws.functional.rows import Rows
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.learn.tasks import Task
-from lora_ws.memory import blocks, held_bytes
+from lora_ws.memory import blocks, check_room, held_bytes
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.module import normalizer_for
 from lora_ws.models.normalizers import ColumnScaler, Normalizer
@@ -114,11 +115,15 @@ def prepare(spec: ExperimentSpec, data: tuple[AdapterSet, str] | None = None) ->
     labels, classes = spec.kind.read(adapters, spec.label)
     split = split_rows(adapters, spec)
     start = time.perf_counter()
+    if not isinstance(spec.model, Metanetwork) and get_tags(spec.model).input_tags.pairwise:
+        # A kernel of the training rows.
+        _check_room(spec, split, width=len(split.train))
     if spec.featurizer is None:
         featurizer, features = None, table_features(adapters, spec.metadata)
     else:
         featurizer = with_layout(spec.representation, adapters)
         features = represent(featurizer, adapters.weights, split.train, labels[split.train])
+    _check_room(spec, split, features.shape[1])
     inputs = input_spec(spec, adapters.layout, features.shape[1])
     make = spec.model.normalizer if isinstance(spec.model, Metanetwork) else normalizer_for
     normalizer = make(inputs).fit(features, split.train)
@@ -130,6 +135,18 @@ def prepare(spec: ExperimentSpec, data: tuple[AdapterSet, str] | None = None) ->
     task = spec.kind.fit(labels[split.train], classes)
     return Prepared(
         adapters, featurizer, features, labels, task, split, inputs, normalizer, subset, seconds
+    )
+
+
+def _check_room(spec: ExperimentSpec, split: Split, width: int) -> None:
+    """Refuse to hold more rows of features than there is room for: scikit-learn wants them all."""
+    if isinstance(spec.model, Metanetwork):
+        return
+    rows = len(split.train) + (len(split.val) if spec.refit else 0)
+    check_room(
+        f"model: {type(spec.model).__name__}, {rows} training rows of {width} numbers",
+        4 * rows * width,
+        advice="--first_rows, or a network, which reads blocks",
     )
 
 

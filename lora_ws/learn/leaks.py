@@ -13,7 +13,8 @@ from lora_ws.audit.prompt_leak import prompt_leak
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.diffusion.base_spec import BUNDLED
 from lora_ws.errors import LoraWsError
-from lora_ws.learn.starts import start_groups, update_groups
+from lora_ws.learn.starts import most_rows, start_groups, update_groups
+from lora_ws.memory import held_bytes
 
 Verdict = Literal["leak", "note", "clean", "not measured"]
 # How an adapter was trained; columns that only some collections have are left out.
@@ -80,12 +81,11 @@ def find_leaks(adapters: AdapterSet) -> list[Finding]:
         [('leaf', 'note'), ('photos', 'clean'), ('start', 'note')]
     """
     split = adapters.split()
-    rows = _sample(len(adapters), split)
-    some = adapters.select(rows)
+    rows = _sample(len(adapters), split, most_rows(adapters.layout, held_bytes()))
     within = Split(*(np.flatnonzero(np.isin(rows, part)) for part in split))
     labels = adapters.labels()[0]
     columns = [one for one in shared_columns(adapters, split) if one.what != START]
-    compared = [_starts(some, within, labels[rows]), _copies(some, within)]
+    compared = [_starts(adapters, rows, within, labels[rows]), _copies(adapters, rows, within)]
     if len(rows) < len(adapters):
         told = f" (among {len(rows)} of {len(adapters)} rows)"
         compared = [one._replace(found=one.found + told) for one in compared]
@@ -224,12 +224,13 @@ def beats_guessing(hits: int, n: int, labels: Int[np.ndarray, " n"], trials: int
     return float(test.pvalue) < P_VALUE / trials
 
 
-def _sample(n: int, split: Split) -> np.ndarray:
-    """At most `MOST_ROWS` rows, of every part its share."""
-    if n <= MOST_ROWS:
+def _sample(n: int, split: Split, room: int) -> np.ndarray:
+    """At most `MOST_ROWS` rows, or those that there is room for, of every part its share."""
+    most = min(MOST_ROWS, room)
+    if n <= most:
         return np.sort(np.concatenate(split))
     rng = np.random.default_rng(0)
-    parts = [rng.choice(part, size=len(part) * MOST_ROWS // n, replace=False) for part in split]
+    parts = [rng.choice(part, size=len(part) * most // n, replace=False) for part in split]
     return np.sort(np.concatenate(parts))
 
 
@@ -245,8 +246,8 @@ def _shared(what: str, column: str, values: np.ndarray, split: Split) -> Finding
     return Finding(what, verdict, found, f"--split group:{what}")
 
 
-def _starts(adapters: AdapterSet, split: Split, labels: np.ndarray) -> Finding:
-    groups = start_groups(adapters.weights, adapters.layout)
+def _starts(adapters: AdapterSet, rows: np.ndarray, split: Split, labels: np.ndarray) -> Finding:
+    groups = start_groups(adapters.weights, adapters.layout, rows)
     different = len(np.unique(groups))
     if different == 1:
         text = "all adapters began with one A, so raw weights can be compared; those of strangers' "
@@ -266,8 +267,8 @@ def _starts(adapters: AdapterSet, split: Split, labels: np.ndarray) -> Finding:
     return Finding(START, "leak" if leaks else "clean", found, advice)
 
 
-def _copies(adapters: AdapterSet, split: Split) -> Finding:
-    share = share_seen(update_groups(adapters), split)
+def _copies(adapters: AdapterSet, rows: np.ndarray, split: Split) -> Finding:
+    share = share_seen(update_groups(adapters, rows), split)
     found = f"{100 * share:.0f} % of test rows are nearly copies of training rows"
     if not share:
         return Finding("copies", "clean", "no test row is nearly a copy of a training row")

@@ -1,6 +1,6 @@
 """What a study does to adapters: named changes of their factors, each at several levels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_ws.adapters import Adapter, Layout, Module, read_adapter
+from lora_ws.adapters.layout import LayerSpec
 from lora_ws.adapters.writer import FileFormat, write_adapter
 from lora_ws.functional.perturb import (
     Pair,
@@ -73,6 +74,7 @@ class Change:
         merges: whether something of another class is mixed in.
         files: whether its levels are ways to write a file, which is written and read.
         draws: whether anything is drawn, so that a repetition is another one.
+        grows: the rank that it makes of a rank, at most.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Change:
     merges: bool = False
     files: bool = False
     draws: bool = True
+    grows: Callable[[int], int] = lambda rank: rank
 
     @property
     def named(self) -> bool:
@@ -175,14 +178,23 @@ CHANGES: Mapping[str, Change] = {
     "noise-in-a": Change("noise on A, of its root mean square", NOISE, _noise_in_down),
     "noise-in-b": Change("noise on B, of its root mean square", NOISE, _noise_in_up),
     "update-noise": Change(
-        "noise of rank 8 on the update, of its Frobenius norm", NOISE, _update_noise
+        "noise of rank 8 on the update, of its Frobenius norm",
+        NOISE,
+        _update_noise,
+        grows=lambda rank: rank + 8,
     ),
     "missing-modules": Change("share of modules without an update", (0.1, 0.25, 0.5, 0.75), _drop),
     "missing-parts": Change("updates of one part alone", tuple(PARTS), _part, draws=False),
     "gauge": Change(
         "condition of the basis between B and A", (10.0, 1e2, 1e4), _gauge, keeps_update=True
     ),
-    "rank-padding": Change("a higher rank for the same update", SPLITS, _split, keeps_update=True),
+    "rank-padding": Change(
+        "a higher rank for the same update",
+        SPLITS,
+        _split,
+        keeps_update=True,
+        grows=lambda rank: 2 * rank,
+    ),
     "rescale": Change(
         "B times this, A divided by it",
         (0.01, 0.25, 4.0, 100.0),
@@ -205,12 +217,14 @@ CHANGES: Mapping[str, Change] = {
         (0.9, 0.8, 0.7, 0.6, 0.5),
         _merge,
         merges=True,
+        grows=lambda rank: 2 * rank,
     ),
     "camouflage": Change(
         "an update of rank 1 along the mean of another class, of its Frobenius norm",
         (0.1, 0.3, 1.0, 3.0),
         _camouflage,
         merges=True,
+        grows=lambda rank: rank + 1,
     ),
     "spelling": Change(
         "written to a file and read", FORMATS, _same, keeps_update=True, files=True, draws=False
@@ -243,7 +257,8 @@ def changed_rows(
     for group in layout.groups():
         up, down = (torch.from_numpy(rows[:, side]).double() for side in (group.up, group.down))
         names = tuple(layer.name for layer in group.layers)
-        found.append(change.apply(Stack(up, down, names, partner, own, rng), level))
+        made = change.apply(Stack(up, down, names, partner, own, rng), level)
+        found.append((made[0].float(), made[1].float()))
         ranks |= dict.fromkeys(group.places, found[-1][1].shape[-2])
     layers = [replace(layer, rank=ranks[k]) for k, layer in enumerate(layout.layers)]
     after = Layout.from_layers(layers)
@@ -255,6 +270,30 @@ def changed_rows(
             new[:, own_down] = down[:, k].flatten(1).numpy()
             new[:, own_up] = up[:, k].flatten(1).numpy()
     return new, after
+
+
+def bytes_of(count: int, layout: Layout, change: Change) -> int:
+    """What `changed_rows` holds at once, at most, the rows themselves included.
+
+    Args:
+        count: of the adapters.
+        layout: of their rows.
+        change: what is done to them.
+
+    Example:
+        >>> layout = Layout.sd15_qv()
+        >>> round(bytes_of(1, layout, CHANGES["strength"]) / (4 * layout.size), 1)
+        7.6
+    """
+
+    def numbers(layers: Sequence[LayerSpec], rank: Callable[[int], int]) -> int:
+        return sum(rank(one.rank) * (one.in_features + one.out_features) for one in layers)
+
+    before, after = (
+        [numbers(x.layers, r) for x in (layout, *layout.groups())] for r in (int, change.grows)
+    )
+    # The rows, what becomes of them by group and together; and in float64 all of one group.
+    return 4 * count * (before[0] + 2 * after[0] + 4 * max(before[1:]) + 6 * max(after[1:]))
 
 
 def _rewritten(rows: np.ndarray, layout: Layout, to: FileFormat) -> np.ndarray:

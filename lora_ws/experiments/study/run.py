@@ -13,7 +13,13 @@ from lora_ws.adapters.projection import project_rows
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.bundle import MAX_RANK
 from lora_ws.errors import ConfigError
-from lora_ws.experiments.study.changes import CHANGES, Level, changed_rows, partners
+from lora_ws.experiments.study.changes import (
+    CHANGES,
+    Level,
+    bytes_of,
+    changed_rows,
+    partners,
+)
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trained import Learned, recipe_of, run_trained
 from lora_ws.experiments.study.trainings import TRAININGS
@@ -21,6 +27,7 @@ from lora_ws.learn.labelled import UNKNOWN, open_for, places
 from lora_ws.learn.run import run
 from lora_ws.learn.run_folder import BUNDLE
 from lora_ws.learn.spec import slug
+from lora_ws.memory import check_room
 from lora_ws.report.progress import progress
 
 ALL, CLEAN, RECORDS = "all", "unchanged", "records.jsonl"
@@ -98,7 +105,7 @@ def run_study(name: str, spec: StudySpec) -> list[Read]:
     found = []
     for model, place in bundles_of(spec).items():
         bundle = Bundle.from_pretrained(place)
-        rows = test_rows(bundle, spec.dataset, spec.subset)
+        rows = test_rows(bundle, spec.dataset, spec.subset, chosen)
         asked = [(CLEAN, CLEAN, 0), *_asked(chosen, rows.layout, spec.draws)]
         clean = _predicted(bundle, rows.weights, rows.layout)[0].argmax(axis=1)
         with progress(model, len(asked)) as advance:
@@ -153,8 +160,21 @@ def read_records(path: Path) -> list[Read]:
     return [Read(**line) for line in journal.read(path)] if path.is_file() else []
 
 
-def test_rows(bundle: Bundle, dataset: str | None, subset: str | None) -> Rows:
-    """Test rows of the classes that a bundle knows."""
+def test_rows(
+    bundle: Bundle, dataset: str | None, subset: str | None, studies: Sequence[str]
+) -> Rows:
+    """Test rows of the classes that a bundle knows.
+
+    Args:
+        bundle: the classifier.
+        dataset: a collection; None takes that of training.
+        subset: of it.
+        studies: names of changes that there has to be room for.
+
+    Raises:
+        ConfigError: no row is of a class that it knows, or there is no room for what a study makes
+            of the rows.
+    """
     if bundle.confidence.thresholds:
         raise ConfigError("model: expected classes that exclude each other, got a bundle of labels")
     adapters, subset = open_for(bundle, dataset, subset)
@@ -166,6 +186,9 @@ def test_rows(bundle: Bundle, dataset: str | None, subset: str | None) -> Rows:
         known = ", ".join(bundle.classes)
         raise ConfigError(f"dataset: no test adapter of {adapters.card.name} is of {known}")
     name = " ".join(filter(None, [adapters.card.name, subset]))
+    for study in studies:
+        needed = bytes_of(len(rows), adapters.layout, CHANGES[study])
+        check_room(f"{study} of {len(rows)} test adapters", needed, share=1)
     return Rows(name, np.asarray(adapters.weights[rows]), adapters.layout, truth)
 
 

@@ -20,6 +20,7 @@ from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data, split_rows
 from lora_ws.learn.run import fit_shown
 from lora_ws.learn.spec import ExperimentSpec, slug
+from lora_ws.memory import check_room
 from lora_ws.report.progress import progress
 from lora_ws.workers import current_engine
 
@@ -157,7 +158,12 @@ def taught_rows(
     card = replace(adapters.card, label=label, classes=classes, split=rule, subset="", subsets=())
     card = replace(card, main_subset="", label_from={}, bundled=False)
     changed = replace(adapters, rows=table, card=card, manifest={})
-    return changed.select(np.flatnonzero(part != ""))
+    kept = np.flatnonzero(part != "")
+    if len(kept) < len(changed):
+        # They are copied, unless they follow each other.
+        size = 4 * len(kept) * adapters.layout.size
+        check_room(f"{study}, {len(kept)} adapters", size)
+    return changed.select(kept)
 
 
 def _leaves(adapters: AdapterSet) -> Int[np.ndarray, " rows"] | None:
