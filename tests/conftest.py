@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
+from s3_server import S3Server, clear
 from warm import Warm
 
+from lora_ws import hub
 from lora_ws.adapters import Layout
 from lora_ws.collection import AdapterSet, DatasetCard
 
@@ -58,6 +60,20 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
     (tmp_path / "hub").mkdir()
     with HubServer(tmp_path / "hub", token="secret") as server:
         yield server
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A store of S3's kind on loopback; clients ask three times without a pause."""
+    pytest.importorskip("s3fs")
+    (tmp_path / "s3").mkdir()
+    with S3Server(tmp_path / "s3") as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(hub, "PAUSES", (0, 0))
+        clear()
+        yield server
+    clear()
 
 
 @pytest.fixture

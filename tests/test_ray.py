@@ -41,7 +41,7 @@ def address(_cache: None) -> Iterator[str]:
         machine = {"num_cpus": 1, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=machine)
         cluster.add_node(num_cpus=1)
-        yield cluster.address
+        yield str(cluster.address)
         cluster.shutdown()
 
 

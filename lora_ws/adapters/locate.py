@@ -1,13 +1,15 @@
-"""Where one adapter file is: on this machine or on the Hub, by the name a user gives it."""
+"""Where one adapter file is, by its name: on this machine, on the Hub, or elsewhere."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lora_ws.adapters.addressed import FsspecSource
 from lora_ws.adapters.header import CONVERT
 from lora_ws.adapters.remote import SAFETENSORS, HubSource
 from lora_ws.adapters.settings import PEFT_CONFIG
 from lora_ws.adapters.source import LocalSource, Source, not_a_file
+from lora_ws.addresses import beside, is_address, path_of
 from lora_ws.errors import AdapterError, NotAvailableError
 from lora_ws.hub import HF, HubPath
 
@@ -27,11 +29,12 @@ class AdapterRef:
 
     Attributes:
         name: what the user and messages call it.
-        path: a file or PEFT folder on this machine; None on the Hub.
+        path: a file or PEFT folder on this machine; None elsewhere.
         repo_id: of a file on the Hub.
         filename: in the repository.
         revision: asked for; None for the default branch.
         problem: why there is no such file, where that is known already; `open` raises it.
+        address: of fsspec, where it is neither on this machine nor on the Hub.
 
     Example:
         >>> AdapterRef.parse("hub:owner/name/a.safetensors@main").repo_id
@@ -44,6 +47,7 @@ class AdapterRef:
     filename: str = ""
     revision: str | None = None
     problem: AdapterError | NotAvailableError | None = None
+    address: str = ""
 
     @classmethod
     def parse(cls, handle: str | Path) -> "AdapterRef":
@@ -51,7 +55,8 @@ class AdapterRef:
 
         Args:
             handle: a path, or ``hub:owner/name/file.safetensors``, with ``@revision`` behind it,
-                or the same as ``hf://owner/name@revision/file.safetensors``.
+                or the same as ``hf://owner/name@revision/file.safetensors``; or an address of
+                fsspec, such as ``s3://bucket/file.safetensors``.
 
         Raises:
             AdapterError: a name on the Hub that names no file.
@@ -63,6 +68,8 @@ class AdapterRef:
         text = str(handle)
         if text.startswith(HF):
             text = hub_name(HubPath.parse(text))
+        if is_address(text):
+            return cls(text, address=text)
         if not text.startswith(HUB):
             return cls(readable(handle), Path(handle))
         address, _, revision = text.removeprefix(HUB).partition("@")
@@ -97,7 +104,7 @@ class AdapterRef:
         """The file of weights on this machine.
 
         Raises:
-            AdapterError: there is none, or it is on the Hub.
+            AdapterError: there is none, or it is elsewhere.
         """
         if self.path is None:
             raise AdapterError(
@@ -121,19 +128,25 @@ class AdapterRef:
         )
 
     def _open_remote(self) -> tuple[Source, str | None]:
-        file = PurePosixPath(self.filename)
-        _refuse_other_kinds(self.name, file.suffix)
-        source = HubSource(self.repo_id, self.filename, self.revision, name=self.name)
-        if file.name != PEFT_WEIGHTS:
-            return source, None
-        config = HubPath(self.repo_id, str(file.with_name(PEFT_CONFIG)), self.revision)
-        beside = HubSource(self.repo_id, config.path, source.revision, name=hub_name(config))
-        try:
-            return source, _text(beside)
-        except AdapterError as error:
-            if error.reason != "missing":
-                raise
-            return source, None
+        path = PurePosixPath(path_of(self.address) if self.address else self.filename)
+        _refuse_other_kinds(self.name, path.suffix)
+        source, settings = self._source(path.name), None
+        if path.name == PEFT_WEIGHTS:
+            try:
+                settings = _text(self._source(PEFT_CONFIG, source.revision))
+            except AdapterError as error:
+                if error.reason != "missing":
+                    raise
+        return source, settings
+
+    def _source(self, name: str, revision: str = "") -> Source:
+        """This file, or one beside it."""
+        if self.address:
+            return FsspecSource(beside(self.address, name))
+        file = str(PurePosixPath(self.filename).with_name(name))
+        place = HubPath(self.repo_id, file, self.revision)
+        called = self.name if file == self.filename else hub_name(place)
+        return HubSource(self.repo_id, file, revision or self.revision, name=called)
 
 
 def hub_name(place: HubPath) -> str:

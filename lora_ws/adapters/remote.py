@@ -8,6 +8,7 @@ otherwise hand over other numbers without an error.
 
 import hashlib
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -43,8 +44,41 @@ class HubFile(NamedTuple):
     revision: str
 
 
+class PartsSource(Source):
+    """A file elsewhere, whose start is kept, and of which close ranges are one request.
+
+    Attributes:
+        whole_below: files smaller than so many bytes are fetched whole, in one request.
+    """
+
+    whole_below: int
+    _start: bytes = b""
+
+    @abstractmethod
+    def _fetch(self, start: int, stop: int) -> bytes:
+        """One range, of exactly its length."""
+
+    def _read(self, ranges: Sequence[Range]) -> list[bytes]:
+        first = self.size if self.size < self.whole_below else min(HEAD_BYTES, self.size)
+        if not self._start and any(start < first and start < stop for start, stop in ranges):
+            self._start = self._fetch(0, first)
+        found = {span: self._part(span) for span in set(ranges) if span[1] <= len(self._start)}
+        rest = sorted(span for span in set(ranges) if span not in found)
+        at = 0
+        for start, stop in merge_ranges(rest, GAP_BYTES):
+            steps = range(start, stop, REQUEST_BYTES)
+            body = b"".join(self._fetch(step, min(step + REQUEST_BYTES, stop)) for step in steps)
+            while at < len(rest) and rest[at][1] <= stop:
+                found[rest[at]] = body[rest[at][0] - start : rest[at][1] - start]
+                at += 1
+        return [found[span] for span in ranges]
+
+    def _part(self, span: Range) -> bytes:
+        return self._start[slice(*span)]
+
+
 @final
-class HubSource(Source):
+class HubSource(PartsSource):
     """A file of a model repository on the Hub, at one commit.
 
     The Hub is asked at the first use: the constructor only stores.
@@ -78,7 +112,6 @@ class HubSource(Source):
         self.name = name or f"{shown(repo_id)}/{shown(filename)}".replace("`", "")
         self.bytes_read = 0
         self._address = ""
-        self._start = b""
 
     @property
     def revision(self) -> str:
@@ -121,24 +154,6 @@ class HubSource(Source):
 
     def _size(self) -> int:
         return self._announced.size
-
-    def _read(self, ranges: Sequence[Range]) -> list[bytes]:
-        first = self.size if self.size < self.whole_below else min(HEAD_BYTES, self.size)
-        if not self._start and any(start < first and start < stop for start, stop in ranges):
-            self._start = self._fetch(0, first)
-        found = {span: self._part(span) for span in set(ranges) if span[1] <= len(self._start)}
-        rest = sorted(span for span in set(ranges) if span not in found)
-        at = 0
-        for start, stop in merge_ranges(rest, GAP_BYTES):
-            steps = range(start, stop, REQUEST_BYTES)
-            body = b"".join(self._fetch(step, min(step + REQUEST_BYTES, stop)) for step in steps)
-            while at < len(rest) and rest[at][1] <= stop:
-                found[rest[at]] = body[rest[at][0] - start : rest[at][1] - start]
-                at += 1
-        return [found[span] for span in ranges]
-
-    def _part(self, span: Range) -> bytes:
-        return self._start[slice(*span)]
 
     def _fetch(self, start: int, stop: int) -> bytes:
         """One range, or the whole file; asked again where the trouble may pass."""

@@ -19,6 +19,7 @@ from lora_ws.adapters.locate import (
     readable,
 )
 from lora_ws.adapters.remote import SAFETENSORS, list_adapters
+from lora_ws.addresses import WEB, files_below, is_address, path_of
 from lora_ws.errors import AdapterError, NotAvailableError
 from lora_ws.hub import HF, HubPath
 
@@ -68,7 +69,8 @@ def find_adapters(*what: str) -> FoundAdapters:
             safetensors, pickled files and archives; a ``.txt`` list with one such name per line,
             where lines that begin with ``#`` are remarks; on the Hub ``owner/name``,
             ``hub:owner/name``, a file of it, or ``hub:owner`` for all of an owner's repositories;
-            ``hf://owner/name@revision``, a folder or a file of it.
+            ``hf://owner/name@revision``, a folder or a file of it; an address of fsspec, such as
+            ``s3://bucket/folder``, of a folder or a file.
             A line that names nothing is a file that cannot be opened, and ends nothing.
 
     Raises:
@@ -101,6 +103,8 @@ class _Search:
             self.refs.extend(_at(HubPath.parse(name)))
         elif name.startswith(HUB) and name != HUB:
             self.refs.extend(_on_hub(name))
+        elif is_address(name):
+            self._add_address(name)
         elif there and path.is_dir():
             self._add_folder(path)
         elif there and path.suffix == LIST:
@@ -137,7 +141,7 @@ class _Search:
             folders.sort()
             links += (path for name in folders if (path := Path(root, name)).is_symlink())
             for name in sorted(files):
-                if Path(name).suffix.lower() in (SAFETENSORS, *PICKLED, *ARCHIVES):
+                if _is_adapter(name):
                     file = Path(root, name)
                     self.refs.append(AdapterRef(readable(file), file))
                 else:
@@ -147,6 +151,18 @@ class _Search:
                 self.left_out[SAME_FOLDER] += 1
             else:
                 self._add_folder(link)
+
+    def _add_address(self, address: str) -> None:
+        """A file, or those of a folder in the order of their names; web servers list no folders."""
+        if _is_adapter(path_of(address)) or address.startswith(WEB):
+            self.refs.append(AdapterRef.parse(address))
+            return
+        found = sorted(files_below(address), key=_walked)
+        if not found:
+            raise AdapterError(f"{address}: expected a folder with adapters, found none", "missing")
+        kept = [AdapterRef.parse(one) for one in found if _is_adapter(one)]
+        self.left_out[OTHER_KIND] += len(found) - len(kept)
+        self.refs.extend(kept)
 
     def _enter(self, folder: Path) -> bool:
         """Whether a folder is new."""
@@ -169,6 +185,17 @@ class _Search:
             if _is_link(first) and not _is_link(ref):
                 kept[identity] = ref
         yield from kept.values()
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a name is that of a file which is listed, be it to be refused."""
+    return PurePosixPath(name).suffix.lower() in (SAFETENSORS, *PICKLED, *ARCHIVES)
+
+
+def _walked(address: str) -> list[tuple[bool, str]]:
+    """A file's place in the order of local folders: before the files of inner ones."""
+    *folders, name = address.split("/")
+    return [*((True, folder) for folder in folders), (False, name)]
 
 
 def _identity(ref: AdapterRef) -> Hashable:

@@ -47,6 +47,11 @@ class Source(ABC):
         """Commit on the Hub, or empty."""
         return ""
 
+    @property
+    def identity(self) -> str:
+        """What tells its content from others: a hash, or a name that stays; empty without one."""
+        return self.sha256 or (self.revision and f"{self.name}@{self.revision}")
+
     @cached_property
     def sha256(self) -> str | None:
         """Hash of the file's bytes; None where its holder does not say."""

@@ -165,7 +165,7 @@ def classify_files(
             loaded at the first file of its base, and has all files read whole, as without one.
         whole: read all of a file, for its norms and signature; else, with a classifier, the layers
             that it needs, and of files of another base the header alone. None reads files on this
-            machine whole and those on the Hub in parts.
+            machine whole and those elsewhere in parts.
         evidence: measure what each layer adds to a verdict: as many classifications as layers.
         hashes: report the `update_hash` of what is read whole.
         known: keys of contents that need not be read again.
@@ -293,10 +293,9 @@ def refused(ref: AdapterRef, reason: str, why: str, source: Source | None = None
 
 def _key(source: Source, config: str | None, whole: bool) -> str:
     """Hash of the weights, of the settings that say how to read them, and of how much is read."""
-    name = source.sha256 or (source.revision and f"{source.name}@{source.revision}")
-    if not name:
+    if not source.identity:
         return ""
-    return hashlib.sha256(json.dumps([name, config, whole]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([source.identity, config, whole]).encode()).hexdigest()
 
 
 def _weights(

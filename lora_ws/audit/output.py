@@ -3,15 +3,18 @@
 import csv
 import io
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lora_ws.addresses import file_system, is_address
 from lora_ws.audit.classify import Finding
 from lora_ws.audit.policy import Reviewed
-from lora_ws.errors import printable
+from lora_ws.errors import NotAvailableError, printable
 from lora_ws.journal import replacing
 
 Column = Callable[[Reviewed], object]
@@ -19,16 +22,58 @@ Sink = Callable[[Reviewed], object]
 
 
 @contextmanager
-def json_lines(file: Path) -> Iterator[Sink]:
+def writing(target: str | Path) -> Iterator[Path]:
+    """Write a file as a whole: at a path by `replacing`, at an address once it is whole here.
+
+    Args:
+        target: path or address.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        NotAvailableError: the address cannot be written; the file is kept on this machine.
+
+    Example:
+        >>> from lora_ws.addresses import file_system
+        >>> with writing("memory://folder/a.txt") as file:
+        ...     _ = file.write_text("a", encoding="utf-8")
+        >>> file_system("memory://folder/a.txt")[0].cat("/folder/a.txt")
+        b'a'
+    """
+    if not is_address(target):
+        with replacing(Path(target)) as partial:
+            yield partial
+        return
+    system, path = file_system(str(target))
+    folder = Path(tempfile.mkdtemp(prefix="lora_ws-"))
+    file = folder / PurePosixPath(path).name
+    try:
+        yield file
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        system.put_file(str(file), path)
+    except Exception as error:
+        raise NotAvailableError(
+            f"{target}: cannot be written ({type(error).__name__}: {error}); what was to be there "
+            f"is {file}"
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def json_lines(file: str | Path) -> Iterator[Sink]:
     """Write one JSON object per line: the fields of `Finding`, ``flags``, and ``nearest``."""
-    with replacing(file) as partial, partial.open("w", encoding="utf-8") as opened:
+    with writing(file) as partial, partial.open("w", encoding="utf-8") as opened:
         yield lambda one: opened.write(json.dumps(one.to_dict(), allow_nan=False) + "\n")
 
 
 @contextmanager
-def csv_rows(file: Path) -> Iterator[Sink]:
+def csv_rows(file: str | Path) -> Iterator[Sink]:
     """Write a table of `COLUMNS`; formulas of spreadsheets are quoted, control codes escaped."""
-    with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
+    with writing(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         opened.write(csv_head())
         yield lambda one: opened.write(csv_line(one))
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from lora_ws.adapters import AdapterRef, find_adapters
 from lora_ws.adapters.source import file_sha256
+from lora_ws.addresses import place
 from lora_ws.audit import index_store
 from lora_ws.audit.classify import FileResult, Finding, classify_files, refused
 from lora_ws.audit.ledger import Ledger, code_hash, read_starts
@@ -39,16 +40,16 @@ class ScanSpec:
         revision: Hub revision of the bundle.
         allow_classes: dotted paths of representations and networks outside this library that the
             bundle may use.
-        out: HTML page to write.
-        json: file to write, with one JSON object per line.
-        csv: CSV file to write.
+        out: HTML page to write, here or at an address such as s3://bucket/page.html.
+        json: file to write, with one JSON object per line; or an address.
+        csv: CSV file to write; or an address.
         sidecars: write the finding beside each file, where model managers show it: ``<name>.json``
             and ``<name>.civitai.info``; existing keys are kept.
         policy: YAML file of rules for flags; null flags unreadable files only.
         index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
             the folder of an index
         evidence: report how much each layer contributes to a verdict; takes a third more time.
-        whole: read every file in full; null reads local files in full, and of files on the Hub only
+        whole: read every file in full; null reads local files in full, and of files elsewhere only
             the parts that --model needs.
         hashes: compute `update_hash`, a third of the time of a scan without a model; without it
             copies are found by sketches alone, and a policy cannot have a deny or allow list.
@@ -60,9 +61,9 @@ class ScanSpec:
     model: str | None = AUTO
     revision: str | None = None
     allow_classes: tuple[str, ...] = ()
-    out: Path | None = None
-    json: Path | None = None
-    csv: Path | None = None
+    out: str | Path | None = None
+    json: str | Path | None = None
+    csv: str | Path | None = None
     sidecars: bool = False
     policy: Path | None = None
     index: str | None = None
@@ -77,6 +78,9 @@ class ScanSpec:
         for name in ("batch", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("out", "json", "csv"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, place(given))
 
     def fetched(self) -> "ScanSpec":
         """Fetch the classifier from the Hub where it is not on this machine.

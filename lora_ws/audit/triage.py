@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 from lora_ws.adapters import find_adapters
 from lora_ws.adapters.locate import exists
+from lora_ws.addresses import file_system, is_address
 from lora_ws.audit.dedup import Copies, copies
-from lora_ws.audit.output import csv_rows, json_lines
+from lora_ws.audit.output import csv_rows, json_lines, writing
 from lora_ws.audit.policy import Policy, review
 from lora_ws.audit.provenance import Provenance
 from lora_ws.audit.report import Report
@@ -15,7 +17,6 @@ from lora_ws.audit.scan import Scan, ScanSpec, library, scan
 from lora_ws.audit.sidecars import write_sidecars
 from lora_ws.config import load_spec
 from lora_ws.errors import ConfigError, printable
-from lora_ws.journal import replacing
 from lora_ws.report.progress import progress
 
 
@@ -55,8 +56,13 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
             "hashes: expected true, as the policy has a deny or allow list, got false"
         )
     for file in (spec.out, spec.json, spec.csv):
-        if file and not file.absolute().parent.is_dir():
-            raise ConfigError(f"{file}: there is no folder {file.parent} to write to; make it")
+        if is_address(file):
+            # What it needs is missed now, not after the scan.
+            file_system(str(file))
+        elif file and not Path(file).absolute().parent.is_dir():
+            raise ConfigError(
+                f"{file}: there is no folder {Path(file).parent} to write to; make it"
+            )
     refs = find_adapters(*what)
     if not refs:
         raise ConfigError(f"{', '.join(what)}: expected adapter files, found none")
@@ -77,6 +83,6 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
     if spec.out:
         title = printable(f"Scan of {', '.join(what)}")
         page = report.page(title, made, bundle=bundle, copies=alike, bytes_read=found.bytes_read)
-        with replacing(spec.out) as partial:
+        with writing(spec.out) as partial:
             partial.write_text(page, encoding="utf-8")
     return Triage(found, report, alike)

@@ -29,8 +29,8 @@ def scan(what: list[str], /, spec: ScanSpec) -> int:
     is flagged.
 
     Args:
-        what: files, folders, .txt lists, or on the Hub owner/name, hf://owner/name/folder, or
-            hub:owner
+        what: files, folders, .txt lists; on the Hub owner/name, hf://owner/name/folder, or
+            hub:owner; or an address such as s3://bucket/folder
         spec: how files are read, classified, flagged and reported.
     """
     found = triage(what, spec)

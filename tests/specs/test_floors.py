@@ -11,6 +11,7 @@ FLOORS = {
     "flags": 0,
     "parameters": 1,
     "system": 0,
+    "addresses": 1,
     "config": 1,
     "hub": 1,
     "memory": 1,

@@ -56,6 +56,7 @@ NOT_RUN = {
     "lora-ws sweep --dataset ./store --featurizer FlatVec --engine ray": "the same",
     "lora-ws train --dataset ./store --seeds 100 --engine ray": "the same",
     "lora-ws train --dataset ./store --seeds 10 --processes 8": "starts processes; tests/learn do",
+    "lora-ws scan s3://": "needs a store; tests/audit/test_scan_of_addresses.py has one",
     "lora-ws train --dataset ./store --trainer.devices 8": "needs eight GPUs",
     "lora-ws train --dataset ./store --trainer.devices 2": "starts processes; tests/learn do",
 }

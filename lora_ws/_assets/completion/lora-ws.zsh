@@ -493,9 +493,9 @@ _shtab_lora_ws_scan_options=(
   "--model[bundle, a folder or a Hub repository]:model:"
   "--revision[Hub revision of the bundle.]:revision:"
   "--allow_classes[dotted paths of representations and networks outside this library that the bundle may use.]:allow_classes:"
-  "--out[HTML page to write.]:out:_files"
-  "--json[file to write, with one JSON object per line.]:json:_files"
-  "--csv[CSV file to write.]:csv:_files"
+  "--out[HTML page to write, here or at an address such as s3\:\/\/bucket\/page.html.]:out:_files"
+  "--json[file to write, with one JSON object per line]:json:_files"
+  "--csv[CSV file to write]:csv:_files"
   "--sidecars[write the finding beside each file, where model managers show it\: \`\`\<name\>.json\`\` and \`\`\<name\>.civitai.info\`\`]:sidecars:(true false)"
   "--policy[YAML file of rules for flags]:policy:_files"
   "--index[known adapters to compare with\: a file, folder, list or name on the Hub as above, or the folder of an index]:index:"
@@ -507,7 +507,7 @@ _shtab_lora_ws_scan_options=(
   "--cache[folder of cached findings]:cache:_files"
   "--engine[what starts the processes\: local, this machine alone, or ray, a Ray cluster.]:engine:(local ray)"
   "--address[of a Ray cluster that runs, such as auto or head\:6379]:address:"
-  ":files, folders, .txt lists, or on the Hub owner\/name, hf\:\/\/owner\/name\/folder, or hub\:owner:"
+  ":files, folders, .txt lists:"
 )
 
 # guard to ensure default positional specs are added only once per session
