@@ -12,8 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lora_ws.functional.sketch import SIDE, factor_norm, low_rank_norms, place_signs
-from lora_ws.functional.update_hash import Spelling, components, feed, spelling
+from lora_ws.functional.sketch import (
+    SIDE,
+    factor_norm,
+    low_rank_norms,
+    module_norms,
+    place_signs,
+    sketch,
+)
+from lora_ws.functional.update_hash import Spelling, components, feed, spelling, update_hash
 from lora_ws.functional.update_modules import CACHED, Factor, Module, Modules, checked, place
 
 
@@ -31,6 +38,8 @@ class Measured(NamedTuple):
     hash: str
 
 
+# Adapters of the same modules from which on it pays to take a module of all of them together.
+FEWEST = 3
 # A, B and scale, of matrices.
 Plain = tuple[np.ndarray, np.ndarray, float]
 
@@ -69,6 +78,28 @@ def measure(
         >>> one.norms.tolist(), one.sketch.shape, two.norms.tolist()
         ([5.0], (256,), [])
     """
+    found = [list(modules) for modules in adapters]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for row, modules in enumerate(found):
+        alike.setdefault(tuple(place(*module[:3]) for module in modules), []).append(row)
+    measured: dict[int, Measured] = {}
+    for rows in alike.values():
+        some = [found[row] for row in rows]
+        act = _together if len(rows) >= FEWEST else _each
+        measured |= zip(rows, act(some, side, hashes), strict=True)
+    return [measured[row] for row in range(len(found))]
+
+
+def _each(adapters: Sequence[list[Module]], side: int, hashes: bool) -> list[Measured]:
+    """One after the other, modules of a shape together."""
+    return [
+        Measured(module_norms(one), sketch(one, side), update_hash(one) if hashes else "")
+        for one in adapters
+    ]
+
+
+def _together(adapters: Sequence[list[Module]], side: int, hashes: bool) -> list[Measured]:
+    """A module of all of them after the other."""
     found = [list(checked(modules)) for modules in adapters]
     norms = [[0.0] * len(modules) for modules in found]
     totals = np.zeros((len(found), side, side))

@@ -83,8 +83,12 @@ def hashed(modules: list[Module]) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.parametrize("fewest", [1, 2, 9])
 @pytest.mark.parametrize("hashes", [True, False])
-def test_each_of_many_is_measured_as_if_alone(hashes: bool) -> None:
+def test_each_of_many_is_measured_as_if_alone(
+    fewest: int, hashes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ws.functional.measure.FEWEST", fewest)
     ranks = ([1, 2, 3], [4, 4, 4], [4, 4, 4], [2, 16, 5], [9], [], [12, 20, 7])
     adapters = [adapter(seed, some) for seed, some in enumerate(ranks)] + [odd(seed=9)]
     found = measure(adapters, side=SIDE, hashes=hashes)
@@ -97,11 +101,14 @@ def test_each_of_many_is_measured_as_if_alone(hashes: bool) -> None:
         assert one.hash == (hashed(modules) if hashes else "")
 
 
-def test_kronecker_products_stand_beside_matrices_of_the_same_place() -> None:
+def test_kronecker_products_stand_beside_matrices_of_the_same_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lora_ws.functional.measure.FEWEST", 1)
     random = np.random.default_rng(0)
     down = KroneckerProduct(random.standard_normal((2, 4)), random.standard_normal((3, 5)))
     up = KroneckerProduct(random.standard_normal((3, 2)), random.standard_normal((4, 3)))
-    plain = [("to_v", down.form(), up.form(), -0.5)]
+    plain: list[Module] = [("to_v", down.form(), up.form(), -0.5)]
     product, formed_one = measure([[("to_v", down, up, -0.5)], plain], side=SIDE)
     for one in (product, formed_one):
         np.testing.assert_allclose(one.norms, [np.linalg.norm(dense(*plain[0][1:]))], rtol=EXACT)
