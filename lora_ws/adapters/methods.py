@@ -168,8 +168,10 @@ def _lora_form(shapes: Shapes) -> Form:
 
 def _groups(down: tuple[int, ...], up: tuple[int, ...]) -> str:
     """What two such tensors are where they fit a convolution in groups, as PEFT writes it."""
-    rank = math.prod(up[1:])
-    of_groups = len(down) > 2 and rank and not down[0] % rank and not up[0] % (down[0] // rank)
+    rank, groups = math.prod(up[1:]), 0
+    if len(down) > 2 and rank and not down[0] % rank:
+        groups = down[0] // rank
+    of_groups = groups > 1 and not up[0] % groups
     return "; they fit a convolution in groups, which is not read" if of_groups else ""
 
 

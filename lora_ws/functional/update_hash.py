@@ -22,8 +22,12 @@ from lora_ws.functional.update_modules import (
 
 # A, B and scale.
 Update = tuple[Factor, Factor, float]
+# Rows, or a matrix of them.
+Components = list[np.ndarray] | np.ndarray
 # What a module is, and its canonical components: of one product, or of two.
-Spelling = tuple[str, list[list[np.ndarray]]]
+Spelling = tuple[str, list[Components]]
+# Components that are sorted by a product of matrices.
+FEW = 8
 # Numbers of both factors up to which an elementwise product of products is formed: 32 MiB.
 FORMED = 1 << 23
 
@@ -62,7 +66,7 @@ def update_hash(modules: Modules) -> str:
     return digest.hexdigest()
 
 
-def feed(digest: Any, what: str, sides: Sequence[Sequence[np.ndarray]]) -> None:
+def feed(digest: Any, what: str, sides: Sequence[Components]) -> None:
     """Hash one module on.
 
     Args:
@@ -74,7 +78,7 @@ def feed(digest: Any, what: str, sides: Sequence[Sequence[np.ndarray]]) -> None:
         counts = " ".join(str(len(side)) for side in sides)
         digest.update(f"{what}{counts}\n".encode())
         for side in sides:
-            for component in side:
+            for component in [side.ravel()] if isinstance(side, np.ndarray) else side:
                 digest.update(component.data)
 
 
@@ -112,7 +116,7 @@ def components(
     columns: Float[np.ndarray, "n rank outputs"],
     scales: Sequence[float],
     power: float = 1.0,
-) -> Iterator[list[np.ndarray]]:
+) -> Iterator[Components]:
     """Rank-1 components in a form that exact changes of their spelling leave alone, sorted.
 
     Args:
@@ -128,12 +132,21 @@ def components(
     if there is not None:
         yield from (_in_order(rows[some]) for rows, some in zip(joined, there, strict=True))
         return
-    keys = joined[:, :, 0].copy().view(">u8").astype(np.uint64)
+    keys = _first_bytes(joined[:, :, 0])
     order = keys.argsort(axis=1)
-    keys = np.take_along_axis(keys, order, axis=1)
-    alike = (keys[:, 1:] == keys[:, :-1]).any(axis=1).tolist()
+    ordered = np.take_along_axis(keys, order, axis=1)
+    alike = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1).tolist()
+    few = joined.shape[1] <= FEW
     for rows, places, same in zip(joined, order.tolist(), alike, strict=True):
-        yield _in_order(rows) if same else [rows[place] for place in places]
+        if same:
+            yield _in_order(rows)
+        else:
+            yield rows if few else [rows[place] for place in places]
+
+
+def _first_bytes(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers in the order of the bytes of float64."""
+    return numbers.astype("<f8").view(">u8").astype(np.uint64)
 
 
 def _in_order(rows: Float[np.ndarray, "n both"]) -> list[np.ndarray]:
@@ -147,9 +160,10 @@ def _in_order(rows: Float[np.ndarray, "n both"]) -> list[np.ndarray]:
 def _canonical(
     down: np.ndarray, columns: np.ndarray, scales: Sequence[float], power: float = 1.0
 ) -> tuple[Float[np.ndarray, "n rank both"], np.ndarray | None]:
-    """Components as of `components`, in the order they came in, and which of them are not zero.
+    """Components as of `components`, and which of them are not zero.
 
-    Rows of A are led by a positive number, their largest is below one.
+    Rows of A are led by a positive number, their largest is below one. Where there are few and
+    none is zero they are in the order of their first numbers, else in the order they came in.
 
     Returns:
         Rows of A beside columns of B, and a mask ``[n, rank]``; None where all of them count.
@@ -169,15 +183,30 @@ def _canonical(
     # Powers of two of float32 are exact in float64.
     shift = np.copysign(np.ldexp(1.0, -np.frexp(largest)[1]), lead)
     joined = np.empty((*down.shape[:2], inputs + columns.shape[2]), "<f8")
-    # Rows by numbers: a product of arrays takes three times as long.
+    order = _first_bytes(down[:, :, 0] * shift + 0.0).argsort(axis=1)
     for factor, rows, out in (
         (shift, down, joined[:, :, :inputs]),
         (power / shift, columns, joined[:, :, inputs:]),
     ):
-        np.einsum("nri,nr->nri", rows.astype(np.float64), factor, out=out)
+        wide = rows.astype(np.float64)
+        if there is None and down.shape[1] <= FEW:
+            # Of few rows a matrix multiplies and sorts at once; each of its rows has one number.
+            np.matmul(_sorting(factor, order), wide, out=out)
+        else:
+            # A product of arrays takes three times as long.
+            np.einsum("nri,nr->nri", wide, factor, out=out)
     # Turns -0.0 into 0.0.
     joined += 0.0
     return joined, there
+
+
+def _sorting(factor: np.ndarray, order: np.ndarray) -> Float[np.ndarray, "n rank rank"]:
+    """Matrices that multiply rows by numbers and put them into an order."""
+    n, rank = order.shape
+    found = np.zeros((n, rank, rank))
+    chosen = np.take_along_axis(factor, order, axis=1)
+    found[np.arange(n)[:, None], np.arange(rank), order] = chosen
+    return found
 
 
 def spelling(down: Factor, up: Factor, scale: float) -> Spelling:
@@ -202,7 +231,7 @@ def spelling(down: Factor, up: Factor, scale: float) -> Spelling:
     return "", [next(components(*_alone(formed(down), formed(up)), [scale]))]
 
 
-def _hadamard(down: PairProducts, up: PairProducts, scale: float) -> list[list[np.ndarray]]:
+def _hadamard(down: PairProducts, up: PairProducts, scale: float) -> list[Components]:
     sides = [_alone(down.first, up.first.T), _alone(down.second, up.second.T)]
     shifts = [_free(*side, 1.0) for side in sides]
     if not all(shifts):
@@ -220,7 +249,7 @@ def _two_sides(
     sides: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     scale: float,
     shifts: tuple[float, float],
-) -> list[list[np.ndarray]]:
+) -> list[Components]:
     """Components of two sides, each multiplied by a power of two; none where that is 0."""
     if not all(shifts):
         return [[]]

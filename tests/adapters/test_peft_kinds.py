@@ -197,6 +197,12 @@ def test_lora_of_a_convolution_in_groups_is_refused_by_name(tmp_path: Path) -> N
     folder = saved(tmp_path, KINDS["LORA"](r=4, target_modules=["conv2"]))
     with pytest.raises(AdapterError, match="convolution in groups, which is not read"):
         read_adapter(folder)
+    file = tmp_path / "none.safetensors"
+    stem = "unet.mid_block.attentions.0.proj_in"
+    shapes = {"lora_A.weight": (0, 8, 1, 1), "lora_B.weight": (8, 2)}
+    save_file({f"{stem}.{role}": torch.zeros(shape) for role, shape in shapes.items()}, file)
+    with pytest.raises(AdapterError, match=r"the two must agree$"):
+        read_adapter(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
