@@ -74,9 +74,13 @@ def peer(file: Path) -> np.ndarray:
 
 
 def features(files: Sequence[Path], featurizer: StatsLayer | DeltaPCA) -> None:
-    """Features of files, a batch at a time."""
+    """Features of files, a batch at a time, whose memory is mapped once."""
+    rows = np.empty((BATCH, LAYOUT.size), np.float32)
     for start in range(0, len(files), BATCH):
-        featurizer.transform(np.stack([row(file) for file in files[start : start + BATCH]]))
+        some = files[start : start + BATCH]
+        for k, file in enumerate(some):
+            rows[k] = row(file)
+        featurizer.transform(rows[: len(some)])
 
 
 def compare(files: Sequence[Path], repeats: int, matrices: Sequence[str]) -> None:
