@@ -44,6 +44,8 @@ MAKERS = tuple(
         ),
     )
 )
+# Of the models that share modules with FLUX.1, those whose text no CLIP reads.
+WITHOUT_CLIP = ("Chroma", "Bria", "BriaFibo", "LongCat")
 TEXT_WIDTHS = {768: "CLIP-L (SD1.x, or one of SDXL's)", 1024: "SD2.x", 1280: "CLIP-G (SDXL)"}
 
 
@@ -85,8 +87,9 @@ def detect_base(entries: Iterable[Entry]) -> Base:
         return _text_only(entries)
     kinds = Counter(entry.component for entry in denoiser)
     kind = max(DENOISERS, key=kinds.__getitem__)
-    found = _transformer if kind == "transformer" else _unet
-    base = found([entry for entry in denoiser if entry.component == kind])
+    own = [entry for entry in denoiser if entry.component == kind]
+    with_clip = any(entry.component.startswith("text_encoder") for entry in entries)
+    base = _transformer(own, with_clip) if kind == "transformer" else _unet(own)
     odd = (f"{entry.component}.{entry.path}" for entry in denoiser if entry.component != kind)
     return base._replace(odd=(*base.odd, *odd))
 
@@ -158,7 +161,7 @@ def _entry(layer: LayerSpec) -> Entry:
     return Entry(unet if of_unet else transformer, layer.name, {}, form, (part,))
 
 
-def _transformer(entries: Sequence[Entry]) -> Base:
+def _transformer(entries: Sequence[Entry], with_clip: bool) -> Base:
     layers = [
         Layer(
             part.path,
@@ -176,6 +179,8 @@ def _transformer(entries: Sequence[Entry]) -> Base:
     odd = tuple(layer.path for layer in layers if template(layer.path) not in best.modules)
     alike = [rank.kind.name for rank in ranked if rank[2:] == (fitting, complete)]
     alike = _by_makers(alike, entries)
+    # An adapted CLIP is evidence as well: what does not have one is not meant.
+    alike = [name for name in alike if not with_clip or name not in WITHOUT_CLIP] or alike
     many = len(alike) > 1
     whose = "the modules in this file are the same in all" if many else "modules are its own"
     such = f"such as `{layers[0].path}`"

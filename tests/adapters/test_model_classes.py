@@ -4,12 +4,13 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 
-from lora_ws.adapters.bases import detect_base, layout_base, may_be
+from lora_ws.adapters.bases import FLUX, WITHOUT_CLIP, detect_base, layout_base, may_be
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.model_classes import TABLE, model_classes, template
 from lora_ws.adapters.structure import Structure, check_complete, structure_of
@@ -417,6 +418,23 @@ def test_models_of_the_same_modules_are_told_by_their_makers_names(
         down, up = (".down", ".up") if "processor" in path else (".lora_A", ".lora_B")
         shapes |= {f"{stem}{down}.weight": (1, 3072), f"{stem}{up}.weight": (outputs, 1)}
     assert detect_base(structure_of(shapes, "f").entries).name == expected
+
+
+def test_an_adapted_clip_tells_flux_from_models_that_have_none() -> None:
+    same = attention("transformer.single_transformer_blocks.{}.attn.", 38, 3072)
+    text = attention("text_encoder.text_model.encoder.layers.{}.self_attn.", 2, 768)
+    text = {key.replace("to_", "").replace(".lora", "_proj.lora"): s for key, s in text.items()}
+    found = structure_of(same | text, "f").entries
+    assert {entry.component for entry in found} == {"transformer", "text_encoder"}
+    assert detect_base(found).name == "FLUX.1"
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_CLIP, FLUX])
+def test_who_has_a_clip_is_what_its_pipeline_says(name: str) -> None:
+    folder = {"Bria": "bria", "BriaFibo": "bria_fibo", "LongCat": "longcat_image", FLUX: "flux"}
+    own = folder.get(name, name.lower())
+    file = Path(diffusers.__file__).parent / "pipelines" / own / f"pipeline_{own}.py"
+    assert ("CLIPTextModel" in file.read_text(encoding="utf-8")) == (name == FLUX)
 
 
 def test_a_base_of_several_may_be_each() -> None:
