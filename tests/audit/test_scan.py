@@ -117,7 +117,7 @@ def test_the_page_tells_all_of_it_and_runs_nothing_of_it(
     dom, probe = open_page(page, tmp_path)
     assert probe["fetched"] == []
     assert not probe["wide"]
-    text = re.sub(r"<[^>]*>", " ", dom)
+    text = re.sub(r"<[^>]*>", " ", dom.replace("<wbr>", ""))
     for said in ("certifies nothing", "truncated", "pickle", "no verdict", "the same"):
         assert said in text
     assert "alert(1)" in text
