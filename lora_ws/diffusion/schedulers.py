@@ -295,6 +295,10 @@ def is_flow(scheduler: Any) -> bool:
     return "use_flow_sigmas" in taken and scheduler.config.prediction_type == "flow_prediction"
 
 
+# Of the first timestep: what times of one pair may differ by; steps are further apart.
+_NEARLY = 1e-5
+
+
 class Clock:
     """Tells at which step of a pipeline its denoiser is called.
 
@@ -318,7 +322,8 @@ class Clock:
         # PNDM counts, the other multistep and second-order schedulers keep an index.
         places = (getattr(scheduler, name, None) for name in ("step_index", "counter"))
         place = (time, *places)
-        again = not self._place or time > self._place[0]
+        # Pairs of nearly the same time may be in either order, as a processor rounds.
+        again = not self._place or time > self._place[0] + _NEARLY * float(scheduler.timesteps[0])
         if again or scheduler.timesteps is not self._timesteps:
             self._step = Step(0, self._left(time), self._step.call + 1)
         elif place != self._place:

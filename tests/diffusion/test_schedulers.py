@@ -7,6 +7,7 @@ copy of the U-Net per mixture, a scheduler and a generator as diffusers' documen
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ from lora_ws.diffusion.pipeline import (
     initial_noise,
 )
 from lora_ws.diffusion.prompts import encode_prompts
-from lora_ws.diffusion.schedulers import timesteps_of
+from lora_ws.diffusion.schedulers import Clock, timesteps_of
 from lora_ws.diffusion.stack import AdapterStack
 from lora_ws.errors import ConfigError
 
@@ -149,6 +150,14 @@ def test_what_is_refused_is_refused_by_name_and_nothing_else_is() -> None:
     usual += ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep")
     usual += ("DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "LCM", "TCD", "SASolver")
     assert {f"{name}Scheduler" for name in usual} <= {kind.name for kind in KINDS}
+
+
+def test_a_pair_that_rounding_puts_in_the_other_order_begins_no_image() -> None:
+    scheduler = Kind("KDPM2AncestralDiscreteScheduler").build()
+    scheduler.timesteps = torch.tensor([999.0, 332.99997, 333.0, 0.0])
+    clock = Clock(SimpleNamespace(scheduler=scheduler))
+    times = [*scheduler.timesteps.tolist(), 999.0]
+    assert [clock.at(time).number for time in times] == [0, 1, 2, 3, 0]
 
 
 @pytest.mark.slow
