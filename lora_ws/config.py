@@ -12,8 +12,8 @@ import os
 import pkgutil
 import re
 import textwrap
-from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,14 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lora_ws.errors import ConfigError
-from lora_ws.flags import Parser, choices_of, classes_of, import_path
+from lora_ws.flags import (
+    Parser,
+    choices_of,
+    classes_of,
+    deprecated_keys,
+    import_path,
+    prefer_ours,
+)
 
 T = TypeVar("T")
 # Metadata of a spec's field that earlier versions had: read for one more release, never shown or
@@ -190,10 +197,10 @@ def make_parser(
         parser.add_function_arguments(source, None, as_group=False, skip=skip)
     for one in around:
         parser.add_function_arguments(one, None, as_group=False)
-    deprecated = set(_deprecated_keys(source))
+    deprecated = set(deprecated_keys(source))
     for action in parser._actions:
         action.help = SUPPRESS if action.dest in deprecated else action.help
-        _prefer_ours(action)
+        prefer_ours(action)
     parser.put_first(first)
     return parser
 
@@ -266,34 +273,6 @@ def _default_classes(source: type) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING
     }
     return {name: to_plain(value) for name, value in made.items() if hasattr(value, "get_params")}
-
-
-def _deprecated_keys(source: Any, prefix: str = "") -> Iterator[str]:
-    """Keys that are read but not shown, of a spec and of those inside it."""
-    if not dataclasses.is_dataclass(source):
-        return
-    types = get_type_hints(source)
-    for field in dataclasses.fields(source):
-        if field.metadata.get("deprecated"):
-            yield prefix + field.name
-        yield from _deprecated_keys(types[field.name], f"{prefix}{field.name}.")
-
-
-def _prefer_ours(action: Action) -> None:
-    """Have a short name mean our class where the user has one of the same name."""
-    if paths := choices_of(getattr(action, "_typehint", None)):
-        typed: Any = action
-        check = typed._check_type_
-        typed._check_type_ = lambda value, **given: check(_dotted(value, paths), **given)
-
-
-def _dotted(value: Any, paths: dict[str, str]) -> Any:
-    """What a key was given, with a class's short name replaced by its path."""
-    if isinstance(value, list):
-        return [_dotted(item, paths) for item in value]
-    if isinstance(value, dict) and "class_path" in value:
-        return {**value, "class_path": _dotted(value["class_path"], paths)}
-    return paths.get(value, value) if isinstance(value, str) else value
 
 
 def _spec_type(target: Callable[..., Any]) -> type | None:

@@ -6,8 +6,8 @@ import inspect
 import re
 import textwrap
 from argparse import Action, HelpFormatter
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -105,3 +105,31 @@ def choices_of(hint: Any) -> dict[str, str]:
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.startswith("lora_ws.")
+
+
+def deprecated_keys(source: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that are read but not shown, of a spec and of those inside it."""
+    if not dataclasses.is_dataclass(source):
+        return
+    types = get_type_hints(source)
+    for field in dataclasses.fields(source):
+        if field.metadata.get("deprecated"):
+            yield prefix + field.name
+        yield from deprecated_keys(types[field.name], f"{prefix}{field.name}.")
+
+
+def prefer_ours(action: Action) -> None:
+    """Have a short name mean our class where the user has one of the same name."""
+    if paths := choices_of(getattr(action, "_typehint", None)):
+        typed: Any = action
+        check = typed._check_type_
+        typed._check_type_ = lambda value, **given: check(_dotted(value, paths), **given)
+
+
+def _dotted(value: Any, paths: dict[str, str]) -> Any:
+    """What a key was given, with a class's short name replaced by its path."""
+    if isinstance(value, list):
+        return [_dotted(item, paths) for item in value]
+    if isinstance(value, dict) and "class_path" in value:
+        return {**value, "class_path": _dotted(value["class_path"], paths)}
+    return paths.get(value, value) if isinstance(value, str) else value

@@ -99,9 +99,10 @@ def mislabel_leaves(taught: Taught, share: float, rng: np.random.Generator) -> T
     """
     labels, classes = taught.labels.copy(), np.unique(taught.labels)
     known = np.concatenate([taught.split.train, taught.split.val])
-    leaves = np.unique(_leaves(taught)[known])
+    of = _leaves(taught)[known]
+    leaves = np.unique(of)
     for leaf in rng.permutation(leaves)[: int(share * len(leaves))]:
-        rows = known[_leaves(taught)[known] == leaf]
+        rows = known[of == leaf]
         labels[rows] = rng.choice(classes[classes != labels[rows[0]]])
     return taught._replace(labels=labels)
 
