@@ -2,9 +2,12 @@
 
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -44,3 +47,23 @@ def test_rare_packages_are_imported_when_they_are_used(
     package: str, imports: set[tuple[bool, str]]
 ) -> None:
     assert (True, package) not in imports
+
+
+def test_pinned_releases_need_no_other_release_of_each_other() -> None:
+    """Pip would try every older release, then give up, on a machine without any of them."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pins = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines)}
+    needs = [
+        (item.name, Requirement(line))
+        for item in distributions()
+        for line in item.metadata.get_all("Requires-Dist") or ()
+        if "extra ==" not in line
+    ]
+    refused = [
+        f"{name} needs {need}, constraints.txt pins {pin}"
+        for name, need in needs
+        if (pin := pins.get(canonicalize_name(need.name))) and pin not in need.specifier
+        if need.marker is None or need.marker.evaluate()
+    ]
+    assert len(needs) > len(pins)
+    assert refused == []
