@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lora_ws.adapters.layout import Layout, natural_key
 from lora_ws.collection.adapter_set import AdapterSet
+from lora_ws.collection.addressed import on_disk
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.facts import local_facts
 from lora_ws.collection.files_source import FilesSource
@@ -41,7 +42,8 @@ def import_collection(
     stopped when it is called again in the same way.
 
     Args:
-        paths: parquet files, adapter files, or folders of either.
+        paths: parquet files, adapter files, or folders of either; or addresses of fsspec of such,
+            which are copied into the cache first.
         out: folder of the new store.
         card: what the collection is; by default one named like the folder, whose label is that of
             a table of labels, if there is one.
@@ -69,7 +71,7 @@ def import_collection(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     out = Path(out)
-    paths = [Path(path) for path in listed]
+    paths = [on_disk(path) for path in listed]
     source = find_source(paths, card or DatasetCard(name=out.name))
     if card and (facts := local_facts(card, paths)):
         source = replace(source, facts=facts)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_ws.collection.adapter_set import AdapterSet
+from lora_ws.collection.addressed import on_disk
 from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.ingest import OnError, import_collection, import_source
@@ -33,7 +34,8 @@ def load(
         name_or_path: name of a card in ``datasets/``, ``hf://datasets/owner/name@revision`` on the
             Hub, the folder of a store, or a folder of adapter files: these are imported into the
             cache, projected to what most of them have in common, and again when the folder has
-            changed.
+            changed. Either folder may be at an address of fsspec, such as ``s3://bucket/store``,
+            and is copied into the cache then.
         subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
         revision: Hub branch, tag or commit, instead of the card's.
         rank: bring all updates to this rank, see `AdapterSet.at_rank`; None leaves each at its own.
@@ -46,7 +48,7 @@ def load(
         >>> adapters.weights.shape
         (500, 7072)
     """
-    path = Path(name_or_path)
+    path = on_disk(name_or_path)
     if (path / MANIFEST).is_file() or partial_path(path).is_dir():
         adapters = AdapterSet.open(path)
     elif str(name_or_path) not in card_names() and path.exists():

@@ -33,7 +33,8 @@ def evaluate(
 
     Args:
         model: bundle: a folder or a Hub repository.
-        dataset: a collection's name, or the folder of a store; null takes the training collection.
+        dataset: a collection's name, or the folder of a store, also at an address; null takes the
+            training collection.
         subset: subset of the collection; null takes the training subset, else the card's first.
         label: column to predict; null takes the card's.
         part: part of the split; only test rows are unseen in the training collection.

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from sklearn.base import TransformerMixin
 
+from lora_ws.addresses import file_system, is_address
+from lora_ws.audit.output import writing
 from lora_ws.collection import AdapterSet
 from lora_ws.errors import ConfigError, TrainingError
 from lora_ws.featurizers import Featurizer, StatsLayerDense
-from lora_ws.journal import replacing
 from lora_ws.learn.features import open_data, represent, transform_here, with_layout
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.memory import blocks
@@ -27,7 +28,7 @@ KEYS = ("source", "sha256")
 
 def featurize(
     *,
-    out: Path,
+    out: str,
     dataset: str = "lora-ws-mini",
     subset: str | None = None,
     label: str | None = None,
@@ -41,15 +42,20 @@ def featurize(
     Representations are fitted on the training rows, or on all rows of a collection without labels.
 
     Args:
-        out: output file, .parquet or .npz.
-        dataset: a collection's name, or the folder of a store.
+        out: output file, .parquet or .npz; also at an address, such as s3://bucket/rows.parquet.
+        dataset: a collection's name, or the folder of a store, also at an address.
         subset: subset of the collection; null takes the card's first.
         label: column to predict; null takes the card's.
         featurizer: the representation; null takes StatsLayerDense.
         workers: processes that transform blocks of 64 MiB of rows; one fits.
     """
-    if out.suffix not in (".parquet", ".npz"):
-        raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out.name}`")
+    if not out.endswith((".parquet", ".npz")):
+        raise ConfigError(f"--out: expected a name ending in .parquet or .npz, got `{out}`")
+    if is_address(out):
+        # What it needs is missed now, not after the work.
+        file_system(out)
+    else:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     adapters, _ = open_data(ExperimentSpec(dataset, subset))
     columns, train = _labels(adapters, label)
     columns = _keys(adapters) | columns
@@ -57,9 +63,8 @@ def featurize(
     transform = partial(_spread, _Rows(adapters.weights, dataset, subset), workers)
     features = represent(fitted, adapters.weights, train, transform=transform)
     names = [str(name) for name in fitted.get_feature_names_out()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
-        if out.suffix == ".npz":
+    with writing(out) as file:
+        if out.endswith(".npz"):
             arrays: dict[str, Any] = {"features": features, "names": np.array(names), **columns}
             with file.open("wb") as opened:
                 np.savez(opened, **arrays)

@@ -97,7 +97,7 @@ class ExperimentSpec:
     """Train networks on the weights of adapters, with several seeds, and report.
 
     Attributes:
-        dataset: a collection's name, or the folder of a store.
+        dataset: a collection's name, or the folder of a store, also at an address.
         subset: subset of the collection; null takes the card's first. `lora-ws train` takes the
             card's main one, and ``all`` runs each.
         split: column with each row's part (train, val or test), such as ``leaf_part`` of

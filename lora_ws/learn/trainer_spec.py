@@ -35,8 +35,8 @@ class TrainerSpec:
         callbacks: Lightning's callbacks or your own, by class name or dotted path, such as
             LearningRateMonitor.
         engine: ``one-by-one`` trains seeds in turn with Lightning, ``batched`` all seeds in one
-            stack; auto takes batched on a CUDA device, unless loggers, callbacks or another
-            precision are set.
+            stack, on a CPU only with accelerator cpu, for it takes longer there; auto takes batched
+            on a CUDA device, unless loggers, callbacks or another precision are set.
         wandb: deprecated, use ``loggers: [WandbLogger]``.
     """
 

@@ -124,7 +124,8 @@ def test_it_resumes_and_sweeps_over_layers(work: Path) -> None:
 
 @pytest.mark.slow
 def test_it_trains_in_stacks(work: Path) -> None:
-    train("--seeds", "2", "--out", "run", "--trainer.engine", "batched")
+    stacked = ["--trainer.engine", "batched", "--trainer.accelerator", "cpu"]
+    train("--seeds", "2", "--out", "run", *stacked)
     (file,) = (work / "run").glob("FlatVec-SizeNet*/records.jsonl")
     assert {record.engine for record in read_records(file)} == {"batched-cpu"}
 

@@ -108,7 +108,7 @@ def test_shares_of_a_job_array_make_the_whole(spec: SweepSpec, swept: Swept, tmp
 def test_a_sweep_of_the_batched_engine_trains_all_layers_together(
     spec: SweepSpec, swept: Swept, tmp_path: Path
 ):
-    stacked = replace(spec, trainer=TrainerSpec(engine="batched"), seeds=1)
+    stacked = replace(spec, trainer=TrainerSpec("cpu", engine="batched"), seeds=1)
     run_sweep(stacked, tmp_path / "stacked")
     # A record that is there is kept, and what is missing is added.
     kept = (tmp_path / "stacked" / "layers" / "mid.attn2.to_v" / "records.jsonl").read_text(

@@ -336,6 +336,9 @@ def test_auto_takes_the_engine_of_the_device_and_says_so_once(
     assert engine_of(ExperimentSpec(trainer=TrainerSpec())) == "one-by-one"
     with pytest.raises(ConfigError, match=r"trainer\.accelerator: expected a GPU"):
         engine_of(ExperimentSpec(trainer=TrainerSpec(accelerator="gpu")))
+    with pytest.raises(ConfigError, match=r"trainer\.engine: expected a CUDA device"):
+        engine_of(ExperimentSpec(trainer=TrainerSpec(engine="batched")))
+    assert engine_of(ExperimentSpec(trainer=BATCHED)) == "batched"
 
 
 def test_batched_with_loggers_is_refused() -> None:
