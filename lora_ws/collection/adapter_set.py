@@ -165,11 +165,16 @@ class AdapterSet:
             DataError: a row has no label or one that the card does not list.
         """
         name = column or self.card.label
+        if len(several := self.label_columns(name)) > 1:
+            raise DataError(
+                f"label: expected one column, got {', '.join(several)}; several are for --task "
+                "multilabel, or choose one with --label"
+            )
         values = self._known(name)
         if pa.types.is_nested(self.rows[name].type):
             raise DataError(
-                f"column `{name}` holds {self.rows[name].type}, expected one class each; choose a "
-                "column of text or numbers, or several such columns"
+                f"column `{name}` holds {self.rows[name].type}, expected one class each; lists of "
+                "labels are for --task multilabel, or choose a column of text or numbers"
             )
         listed = self.card.classes if name == self.card.label else ()
         classes = listed or tuple(map(str, np.unique(values).tolist()))
@@ -216,24 +221,59 @@ class AdapterSet:
             )
         return np.array([one[-1] if reduce == "last" else one.mean() for one in lists])
 
-    def label_lists(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Labels of a column of lists of text, and their names.
+    def label_columns(self, label: str | None = None) -> tuple[str, ...]:
+        """Names of the columns that a label is: one, or several separated by commas.
 
         Args:
-            column: the column; the card's label by default.
+            label: the card's by default.
+
+        Example:
+            >>> rows = pa.table({"cat": [0, 1], "dog": [1, 1]})
+            >>> layout = Layout.known("tiny_sd_qv")
+            >>> adapters = AdapterSet(np.ones((2, layout.size), np.float32), layout, rows)
+            >>> adapters.label_columns("cat, dog"), adapters.label_columns("cat")
+            (('cat', 'dog'), ('cat',))
+        """
+        name = label or self.card.label
+        if name in self.rows.column_names:
+            return (name,)
+        return tuple(part.strip() for part in name.split(","))
+
+    def has_classes(self, label: str | None = None) -> bool:
+        """Tell whether a label is one class a row: one column, and not of lists.
+
+        Args:
+            label: the card's by default.
+        """
+        name, *more = self.label_columns(label)
+        if more or name not in self.rows.column_names:
+            return False
+        return not pa.types.is_list(self.rows[name].type)
+
+    def label_lists(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Several labels a row, and their names.
+
+        Args:
+            column: a column of lists of text, or several of 0 and 1 (or false and true), a label
+                each, separated by commas; the card's label by default.
 
         Returns:
-            1 where a label applies, float32 ``[adapters, labels]``; the names, sorted.
+            1 where a label applies, float32 ``[adapters, labels]``; the names: of lists sorted, of
+            columns in their order.
 
         Raises:
-            DataError: a row has no list, or the column holds something else.
+            DataError: a row has no list, or a column holds something else.
         """
-        name = column or self.card.label
+        columns = self.label_columns(column)
+        if len(columns) > 1:
+            return self._flags(columns), columns
+        (name,) = columns
         values, kind = self._known(name), self.rows[name].type
         if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
             raise DataError(
-                f"column `{name}` of `{self.card.name}`: expected lists of text, got {kind}; name "
-                "columns of 0 and 1 by task.columns, or use task=classification"
+                f"column `{name}` of `{self.card.name}`: expected lists of text, got {kind}; write "
+                'lists such as ["cat", "red"], name several columns of 0 and 1 as --label cat,red, '
+                "or use --task classification"
             )
         lists = [sorted(set(labels)) for labels in values]
         names = sorted(set(chain.from_iterable(lists)))
@@ -242,6 +282,16 @@ class AdapterSet:
         for row, labels in zip(found, lists, strict=True):
             row[[places[label] for label in labels]] = 1
         return found, tuple(names)
+
+    def _flags(self, columns: Sequence[str]) -> np.ndarray:
+        """Columns of 0 and 1, ``[adapters, columns]``."""
+        found = np.stack([self.targets(name) for name in columns], axis=1)
+        if wrong := set(np.unique(found).tolist()) - {0.0, 1.0}:
+            raise DataError(
+                f"label: expected 0 and 1 in each of {', '.join(columns)}, got {min(wrong):g}; "
+                "leave that column out"
+            )
+        return found
 
     def _known(self, name: str) -> np.ndarray:
         values = self.column(name)
@@ -279,11 +329,10 @@ class AdapterSet:
         return replace(self, weights=rows, layout=layout)
 
     def _strata(self, column: str | None) -> np.ndarray:
-        """What parts get equal shares of: classes; lists of labels have none."""
-        name = column or self.card.label
-        if name in self.rows.column_names and pa.types.is_list(self.rows[name].type):
-            return np.zeros(len(self), np.int64)
-        return self.labels(column)[0]
+        """What parts get equal shares of: classes; several labels a row, and none, have none."""
+        for name in self.label_columns(column) if column else ():
+            self.column(name)  # Says what there is.
+        return self.labels(column)[0] if self.has_classes(column) else np.zeros(len(self), int)
 
     def split(self, column: str | None = None) -> Split:
         """Train, validation and test rows by the card's rule, stratified by the label."""

@@ -1,11 +1,12 @@
 """Labels from where people keep them: tables and sidecars beside files, and files' own metadata."""
 
+import codecs
 import csv
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from lora_ws.errors import DataError, notice, printable, shown
 
 # The column of a table that names the file of each row, as folders of `datasets` have it.
 KEY = "file_name"
-TABLES = (".csv", ".jsonl")
+TABLES = (".csv", ".tsv", ".jsonl")
+# Columns that are the label by their name; `category_label` is that of published collections.
+LABELS = ("label", "labels", "category_label")
+# Values that say that a label applies, or not; a row may say nothing.
+FLAGS = (0, 1, None)
 # Longer ones are no sidecars. Of lists the first so many are kept, of text so many characters.
 MAX_BYTES, MAX_LIST, MAX_TEXT = 1 << 22, 64, 256
 # What Python would take for a number, and is a name.
 _NAME = re.compile(r"[+-]?0\d|\d+_")
+_TRUTHS = {"true", "false", ""}
 # What Civitai's record of a version says of its content.
 CIVITAI = ("baseModel", "trainedWords", "model.name", "model.nsfw", "model.tags")
 Row = dict[str, Any]
@@ -32,7 +38,7 @@ class LabelTables:
     Attributes:
         rows: path below the root, with slashes -> columns.
         files: the tables.
-        label: the column that is the label by its name or because there is no other; or empty.
+        label: the column that is the label, see `label_of`; or empty.
     """
 
     rows: Mapping[str, Row] = field(default_factory=dict)
@@ -78,9 +84,37 @@ def read_tables(root: Path, files: Sequence[Path], *, named: bool = True) -> Lab
                     "leave one out"
                 )
             rows[name] = _ours({key: value for key, value in line.items() if key != KEY})
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    only = columns[0] if len(columns) == 1 else ""
-    return LabelTables(rows, tuple(used), "label" if "label" in columns else only)
+    return LabelTables(rows, tuple(used), label_of(rows.values()))
+
+
+def label_of(rows: Iterable[Row]) -> str:
+    """The column that is the label by its name, because there is no other, or all of 0 and 1.
+
+    Args:
+        rows: of a table.
+
+    Returns:
+        Its name; of several columns of 0 and 1, one label each, their names separated by commas;
+        empty where none is the label.
+
+    Example:
+        >>> label_of([{"label": "cat", "steps": 9}]), label_of([{"cat": 1, "dog": 0}])
+        ('label', 'cat,dog')
+    """
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    for name in LABELS:
+        if name in columns:
+            return name
+    flags = all(
+        "," not in name
+        and all(value in FLAGS for value in held)
+        and any(value is not None for value in held)
+        for name, held in columns.items()
+    )
+    return ",".join(columns) if len(columns) == 1 or flags else ""
 
 
 def sidecars(file: Path) -> Row:
@@ -165,10 +199,13 @@ def read_lines(table: Path) -> Iterator[Row]:
         DataError: it is neither.
     """
     try:
-        text = table.read_text(encoding="utf-8-sig")
+        text = decoded(table.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{table}: expected text in UTF-8 ({error}); correct or move it") from error
-    if table.suffix == ".csv":
+        raise DataError(
+            f"{table}: expected text in UTF-8, or in UTF-16 with a byte-order mark ({error}); save "
+            "it as UTF-8, or move it"
+        ) from error
+    if table.suffix != ".jsonl":
         yield from _csv_lines(table, text)
         return
     # Not by `splitlines`: JSON text may hold the other characters that it takes for ends.
@@ -181,8 +218,29 @@ def read_lines(table: Path) -> Iterator[Row]:
         yield found
 
 
+def decoded(data: bytes, errors: str = "strict") -> str:
+    """Text by its byte-order mark, as Windows and Excel write one; without, UTF-8.
+
+    Args:
+        data: of a file.
+        errors: what becomes of other bytes, as for `bytes.decode`.
+
+    Raises:
+        ValueError: it is other text, or none.
+
+    Example:
+        >>> decoded("é".encode("utf-16")), decoded("é".encode("utf-8-sig"))
+        ('é', 'é')
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if wide else "utf-8-sig", errors)
+    if "\0" in text and errors == "strict":
+        raise ValueError("it holds zeros, as UTF-16 without a mark does")
+    return text
+
+
 def _csv_lines(table: Path, text: str) -> Iterator[Row]:
-    """Rows of a CSV; an empty cell is no label. Columns of numbers are numbers."""
+    """Rows of a CSV; an empty cell is no label. Columns of numbers, true and false hold these."""
     first = text.partition("\n")[0]
     mark = max(",;\t", key=first.count)
     try:
@@ -205,8 +263,11 @@ def _csv_lines(table: Path, text: str) -> Iterator[Row]:
         held.append(dict(zip(names, cells, strict=True)))
     names = [name for name in names if name != KEY]
     numbers = {name for name in names if _are_numbers([row[name] for row in held])}
+    truths = {name for name in names if {row[name].strip().lower() for row in held} <= _TRUTHS}
+    kinds = {**dict.fromkeys(truths, _truth), **dict.fromkeys(numbers, _number)}
     for row in held:
-        yield {k: _number(v) if k in numbers and v else (v.strip() or None) for k, v in row.items()}
+        cells = {name: cell.strip() for name, cell in row.items()}
+        yield {name: kinds.get(name, str)(cell) if cell else None for name, cell in cells.items()}
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
@@ -224,11 +285,15 @@ def _number(cell: str) -> float | int:
     return int(cell) if cell.strip().lstrip("+-").isdecimal() else float(cell)
 
 
+def _truth(cell: str) -> bool:
+    return cell.lower() == "true"
+
+
 def _json_object(file: Path) -> Row:
     if not file.is_file() or file.name == "metadata.json":
         return {}
     found = (
-        _parsed(file.read_text("utf-8", "replace")) if file.stat().st_size <= MAX_BYTES else None
+        _parsed(decoded(file.read_bytes(), "replace")) if file.stat().st_size <= MAX_BYTES else None
     )
     if not isinstance(found, dict):
         notice(f"{file}: not used, as it holds no JSON object")
@@ -249,7 +314,7 @@ def _object(value: Any) -> Row:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(item, str) for item in value)
+        return all(isinstance(item, str) for item in value)
     return isinstance(value, str | int | float | bool)
 
 

@@ -4,6 +4,8 @@
 # pyright: reportAttributeAccessIssue=false
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,40 +86,61 @@ def decode_matrix(column: pa.Array, shape: tuple[int, int], out: np.ndarray) -> 
     return problems
 
 
-def first_shape(column: pa.Array, role: str, rank: int) -> tuple[int, ...]:
-    """Shape of the matrix in the first row; a flat list is read by the row's rank."""
-    lengths = []
-    while is_list(column.type):
-        first = column.slice(0, 1)
-        length = pc.list_value_length(first)[0].as_py() if len(first) else None
-        lengths.append(int(length or 0))
-        column = first.flatten()
-    if len(lengths) != 1:
-        return tuple(lengths)
-    other = lengths[0] // rank
-    return (rank, other) if role == "down" else (other, rank)
-
-
 def metadata_columns(batch: pa.RecordBatch, weights: list[str]) -> pa.Table:
-    """The columns that hold no weights, class numbers of `datasets` features spelt out."""
+    """The columns that hold no weights, text as text and lists of text as lists of it.
+
+    Class numbers of `datasets` features are spelt out, in lists of them too.
+    """
     dropped = set(weights)
     table = pa.Table.from_batches(
         [batch.select([n for n in batch.schema.names if n not in dropped])]
     )
     info = json.loads((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     for name, feature in (info.get("info", {}).get("features") or {}).items():
-        # Older versions of `datasets` describe a list by a list.
-        if name not in table.column_names or not isinstance(feature, dict):
-            continue
-        if feature.get("_type") == "ClassLabel":
-            names, codes = pa.array(feature["names"]), table[name].combine_chunks()
-            # -1 is how `datasets` says that a row has no label.
-            known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
-            spelt = names.take(pc.if_else(known, codes, None))
+        if name in table.column_names and (names := _class_names(feature)):
+            spelt = _spelt(table[name].combine_chunks(), names)
             table = table.set_column(table.column_names.index(name), name, spelt)
+    for place, field in enumerate(table.schema):
+        if (kind := _text(field.type)) != field.type:
+            table = table.set_column(place, field.name, table[field.name].cast(kind))
     ours = {name: f"original_{name}" for name in OURS}
     table = table.rename_columns([ours.get(name, name) for name in table.column_names])
     return table.replace_schema_metadata(None)
+
+
+def _class_names(feature: Any) -> list[str]:
+    """Names of a feature of `datasets` that holds classes, or lists of them; else none."""
+    # Older versions of `datasets` describe a list by a list.
+    if isinstance(feature, list):
+        return _class_names(feature[0]) if feature else []
+    if not isinstance(feature, dict):
+        return []
+    if feature.get("_type") == "ClassLabel":
+        return feature["names"]
+    return _class_names(feature["feature"]) if "feature" in feature else []
+
+
+def _spelt(codes: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Names in place of their numbers."""
+    if is_list(codes.type):
+        spelt = [
+            row and [names[k] for k in row if k in range(len(names))] for row in codes.to_pylist()
+        ]
+        return pa.array(spelt, pa.list_(pa.string()))
+    # -1 is how `datasets` says that a row has no label.
+    known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+    return pa.array(names).take(pc.if_else(known, codes, None))
+
+
+def _text(kind: pa.DataType) -> pa.DataType:
+    """The plain type of text, or of lists of text; any other as it is."""
+    if pa.types.is_dictionary(kind):
+        return _text(kind.value_type) if _text(kind.value_type) == pa.string() else kind
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if is_list(kind) and _text(kind.value_type) == pa.string():
+        return pa.list_(pa.string())
+    return kind
 
 
 def _misshapen(column: pa.Array, shape: tuple[int, int]) -> dict[int, str]:

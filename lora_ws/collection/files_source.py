@@ -14,12 +14,20 @@ from lora_ws.adapters.layout import Layout
 from lora_ws.adapters.projection import common_layout, project_adapter
 from lora_ws.adapters.reader import open_adapter, read_adapter
 from lora_ws.adapters.scale import UNSAID
-from lora_ws.collection.beside import LabelTables, own_metadata, read_tables, sidecars
+from lora_ws.collection.beside import (
+    LabelTables,
+    label_of,
+    own_metadata,
+    read_tables,
+    sidecars,
+)
+from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.decode import OURS
 from lora_ws.collection.facts import RowFacts
 from lora_ws.collection.source import Batch, read_batches
-from lora_ws.errors import AdapterError, DataError, LayoutError
+from lora_ws.errors import AdapterError, DataError, LayoutError, notice
 
+CATEGORY = DatasetCard.label
 # Files that are looked at to choose a layout for all, spread over the collection.
 SURVEYED = 256
 
@@ -55,6 +63,30 @@ class FilesSource:
     def tables(self) -> LabelTables:
         """Labels that tables in the folders give."""
         return read_tables(self.root, self.files, named=self.named)
+
+    @cached_property
+    def label_column(self) -> str:
+        """The column that is the label: of a table, of folders, else of sidecars; empty if none.
+
+        Which column of sidecars it is, or which there are, is said.
+        """
+        if self.tables.label:
+            return self.tables.label
+        if self.categories or any(f.relative_to(self.root).parts[1:] for f in self.files):
+            return CATEGORY
+        rows = [_beside(file) for file in self.files]
+        label = label_of(row for row in rows if row)
+        if label == CATEGORY:
+            return label
+        table = self.tables.rows.values()
+        columns = ", ".join(dict.fromkeys(key for row in (*table, *rows) for key in row))
+        if label:
+            said = f"the label is `{label}` of what stands beside the files; --label takes another"
+            notice(f"{self.root}: {said}")
+        elif columns:
+            said = f"no column is the label by its name; --label takes one of {columns}"
+            notice(f"{self.root}: {said}")
+        return label
 
     def identity(self) -> Mapping[str, Any]:
         """Relative paths and sizes, and how other layouts are met."""
@@ -116,17 +148,15 @@ class FilesSource:
         relative = file.relative_to(self.root)
         row: dict[str, Any] = {}
         if relative.parts[1:]:
-            row["category_label"] = relative.parts[0]
+            row[CATEGORY] = relative.parts[0]
         row |= own_metadata(adapter.metadata) | sidecars(file)
-        metadata = file.with_name("metadata.json")
-        if metadata.is_file():
-            row |= _metadata(metadata)
+        row |= _metadata(file.with_name("metadata.json"))
         row |= self.tables.rows.get(relative.as_posix(), {})
         if self.facts:
             row |= self.facts.of(relative.as_posix())
             row.setdefault("rank", max(module.rank for module in adapter.modules.values()))
         if file in self.categories:
-            row["category_label"] = self.categories[file]
+            row[CATEGORY] = self.categories[file]
         row.setdefault("folder", relative.parent.as_posix())
         row["source"] = relative.as_posix()
         row["file_sha256"] = adapter.sha256
@@ -156,7 +186,18 @@ class FilesSource:
         return found.weights, columns
 
 
+def _beside(file: Path) -> dict[str, Any]:
+    """What sidecars and a readable ``metadata.json`` say of a file."""
+    try:
+        return sidecars(file) | _metadata(file.with_name("metadata.json"))
+    except DataError:
+        return sidecars(file)
+
+
 def _metadata(file: Path) -> dict[str, Any]:
+    """What a ``metadata.json`` says of the files beside it; nothing where there is none."""
+    if not file.is_file():
+        return {}
     try:
         found = json.loads(file.read_bytes())
     except ValueError as error:

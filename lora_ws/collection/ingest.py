@@ -14,7 +14,7 @@ from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.addressed import on_disk
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.facts import local_facts
-from lora_ws.collection.files_source import FilesSource
+from lora_ws.collection.files_source import CATEGORY, FilesSource
 from lora_ws.collection.parquet_source import ParquetSource, missing_shards
 from lora_ws.collection.source import Batch, ImportSource, Problem, common_parent
 from lora_ws.collection.store import StoreWriter, row_hashes
@@ -22,7 +22,6 @@ from lora_ws.errors import DataError
 from lora_ws.report.progress import progress
 
 OnError = Literal["raise", "skip"]
-CATEGORY = DatasetCard.label
 
 
 def import_collection(
@@ -45,8 +44,8 @@ def import_collection(
         paths: parquet files, adapter files, or folders of either; or addresses of fsspec of such,
             which are copied into the cache first.
         out: folder of the new store.
-        card: what the collection is; by default one named like the folder, whose label is that of
-            a table of labels, if there is one.
+        card: what the collection is; by default one named like the folder, whose label is the
+            column ``label`` of a table, the sub-folder, or what stands beside the files.
         layout: the layout that every row must have; by default the card's, else the first row's.
         project: bring adapter files of other ranks and modules into the layout, by default the one
             that most files have in common, with columns ``retained_energy``, ``layers_missing`` and
@@ -79,10 +78,8 @@ def import_collection(
         raise DataError("--project: expected adapter files, got parquet files of one layout")
     if isinstance(source, FilesSource):
         source = replace(source, project=project, min_energy=min_energy)
-        card = card or DatasetCard(name=out.name, label=source.tables.label or CATEGORY)
-    return import_source(
-        source, out, card or DatasetCard(name=out.name), layout, on_error=on_error, origin=origin
-    )
+    card = card or DatasetCard(name=out.name, label=source.label_column or CATEGORY)
+    return import_source(source, out, card, layout, on_error=on_error, origin=origin)
 
 
 def import_source(

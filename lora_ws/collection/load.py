@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_ws.collection.adapter_set import AdapterSet
 from lora_ws.collection.addressed import on_disk
+from lora_ws.collection.beside import TABLES
 from lora_ws.collection.bundled import ASSETS, packed_hash, unpack
 from lora_ws.collection.card import DatasetCard, card_names, find_card
 from lora_ws.collection.ingest import OnError, import_collection, import_source
@@ -18,7 +19,7 @@ from lora_ws.errors import DataError, NotAvailableError, notice
 from lora_ws.journal import locked
 
 # What an import of adapter files looks at.
-READ = (".safetensors", ".json", ".info", ".csv", ".jsonl")
+READ = (".safetensors", ".json", ".info", *TABLES)
 
 
 def load(

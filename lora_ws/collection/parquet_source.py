@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 from lora_ws.adapters.keys import parse_key, split_ending
 from lora_ws.adapters.layout import Layout
 from lora_ws.adapters.projection import pad_rows
+from lora_ws.collection.beside import LABELS
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.decode import (
     decode_matrix,
-    first_shape,
     is_list,
     metadata_columns,
     plain,
 )
 from lora_ws.collection.facts import RowFacts
+from lora_ws.collection.shapes import first_shapes
 from lora_ws.collection.source import Batch, Problem, batch_rows, common_parent
 from lora_ws.errors import DataError, LayoutError
 
@@ -44,6 +45,15 @@ class ParquetSource:
     files: Sequence[Path]
     card: DatasetCard
     facts: RowFacts | None = None
+
+    @property
+    def label_column(self) -> str:
+        """The column that is the label by its name; empty where none is."""
+        try:
+            names = pq.read_schema(self.files[0]).names
+        except (OSError, pa.ArrowException):
+            return ""
+        return next((name for name in LABELS if name in names), "")
 
     def identity(self) -> Mapping[str, Any]:
         """Names, sizes and schema kind."""
@@ -204,8 +214,7 @@ def _read_group(
 
 
 def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
-    rank = _rank(row.column("rank")[0].as_py() if "rank" in row.schema.names else 1)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    columns: dict[tuple[str, str], pa.Array] = {}
     for name in row.schema.names:
         key = parse_key(name)
         if key and key.component == "unet" and key.role in ("down", "up"):
@@ -214,26 +223,17 @@ def _layout_of(row: pa.RecordBatch, file: Path) -> Layout:
                 raise DataError(
                     f"{file.name}: column `{name}` holds {kind}, expected lists of numbers"
                 )
-            shape = first_shape(row.column(name), key.role, rank)
-            shapes.setdefault(key.path, {})[key.role] = shape
-    if not shapes:
+            columns[key.path, key.role] = row.column(name)
+    if not columns:
         raise DataError(
             f"{file.name}: expected columns such as `unet.<path>.lora.down.weight`, got "
             f"{', '.join(row.schema.names[:6])}; for one vector column set `schema: flat_column`"
         )
+    rank = row.column("rank")[0].as_py() if "rank" in row.schema.names else None
     try:
-        return Layout.from_shapes(shapes)
-    except LayoutError as error:
+        return Layout.from_shapes(first_shapes(columns, rank))
+    except (DataError, LayoutError) as error:
         raise DataError(f"{file.name}: {error}") from error
-
-
-def _rank(said: Any) -> int:
-    """What a cell says of the rank, as a number or its text; 1 where it says none."""
-    try:
-        rank = float(said)
-    except (TypeError, ValueError):
-        return 1
-    return int(rank) if rank >= 1 and rank.is_integer() else 1
 
 
 def missing_shards(files: Sequence[Path]) -> str:

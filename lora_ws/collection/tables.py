@@ -8,9 +8,11 @@ import pyarrow as pa
 from lora_ws.adapters.keys import parse_key
 from lora_ws.adapters.layout import Layout
 from lora_ws.collection.adapter_set import AdapterSet
+from lora_ws.collection.beside import LABELS
 from lora_ws.collection.card import DatasetCard
 from lora_ws.collection.columns import lists_of
-from lora_ws.collection.decode import OURS, decode_matrix, first_shape, metadata_columns
+from lora_ws.collection.decode import OURS, decode_matrix, metadata_columns
+from lora_ws.collection.shapes import first_shapes
 from lora_ws.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ def adapters_from(
     Args:
         table: of arrow, pandas or `datasets`; columns named ``unet.<path>.lora.down.weight`` and
             ``….up.weight`` hold the factors, all others are labels and metadata.
-        card: what the collection is; a table does not say.
+        card: what the collection is; by default one whose label is the column ``label`` or
+            ``labels``, if the table has one.
 
     Raises:
         DataError: there are no such columns, or a row has another shape or no numbers.
@@ -46,19 +49,18 @@ def adapters_from(
             "expected rows with columns such as `unet.<path>.lora.down.weight`, got "
             f"{batch.num_rows} rows of {', '.join(batch.column_names[:6])}"
         )
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (path, role), name in factors.items():
-        shapes.setdefault(path, {})[role] = first_shape(batch[name].chunk(0), role, 1)
-    layout = Layout.from_shapes(shapes)
+    columns = {key: batch[name].chunk(0) for key, name in factors.items()}
+    rank = batch["rank"][0].as_py() if "rank" in batch.column_names else None
+    layout = Layout.from_shapes(first_shapes(columns, rank))
     weights = np.empty((batch.num_rows, layout.size), np.float32)
     for matrix in layout.matrices:
         name = factors[matrix.layer.name, matrix.role]
         numbers = batch[name].chunk(0)
         for row, reason in decode_matrix(numbers, matrix.shape, weights[:, matrix.columns]).items():
             raise DataError(f"row {row}, column `{name}`: {reason}")
-    return AdapterSet(
-        weights, layout, _metadata(batch, list(factors.values())), card or DatasetCard("unnamed")
-    )
+    rows = _metadata(batch, list(factors.values()))
+    named = next((name for name in LABELS if name in rows.column_names), DatasetCard.label)
+    return AdapterSet(weights, layout, rows, card or DatasetCard("unnamed", label=named))
 
 
 def _arrow(table: Any) -> pa.Table:

@@ -40,8 +40,7 @@ def info(name: str, /) -> None:
         name: name of a card, or the folder of a store.
     """
     adapters = load(name)
-    named = adapters.card.label in adapters.rows.column_names
-    counts = Counter(map(str, adapters.column(adapters.card.label).tolist())) if named else {}
+    counts = _classes(adapters)
     shapes = Counter((x.in_features, x.out_features, x.rank) for x in adapters.layout.layers)
     table = Table(show_header=False, box=None)
     facts = {
@@ -93,8 +92,9 @@ def import_(
         project: auto projects adapters of other ranks and modules to the most common layout; a name
             projects to that layout; null refuses them
         min_energy: minimal share of an update's squared norm that the projection keeps
-        label: column of the class, if there is no card; default: that of a table of labels beside
-            the files, else the sub-folder
+        label: column of the class or of lists of labels, or several of 0 and 1 joined by commas;
+            default: that of the card, of a table beside the files, else the sub-folder, else that
+            of sidecars
         revision: Hub branch, tag or commit instead of the card's
         on_error: raise stops at the first invalid row; skip lists invalid rows in quarantine.jsonl
     """
@@ -220,6 +220,15 @@ def audit(
         table.add_row(one.what, verdict, Text(one.found), Text(one.advice))
     if not as_json:
         Console().print(table)
+
+
+def _classes(adapters: AdapterSet) -> Counter[str]:
+    """How many rows each class has, or each of several labels."""
+    named = all(name in adapters.rows.column_names for name in adapters.label_columns())
+    if adapters.has_classes() or not named:
+        return Counter(map(str, adapters.column(adapters.card.label).tolist() if named else []))
+    flags, names = adapters.label_lists()
+    return Counter(dict(zip(names, flags.sum(axis=0).astype(int).tolist(), strict=True)))
 
 
 def _split(adapters: AdapterSet) -> str:

@@ -117,7 +117,7 @@ def _keys(adapters: AdapterSet) -> dict[str, np.ndarray]:
 
 def _labels(adapters: AdapterSet, label: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Label and part of each row, where the collection has labels, and the rows to fit on."""
-    if label is None and adapters.card.label not in adapters.rows.column_names:
+    if label is None and not adapters.has_classes():
         return {}, np.arange(len(adapters))
     codes, classes = adapters.labels(label)
     split = adapters.split(label)

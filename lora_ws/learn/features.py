@@ -93,10 +93,10 @@ def open_data(spec: ExperimentSpec) -> tuple[AdapterSet, str]:
         adapters = adapters.split_by(spec.split)
     subset = spec.subset or next(iter(adapters.card.subsets), "")
     adapters = adapters.subset(subset) if subset else adapters
-    label = spec.label or adapters.card.label
-    if label in adapters.rows.column_names and (lost := adapters.rows[label].null_count):
-        notice(f"{adapters.card.name}: {lost} rows without a `{label}` are left out")
-        adapters = adapters.select(adapters.rows[label].is_valid().to_numpy())
+    for label in adapters.label_columns(spec.label):
+        if label in adapters.rows.column_names and (lost := adapters.rows[label].null_count):
+            notice(f"{adapters.card.name}: {lost} rows without a `{label}` are left out")
+            adapters = adapters.select(adapters.rows[label].is_valid().to_numpy())
     return adapters, subset
 
 

@@ -24,7 +24,7 @@ from lora_ws.errors import ConfigError, deprecated
 from lora_ws.featurizers import PAPER, Featurizer, FlatVec, UpdateKernel
 from lora_ws.learn.augment import Augmentation, Mixup
 from lora_ws.learn.choose import candidates
-from lora_ws.learn.tasks import TASKS, Task, task_of
+from lora_ws.learn.tasks import TASKS, MultiLabel, Task, task_of
 from lora_ws.learn.trainer_spec import TrainerSpec
 from lora_ws.models import *  # noqa: F403  loaded networks are found by their names
 from lora_ws.models import MLP, Metanetwork
@@ -105,7 +105,8 @@ class ExperimentSpec:
             share no leaf class; any column of the rows), ``fold-0-of-5``, ``published-70-10-20``,
             ``published-80-20``; null takes the card's rule.
         revision: Hub revision instead of the card's.
-        label: column to predict; null takes the card's.
+        label: column to predict, or several of 0 and 1 separated by commas for multilabel; null
+            takes the card's.
         task: what to predict, by name (classification, multilabel, regression,
             embedding, zero_shot, multitask; see docs/tasks.md), or a task by class name or dotted
             path, with parameters.
@@ -199,9 +200,9 @@ class ExperimentSpec:
 
     @property
     def _card_serves(self) -> bool:
-        """Whether the label of the collection's card is one for this task."""
+        """Whether the label of the collection's card is one for this task, as far as known."""
         known = str(self.dataset) in card_names()
-        return known and find_card(str(self.dataset)).task == self.kind.name
+        return not known or find_card(str(self.dataset)).task == self.kind.name
 
     def _check_model(self) -> None:
         """Refuse what no engine fits; a network that reads factors gets the weights themselves."""
@@ -283,6 +284,10 @@ class ExperimentSpec:
             deprecated("fit.hidden", "model: MLP with hidden")
             object.__setattr__(self, "model", MLP(hidden=tuple(self.fit.hidden)))
             object.__setattr__(self, "fit", replace(self.fit, hidden=None))
+        if isinstance(self.task, MultiLabel) and self.task.columns:
+            deprecated("task.columns", f"label: {','.join(self.task.columns)}")
+            object.__setattr__(self, "label", ",".join(self.task.columns))
+            object.__setattr__(self, "task", MultiLabel(pos_weight=self.task.pos_weight))
         if self.regression is not None:
             deprecated("regression", "task: regression")
             object.__setattr__(self, "task", "regression" if self.regression else self.task)

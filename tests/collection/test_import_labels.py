@@ -1,16 +1,24 @@
 """Labels from tables, sidecars and headers; ranks and modules brought into one layout."""
 
+import codecs
 import json
 import re
+import warnings
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from factories import SMALL, matrices, weights, write_adapter
+from factories import SMALL, list_column, matrices, weights, write_adapter
 from safetensors.numpy import save_file
 
 from lora_ws import load
-from lora_ws.collection import import_collection
+from lora_ws.cli import main
+from lora_ws.collection import AdapterSet, adapters_from, import_collection
 from lora_ws.errors import DataError, Notice
 
 LINES = ["file_name,label,steps", "a.safetensors,cat,10", "sub/b,dog,20", "c.safetensors,,30"]
@@ -160,7 +168,8 @@ def test_sidecars_and_headers(tmp_path: Path):
     (tmp_path / "a.json").write_text('{"label": "cat", "nested": {"x": 1}}', encoding="utf-8")
     record = {"trainedWords": ["sks"], "model": {"nsfw": True, "id": 7}}
     (tmp_path / "a.civitai.info").write_text(json.dumps(record), encoding="utf-8")
-    (row,) = import_collection(tmp_path, tmp_path / "s").rows.to_pylist()
+    with pytest.warns(Notice, match="the label is `label` of what stands beside"):
+        (row,) = import_collection(tmp_path, tmp_path / "s").rows.to_pylist()
     told = {k: row[k] for k in ("tags", "modelspec.title", "label", "civitai.trainedWords")}
     assert told == {
         "tags": ["cat", "fur"],
@@ -170,6 +179,197 @@ def test_sidecars_and_headers(tmp_path: Path):
     }
     assert row["civitai.model.nsfw"] is True
     assert "nested" not in row
+
+
+LISTS = (["cat", "red"], [], ["dog"], ["red"])
+NAMES = ("cat", "dog", "red")
+
+
+def as_jsonl(root: Path, rows: list[dict]) -> None:
+    (root / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def as_sidecars(root: Path, rows: list[dict]) -> None:
+    for row in rows:
+        (root / f"{row.pop('file_name')}.json").write_text(json.dumps(row), encoding="utf-8")
+
+
+def as_columns(root: Path, rows: list[dict]) -> None:
+    """Numbers in the first, and in the others words that pandas writes for true and false."""
+    flags: dict[str, Any] = {name: [name in row["label"] for row in rows] for name in NAMES}
+    flags["cat"] = [int(flag) for flag in flags["cat"]]
+    table = pd.DataFrame({"file_name": [row["file_name"] for row in rows], **flags})
+    table.to_csv(root / "t.csv", index=False)
+
+
+FOLDERS = {"JSON lines": as_jsonl, "sidecars": as_sidecars, "columns": as_columns}
+
+
+def arrow(kind: pa.DataType, **columns: pa.Array) -> pa.Table:
+    values = {name: list_column(m) for name, m in matrices(weights(len(LISTS)), SMALL).items()}
+    return pa.table({"label": pa.array(list(LISTS), kind), **columns, **values})
+
+
+def frame() -> pd.DataFrame:
+    values = {name: list(m) for name, m in matrices(weights(len(LISTS)), SMALL).items()}
+    return pd.DataFrame({"label": list(LISTS), **values})
+
+
+def dataset(label: Any) -> datasets.Dataset:
+    made = datasets.Dataset(arrow(pa.list_(pa.string())))
+    kind: Any = datasets.Sequence(label)
+    if isinstance(label, datasets.ClassLabel):
+        codes = [[NAMES.index(name) for name in row] for row in LISTS]
+        made = made.remove_columns("label").add_column("label", codes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return made.cast_column("label", kind)
+
+
+TABLES_IN_PYTHON = {
+    "arrow": lambda: arrow(pa.list_(pa.string())),
+    "large lists": lambda: arrow(pa.large_list(pa.large_string())),
+    "dictionaries": lambda: arrow(pa.list_(pa.string())).set_column(
+        0,
+        "label",
+        pa.ListArray.from_arrays(
+            [0, 2, 2, 3, 4], pa.array(["cat", "red", "dog", "red"]).dictionary_encode()
+        ),
+    ),
+    "frame": frame,
+    "text of datasets": lambda: dataset(datasets.Value("string")),
+    "classes of datasets": lambda: dataset(datasets.ClassLabel(names=["cat", "dog", "red"])),
+}
+
+
+def same_labels(zoo: AdapterSet) -> None:
+    """Reading weights and targets without a word of which column holds them."""
+    np.testing.assert_array_equal(zoo.weights, weights(len(LISTS)))
+    targets, names = zoo.label_lists()
+    assert names == NAMES
+    assert targets.tolist() == [[name in row for name in NAMES] for row in LISTS]
+    assert zoo.split("label" if "label" in zoo.rows.column_names else None).train.size
+
+
+@pytest.mark.parametrize("way", FOLDERS)
+def test_several_labels_a_file_from_where_people_keep_them(way: str, tmp_path: Path):
+    for k, vector in enumerate(weights(len(LISTS))):
+        write_adapter(tmp_path / "in" / f"{k}.safetensors", vector)
+    rows = [{"file_name": f"{k}", "label": row} for k, row in enumerate(LISTS)]
+    FOLDERS[way](tmp_path / "in", rows)
+    with warnings.catch_warnings(record=True) as said:
+        zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    same_labels(zoo)
+    expected = ["the label is `label` of what stands"] if way == "sidecars" else []
+    assert len(said) == len(expected)
+    assert all(text in str(one.message) for one, text in zip(said, expected, strict=True))
+    with pytest.raises(DataError, match="--task multilabel"):
+        zoo.labels()
+
+
+@pytest.mark.parametrize("way", TABLES_IN_PYTHON)
+def test_several_labels_a_row_of_any_table(way: str, tmp_path: Path):
+    zoo = adapters_from(TABLES_IN_PYTHON[way]())
+    same_labels(AdapterSet.open(zoo.save(tmp_path / "s")))
+
+
+def test_several_labels_a_row_of_parquet(tmp_path: Path):
+    pq.write_table(
+        arrow(pa.list_(pa.string()), steps=pa.array([1, 2, 3, 4])), tmp_path / "a.parquet"
+    )
+    same_labels(import_collection(tmp_path / "a.parquet", tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["cat", "red"], "dog", ["dog"], []], "its metadata is of another kind"),
+        ([[0, 1], [1], [], [0]], r"expected lists of text, got list.*--label cat,red"),
+        (["cat, red", "dog", "", "red"], "expected lists of text, got string.*such as"),
+    ],
+)
+def test_what_may_be_one_label_or_several_is_refused(rows: list, message: str, tmp_path: Path):
+    for k, vector in enumerate(weights(len(rows))):
+        write_adapter(tmp_path / "in" / f"{k}.safetensors", vector)
+    as_jsonl(tmp_path / "in", [{"file_name": f"{k}", "label": row} for k, row in enumerate(rows)])
+    with pytest.raises(DataError, match=message):
+        import_collection(tmp_path / "in", tmp_path / "s").label_lists()
+
+
+def test_columns_of_other_numbers_are_no_labels(tmp_path: Path):
+    write_three(tmp_path / "in")
+    lines = "file_name,cat,dog\na,1,0\nc,2,1\nsub/b,0,1\n"
+    (tmp_path / "in" / "t.csv").write_text(lines, encoding="utf-8")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    assert zoo.card.label == "category_label"
+    with pytest.raises(DataError, match="expected 0 and 1 in each of cat, dog, got 2"):
+        zoo.label_lists("cat, dog")
+    with pytest.raises(DataError, match="has no column `cow`"):
+        zoo.label_lists("cat,cow")
+
+
+def write_sidecars(root: Path, **said: object) -> None:
+    for k, vector in enumerate(weights(3)):
+        file = write_adapter(root / f"{k}.safetensors", vector)
+        file.with_suffix(".json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def test_sidecars_without_an_obvious_label_are_said(tmp_path: Path):
+    write_sidecars(tmp_path / "in", notes="x", subject="cat")
+    with pytest.warns(
+        Notice, match="no column is the label by its name; --label takes one of notes"
+    ):
+        zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    assert zoo.labels("subject")[1] == ("cat",)
+    write_sidecars(tmp_path / "only", subject="cat")
+    with pytest.warns(Notice, match="the label is `subject` of what stands beside"):
+        assert import_collection(tmp_path / "only", tmp_path / "t").card.label == "subject"
+
+
+@pytest.mark.filterwarnings("error")
+def test_folders_are_the_label_before_sidecars(tmp_path: Path):
+    for folder in ("good", "bad"):
+        write_sidecars(tmp_path / "in" / folder, label="x")
+    zoo = import_collection(tmp_path / "in", tmp_path / "s", on_error="skip")
+    assert zoo.card.label == "category_label"
+
+
+WRITTEN = {
+    "UTF-16, little end first": ("utf-16-le", codecs.BOM_UTF16_LE),
+    "UTF-16, big end first": ("utf-16-be", codecs.BOM_UTF16_BE),
+    "UTF-8 with a mark": ("utf-8", codecs.BOM_UTF8),
+}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", WRITTEN)
+def test_tables_as_spreadsheets_write_them(encoding: str, mark: str, tmp_path: Path):
+    write_three(tmp_path / "in")
+    lines = [["file_name", "label"], ["a", "Käse"], ["c", "dog"], ["sub/b", "Käse"]]
+    text = "".join(f"{mark.join(line)}\r\n" for line in lines)
+    name, first = WRITTEN[encoding]
+    file = tmp_path / "in" / ("t.tsv" if mark == "\t" else "t.csv")
+    file.write_bytes(first + text.encode(name))
+    zoo = import_collection(tmp_path / "in", tmp_path / "s")
+    assert zoo.rows["label"].to_pylist() == ["Käse", "dog", "Käse"]
+    file.write_bytes(text.encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"t\.[ct]sv: expected text in UTF-8, or in UTF-16 with a"):
+        import_collection(tmp_path / "in", tmp_path / "t")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", FOLDERS)
+def test_a_folder_of_several_labels_trains(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = []
+    for k, vector in enumerate(weights(40)):
+        row = LISTS[k % len(LISTS)]
+        vector[:10] += 3 * np.isin(np.arange(10) % 3, [NAMES.index(name) for name in row])
+        write_adapter(tmp_path / "in" / f"{k:02}.safetensors", vector)
+        rows.append({"file_name": f"{k:02}", "label": row})
+    FOLDERS[way](tmp_path / "in", rows)
+    asked = f"train --dataset {tmp_path / 'in'} --task multilabel --featurizer StatsLayer --seeds 1"
+    assert main([*asked.split(), "--out", str(tmp_path / "run")]) == 0
+    assert "average precision" in capsys.readouterr().out.lower()
 
 
 def mixed(root: Path) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from factories import (
 )
 
 from lora_ws.adapters import LayerSpec, Layout
-from lora_ws.collection import AdapterSet, DatasetCard, import_collection, source
+from lora_ws.collection import AdapterSet, DatasetCard, adapters_from, import_collection, source
 from lora_ws.errors import DataError
 
 LAYOUT = Layout(tuple(LayerSpec(*layer) for layer in SMALL))
@@ -301,3 +301,58 @@ def test_opening_does_not_read_the_weights(tmp_path: Path):
     file = write_parquet(tmp_path / "a.parquet", make_table(weights(4)))
     import_collection(file, tmp_path / "s")
     assert isinstance(AdapterSet.open(tmp_path / "s").weights, np.memmap)
+
+
+def flat_parquet(folder: Path, values: np.ndarray, layers: list, rank: int) -> Path:
+    columns = matrices(values, layers, rank=rank)
+    table = {name: list_column(m, "fixed_flat") for name, m in columns.items()}
+    return write_parquet(folder / f"{rank}.parquet", pa.table(table))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("widths", "context"), [((320, 640, 1280), 768), ((32, 64, 64), 64)], ids=["SD1.5", "tiny-sd"]
+)
+def test_flat_matrices_without_a_rank_have_that_of_their_lengths(
+    rank: int, widths: tuple[int, ...], context: int, tmp_path: Path
+):
+    blocks = zip(("down_blocks.0", "down_blocks.1", "mid_block"), widths, strict=True)
+    layers = [
+        (f"{block}.attentions.0.transformer_blocks.0.{name}", inputs or width, width)
+        for block, width in blocks
+        for name, inputs in (("attn1.to_q", 0), ("attn2.to_v", context))
+    ]
+    values = weights(2, sum(rank * (i + o) for _, i, o in layers))
+    file = flat_parquet(tmp_path, values, layers, rank)
+    zoo = import_collection(file, tmp_path / "s")
+    assert {layer.rank for layer in zoo.layout.layers} == {rank}
+    np.testing.assert_array_equal(stored(tmp_path / "s"), values)
+    assert adapters_from(pq.read_table(file)).layout == zoo.layout
+
+
+def test_flat_matrices_of_an_unknown_model_need_a_rank(tmp_path: Path):
+    table = make_table(weights(2), kind="fixed_flat").drop("rank")
+    # Lengths without a common divisor leave rank 1.
+    file = write_parquet(tmp_path / "a.parquet", table)
+    assert import_collection(file, tmp_path / "s").layout == LAYOUT
+    file = flat_parquet(tmp_path, weights(2, 4 * SMALL_SIZE), list(SMALL), 4)
+    with pytest.raises(DataError, match="without a rank: their lengths fit 1, 2, 4; add"):
+        import_collection(file, tmp_path / "t")
+
+
+@pytest.mark.parametrize("matrix", ["down", "up"])
+def test_flat_matrices_of_several_ranks_are_refused(matrix: str, tmp_path: Path):
+    layers = [
+        (f"{block}.attentions.0.transformer_blocks.0.attn2.to_v", 768, width)
+        for block, width in (("down_blocks.0", 320), ("down_blocks.1", 640), ("mid_block", 1280))
+    ]
+    columns = matrices(weights(2, sum(2 * (i + o) for _, i, o in layers)), layers, rank=2)
+    name = next(n for n in columns if "mid_block" in n and matrix in n)
+    columns[name] = np.tile(columns[name], (1, 2, 1))
+    table = pa.table({n: list_column(m, "fixed_flat") for n, m in columns.items()})
+    file = write_parquet(tmp_path / "a.parquet", table)
+    with pytest.raises(DataError, match=r"mid_block.*of rank 2, as those of 2 of 3 modules.*got"):
+        import_collection(file, tmp_path / "s")
+    said = table.append_column("rank", pa.array([3, 3]))
+    with pytest.raises(DataError, match="expected a multiple of 3 numbers, as of rank 3, got 640"):
+        adapters_from(said)

@@ -69,7 +69,7 @@ def test_several_columns_of_any_table_are_several_labels(way: str) -> None:
     made = adapters((4,))
     made = replace(made, rows=made.rows.append_column("large", pa.array([0, 1, 1, 0, 1])))
     back = adapters_from(WAYS[way](made))
-    targets, names = MultiLabel(columns=("flagged", "large")).read(back, None)
+    targets, names = MultiLabel().read(back, "flagged,large")
     assert names == ("flagged", "large")
     assert targets.tolist() == [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]
 

@@ -228,7 +228,10 @@ def test_labels_come_from_columns_too(make: Make) -> None:
     columns = ("even", "class0")
     spec = make("multilabel")
     listed = prepare(spec)
-    given = prepare(replace(spec, task=MultiLabel(columns=columns), label=None))
+    given = prepare(replace(spec, label="even, class0"))
+    with pytest.warns(FutureWarning, match="`task.columns` is deprecated.*`label: even,class0`"):
+        old = replace(spec, task=MultiLabel(columns=columns), label=None)
+    assert old.label == "even,class0"
     places = [listed.task.classes.index(name) for name in columns]
     np.testing.assert_array_equal(given.labels, listed.labels[:, places])
     assert given.task.classes == columns
@@ -244,7 +247,7 @@ def test_a_list_of_numbers_is_its_last_or_their_mean(make: Make) -> None:
     np.testing.assert_array_equal(last, np.array([one[-1] for one in losses], np.float32))
     np.testing.assert_allclose(mean, [sum(one) / len(one) for one in losses], rtol=rounding(3))
     with pytest.raises(DataError, match="expected finite numbers, got list"):
-        MultiLabel(columns=("losses",)).read(adapters, None)
+        MultiLabel().read(adapters, "losses,even")
     none = pa.array([[], *losses[1:]], adapters.rows["losses"].type)
     emptied = replace(adapters, rows=adapters.rows.append_column("none", none))
     with pytest.raises(DataError, match="a number or more in each row's list, got 1 empty"):
@@ -265,10 +268,9 @@ def test_pos_weight_counts_rare_labels_more() -> None:
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("multilabel", {"label": None}, "task=multilabel: expected `label`, a column of lists"),
-        ("multilabel", {"label": "category_label"}, "expected lists of text, got string"),
-        ("multilabel", {"task": MultiLabel(columns=("size",))}, "task.columns: expected 0 and 1"),
-        ("regression", {"label": None}, "task=regression: expected `label`, a column of numbers"),
+        ("multilabel", {"label": None}, "`category_label`.*: expected lists of text, got string"),
+        ("multilabel", {"label": "even,size"}, "label: expected 0 and 1 in each of even, size"),
+        ("regression", {"label": None}, "`category_label`.*: expected finite numbers, got string"),
         ("regression", {"label": "traits"}, "expected finite numbers"),
     ],
 )
@@ -277,6 +279,12 @@ def test_labels_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         prepare(make(task, **changes))
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_label_of_another_task_is_refused_before_rows_are_read(task: str) -> None:
+    with pytest.raises(ConfigError, match=f"task={task}: expected `label`, a column of"):
+        ExperimentSpec("lora-ws-mini", task=task)
 
 
 def test_a_task_is_a_spec() -> None:

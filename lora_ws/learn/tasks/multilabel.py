@@ -25,12 +25,13 @@ class MultiLabel(NamedTask):
     """Say which of several labels apply: binary cross-entropy of each.
 
     Labels come from a column of lists, such as ``attributes`` of lora-ws-mini, or from several
-    columns of 0 and 1. Beside F1 at 0.5 and at thresholds chosen on the validation rows, mean AUROC
-    and mean average precision, records hold what a constant gets (each label's share in the
-    training rows, at thresholds chosen alike): much of a high accuracy on rare labels is that.
+    columns of 0 and 1, named as ``--label cat,red``. Beside F1 at 0.5 and at thresholds chosen on
+    the validation rows, mean AUROC and mean average precision, records hold what a constant gets
+    (each label's share in the training rows, at thresholds chosen alike): much of a high accuracy
+    on rare labels is that.
 
     Args:
-        columns: of 0 and 1, or true and false, a label each, instead of a column of lists.
+        columns: deprecated, name them as label, separated by commas.
         pos_weight: count rows that have a label n_neg / n_pos times as much, within 1 to 10.
 
     Attributes:
@@ -45,6 +46,7 @@ class MultiLabel(NamedTask):
 
     name = "multilabel"
     target = "labels"
+    needs_label = "a column of lists of labels, or several of 0 and 1 separated by commas"
     quality = "jaccard"
     selects = "average_precision"
     takes_regressors = True
@@ -53,24 +55,11 @@ class MultiLabel(NamedTask):
         self.columns = columns
         self.pos_weight = pos_weight
 
-    @property
-    def needs_label(self) -> str:  # type: ignore[override]
-        """A column of lists, unless columns are named."""
-        return "" if self.columns else "a column of lists of labels"
-
     def read(
         self, adapters: AdapterSet, label: str | None
     ) -> tuple[Float[np.ndarray, "adapters labels"], tuple[str, ...]]:
         """Read 1 where a label applies, 0 elsewhere."""
-        if not self.columns:
-            return adapters.label_lists(label)
-        found = np.stack([adapters.targets(name) for name in self.columns], axis=1)
-        if wrong := set(np.unique(found).tolist()) - {0.0, 1.0}:
-            raise DataError(
-                f"task.columns: expected 0 and 1 in {', '.join(self.columns)}, got {min(wrong):g}; "
-                "leave that column out"
-            )
-        return found, tuple(self.columns)
+        return adapters.label_lists(label)
 
     def check(self, name: str, targets: np.ndarray, classes: tuple[str, ...], least: int) -> None:
         """Refuse rows of which no label tells any from the others.
