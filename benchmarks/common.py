@@ -11,7 +11,9 @@ import math
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -151,6 +153,23 @@ def measure(call: Callable[[], Any], units: int = 1) -> Cost:
 def timed(call: Callable[[], Any], units: int = 1) -> Contender:
     """A contender that is timed in this process."""
     return lambda: measure(call, units)
+
+
+def in_process(arguments: Sequence[str], folder: Path) -> Cost:
+    """Time a Python process from its start to its end, with the processes that it starts.
+
+    Args:
+        arguments: of the interpreter.
+        folder: where the process gets an empty folder to work in.
+    """
+    import resource  # Not on Windows.
+
+    place = tempfile.mkdtemp(dir=folder)
+    before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=place, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(cpu, time.perf_counter() - wall)
 
 
 def in_child(build: Callable[..., Callable[[], Any]], *args: Any) -> Cost:

@@ -9,11 +9,7 @@ Compared with ``lora-ws --help``, ``predict`` and ``scan`` of one file by the sh
 Goal: 1 CPU second for ``predict``.
 """
 
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import common
@@ -23,16 +19,6 @@ from lora_ws import Layout
 MOST = 1.0
 PREDICT, TORCH, NUMPY = "lora-ws predict", "import torch", "numpy and safetensors alone"
 READ = "import sys; from safetensors.numpy import load_file; load_file(sys.argv[1])"
-
-
-def cost_of(arguments: list[str], folder: Path) -> common.Cost:
-    """Of a process that ends, in a folder of its own, where nothing was scanned yet."""
-    place = tempfile.mkdtemp(dir=folder)
-    before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=place, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return common.Cost(cpu, time.perf_counter() - wall)
 
 
 def main() -> None:
@@ -52,7 +38,7 @@ def main() -> None:
             NUMPY: ["-c", READ, str(file)],
         }
         contenders = {
-            way: lambda arguments=arguments: cost_of(arguments, folder)
+            way: lambda arguments=arguments: common.in_process(arguments, folder)
             for way, arguments in processes.items()
         }
         costs = common.alternate(contenders, args.repeats)

@@ -27,6 +27,8 @@ from lora_ws.workers import current_engine
 FORMAT = 3
 # Names of no bundle: the shipped one for files of its base, and none at all.
 AUTO, NONE = "auto", "none"
+# Rules that stand in the folder of a model.
+POLICY = "policy.yaml"
 LOST = "the process that read it ended; it may take too much memory"
 
 
@@ -45,7 +47,8 @@ class ScanSpec:
         csv: CSV file to write; or an address.
         sidecars: write the finding beside each file, where model managers show it: ``<name>.json``
             and ``<name>.civitai.info``; existing keys are kept.
-        policy: YAML file of rules for flags; null flags unreadable files only.
+        policy: YAML file of rules for flags; null takes the policy.yaml in --model's folder, such
+            as lora-ws detector writes, and without one flags unreadable files only.
         index: known adapters to compare with: a file, folder, list or name on the Hub as above, or
             the folder of an index
         evidence: report how much each layer contributes to a verdict; takes a third more time.
@@ -73,6 +76,14 @@ class ScanSpec:
     workers: int = 1
     batch: int = 32
     cache: Path | None = None
+
+    @property
+    def rules(self) -> Path | None:
+        """The policy asked for, else that in the folder of a model on this machine."""
+        if self.policy or self.model in (AUTO, NONE, None):
+            return self.policy
+        own = Path(self.model) / POLICY
+        return own if own.is_file() else None
 
     def __post_init__(self) -> None:
         for name in ("batch", "workers"):

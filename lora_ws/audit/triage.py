@@ -46,10 +46,11 @@ def triage(what: Sequence[str], spec: ScanSpec) -> Triage:
         DataError: another process scans in the same way.
         NotAvailableError: something on the Hub cannot be had.
     """
-    rules = load_spec(Policy, spec.policy) if spec.policy else Policy()
+    file = spec.rules
+    rules = load_spec(Policy, file) if file else Policy()
     model, spec = spec.called, spec.fetched()
     bundle = spec.bundle()
-    made = Provenance.now(model, spec.folder, spec.policy)
+    made = Provenance.now(model, spec.folder, file)
     rules.check(bundle.classes if rules.classes and bundle else (), spec.index is not None)
     if (rules.deny or rules.allow) and not spec.hashes:
         raise ConfigError(

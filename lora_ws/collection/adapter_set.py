@@ -264,10 +264,9 @@ class AdapterSet:
         Raises:
             DataError: a row has no list, or a column holds something else.
         """
-        columns = self.label_columns(column)
-        if len(columns) > 1:
-            return self._flags(columns), columns
-        (name,) = columns
+        name, *more = self.label_columns(column)
+        if more:
+            return self._flags((name, *more)), (name, *more)
         values, kind = self._known(name), self.rows[name].type
         if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
             raise DataError(

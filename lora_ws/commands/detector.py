@@ -5,7 +5,7 @@ from rich.markup import escape
 
 from lora_ws.errors import printable
 from lora_ws.learn.detector import DetectorSpec, make_detector
-from lora_ws.learn.detector_card import CARD, POLICY, told_left_out, verdict
+from lora_ws.learn.detector_card import CARD, told_left_out, verdict
 
 # Reasons to leave files out that are named on the terminal.
 SHOWN = 5
@@ -40,4 +40,4 @@ def detector(folders: list[str], /, spec: DetectorSpec) -> None:
             f"{len(set(made.groups.tolist()))} groups"
         )
     console.print(f"What was not tested: {spec.out / CARD}")
-    console.print(f"lora-ws scan FILES --model {spec.out} --policy {spec.out / POLICY}")
+    console.print(f"lora-ws scan FILES --model {spec.out}")

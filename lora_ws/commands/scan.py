@@ -36,6 +36,8 @@ def scan(what: list[str], /, spec: ScanSpec) -> int:
     found = triage(what, spec)
     shipped = spec.called if spec.model == AUTO and found.report.judged else None
     _show(found.report, found.copies, found.scan.new, shipped)
+    if spec.rules and not spec.policy:
+        print(f"flags are by {spec.rules}; --policy takes another")  # noqa: T201
     for file in filter(None, (spec.out, spec.json, spec.csv)):
         print(file)  # noqa: T201
     return FLAGGED if found.report.counts["flagged"] else 0

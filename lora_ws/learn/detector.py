@@ -18,6 +18,7 @@ from lora_ws.adapters import find_adapters
 from lora_ws.adapters.locate import PICKLED
 from lora_ws.adapters.remote import SAFETENSORS
 from lora_ws.audit.policy import Policy
+from lora_ws.audit.scan import POLICY
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.confidence import measures
 from lora_ws.collection import AdapterSet, DatasetCard
@@ -32,7 +33,7 @@ from lora_ws.featurizers import UpdateKernel
 from lora_ws.functional.calibrate import threshold_at
 from lora_ws.learn.calibration import fit_confidence
 from lora_ws.learn.confounds import file_facts, find_confounds
-from lora_ws.learn.detector_card import CARD, POLICY, Detector, detector_card
+from lora_ws.learn.detector_card import CARD, Detector, detector_card
 from lora_ws.learn.estimators import fit_network
 from lora_ws.learn.features import prepare, refit_features
 from lora_ws.learn.pack import make_bundle

@@ -7,10 +7,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from lora_ws.audit.policy import Policy
+from lora_ws.audit.scan import POLICY
 from lora_ws.bundle import Bundle
 from lora_ws.learn.confounds import Confound
 
-CARD, POLICY = "README.md", "policy.yaml"
+CARD = "README.md"
 # Files that are named of those left out for one reason.
 NAMED = 5
 TEXT = """

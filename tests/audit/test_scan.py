@@ -241,6 +241,14 @@ def test_the_hash_of_the_code_is_of_its_content(changed: str, tmp_path: Path) ->
     assert code("here", "1") == code("there", "1") != code("elsewhere", "2")
 
 
+def test_rules_in_the_folder_of_a_model_count_unless_others_are_asked_for(tmp_path: Path) -> None:
+    assert ScanSpec(model=str(tmp_path)).rules is None
+    (tmp_path / "policy.yaml").write_text("abstained: true\n", encoding="utf-8")
+    assert ScanSpec(model=str(tmp_path)).rules == tmp_path / "policy.yaml"
+    assert ScanSpec(model=str(tmp_path), policy=Path("other.yaml")).rules == Path("other.yaml")
+    assert ScanSpec(model="none").rules is None
+
+
 def test_a_policy_decides_what_is_flagged(folder: Path, bundle: Path, tmp_path: Path) -> None:
     out, cache, policy = tmp_path / "o.jsonl", tmp_path / "cache", tmp_path / "policy.yaml"
     options = ("--model", bundle, "--json", out, "--cache", cache)

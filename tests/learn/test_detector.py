@@ -158,8 +158,8 @@ def test_two_commands_from_folders_to_flags(
     assert list(load_spec(Policy, tmp_path / "detector" / "policy.yaml").classes) == ["bad"]
     card = (tmp_path / "detector" / "README.md").read_text(encoding="utf-8")
     assert "## What was not tested" in card
-    policy = ["--policy", "detector/policy.yaml", "--cache", "cache", "--csv", "found.csv"]
-    assert main(["scan", "mixed", "--model", "detector", *policy]) == 3
+    assert main(["scan", "mixed", "--model", "detector", "--csv", "found.csv"]) == 3
+    assert "flags are by detector/policy.yaml" in capsys.readouterr().out
     with (tmp_path / "found.csv").open(encoding="utf-8") as opened:
         lines = list(csv.DictReader(opened))
     flagged = {line["file"] for line in lines if line["flags"]}
