@@ -10,7 +10,14 @@ from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.report import write_study
 from lora_ws.experiments.study.run import run_trainings
 from lora_ws.experiments.study.spec import StudySpec
-from lora_ws.experiments.study.trained import PART, adjusted_accuracy, recipe_of, taught_rows
+from lora_ws.experiments.study.trained import (
+    PART,
+    adjusted_accuracy,
+    found_wrong,
+    read_again,
+    recipe_of,
+    taught_rows,
+)
 from lora_ws.experiments.study.trained_report import fit_errors
 from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data
@@ -81,6 +88,30 @@ def test_adjusted_logits_are_those_of_balanced_classes():
     assert found == ((x > 1) == truth).mean() > (joint.argmax(axis=1) == truth).mean()
 
 
+def test_losses_tell_wrong_labels_as_pairs_of_rows_do():
+    """AUROC, counted: how often a wrong label has the higher loss of the two, ties a half."""
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(4), 40), rng.integers(0, 4, 40)
+    probabilities[5] = probabilities[6]
+    wrong = np.arange(40) % 3 == 0
+    loss = -np.log(probabilities[np.arange(40), labels])
+    pairs = loss[wrong][:, None] - loss[~wrong]
+    counted = (pairs > 0).mean() + (pairs == 0).mean() / 2
+    assert found_wrong(probabilities, labels, wrong) == pytest.approx(counted, abs=1e-12)
+
+
+def test_training_rows_are_read_again_behind_the_test_rows():
+    spec = recipe_of("metanetworks/logistic_delta_pca", StudySpec(spec=["x"]))
+    shown = taught_rows(open_data(spec)[0], spec, "label-noise", 0.2, 0)
+    train = shown.split().train
+    both = read_again(shown, train)
+    test = both.split().test
+    np.testing.assert_array_equal(test[:100], shown.split().test)
+    np.testing.assert_array_equal(both.weights[test[100:]], shown.weights[train])
+    np.testing.assert_array_equal(both.labels()[0][test[100:]], shown.labels()[0][train])
+    np.testing.assert_array_equal(both.split().train, train)
+
+
 @pytest.mark.parametrize("ratio", [1.0, 10.0])
 def test_classes_fall_off_geometrically(ratio: float):
     labels, split, _ = TRAININGS["imbalance"].apply(WHOLE, ratio, np.random.default_rng(3))
@@ -136,3 +167,17 @@ def test_a_training_study_goes_on_and_writes_a_page(tmp_path: Path):
     assert "Fits of" in grid.caption
     assert len((tmp_path / "trained.jsonl").read_text(encoding="utf-8").splitlines()) == len(found)
     assert "few-shot" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_losses_of_training_rows_find_wrong_labels(tmp_path: Path):
+    spec = StudySpec(spec=["metanetworks/logistic_delta_pca"], draws=1, out=tmp_path)
+    found = run_trainings("label-noise", spec)
+    for one in found:
+        assert (one.wrong_found is None) == (one.level == 0)
+        assert one.n_test == 100
+    assert min(one.wrong_found or 1.0 for one in found) > 0.6
+    page, (grid,) = write_study([], tmp_path, found)
+    assert grid.head[-1] == "AUROC of finding wrong labels, %"
+    assert [row[-1].text == "–" for row in grid.rows] == [True, False, False, False]
+    assert "finding wrong labels" in page.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lora_ws.collection import AdapterSet
 from lora_ws.collection.card import SplitRule
@@ -18,13 +18,14 @@ from lora_ws.experiments.recipes import recipe_file
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data, split_rows
+from lora_ws.learn.metrics import class_metrics, computed
 from lora_ws.learn.run import fit_shown
 from lora_ws.learn.spec import ExperimentSpec, slug
 from lora_ws.memory import check_room
 from lora_ws.report.progress import progress
 from lora_ws.workers import current_engine
 
-PART, RESULTS, LEAF = "study_part", "trained", "leaf"
+PART, TRUTH, RESULTS, LEAF = "study_part", "study_truth", "trained", "leaf"
 CLEAN_VALIDATION = ", clean validation"
 
 
@@ -66,6 +67,8 @@ class Learned:
         f1: macro average.
         rare_recall: mean recall of the third of the classes with the fewest training rows.
         adjusted: accuracy after logit adjustment; null in results of earlier versions.
+        wrong_found: AUROC of the losses of training rows for finding wrong labels; null where none
+            is wrong, and in results of earlier versions.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Learned:
     f1: float
     rare_recall: float
     adjusted: float | None = None
+    wrong_found: float | None = None
 
 
 def run_trained(names: Sequence[str], spec: StudySpec) -> list[Learned]:
@@ -154,6 +158,7 @@ def taught_rows(
     named = pa.array(np.array(classes)[after.labels].tolist())
     table = adapters.rows.set_column(adapters.rows.column_names.index(label), label, named)
     table = table.append_column(PART, pa.array(part.tolist()))
+    table = table.append_column(TRUTH, pa.array(np.array(classes)[labels].tolist()))
     rule = SplitRule(column=PART)
     card = replace(adapters.card, label=label, classes=classes, split=rule, subset="", subsets=())
     card = replace(card, main_subset="", label_from={}, bundled=False)
@@ -176,24 +181,62 @@ def perform(job: Job) -> None:
     adapters, subset = open_data(job.spec)
     clean = job.clean_validation
     shown = taught_rows(adapters, job.spec, job.study, job.level, job.draw, clean)
-    fitted = fit_shown(job.spec, shown, job.draw)
-    record = fitted.record
-    counts = np.bincount(shown.labels()[0][shown.split().train], minlength=len(record.classes))
-    confusion = np.array(record.confusion)
+    labels, classes = shown.labels()
+    train = shown.split().train
+    wrong = shown.column(shown.card.label)[train] != shown.column(TRUTH)[train]
+    fitted = fit_shown(job.spec, read_again(shown, train) if wrong.any() else shown, job.draw)
+    scores, truth = fitted.test.scores, fitted.test.truth
+    tested = len(shown.split().test)
+    read = computed(class_metrics(len(classes)), scores[:tested], truth[:tested])
+    counts = np.bincount(labels[train], minlength=len(classes))
+    confusion = np.array(read.confusion)
     recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
     rare = np.argsort(counts, kind="stable")[: max(1, len(counts) // 3)]
     learned = Learned(
         job.recipe + (CLEAN_VALIDATION if clean else ""),
         " ".join(filter(None, [adapters.card.name, subset])),
         *(job.study, job.level, job.draw),
-        *(int(counts.sum()), record.n_test, record.test["accuracy"], record.test["f1"]),
+        *(int(counts.sum()), tested, read.values["accuracy"], read.values["f1"]),
         float(recall[rare].mean()),
-        adjusted_accuracy(fitted.test.scores.numpy(), fitted.test.truth.numpy(), counts),
+        adjusted_accuracy(read.scores.numpy(), read.truth.numpy(), counts),
+        found_wrong(scores[tested:].numpy(), labels[train], wrong) if wrong.any() else None,
     )
     job.file.parent.mkdir(parents=True, exist_ok=True)
     draft = job.file.with_suffix(".partial")
     draft.write_text(json.dumps(asdict(learned)), encoding="utf-8")
     draft.replace(job.file)
+
+
+def read_again(shown: AdapterSet, rows: Int[np.ndarray, " rows"]) -> AdapterSet:
+    """The same with some rows once more behind the test rows."""
+    table = shown.select(rows).rows
+    table = table.set_column(table.column_names.index(PART), PART, pa.array(["test"] * len(table)))
+    check_room(f"{len(rows)} training adapters, read again", 4 * len(rows) * shown.layout.size)
+    both = shown.select(np.concatenate([np.arange(len(shown)), rows]))
+    return replace(both, rows=pa.concat_tables([shown.rows, table]))
+
+
+def found_wrong(
+    probabilities: Float[np.ndarray, "rows classes"],
+    labels: Int[np.ndarray, " rows"],
+    wrong: Bool[np.ndarray, " rows"],
+) -> float:
+    """AUROC of the negative log-likelihood of each row's label for telling wrong labels.
+
+    Args:
+        probabilities: of each class.
+        labels: number of the class that each row is said to be of.
+        wrong: whether it is not of that class; some are, some are not.
+
+    Example:
+        >>> sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+        >>> found_wrong(sure, np.array([0, 0, 0]), np.array([False, True, False]))
+        1.0
+    """
+    from sklearn.metrics import roc_auc_score
+
+    likely = probabilities[np.arange(len(labels)), labels]
+    return float(roc_auc_score(wrong, -likely))
 
 
 def adjusted_accuracy(

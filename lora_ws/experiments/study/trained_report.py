@@ -43,6 +43,9 @@ def trained_grid(name: str, readers: Mapping[str, By]) -> Grid:
     head = ["recipe", "level", "training rows", "accuracy, %", "difference (95 %)", "macro F1, %"]
     if name == "imbalance":
         head += ["recall of the rarest third, %", "accuracy after logit adjustment, %"]
+    every = [one for levels in readers.values() for own in levels.values() for one in own]
+    if told := any(one.wrong_found is not None for one in every):
+        head += ["AUROC of finding wrong labels, %"]
     rows, fits = [], []
     for reader, levels in readers.items():
         plain = max(levels.values(), key=lambda own: own[0].n_train) if name == "few-shot" else None
@@ -56,6 +59,9 @@ def trained_grid(name: str, readers: Mapping[str, By]) -> Grid:
                 adjusted = [one.adjusted for one in own if one.adjusted is not None]
                 cells += [_percent([one.rare_recall for one in own])]
                 cells += [_percent(adjusted) if adjusted else "–"]
+            if told:
+                found = [one.wrong_found for one in own if one.wrong_found is not None]
+                cells += [_percent(found) if found else "–"]
             rows.append(tuple(map(Cell, cells)))
         if name == "few-shot" and (fit := fit_errors(levels)):
             fits.append(f"{reader}: error {fit[0]:.2f} n^-{fit[1]:.2f} + {fit[2]:.2f}")
