@@ -133,7 +133,11 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
     from lora_ws.config import nearest
 
     if started := group_of(args[0]):
-        raise ConfigError(f"`{args[0]}` needs one of: {', '.join(n.split()[1] for n in started)}")
+        known = [name.split()[1] for name in started]
+        if args[1:] and not args[1].startswith("-"):
+            near = nearest(args[1], known)
+            raise ConfigError(f"unknown command `{args[0]} {args[1]}`{near}")
+        raise ConfigError(f"`{args[0]}` needs one of: {', '.join(known)}")
     raise ConfigError(f"unknown command `{args[0]}`{nearest(args[0], list(COMMANDS))}")
 
 

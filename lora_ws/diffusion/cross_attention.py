@@ -16,6 +16,8 @@ from lora_ws.functional.query_updates import noisy_correlation, update_covarianc
 QUERY = ".attn2.to_q"
 # A U-Net is convolutional: smaller latents than its own cost less and attend alike.
 _SIDE, _BATCH = 32, 8
+# Attention of prompts that is made at once, in numbers: 8 MiB.
+_AT_ONCE = 1 << 20
 
 
 def query_names(unet: nn.Module) -> list[str]:
@@ -97,20 +99,21 @@ def query_correlations(
     texts = encode_prompts(pipeline, prompts)
     for name, hidden in states.items():
         attention = pipeline.unet.get_submodule(name.rpartition(".")[0])
-        found = np.stack(list(_covariances(attention, hidden, texts)))
+        found = np.concatenate(list(_covariances(attention, hidden, texts)))
         yield name, noisy_correlation(found, noise)
 
 
 def _covariances(attention: Any, hidden: Tensor, texts: Tensor) -> Iterator[np.ndarray]:
-    """`update_covariance` of each prompt at one module."""
+    """`update_covariance` of prompts at one module, some at a time."""
 
     def by_head(x: Tensor) -> Tensor:
-        return x.double().unflatten(1, (attention.heads, -1)).transpose(0, 1)
+        return x.double().unflatten(-1, (attention.heads, -1)).transpose(-2, -3)
 
     queries = by_head(attention.to_q(hidden)) * attention.scale
     weights = hidden.double().square().sum(dim=1)
     outward = by_head(attention.to_out[0].weight).mT
-    for text in texts:
+    at_once = max(1, _AT_ONCE // (attention.heads * len(hidden) * texts.shape[1]))
+    for text in texts.split(at_once):
         keys, values = by_head(attention.to_k(text)), by_head(attention.to_v(text))
         probabilities = (queries @ keys.mT).softmax(dim=-1)
         parts = (probabilities, weights, keys, values @ outward)

@@ -18,11 +18,11 @@ from lora_ws.errors import ConfigError
 
 
 def update_covariance(
-    attention: Float[np.ndarray, "heads n tokens"],
+    attention: Float[np.ndarray, "*heads n tokens"],
     weights: Float[np.ndarray, " n"],
-    keys: Float[np.ndarray, "heads tokens d"],
-    values: Float[np.ndarray, "heads tokens e"],
-) -> Float[np.ndarray, "heads d d"]:
+    keys: Float[np.ndarray, "*heads tokens d"],
+    values: Float[np.ndarray, "*heads tokens e"],
+) -> Float[np.ndarray, "*heads d d"]:
     """Second moment of ``sum_n sqrt(w_n) dL/dq_n`` for independent white gradients g.
 
     Args:
@@ -41,13 +41,13 @@ def update_covariance(
         array([[[ 0.25, -0.25],
                 [-0.25,  0.25]]])
     """
-    gram = values @ values.transpose(0, 2, 1)
-    weighted = (attention * weights[:, None]).transpose(0, 2, 1)
+    gram = values @ values.swapaxes(-1, -2)
+    weighted = (attention * weights[:, None]).swapaxes(-1, -2)
     read = attention * (attention @ gram)  # p_j (v_j . o)
     cross = weighted @ read
-    norm = attention * read.sum(axis=2, keepdims=True)  # p_j (o . o)
-    moment = gram * (weighted @ attention) - cross - cross.transpose(0, 2, 1) + weighted @ norm
-    return keys.transpose(0, 2, 1) @ moment @ keys
+    norm = attention * read.sum(axis=-1, keepdims=True)  # p_j (o . o)
+    moment = gram * (weighted @ attention) - cross - cross.swapaxes(-1, -2) + weighted @ norm
+    return keys.swapaxes(-1, -2) @ moment @ keys
 
 
 def noisy_correlation(
@@ -105,12 +105,11 @@ def log_likelihood_ratio(
     moved = square > 0
     # A moment of unit trace neither over- nor underflows.
     unit = written / np.sqrt(np.where(moved, square, 1))[:, None, :, None]
+    roots = np.linalg.cholesky(correlations)
+    half_logdets = np.log(np.diagonal(roots, axis1=2, axis2=3)).sum(axis=2)
     result = np.empty((len(written), len(correlations)))
-    for word, correlation in enumerate(correlations):
-        root = np.linalg.cholesky(correlation)
-        inverse = np.linalg.inv(root)
+    for word, inverse in enumerate(np.linalg.inv(roots)):
         energy = np.square(np.einsum("hde,nrhe->nrhd", inverse, unit)).sum(axis=(1, 3))
-        half_logdet = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
-        ratio = -0.5 * width * np.log(np.where(moved, energy, 1)) - half_logdet
+        ratio = -0.5 * width * np.log(np.where(moved, energy, 1)) - half_logdets[word]
         result[:, word] = (ratio * moved).sum(axis=1)
     return result

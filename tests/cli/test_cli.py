@@ -133,6 +133,10 @@ def test_data_list_and_info() -> None:
     [
         (["trian"], "unknown command `trian`, did you mean `train`?"),
         (["data"], "`data` needs one of: list, info, import"),
+        (["data", "imprt", "x"], "unknown command `data imprt`, did you mean `import`?"),
+        (["zoo", "x"], "unknown command `zoo x`; expected one of base, build, merge"),
+        (["study", "wieght-noise"], "no study `wieght-noise`, did you mean `weight-noise`?"),
+        (["study", "?"], "no study `?`; expected one of weight-noise, noise-in-a"),
         (["train", "--sedes", "3"], "unknown flag `--sedes`, did you mean `--seeds`?"),
         (["train", "--seed", "3"], "unknown flag `--seed`, did you mean `--seeds`?"),
         (

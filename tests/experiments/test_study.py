@@ -151,8 +151,10 @@ def test_the_help_names_every_study() -> None:
 
 
 def test_unknown_studies_are_named():
-    with pytest.raises(ConfigError, match=r"expected .*\bweight-noise, "):
-        run_study("noise", StudySpec(model=["tiny-sd"]))
+    # Before whatever else is missing.
+    for name, near in (("wieght-noise", ", did you mean"), ("?", "; expected one of"), ("", ";")):
+        with pytest.raises(ConfigError, match=rf"no study `{re.escape(name)}`{near}.*weight-noise"):
+            run_study(name, StudySpec())
 
 
 @pytest.mark.slow

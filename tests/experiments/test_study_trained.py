@@ -8,7 +8,7 @@ import pytest
 from lora_ws.collection import AdapterSet, Split
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.report import write_study
-from lora_ws.experiments.study.run import run_trainings
+from lora_ws.experiments.study.run import run_study, run_trainings
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trained import (
     PART,
@@ -142,7 +142,7 @@ def test_studies_that_train_want_a_recipe_of_classes(tmp_path: Path):
     with pytest.raises(ConfigError, match="spec: expected a recipe, as few-shot trains, got none"):
         run_trainings("few-shot", StudySpec(model=["tiny-sd"], out=tmp_path))
     with pytest.raises(ConfigError, match="expected at least one bundle or recipe"):
-        StudySpec()
+        run_study("weight-noise", StudySpec(out=tmp_path))
     with pytest.raises(ConfigError, match="expected recipes of classes"):
         recipe_of("tasks/attributes", StudySpec(spec=["tasks/attributes"]))
 

@@ -12,6 +12,7 @@ from lora_ws.adapters import Layout
 from lora_ws.adapters.projection import project_rows
 from lora_ws.bundle import Bundle
 from lora_ws.bundle.bundle import MAX_RANK
+from lora_ws.config import nearest
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.changes import (
     CHANGES,
@@ -93,10 +94,12 @@ def run_study(name: str, spec: StudySpec) -> list[Read]:
         spec: with which classifiers, on what.
 
     Raises:
-        ConfigError: there is no such study.
+        ConfigError: there is no such study, or neither a bundle nor a recipe.
         DataError: a bundle and its collection have no class in common.
     """
     chosen = [study for study in studies_of(name) if study in CHANGES]
+    if not spec.model and not spec.spec:
+        raise ConfigError("model, spec: expected at least one bundle or recipe, got neither")
     if not chosen:
         return []
     spec.out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,8 @@ def studies_of(name: str) -> list[str]:
     """Names of the studies asked for: changes of test rows, and of what is trained on."""
     known = [*CHANGES, *TRAININGS]
     if name != ALL and name not in known:
-        raise ConfigError(f"study: expected {', '.join(known)} or {ALL}, got `{name}`")
+        near = nearest(name, [*known, ALL], few=len(known) + 1)
+        raise ConfigError(f"no study `{name}`{near}")
     return known if name == ALL else [name]
 
 

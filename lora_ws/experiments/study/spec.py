@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ws.errors import ConfigError, check_range
+from lora_ws.errors import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,5 +35,3 @@ class StudySpec:
     def __post_init__(self) -> None:
         check_range("draws", self.draws, 1, 1000)
         check_range("processes", self.processes, 1, 256)
-        if not self.model and not self.spec:
-            raise ConfigError("model, spec: expected at least one bundle or recipe, got neither")
