@@ -227,21 +227,22 @@ def test_cad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_committed("cad", folder)
 
 
-def test_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["transfer", "transfer_base"])
+def test_transfer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undrawn(monkeypatch, transfer, "chart_tables", at=3)
-    _, spec = load_eval("transfer")
+    _, spec = load_eval(name)
     folder = tmp_path / "report"
-    copy_pictures("transfer", folder)
-    zoos = records("transfer", ZooRecord, "zoos").values()
+    copy_pictures(name, folder)
+    zoos = records(name, ZooRecord, "zoos").values()
     found = sorted(
-        records("transfer", TransferRecord).values(),
+        records(name, TransferRecord).values(),
         key=lambda one: [reader.name for reader in spec.readers].index(one.reader),
     )
     sections = transfer.transfer_sections(spec, found, list(zoos), folder)
-    write_report(folder, f"transfer: {spec.title}", sections)
-    assert_committed("transfer", folder)
+    write_report(folder, f"{name}: {spec.title}", sections)
+    assert_committed(name, folder)
     # The guide says what the report says of three readers: at home and away, factor by factor.
-    report = (RESULTS / "transfer/report.md").read_text(encoding="utf-8")
+    report = (RESULTS / name / "report.md").read_text(encoding="utf-8")
     shown = []
     for reader in (
         "UpdateKernel of attn2.to_v > SVC",

@@ -44,6 +44,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 FIT = ["--seeds", "1", "--fit.max_epochs", "1"]
 DRAW = ["--num_inference_steps", "2"]
+BASE = ["--checkpoint_every", "4", "--grid_every", "4"]
 ONE_LAYER = ["--matrices", "['mid_block.*.attn2.to_v']", "--subset", "per_adapter/class"]
 ZOO = {
     "photos.words": "{fish: fish}",
@@ -71,6 +72,7 @@ SMALLER = {
     "concepts erase": ["--steps", "2", "--seeds", "1"],
     "concepts amplify": ["--steps", "2"],
     "study": ["--draws", "1"],
+    "zoo base --config": [*BASE, "--vae.steps", "4", "--denoiser.steps", "4"],
     "zoo build": ["--finetune.steps", "2"],
     "zoo build --config": [word for key, value in ZOO.items() for word in (f"--{key}", value)],
 }
@@ -95,6 +97,14 @@ LESS = {
         "factors": {"steps": {"2": {}, "1": {"changes": {"finetune.steps": 1}}}},
         "readers": [{"name": "left Gram", "recipe": "table1/delta_pca"}],
         "folds": 3,
+    },
+    "eval/transfer_base.yaml": {
+        "readers": [{"name": "left Gram", "recipe": "table1/delta_pca"}],
+        "folds": 3,
+    },
+    "training/zoo/transfer_base.yaml": {
+        "sampling": {"adapters_per_leaf": 3},
+        "finetune": {"steps": 2},
     },
     "training/zoo/transfer.yaml": {
         "photos": {"source": "photos", "words": {"fish": "fish", "trees": "tree"}},
@@ -149,7 +159,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "eval", shelf / "eval", ignore=shutil.ignore_patterns("results"))
     for name, less in LESS.items():
         full = yaml.safe_load((shelf / name).read_text(encoding="utf-8"))
-        both = {k: {**full[k], **v} if k in ("photos", "finetune") else v for k, v in less.items()}
+        parts = ("photos", "sampling", "finetune")
+        both = {k: {**full[k], **v} if k in parts else v for k, v in less.items()}
         (shelf / name).write_text(yaml.safe_dump({**full, **both}), encoding="utf-8")
     _draw_photos(shelf / "photos")
     # Stands in for Stable Diffusion 1.5, and an image that it drew.

@@ -42,6 +42,7 @@ ZOO_RECIPES = {
     "zoo/lora_ws_mini_rank4": ZooSpec,
     "zoo/lora_ws_sd15": ZooSpec,
     "zoo/transfer": ZooSpec,
+    "zoo/transfer_base": ZooSpec,
 }
 
 

@@ -40,7 +40,7 @@ def transfer_sections(
         "a difference read the same photo sets."
     )
     kept = (
-        "A reader that hardly reads at home, where chance is 10 %, has little to lose: compare "
+        "A reader that at home hardly does better than guessing has little to lose: compare "
         "both tables. A reader of raw weights reads no rank but the one it was trained on: a dash."
     )
     sections = [
