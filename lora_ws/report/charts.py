@@ -203,7 +203,7 @@ def chart_lines(
     ylabel: str = "accuracy, percent",
     guess: str = "largest class",
 ) -> Path:
-    """A metric over a number on a logarithmic axis, with bars of a standard deviation.
+    """A metric over a number on a logarithmic axis with a place for 0, with standard deviations.
 
     Args:
         values: series -> number -> (mean, standard deviation).
@@ -224,9 +224,13 @@ def chart_lines(
             capsize=2,
         )  # fmt: skip
     plot_chance(axes, chance, guess)
-    axes.set(xscale="log", title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(roomy([pair for points in values.values() for pair in points.values()], chance))
     ticks = sorted({x for points in values.values() for x in points})
+    if ticks[0] > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=next(x for x in ticks if x > 0), linscale=0.3)
     axes.set_xticks(ticks, [f"{t:.9g}" for t in ticks], rotation=45)
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))

@@ -61,6 +61,13 @@ CHARTS: dict[str, Callable[[Path], object]] = {
     "lines": lambda file: charts.chart_lines(
         {"test": {5: (1.0, 0.1), 200: (2.0, 0.0)}}, file, title="2 seeds", chance=None, xlabel="K"
     ),
+    "lines from nothing": lambda file: charts.chart_lines(
+        {"test": {0: (2.0, 0.1), 0.1: (1.5, 0.1), 0.4: (1.0, 0.0)}},
+        file,
+        title="2 seeds",
+        chance=None,
+        xlabel="share",
+    ),
     "trade": lambda file: charts.chart_trade(
         {"a": [(1.0, 0.2, 0.1), (2.0, 0.4, 0.0)]}, file, title="n = 2", xlabel="x", ylabel="y"
     ),
@@ -190,3 +197,14 @@ def test_colours_differ_for_all_eyes(eyes: str) -> None:
 def test_no_two_of_many_series_look_alike() -> None:
     assert len({look(k) for k in range(28)}) == 28
     assert all(colorsys.rgb_to_hls(*seen(c, np.eye(3)))[1] < 0.75 for c in COLORS), "on white"
+
+
+@pytest.mark.slow
+def test_levels_are_seen_in_their_order_nothing_among_them(drawn: Callable[[str], Figure]) -> None:
+    (axes,) = drawn("lines from nothing").axes
+    places = axes.transAxes.inverted().transform(
+        axes.transData.transform([(level, 1.0) for level in (0, 0.1, 0.4)])
+    )[:, 0]
+    assert (np.diff(places) > 0.05).all()
+    assert places.min() > 0
+    assert places.max() < 1

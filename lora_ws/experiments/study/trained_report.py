@@ -128,7 +128,6 @@ def _chart(name: str, readers: Mapping[str, By], folder: Path) -> Figure:
                 100 * float(np.std([one.accuracy for one in own], ddof=1)) if own[1:] else 0.0,
             )
             for level, own in levels.items()
-            if level > 0
         }
         for reader, levels in readers.items()
     }
