@@ -57,6 +57,25 @@ def test_loggers_and_callbacks_of_a_yaml_file_take_part(
     assert load_spec(ExperimentSpec, tmp_path / "run" / "config.yaml").trainer == read.trainer
 
 
+@pytest.mark.slow
+def test_tensorboard_reads_the_curves_and_settings_of_a_run(
+    spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    asked = replace(spec, trainer=TrainerSpec(loggers=("TensorBoardLogger",)))
+    (record,) = run(asked, tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "seed-0" / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("val_loss")]
+    ours = rows(tmp_path / "run" / "seed-0" / "metrics.csv")
+    told = [float(line["val_loss"]) for line in ours if line["val_loss"]]
+    assert losses == pytest.approx(told, rel=2**-20)
+    assert min(losses) == pytest.approx(record.val_loss, rel=2**-20)
+    settings = tmp_path / "run" / "seed-0" / "tensorboard" / "hparams.yaml"
+    read = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    assert (read["fit"]["lr"], read["dataset"]) == (spec.fit.lr, spec.dataset)
+
+
 def test_precision_is_part_of_the_engine(spec: ExperimentSpec) -> None:
     half = run_one(replace(spec, trainer=TrainerSpec(precision="bf16-mixed")), 0)
     whole = run_one(spec, 0)
