@@ -1,6 +1,7 @@
 """Charts that compare experiments: bars, curves with bands, layers, maps. Each as PNG and SVG."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -224,7 +225,8 @@ def chart_lines(
             capsize=2,
         )  # fmt: skip
     plot_chance(axes, chance, guess)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    # Beside a legend of long names the axis is narrow.
+    axes.set(title=title, xlabel=textwrap.fill(xlabel, 48), ylabel=ylabel)
     axes.set_ylim(roomy([pair for points in values.values() for pair in points.values()], chance))
     ticks = sorted({x for points in values.values() for x in points})
     if ticks[0] > 0:

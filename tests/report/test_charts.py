@@ -62,11 +62,11 @@ CHARTS: dict[str, Callable[[Path], object]] = {
         {"test": {5: (1.0, 0.1), 200: (2.0, 0.0)}}, file, title="2 seeds", chance=None, xlabel="K"
     ),
     "lines from nothing": lambda file: charts.chart_lines(
-        {"test": {0: (2.0, 0.1), 0.1: (1.5, 0.1), 0.4: (1.0, 0.0)}},
+        {n: {0: (2.0, 0.1), 0.1: (1.5, 0.1), 0.4: (1.0, 0.0)} for n in LONG},
         file,
         title="2 seeds",
         chance=None,
-        xlabel="share",
+        xlabel="share of leaf classes of which all training and validation labels are wrong",
     ),
     "trade": lambda file: charts.chart_trade(
         {"a": [(1.0, 0.2, 0.1), (2.0, 0.4, 0.0)]}, file, title="n = 2", xlabel="x", ylabel="y"
