@@ -13,7 +13,7 @@ from lora_ws.commands.study import study
 from lora_ws.errors import ConfigError
 from lora_ws.experiments.study.changes import CHANGES, SIZES, changed_rows, partners
 from lora_ws.experiments.study.report import write_study
-from lora_ws.experiments.study.run import CLEAN, RECORDS, run_study
+from lora_ws.experiments.study.run import CLEAN, RECORDS, Read, run_study
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trainings import TRAININGS
 
@@ -176,3 +176,14 @@ def test_a_study_goes_on_where_it_stopped_and_writes_a_page(tmp_path: Path):
     for read in more[1:]:
         assert 0 <= read.both <= 1
         assert read.either >= read.hits.mean()
+
+
+@pytest.mark.slow
+def test_readers_of_other_studies_stay_out_of_a_page_s_tables(tmp_path: Path):
+    found = [
+        Read(model, "d", study, level, 0, "1100", 0.5, 1.0, 0.0)
+        for model, study in (("a", "camouflage"), ("b", "weight-noise"))
+        for study, level in ((CLEAN, CLEAN), (study, 1.0))
+    ]
+    _, grids = write_study(found, tmp_path)
+    assert [[row[0].text for row in grid.rows] for grid in grids] == [["b", "b"], ["a", "a"]]

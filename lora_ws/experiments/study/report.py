@@ -65,9 +65,8 @@ def summary_grid(found: Sequence[Read], trained: Sequence[Learned] = ()) -> Grid
     accuracies: dict[tuple[str, str], dict[Level, list[float]]] = {}
     for name in CHANGES:
         for reader, levels in _by_reader(found, name).items():
-            if any(level != CLEAN for level in levels):
-                own = {level: [one.hits.mean() for one in reads] for level, reads in levels.items()}
-                accuracies[name, reader] = own
+            own = {level: [one.hits.mean() for one in reads] for level, reads in levels.items()}
+            accuracies[name, reader] = own
     for one in trained:
         levels = accuracies.setdefault((one.study, one.model), {})
         levels.setdefault(one.level, []).append(one.accuracy)
@@ -142,7 +141,8 @@ def _by_reader(found: Sequence[Read], name: str) -> dict[str, dict[Level, list[R
         if read.study in (name, CLEAN):
             title = read.model if len(data) == 1 else f"{read.model} on {read.data}"
             readers.setdefault(title, {}).setdefault(read.level, []).append(read)
-    return readers
+    # Of records put together from several runs, some read other changes alone.
+    return {title: levels for title, levels in readers.items() if {*levels} != {CLEAN}}
 
 
 def _chart(name: str, readers: Mapping[str, By], folder: Path) -> Figure:
