@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import common
-from start import cost_of
 
 from lora_ws import Layout
 
@@ -29,7 +28,7 @@ def main() -> None:
 
         def scan(workers: int) -> common.Cost:
             flags = ["--cache", "cache", "--json", "found.jsonl", "--workers", str(workers)]
-            return cost_of(["-m", "lora_ws", "scan", str(folder), *flags], folder)
+            return common.in_process(["-m", "lora_ws", "scan", str(folder), *flags], folder)
 
         one, two = (f"--workers {n}" for n in (1, 2))
         contenders = {one: lambda: scan(1), two: lambda: scan(2)}

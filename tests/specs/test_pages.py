@@ -45,7 +45,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FIT = ["--seeds", "1", "--fit.max_epochs", "1"]
 DRAW = ["--num_inference_steps", "2"]
 BASE = ["--checkpoint_every", "4", "--grid_every", "4"]
-ONE_LAYER = ["--matrices", "['mid_block.*.attn2.to_v']", "--subset", "per_adapter/class"]
+ONE_LAYER = ["--matrices", "['mid_block.*.attn2.to_v']"]
 ZOO = {
     "photos.words": "{fish: fish}",
     "sampling.a_init": "[shared]",
@@ -274,7 +274,7 @@ def _type(args: list[str]) -> None:
     line = " ".join(args)
     small = [more for start, more in SMALLER.items() if f"{line} ".startswith(f"{start} ")]
     args = [*args, *itertools.chain.from_iterable(small)]
-    if args[0] == "train" and not {"--dataset", "per_adapter/constant"} & {*args}:
+    if args[0] in ("train", "sweep") and not {"--dataset", "per_adapter/constant"} & {*args}:
         args += ["--subset", "per_adapter/class"]  # one of those that the collection has
     if "--trainer.devices" in args:  # each device's process starts the command once more
         command = [sys.executable, "-m", "lora_ws", *args, "--featurizer", "StatsFlatVec"]
