@@ -84,7 +84,7 @@ class FsspecSource(PartsSource):
     def _ask(self) -> dict[str, Any]:
         system, path = file_system(self.address)
         try:
-            return hub.insist(lambda: system.info(path, **within(system, SILENCE)), _passes)
+            return hub.insist(lambda: system.info(path, **within(system, SILENCE)), may_pass)
         except FileNotFoundError as error:
             raise AdapterError(f"{self.name}: no such file; check it", "missing") from error
         except PermissionError as error:
@@ -110,7 +110,7 @@ class FsspecSource(PartsSource):
         limit = within(system, PATIENCE + (stop - start) / SLOWEST)
         try:
             body: Any = hub.insist(
-                lambda: system.cat_file(path, start=start, end=stop, **limit), _passes
+                lambda: system.cat_file(path, start=start, end=stop, **limit), may_pass
             )
         # Whatever an answer made of the client.
         except Exception as error:
@@ -141,5 +141,11 @@ class FsspecSource(PartsSource):
         )
 
 
-def _passes(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Whether asking again may mend a failure.
+
+    Example:
+        >>> may_pass(ConnectionError()), may_pass(FileNotFoundError())
+        (True, False)
+    """
     return not isinstance(error, REFUSALS)

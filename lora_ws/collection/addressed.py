@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_ws import hub
-from lora_ws.adapters.addressed import MARKS
+from lora_ws.adapters.addressed import MARKS, may_pass
 from lora_ws.adapters.remote import PATIENCE, SILENCE, SLOWEST
 from lora_ws.addresses import WEB, file_system, is_address, path_of, within
 from lora_ws.config import cache_dir
@@ -32,8 +32,17 @@ def on_disk(name: str | Path) -> Path:
         >>> on_disk("folder/store").parts
         ('folder', 'store')
     """
-    away = is_address(name) and not str(name).startswith(hub.HF)
-    return local_copy(str(name)) if away else Path(name)
+    return local_copy(str(name)) if is_away(name) else Path(name)
+
+
+def is_away(name: str | Path) -> bool:
+    """Whether a name is an address, other than of the Hub, which has its own way.
+
+    Example:
+        >>> is_away("s3://bucket/store"), is_away("hf://datasets/owner/name"), is_away("store")
+        (True, False, False)
+    """
+    return is_address(name) and not str(name).startswith(hub.HF)
 
 
 def local_copy(address: str) -> Path:
@@ -86,9 +95,9 @@ def _listed(address: str) -> tuple[dict[str, int], str]:
     try:
         ask = within(system, SILENCE)
         if address.startswith(WEB):
-            infos = {path: hub.insist(lambda: system.info(path, **ask), _passes)}
+            infos = {path: hub.insist(lambda: system.info(path, **ask), may_pass)}
         else:
-            infos = hub.insist(lambda: dict(system.find(path, detail=True)), _passes)
+            infos = hub.insist(lambda: dict(system.find(path, detail=True)), may_pass)
     except Exception as error:
         raise _not_there(address, error) from error
     home = path.rstrip("/")
@@ -125,7 +134,7 @@ def _fetch(address: str, name: str, size: int, target: Path) -> None:
                 raise OSError(f"expected {size} bytes of {name or 'the file'}, got {got}")
 
         try:
-            hub.insist(get, _passes)
+            hub.insist(get, may_pass)
         except Exception as error:
             raise _not_there(address, error) from error
 
@@ -134,7 +143,3 @@ def _not_there(address: str, error: Exception) -> NotAvailableError:
     return NotAvailableError(
         f"{address}: cannot be read ({type(error).__name__}: {error}); check it, and your login"
     )
-
-
-def _passes(error: Exception) -> bool:
-    return not isinstance(error, FileNotFoundError | PermissionError)

@@ -13,7 +13,7 @@ from rich.text import Text
 from lora_ws.adapters import Layout
 from lora_ws.audit.prompt import TEMPLATES, PromptReader
 from lora_ws.collection import AdapterSet, DatasetCard, import_collection, load
-from lora_ws.collection.addressed import on_disk
+from lora_ws.collection.addressed import is_away
 from lora_ws.collection.card import card_names, find_card
 from lora_ws.collection.load import import_from_hub, local_store, store_path
 from lora_ws.collection.store import MANIFEST
@@ -98,7 +98,7 @@ def import_(
         revision: Hub branch, tag or commit instead of the card's
         on_error: raise stops at the first invalid row; skip lists invalid rows in quarantine.jsonl
     """
-    if len(sources) == 1 and not on_disk(sources[0]).exists():
+    if len(sources) == 1 and not (is_away(sources[0]) or Path(sources[0]).exists()):
         if out and not sources[0].startswith(HF) and sources[0] not in card_names():
             raise ConfigError(f"{sources[0]}: no such file or folder")
         if out:
