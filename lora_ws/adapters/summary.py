@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class AdapterSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; for one release also under the old name of a key."""
-        return {**asdict(self), "odd": self.warnings}
+        return {**vars(self), "odd": self.warnings}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "AdapterSummary":

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; for one release also under the old names of keys, `RENAMED`."""
-        plain = {**asdict(self), "facts": self.facts and self.facts.to_dict()}
+        plain = {**vars(self), "facts": self.facts and self.facts.to_dict()}
         plain["verdict"] = self.verdict and self.verdict.to_dict()
         return plain | {old: plain[new] for old, new in RENAMED.items()}
 

@@ -62,7 +62,8 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; ``score`` is the old name of ``ood_score``, for one release."""
-        return {**asdict(self), "score": self.ood_score}
+        answers = {column: asdict(answer) for column, answer in self.answers.items()}
+        return {**vars(self), "answers": answers, "score": self.ood_score}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Prediction":
