@@ -27,6 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+from lora_ws.system import choose_numpy_kernels
+
+choose_numpy_kernels()
+
 import numpy as np
 import torch
 from results import Result, add, here, number, processor

@@ -14,7 +14,7 @@ from typing import Any
 from lora_ws.commands.help import help_file
 from lora_ws.commands.table import COMMANDS, described, function_of
 from lora_ws.errors import ConfigError, DeprecatedName, LoraWsError, Notice
-from lora_ws.system import write_utf8
+from lora_ws.system import choose_numpy_kernels, write_utf8
 
 # What was called otherwise until now, taken for one release with a notice.
 OLD_COMMANDS = {
@@ -54,6 +54,7 @@ UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryEr
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; errors of this library become one line on stderr."""
     write_utf8()
+    choose_numpy_kernels()
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())  # noqa: T201

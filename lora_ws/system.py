@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows: CPUs, memory, encoding, a parent's end."""
+"""What differs between systems and processors: CPUs, memory, encoding, a parent's end."""
 
 import io
 import os
@@ -11,6 +11,10 @@ from pathlib import Path
 MOST_PROCESSES = 61 if sys.platform == "win32" else sys.maxsize
 # Seconds between looks at the parent.
 PAUSE = 0.5
+# Of the processors of this machine, on Linux.
+CPUINFO = Path("/proc/cpuinfo")
+# Kernels that NumPy shall not use; it reads this when it is imported.
+DISABLED = "NPY_DISABLE_CPU_FEATURES"
 # What a container may take, where this process is in one; "max" where it is not.
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -20,6 +24,25 @@ def cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def choose_numpy_kernels() -> None:
+    """Have NumPy, where nothing imported it yet, sort and select without AVX-512 on AMD's Zen 4.
+
+    There its AVX-512 partition takes 4 times as long as that for AVX2 (benchmarks/partition.py):
+    both compress what they keep, and that processor is slow to compress into memory. A user's own
+    ``NPY_DISABLE_CPU_FEATURES`` stays. Processes started from here do the same.
+    """
+    if "numpy" in sys.modules or DISABLED in os.environ:
+        return
+    first = ""
+    with suppress(OSError):
+        first = CPUINFO.read_text(encoding="utf-8").partition("\n\n")[0]
+    lines = (line.partition(": ") for line in first.split("\n"))
+    said = {name.strip(): value for name, _, value in lines}
+    family = said.get("vendor_id"), said.get("cpu family")
+    if family == ("AuthenticAMD", "25") and "avx512f" in said["flags"].split():
+        os.environ[DISABLED] = "X86_V4 AVX512_ICL"
 
 
 def memory_of_machine() -> int:

@@ -300,3 +300,38 @@ def test_reports_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     assert '<meta charset="utf-8">' in page
     assert "空.safetensors" in page
     assert "größe" in page
+
+
+ZEN4 = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f\n\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "chosen", "given"),
+    [
+        (ZEN4, None, "X86_V4 AVX512_ICL"),
+        (ZEN4, "", ""),
+        (ZEN4.replace("25", "26"), None, None),
+        (ZEN4.replace(" avx512f", ""), None, None),
+        (ZEN4.replace("AuthenticAMD", "GenuineIntel"), None, None),
+        ("Processor\t: ARMv8\n", None, None),
+        (None, None, None),
+    ],
+)
+def test_kernels_that_a_processor_is_slow_at_are_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpuinfo: str | None,
+    chosen: str | None,
+    given: str | None,
+) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(system, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv(system.DISABLED, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(system.DISABLED, chosen)
+    system.choose_numpy_kernels()
+    assert os.environ.get(system.DISABLED) == chosen, "NumPy is imported: it is too late"
+    monkeypatch.delitem(sys.modules, "numpy")
+    system.choose_numpy_kernels()
+    assert os.environ.get(system.DISABLED) == given

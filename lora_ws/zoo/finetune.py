@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class FinetuneSpec:
         weight_decay: weight decay of AdamW.
         max_grad_norm: maximal gradient norm per adapter.
         rank: rank of the adapters; alpha is the same.
+        precision: Lightning's name: the base runs in it; adapters and optimizer stay float32.
     """
 
     steps: int = 200
@@ -32,6 +33,7 @@ class FinetuneSpec:
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     rank: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,7 @@ def finetune(
         params, spec.learning_rate, weight_decay=spec.weight_decay, foreach=True
     )
     levels = pipeline.scheduler.config.num_train_timesteps
+    mixed = spec.precision == "bf16-mixed"
     texts = _embedded(pipeline, prompts, latents)
     draws = [_Draws(*one, batch, levels) for one in zip(seeds, latents, texts, strict=True)]
     losses, norms = [], []
@@ -88,8 +91,9 @@ def finetune(
                 for parts in zip(*(draw.next() for draw in draws), strict=True)
             )
             noisy = pipeline.scheduler.add_noise(clean, noise, level)
-            said = pipeline.unet(noisy, level, context).sample
-            own = (said - noise).square().flatten(1).mean(1).view(batch, n).mean(0)
+            with torch.autocast(clean.device.type, torch.bfloat16, enabled=mixed):
+                said = pipeline.unet(noisy, level, context).sample
+            own = (said.float() - noise).square().flatten(1).mean(1).view(batch, n).mean(0)
             optimizer.zero_grad(set_to_none=True)
             own.sum().backward()
             norms.append(bank.clip_grad_norm(spec.max_grad_norm))

@@ -2,7 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -114,6 +114,23 @@ def test_batched_training_equals_peft_one_by_one() -> None:
                 result.rows[n, columns].view_as(weight), weight.detach(), atol=EXACT, rtol=0
             )
     assert (result.rows - start).abs().max() > 1e-3
+
+
+def test_the_base_runs_in_half_the_digits_and_adapters_stay_whole() -> None:
+    pipeline = load_pipeline("digit-sd")
+    latents = [torch.randn(2, 4, 8, 8) for _ in range(3)]
+    layout, runs = adapter_layout(pipeline.unet), {}
+    for precision in get_args(get_type_hints(FinetuneSpec)["precision"]):
+        spec = FinetuneSpec(steps=4, precision=precision)
+        bank = AdapterBank.fresh(layout, 3, seed=5)
+        runs[precision] = finetune(pipeline, bank, latents, ["sks"] * 3, [7, 8, 9], spec)
+        assert runs[precision].rows.dtype == torch.float32
+    whole, mixed = runs["32-true"], runs["bf16-mixed"]
+    # Every activation is rounded, so a loss moves, and by no more than the 2^-8 of a few of them.
+    moved = (mixed.step_loss / whole.step_loss - 1).abs()
+    assert 0 < moved.max() < 8 * 2**-8
+    # Adapters are not: they hold digits that bfloat16 has not.
+    assert (mixed.rows != mixed.rows.bfloat16().float()).float().mean() > 0.9
 
 
 @pytest.mark.slow

@@ -246,8 +246,12 @@ def same_recipe(held: dict[str, Any], spec: ZooSpec) -> str:
         >>> same_recipe({"base": "tiny-sd"}, ZooSpec())
         'base: tiny-sd instead of digit-sd'
     """
-    wanted = to_plain(spec)
+    wanted, added = to_plain(spec), to_plain(ZooSpec())
     for key in ("base", "seed", "finetune", "sampling"):
-        if key in held and held[key] != wanted[key]:
-            return f"{key}: {held[key]} instead of {wanted[key]}"
+        if key not in held:
+            continue
+        # What recipes did not name yet when the zoo was built was as it is by default.
+        found = {**added[key], **held[key]} if isinstance(held[key], dict) else held[key]
+        if found != wanted[key]:
+            return f"{key}: {found} instead of {wanted[key]}"
     return ""
