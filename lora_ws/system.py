@@ -29,8 +29,8 @@ def cpus() -> int:
 def choose_numpy_kernels() -> None:
     """Have NumPy, where nothing imported it yet, sort and select without AVX-512 on AMD's Zen 4.
 
-    There its AVX-512 partition takes 4 times as long as that for AVX2 (benchmarks/partition.py):
-    both compress what they keep, and that processor is slow to compress into memory. A user's own
+    There its AVX-512 partition takes 4 times as long as that for AVX2 (benchmarks/partition.py), as
+    the processor is slow to compress into memory, by which the former keeps values. A user's own
     ``NPY_DISABLE_CPU_FEATURES`` stays. Processes started from here do the same.
     """
     if "numpy" in sys.modules or DISABLED in os.environ:

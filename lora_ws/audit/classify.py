@@ -352,7 +352,6 @@ def _foreign(file: AdapterFile, reader: Bundle | ShippedReader) -> str:
     if may_be(file.base.name, [reader.base]):
         return ""
     which = "shipped model" if isinstance(reader, ShippedReader) else "model"
-    return (
-        f"content: no detector for this base: it is {file.base.name} ({file.base.evidence}), the "
-        f"{which} reads {reader.base}"
-    )
+    # What shows the base is among the facts: files of one base have one reason.
+    told = f"it is {file.base.name}, the {which} reads {reader.base}"
+    return f"content: no detector for this base: {told}"

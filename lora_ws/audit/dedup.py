@@ -77,6 +77,16 @@ class Copies(NamedTuple):
     equal: list[list[str]]
     near: list[list[str]]
 
+    @property
+    def counted(self) -> str:
+        """How many groups there are.
+
+        Example:
+            >>> Copies([["a", "b"]], []).counted
+            'groups of equal updates: 1, of near ones: 0'
+        """
+        return f"groups of equal updates: {len(self.equal)}, of near ones: {len(self.near)}"
+
 
 def copies(index: Index, equal: float = EQUAL, near: float = NEAR) -> Copies:
     """Group the adapters of an index by name; see `groups`."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 from lora_ws.collection.adapter_set import AdapterSet
@@ -35,8 +36,8 @@ def load(
         name_or_path: name of a card in ``datasets/``, ``hf://datasets/owner/name@revision`` on the
             Hub, the folder of a store, or a folder of adapter files: these are imported into the
             cache, projected to what most of them have in common, and again when the folder has
-            changed. Either folder may be at an address of fsspec, such as ``s3://bucket/store``,
-            and is copied into the cache then.
+            changed, or this library. Either folder may be at an address of fsspec, such as
+            ``s3://bucket/store``, and is copied into the cache then.
         subset: keep one subset of the collection, such as ``shared/class`` of lora-ws-mini.
         revision: Hub branch, tag or commit, instead of the card's.
         rank: bring all updates to this rank, see `AdapterSet.at_rank`; None leaves each at its own.
@@ -114,7 +115,9 @@ def _from_folder(folder: Path) -> AdapterSet:
     folder = folder.resolve()
     beside = sorted(file for file in folder.rglob("*") if file.suffix in READ and file.is_file())
     state = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in beside]
-    key = hashlib.sha256(json.dumps([str(folder), state]).encode()).hexdigest()[:16]
+    # Another version may read more of a file.
+    made_of = json.dumps([str(folder), state, version("lora_ws")])
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     store = cache_dir() / "stores" / "folders" / f"{folder.name}-{key}" / folder.name
     if not (store / MANIFEST).is_file():
         store.parent.mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,7 @@ def _show(report: Report, alike: Copies | None, new: int, shipped: str | None) -
     console = Console(highlight=False, soft_wrap=True)
     show(console, report.grid())
     if alike and (alike.equal or alike.near):
-        console.print(
-            f"copies: {len(alike.equal)} groups of equal updates, {len(alike.near)} of near ones"
-        )
+        console.print(f"copies: {alike.counted}")
         for line in _groups(alike):
             console.print(escape(line))
     for finding, flags, _ in report.flagged[:SHOWN]:

@@ -46,5 +46,4 @@ def dedup(what: list[str], /, spec: DedupSpec) -> None:
                     f"{kind}:", *(f"\n  {escape(printable(name))}" for name in names), sep=""
                 )
     if not spec.as_json:
-        count = f"{len(found.equal)} groups of equal updates, {len(found.near)} of near ones"
-        console.print(f"{len(known)} adapters: {count}")
+        console.print(f"adapters: {len(known)}, {found.counted}")

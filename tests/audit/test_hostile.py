@@ -103,7 +103,7 @@ def test_no_file_silences_a_scan(tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert row["reason"] == ("" if "good" in name else "not-finite")
     cache = ["--cache", str(tmp_path / "cache")]
     assert main(["dedup", str(home), *cache]) == 0
-    assert "1 groups of equal updates" in capsys.readouterr().out
+    assert "groups of equal updates: 1," in capsys.readouterr().out
     assert main(["similar", str(home / "a good.safetensors"), "--index", str(home), *cache]) == 0
     assert not list(tmp_path.glob("*.partial"))
 

@@ -149,7 +149,7 @@ def test_triage_from_python_is_what_the_command_does(
     assert lines(files[0]) == lines(files[1])
     assert (len(found.scan), found.report.counts["flagged"]) == (len(EXPECTED), 4)
     assert found.copies
-    assert f"copies: {len(found.copies.equal)} groups of equal updates" in shown
+    assert f"copies: groups of equal updates: {len(found.copies.equal)}, of near" in shown
     for names in found.copies.equal[:5]:
         assert f"  equal: {', '.join(names[:6])}" in shown
 

@@ -87,8 +87,8 @@ def test_scan_reads_files_of_its_base_and_tells_of_others_what_they_are(
         assert facts
         assert facts.base == base
         why = found[name].no_prediction_reason
-        assert why.startswith(f"content: no detector for this base: it is {base} ")
-        assert why.endswith("the shipped model reads tiny-sd")
+        said = f"content: no detector for this base: it is {base}, the shipped model reads tiny-sd"
+        assert why == said, "of all files of a base it is the same, so that they are one group"
     assert {one.no_prediction_reason for one in bare.values()} == {NO_MODEL}
     assert not any(one.verdict for one in bare.values())
     marks = [

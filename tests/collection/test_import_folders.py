@@ -1,13 +1,15 @@
 """Folders of adapter files: the tree that the published pipeline writes, and plain folders."""
 
 import hashlib
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from factories import SMALL_SIZE, make_table, weights, write_adapter, write_parquet
 
-from lora_ws.collection import import_collection, source
+from lora_ws.collection import import_collection, load, source
+from lora_ws.collection.store import MANIFEST
 from lora_ws.errors import DataError
 
 NAME = "pytorch_lora_weights.safetensors"
@@ -101,3 +103,16 @@ def test_nothing_named_is_left_out_in_silence(tmp_path: Path):
     write_adapter(tmp_path / "c.safetensors", weights(1)[0])
     with pytest.raises(DataError, match="of one kind"):
         import_collection([file, tmp_path / "c.safetensors"], tmp_path / "s")
+
+
+def test_another_version_reads_a_folder_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LORA_WS_CACHE", str(tmp_path / "cache"))
+    for category, vector in zip(["cat", "dog"], weights(2), strict=True):
+        write_adapter(tmp_path / "in" / category / "x.safetensors", vector)
+    load(tmp_path / "in")
+    load(tmp_path / "in")
+    stores = [file.parent for file in (tmp_path / "cache").rglob(MANIFEST)]
+    assert len(stores) == 1
+    monkeypatch.setattr(importlib.import_module("lora_ws.collection.load"), "version", str.upper)
+    np.testing.assert_array_equal(load(tmp_path / "in").weights, weights(2))
+    assert len(list((tmp_path / "cache").rglob(MANIFEST))) == 2
