@@ -58,7 +58,8 @@ class StatsLayer(Featurizer):
             for size in np.unique(sizes):
                 (members,) = np.nonzero(sizes == size)
                 values = [block[:, selection.matrices[k].columns] for k in members]
-                found = summary_statistics(np.stack(values, 1).reshape(-1, size), self.statistics_)
+                stacked = np.stack(values, 1).reshape(-1, size)
+                found = summary_statistics(stacked, self.statistics_, overwrite_input=True)
                 found = narrow(found, rows.dtype).reshape(len(block), len(members), -1)
                 out[start : start + step, members] = found
         return out.reshape(len(rows), out.shape[1] * out.shape[2])

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from math import factorial
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lora_ws.errors import ConfigError
 
@@ -18,14 +19,16 @@ _ORDER = frozenset({"median", "min", "max"})
 # enough to make the cost of a numpy call vanish.
 _BLOCK_VALUES = 1 << 17
 # Rows up to this length are sorted: cheaper than selecting, and the extremes come for free.
-_SORT_UP_TO = 1024
+_SORT_UP_TO = 256
 # A mean whose square, so many times, is above the mean square is far from 0: powers are taken of
 # what differs from it, as differences of powers would lose digits.
 FAR = 16
 
 
 def summary_statistics(
-    x: Float[np.ndarray, "rows values"], statistics: Sequence[str] = STATISTICS
+    x: Float[np.ndarray, "rows values"],
+    statistics: Sequence[str] = STATISTICS,
+    overwrite_input: bool = False,
 ) -> Float[np.ndarray, "rows statistics"]:
     """Statistics of every row, in the order asked for.
 
@@ -38,6 +41,8 @@ def summary_statistics(
     Args:
         x: Finite float32 or float64 values ``[rows, values]``; slices and memory maps are fine.
         statistics: Names from ``STATISTICS``.
+        overwrite_input: whether values may change places within a row of ``x``, which spares a
+            copy (as for ``numpy.median``).
 
     Returns:
         A float64 array ``[rows, len(statistics)]``.
@@ -59,12 +64,26 @@ def summary_statistics(
             "expected a float32 or float64 matrix [rows, values] with at least one value per row, "
             f"got {x.dtype} of shape {x.shape}; reshape it or convert it with astype(np.float32)"
         )
-    result = np.empty((x.shape[0], len(statistics)))
+    sums = _Sums.zeros(len(x), x.dtype)
+    spread = not {"std", "kurtosis", "skew"}.isdisjoint(statistics)
+    higher = not {"kurtosis", "skew"}.isdisjoint(statistics)
     step = max(1, _BLOCK_VALUES // x.shape[1])
-    for start in range(0, x.shape[0], step):
-        found = _block_statistics(x[start : start + step], statistics)
-        for column, name in enumerate(statistics):
-            result[start : start + step, column] = found[name]
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        block, some = x[rows], sums.of(rows)
+        block.min(axis=1, out=some.low)
+        block.max(axis=1, out=some.high)
+        if not _ORDER.issuperset(statistics):
+            _add_moments(some, block, spread, higher)
+        # Last, as values change places.
+        if "median" in statistics:
+            some.median[:] = _lower_median(block, overwrite_input)
+    found = {"min": sums.low, "median": sums.median, "max": sums.high}
+    if not _ORDER.issuperset(statistics):
+        found |= _moment_statistics(sums, x.shape[1], spread)
+    result = np.empty((len(x), len(statistics)))
+    for column, name in enumerate(statistics):
+        result[:, column] = found[name]
     return result
 
 
@@ -159,7 +178,7 @@ def unscale(
         array([ 3.00000000e+000, -1.34826985e+308])
     """
     with np.errstate(over="ignore"):
-        for scale in sorted(scales, key=np.max, reverse=True):
+        for scale in sorted(scales, key=lambda one: one.max(initial=0), reverse=True):
             values = values / scale
     return np.clip(values, -_LARGEST, _LARGEST)
 
@@ -194,52 +213,77 @@ def product_moments(
     return found
 
 
-def _block_statistics(block: np.ndarray, statistics: Sequence[str]) -> dict[str, np.ndarray]:
-    found = _order_statistics(block, with_median="median" in statistics)
-    if not _ORDER.issuperset(statistics):
-        found |= _moment_statistics(block, found["min"], found["max"], statistics)
-    return found
+class _Sums(NamedTuple):
+    """What one pass over rows leaves, of every row: all statistics follow without the rows.
+
+    Attributes:
+        low: smallest value.
+        median: the lower of the two middle values.
+        high: largest value.
+        scale: power of two that values were multiplied with before anything else.
+        raw: means of first to fourth powers.
+        central: second to fourth central moments, of rows whose mean is far from 0.
+        far: which these are.
+    """
+
+    low: Float[np.ndarray, " rows"]
+    median: Float[np.ndarray, " rows"]
+    high: Float[np.ndarray, " rows"]
+    scale: Float[np.ndarray, " rows"]
+    raw: Float[np.ndarray, "4 rows"]
+    central: Float[np.ndarray, "3 rows"]
+    far: Bool[np.ndarray, " rows"]
+
+    @classmethod
+    def zeros(cls, rows: int, dtype: np.dtype) -> "_Sums":
+        low, median, high = np.zeros((3, rows), dtype)
+        raw, central = np.zeros((4, rows)), np.zeros((3, rows))
+        return cls(low, median, high, np.ones(rows), raw, central, np.zeros(rows, bool))
+
+    def of(self, rows: slice) -> "_Sums":
+        """Of some rows, to be written into."""
+        return _Sums(*(part[..., rows] for part in self))
+
+    @property
+    def mean(self) -> Float[np.ndarray, " rows"]:
+        """Of scaled values; rounding does not push it past the extremes.
+
+        Inside them, equal values leave no spread at all.
+        """
+        return np.clip(self.raw[0], self.low * self.scale, self.high * self.scale)
 
 
-def _order_statistics(block: np.ndarray, with_median: bool) -> dict[str, np.ndarray]:
-    if not with_median:
-        return {"min": block.min(axis=1), "max": block.max(axis=1)}
+def _lower_median(block: np.ndarray, overwrite: bool) -> np.ndarray:
     middle = (block.shape[1] - 1) // 2
+    ordered = block if overwrite else block.copy()
     if block.shape[1] <= _SORT_UP_TO:
-        ordered = np.sort(block, axis=1)
-        return {"min": ordered[:, 0], "median": ordered[:, middle], "max": ordered[:, -1]}
-    ordered = np.partition(block, middle, axis=1)
-    low, high = ordered[:, : middle + 1].min(axis=1), ordered[:, middle:].max(axis=1)
-    return {"min": low, "median": ordered[:, middle], "max": high}
+        ordered.sort(axis=1)
+    else:
+        ordered.partition(middle, axis=1)
+    return ordered[:, middle]
 
 
-def _moment_statistics(
-    block: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    statistics: Sequence[str],
-) -> dict[str, np.ndarray]:
-    count = block.shape[1]
+def _add_moments(sums: _Sums, block: np.ndarray, spread: bool, higher: bool) -> None:
     # Fourth powers of float32 values always fit float64; those of float64 values need not.
     wide = block.dtype == np.float64
-    scale = power_of_two_scale(np.maximum(-low, high)) if wide else np.ones(len(block))
-    tiles = _Tiles(block, scale[:, None] if wide else None)
-    spread = not {"std", "kurtosis", "skew"}.isdisjoint(statistics)
-    higher = not {"kurtosis", "skew"}.isdisjoint(statistics)
-    first, *raw = _raw_moments(tiles, spread, higher)
-    # Rounding may push a mean past the extremes; inside them, equal values leave no spread at all.
-    mean = np.clip(first, low * scale, high * scale)
-    found = {"mean": unscale(mean, scale)}
+    if wide:
+        sums.scale[:] = power_of_two_scale(np.maximum(-sums.low, sums.high))
+    sums.raw[:] = _raw_moments(_Tiles(block, sums.scale[:, None] if wide else None), spread, higher)
+    far = spread & (FAR * sums.raw[0] ** 2 > sums.raw[1])
+    if far.any():
+        some = _Tiles(block[far], sums.scale[far, None] if wide else None)
+        sums.far[:] = far
+        sums.central[:, far] = _central_moments(some, sums.mean[far], higher)
+
+
+def _moment_statistics(sums: _Sums, count: int, spread: bool) -> dict[str, np.ndarray]:
+    mean = sums.mean
+    found = {"mean": unscale(mean, sums.scale)}
     if not spread:
         return found
-    moments = _about_mean(mean, *raw)
-    far = FAR * mean**2 > raw[0]
-    if far.any():
-        some = _Tiles(block[far], scale[far, None] if wide else None)
-        moments[:, far] = _central_moments(some, mean[far], higher)
-    second, third, fourth = moments
-    found |= shape_statistics(second, third, fourth, count)
-    found["std"] = unscale(found["std"], scale)
+    moments = np.where(sums.far, sums.central, _about_mean(mean, *sums.raw[1:]))
+    found |= shape_statistics(*moments, count=count)
+    found["std"] = unscale(found["std"], sums.scale)
     return found
 
 
@@ -247,7 +291,7 @@ def _raw_moments(tiles: "_Tiles", spread: bool, higher: bool) -> Float[np.ndarra
     """Means of first to fourth powers, as far as they are asked for; zeros for the others."""
     sums = np.zeros((4, len(tiles.block)))
     for tile in tiles:
-        sums[0] += tile @ np.ones(tile.shape[1])
+        sums[0] += tile.sum(axis=1)
         if spread:
             sums[1] += np.vecdot(tile, tile)
         if higher:

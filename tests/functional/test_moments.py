@@ -135,6 +135,17 @@ def test_any_choice_and_order_of_statistics(rng):
             np.testing.assert_array_equal(found, everything[:, [i, j]])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 2, 256, 257, 5000])
+def test_in_place_finds_the_same_and_keeps_every_row_s_values(rng, width: int, dtype: type):
+    x = rng.standard_normal((7, width)).astype(dtype) + np.arange(7, dtype=dtype)[:, None]
+    kept = x.copy()
+    expected = summary_statistics(x)
+    np.testing.assert_array_equal(x, kept)
+    np.testing.assert_array_equal(summary_statistics(x, overwrite_input=True), expected)
+    np.testing.assert_array_equal(np.sort(x), np.sort(kept))
+
+
 def test_no_rows_and_no_statistics():
     assert summary_statistics(np.zeros((0, 4))).shape == (0, 7)
     assert summary_statistics(np.ones((3, 4)), ()).shape == (3, 0)
