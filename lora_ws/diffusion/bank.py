@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_ws.adapters.adapter import Module, lay_out
+from lora_ws.adapters.bases import layout_base
 from lora_ws.adapters.layout import LayerSpec, Layout
 from lora_ws.adapters.reader import Adapter
 from lora_ws.diffusion.mixture import Mixture
@@ -183,7 +184,11 @@ class AdapterBank(nn.Module):
             LayoutError: the model has no such module, or it does not fit: another base.
         """
         layers = self.layout.layers
-        return [find_module(model, x, self.kernels.get(x.name, ())) for x in layers]
+        try:
+            return [find_module(model, x, self.kernels.get(x.name, ())) for x in layers]
+        except LayoutError as error:
+            base = layout_base(self.layout).name
+            raise LayoutError(f"the adapters were made for {base}: {error}") from error
 
     @contextmanager
     def attach(self, model: nn.Module, scales: Any) -> Iterator["Mixture"]:

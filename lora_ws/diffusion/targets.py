@@ -95,10 +95,10 @@ def find_module(model: nn.Module, layer: LayerSpec, kernel: tuple[int, ...] = ()
             "without groups can be adapted"
         )
     if sizes != (layer.in_features, layer.out_features):
+        counted = " (channels times kernel)" if isinstance(module, nn.Conv2d) else ""
         raise LayoutError(
-            f"`{name}` maps {sizes[0]} to {sizes[1]} in this model, but {layer.in_features} to "
-            f"{layer.out_features} in the adapters (inputs of a convolution are channels times "
-            "kernel): is this their base?"
+            f"`{name}` maps {sizes[0]} to {sizes[1]}{counted} in this model, but "
+            f"{layer.in_features} to {layer.out_features} in the adapters: is this their base?"
         )
     own = module.kernel_size if isinstance(module, nn.Conv2d) else ()
     # Some files write a kernel of 1x1 as a matrix, or a matrix as one.

@@ -221,7 +221,7 @@ WRONG = {
         "masks: expected an image, got `nowhere.png`",
     ),
     "few block weights": (("three",), ("--block_weights", "1"), "block_weights: expected 3"),
-    "a base": (("three",), ("--base", "tiny-sd"), "is this their base"),
+    "a base": (("three",), ("--base", "tiny-sd"), "made for unknown U-Net with a context of 48: `"),
 }
 
 
