@@ -11,14 +11,16 @@ from lora_ws.experiments.study.report import write_study
 from lora_ws.experiments.study.run import run_study, run_trainings
 from lora_ws.experiments.study.spec import StudySpec
 from lora_ws.experiments.study.trained import (
+    CLEAN_VALIDATION,
     PART,
+    Learned,
     adjusted_accuracy,
     found_wrong,
     read_again,
     recipe_of,
     taught_rows,
 )
-from lora_ws.experiments.study.trained_report import fit_errors
+from lora_ws.experiments.study.trained_report import fit_errors, trained_sections
 from lora_ws.experiments.study.trainings import TRAININGS, Taught
 from lora_ws.learn.features import open_data
 
@@ -181,3 +183,17 @@ def test_losses_of_training_rows_find_wrong_labels(tmp_path: Path):
     assert grid.head[-1] == "AUROC of finding wrong labels, %"
     assert [row[-1].text == "–" for row in grid.rows] == [True, False, False, False]
     assert "finding wrong labels" in page.read_text(encoding="utf-8")
+
+
+def test_readers_with_clean_validation_labels_stand_apart(tmp_path: Path) -> None:
+    found = [
+        Learned(f"reader{tail}", "data", "label-noise", level, 0, 10, 10, 1 - level, 0.5, 0.5)
+        for tail in ("", CLEAN_VALIDATION)
+        for level in (0.0, 0.4)
+    ]
+    sections, grids = trained_sections(found, tmp_path)
+    assert [one.title for one in sections] == ["label-noise", "label-noise, clean validation"]
+    assert [len(grid.rows) for grid in grids] == [2, 2]
+    assert {row[0].text for grid in grids for row in grid.rows} == {"reader"}
+    charts = {file.name for file in tmp_path.glob("*.png")}
+    assert charts == {"label-noise.png", "label-noise-clean-validation.png"}

@@ -1,12 +1,14 @@
 """What the studies that train say: a table and a curve for each."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from lora_ws.experiments.study.trained import Learned
+from lora_ws.experiments.study.trained import CLEAN_VALIDATION, Learned
 from lora_ws.experiments.study.trainings import TRAININGS
+from lora_ws.learn.spec import slug
 from lora_ws.report.charts import chart_lines
 from lora_ws.report.grid import Cell, Grid
 from lora_ws.report.page import Figure, Section
@@ -16,20 +18,23 @@ By = Mapping[float, Sequence[Learned]]
 
 
 def trained_sections(found: Sequence[Learned], folder: Path) -> tuple[list[Section], list[Grid]]:
-    """A section for each study that trains.
+    """A section for each study that trains, another for readers with clean validation labels.
 
     Args:
         found: results of all recipes, levels and draws.
         folder: for the charts.
     """
     grids, sections = list[Grid](), list[Section]()
-    for name in (name for name in TRAININGS if any(one.study == name for one in found)):
+    for name, clean in product(TRAININGS, (False, True)):
         readers: dict[str, dict[float, list[Learned]]] = {}
         for one in found:
-            if one.study == name:
-                readers.setdefault(one.model, {}).setdefault(one.level, []).append(one)
-        grids.append(trained_grid(name, readers))
-        sections.append(Section(name, (_chart(name, readers, folder), grids[-1])))
+            if one.study == name and one.model.endswith(CLEAN_VALIDATION) == clean:
+                reader = one.model.removesuffix(CLEAN_VALIDATION)
+                readers.setdefault(reader, {}).setdefault(one.level, []).append(one)
+        if readers:
+            said = name + CLEAN_VALIDATION * clean
+            grids.append(trained_grid(name, readers))
+            sections.append(Section(said, (_chart(name, said, readers, folder), grids[-1])))
     return sections, grids
 
 
@@ -120,7 +125,7 @@ def _percent(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"
 
 
-def _chart(name: str, readers: Mapping[str, By], folder: Path) -> Figure:
+def _chart(name: str, said: str, readers: Mapping[str, By], folder: Path) -> Figure:
     series = {
         reader: {
             level: (
@@ -131,8 +136,8 @@ def _chart(name: str, readers: Mapping[str, By], folder: Path) -> Figure:
         }
         for reader, levels in readers.items()
     }
-    file = folder / f"{name}.png"
+    file = folder / f"{slug(said)}.png"
     one = next(iter(next(iter(readers.values())).values()))
-    title, xlabel = f"{name}, {one[0].n_test} test adapters", TRAININGS[name].title
+    title, xlabel = f"{said}, {one[0].n_test} test adapters", TRAININGS[name].title
     chart_lines(series, file, title=title, chance=None, xlabel=xlabel)
     return Figure(file, f"Accuracy by level: {xlabel}; bars: standard deviation over draws.")
