@@ -93,7 +93,7 @@ def finetune(
             noisy = pipeline.scheduler.add_noise(clean, noise, level)
             with torch.autocast(clean.device.type, torch.bfloat16, enabled=mixed):
                 said = pipeline.unet(noisy, level, context).sample
-            own = (said.float() - noise).square().flatten(1).mean(1).view(batch, n).mean(0)
+            own = (said - noise).square().flatten(1).mean(1).view(batch, n).mean(0)
             optimizer.zero_grad(set_to_none=True)
             own.sum().backward()
             norms.append(bank.clip_grad_norm(spec.max_grad_norm))
