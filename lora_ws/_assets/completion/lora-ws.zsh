@@ -862,6 +862,7 @@ _shtab_lora_ws_zoo_build_options=(
   "--finetune.weight_decay[weight decay of AdamW.]:finetune.weight_decay:"
   "--finetune.max_grad_norm[maximal gradient norm per adapter.]:finetune.max_grad_norm:"
   "--finetune.rank[rank of the adapters]:finetune.rank:"
+  "--finetune.precision[Lightning\'s name\: the base runs in it]:finetune.precision:(32-true bf16-mixed)"
   "--adapters_at_once[adapters per forward pass]:adapters_at_once:"
   "--memory_gb[memory per batch and process in GiB, in addition to the model.]:memory_gb:"
   "--shard[\"i\/n\" builds part i of n, from 0, in a store of its own]:shard:"
@@ -929,6 +930,7 @@ _shtab_lora_ws_zoo_testbed_options=(
   "--finetune.weight_decay[weight decay of AdamW.]:finetune.weight_decay:"
   "--finetune.max_grad_norm[maximal gradient norm per adapter.]:finetune.max_grad_norm:"
   "--finetune.rank[rank of the adapters]:finetune.rank:"
+  "--finetune.precision[Lightning\'s name\: the base runs in it]:finetune.precision:(32-true bf16-mixed)"
   "--targets[last name components of the adapted modules.]:targets:"
   "--seed[seed of initial weights, order and noise.]:seed:"
 )
