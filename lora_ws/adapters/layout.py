@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -301,28 +301,7 @@ class Layout:
             >>> Layout.sd15_qv().choose(["mid_block*.attn2.to_v"]).columns
             slice(43648, 45696, None)
         """
-        if patterns is None:
-            return Selection(self.matrices, slice(0, self.size))
-        names = [(m.name, m.layer.name) for m in self.matrices]
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for pair in names for name in pair):
-                raise LayoutError(
-                    f"matrices: `{pattern}` fits none of this layout's layers and matrices; they "
-                    f"are named like `{names[0][0]}`"
-                )
-        chosen, columns, start = [], [], 0
-        for matrix, pair in zip(self.matrices, names, strict=True):
-            if any(fnmatchcase(name, pattern) for pattern in patterns for name in pair):
-                width = matrix.columns.stop - matrix.columns.start
-                chosen.append(Matrix(matrix.layer, matrix.role, slice(start, start + width)))
-                columns.append(matrix.columns)
-                start += width
-        if not chosen:
-            raise LayoutError("matrices: expected at least one pattern, got none")
-        first, last = columns[0].start, columns[-1].stop
-        if last - first == start:
-            return Selection(tuple(chosen), slice(first, last))
-        return Selection(tuple(chosen), np.r_[tuple(columns)])
+        return _chosen(self, None if patterns is None else tuple(patterns))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -360,6 +339,35 @@ KNOWN_LAYOUTS = {
     "sd15_qv": Layout.sd15_qv,
     "tiny_sd_qv": lambda: Layout.unet_qv(widths=(32, 64, 64, 64), context=64),
 }
+
+
+@lru_cache(maxsize=32)
+def _chosen(layout: Layout, patterns: tuple[str, ...] | None) -> Selection:
+    # Kept, as every transform of a batch asks anew.
+    if patterns is None:
+        return Selection(layout.matrices, slice(0, layout.size))
+    names = [(m.name, m.layer.name) for m in layout.matrices]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for pair in names for name in pair):
+            raise LayoutError(
+                f"matrices: `{pattern}` fits none of this layout's layers and matrices; they "
+                f"are named like `{names[0][0]}`"
+            )
+    chosen, columns, start = [], [], 0
+    for matrix, pair in zip(layout.matrices, names, strict=True):
+        if any(fnmatchcase(name, pattern) for pattern in patterns for name in pair):
+            width = matrix.columns.stop - matrix.columns.start
+            chosen.append(Matrix(matrix.layer, matrix.role, slice(start, start + width)))
+            columns.append(matrix.columns)
+            start += width
+    if not chosen:
+        raise LayoutError("matrices: expected at least one pattern, got none")
+    first, last = columns[0].start, columns[-1].stop
+    if last - first == start:
+        return Selection(tuple(chosen), slice(first, last))
+    places = np.r_[tuple(columns)]
+    places.flags.writeable = False
+    return Selection(tuple(chosen), places)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
