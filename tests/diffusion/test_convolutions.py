@@ -224,7 +224,7 @@ def test_what_cannot_be_adapted_is_named(tmp_path: Path) -> None:
     for make, says in (
         (lambda: nn.Conv2d(4, 4, 3, groups=2), "Conv2d in 2 groups"),
         (lambda: nn.Conv3d(4, 4, 3), "`0` is a Conv3d; only nn.Linear and nn.Conv2d"),
-        (lambda: nn.Conv2d(5, 4, 3), "`0` maps 45 to 4 .* channels times kernel"),
+        (lambda: nn.Conv2d(5, 4, 3), r"`0` maps 45 to 4 \(channels times kernel\) in this model"),
     ):
         model = nn.Sequential(make())
         bank = AdapterBank.fresh(Layout.from_layers([LayerSpec("0", 36, 4)]), 1)

@@ -32,6 +32,7 @@ from lora_ws.experiments.transfer.spec import (
     same_recipe,
 )
 from lora_ws.experiments.transfer.zoos import Zoos, align
+from lora_ws.zoo.finetune import FinetuneSpec
 from lora_ws.zoo.spec import ZooSpec
 
 SETS = 40
@@ -236,7 +237,12 @@ def test_an_interval_is_that_of_scipy():
 
 def test_a_zoo_of_another_recipe_is_told():
     recipe = {"base": "digit-sd", "seed": 0, "finetune": {"steps": 1}, "photos": {"source": "x"}}
-    assert same_recipe(recipe, ZooSpec()).startswith("finetune: {'steps': 1} instead of")
+    assert same_recipe(recipe, ZooSpec()) == "finetune.steps: 1 instead of 200"
+    # A zoo that was built before recipes had a precision.
+    recipe["finetune"] = {"steps": 200, "rank": 1}
+    assert same_recipe(recipe, ZooSpec()) == ""
+    mixed = ZooSpec(finetune=FinetuneSpec(precision="bf16-mixed"))
+    assert same_recipe(recipe, mixed) == "finetune.precision: 32-true instead of bf16-mixed"
 
 
 def test_flags_of_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

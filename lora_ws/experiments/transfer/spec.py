@@ -246,12 +246,20 @@ def same_recipe(held: dict[str, Any], spec: ZooSpec) -> str:
         >>> same_recipe({"base": "tiny-sd"}, ZooSpec())
         'base: tiny-sd instead of digit-sd'
     """
-    wanted, added = to_plain(spec), to_plain(ZooSpec())
-    for key in ("base", "seed", "finetune", "sampling"):
-        if key not in held:
-            continue
-        # What recipes did not name yet when the zoo was built was as it is by default.
-        found = {**added[key], **held[key]} if isinstance(held[key], dict) else held[key]
-        if found != wanted[key]:
-            return f"{key}: {found} instead of {wanted[key]}"
+    wanted, usual = _flat(to_plain(spec)), _flat(to_plain(ZooSpec()))
+    # What recipes did not name yet when the zoo was built was as it is by default.
+    found = usual | _flat(held)
+    for key, value in wanted.items():
+        top = key.partition(".")[0]
+        if top in held and top in ("base", "seed", "finetune", "sampling") and found[key] != value:
+            return f"{key}: {found[key]} instead of {value}"
     return ""
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Its keys with the parts of those that hold others, such as ``finetune.steps``."""
+    found = {}
+    for key, value in recipe.items():
+        parts = value if isinstance(value, dict) else {}
+        found |= {f"{key}.{name}": part for name, part in parts.items()} or {key: value}
+    return found
