@@ -341,9 +341,8 @@ KNOWN_LAYOUTS = {
 }
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=32)  # Every transform of a batch asks anew.
 def _chosen(layout: Layout, patterns: tuple[str, ...] | None) -> Selection:
-    # Kept, as every transform of a batch asks anew.
     if patterns is None:
         return Selection(layout.matrices, slice(0, layout.size))
     names = [(m.name, m.layer.name) for m in layout.matrices]
@@ -362,11 +361,10 @@ def _chosen(layout: Layout, patterns: tuple[str, ...] | None) -> Selection:
             start += width
     if not chosen:
         raise LayoutError("matrices: expected at least one pattern, got none")
-    first, last = columns[0].start, columns[-1].stop
-    if last - first == start:
-        return Selection(tuple(chosen), slice(first, last))
-    places = np.r_[tuple(columns)]
-    places.flags.writeable = False
+    places = slice(columns[0].start, columns[-1].stop)
+    if places.stop - places.start != start:
+        places = np.r_[tuple(columns)]
+        places.flags.writeable = False
     return Selection(tuple(chosen), places)
 
 

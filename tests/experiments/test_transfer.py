@@ -243,6 +243,9 @@ def test_a_zoo_of_another_recipe_is_told():
     assert same_recipe(recipe, ZooSpec()) == ""
     mixed = ZooSpec(finetune=FinetuneSpec(precision="bf16-mixed"))
     assert same_recipe(recipe, mixed) == "finetune.precision: 32-true instead of bf16-mixed"
+    # One of a later version, which has a key that is unknown here.
+    recipe["finetune"] = {"steps": 200, "rank": 1, "optimizer": "sgd"}
+    assert same_recipe(recipe, ZooSpec()) == "finetune.optimizer: sgd instead of None"
 
 
 def test_flags_of_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

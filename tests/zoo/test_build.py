@@ -117,6 +117,7 @@ def test_batched_training_equals_peft_one_by_one() -> None:
 
 
 def test_the_base_runs_in_half_the_digits_and_adapters_stay_whole() -> None:
+    torch.manual_seed(0)
     pipeline = load_pipeline("digit-sd")
     latents = [torch.randn(2, 4, 8, 8) for _ in range(3)]
     layout, runs = adapter_layout(pipeline.unet), {}

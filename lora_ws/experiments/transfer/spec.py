@@ -246,20 +246,21 @@ def same_recipe(held: dict[str, Any], spec: ZooSpec) -> str:
         >>> same_recipe({"base": "tiny-sd"}, ZooSpec())
         'base: tiny-sd instead of digit-sd'
     """
-    wanted, usual = _flat(to_plain(spec)), _flat(to_plain(ZooSpec()))
-    # What recipes did not name yet when the zoo was built was as it is by default.
-    found = usual | _flat(held)
-    for key, value in wanted.items():
-        top = key.partition(".")[0]
-        if top in held and top in ("base", "seed", "finetune", "sampling") and found[key] != value:
-            return f"{key}: {found[key]} instead of {value}"
+    wanted, usual = to_plain(spec), to_plain(ZooSpec())
+    for top in ("base", "seed", "finetune", "sampling"):
+        if top not in held:
+            continue
+        # What recipes did not name yet when the zoo was built was as it is by default.
+        found, asked = _parts(usual, top) | _parts(held, top), _parts(wanted, top)
+        for key in found:
+            if found[key] != asked.get(key):
+                return f"{key}: {found[key]} instead of {asked.get(key)}"
     return ""
 
 
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Its keys with the parts of those that hold others, such as ``finetune.steps``."""
-    found = {}
-    for key, value in recipe.items():
-        parts = value if isinstance(value, dict) else {}
-        found |= {f"{key}.{name}": part for name, part in parts.items()} or {key: value}
-    return found
+def _parts(recipe: dict[str, Any], top: str) -> dict[str, Any]:
+    """A key of a recipe, or what it holds, such as ``finetune.steps``."""
+    value = recipe[top]
+    if not isinstance(value, dict):
+        return {top: value}
+    return {f"{top}.{name}": part for name, part in value.items()}
