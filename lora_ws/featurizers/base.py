@@ -32,6 +32,7 @@ class Featurizer(Parametrized, ABC):
         learns: whether ``fit`` looks at values; if not, a few rows are enough to fit.
         reads: whether ``transform`` reads values; if not, those of a memory map are not checked,
             as the values of a store were when it was imported.
+        blockwise: whether ``fit`` takes rows block by block, so that those of a store need no copy.
         invariant: whether features depend on the updates ``B @ A`` alone, and so stay the same when
             B becomes ``B @ G`` and A ``inv(G) @ A``.
 
@@ -43,6 +44,7 @@ class Featurizer(Parametrized, ABC):
 
     learns: ClassVar[bool] = True
     reads: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = False
     invariant: ClassVar[bool] = False
     n_features_in_: int
     _sklearn_auto_wrap_output_keys: ClassVar[frozenset[str]] = frozenset({"transform"})

@@ -29,9 +29,9 @@ from lora_ws.functional.delta_gram import (
     unit_updates,
     update_directions,
     update_norms,
-    whitener,
 )
 from lora_ws.functional.rows import Rows
+from lora_ws.functional.whitening import packed, packed_size, unpacked, whitened_rows, whitener
 from lora_ws.memory import BLOCK_BYTES, held_bytes, memory_limit
 
 # Rows whose directions are made at once.
@@ -57,6 +57,7 @@ class UpdateFeaturizer(Featurizer, ABC):
     """
 
     invariant = True
+    blockwise = True
     bytes_per_value: ClassVar[int]
     probes: int = 4
     weights: Literal["equal", "alignment", "alignf"] = "equal"
@@ -178,14 +179,16 @@ class UpdateFeaturizer(Featurizer, ABC):
                 flat[quiet[:, part.side[0]], part.columns] = 0.0
         return flat
 
-    def _scaled(self, found: Directions, matrix: np.ndarray | None, dtype: np.dtype) -> Directions:
+    def _scaled(
+        self, found: Directions, panels: list[np.ndarray] | None, dtype: np.dtype
+    ) -> Directions:
         """Updates of unit norm, whitened, in the precision of the rows; else as is."""
-        if not self.normalize and matrix is None:
+        if not self.normalize and panels is None:
             return found
         first = unit_updates(found.first).astype(dtype)
-        if matrix is not None:
+        if panels is not None:
             # As one product; a stack of them would read the matrix for every adapter.
-            first = (first.reshape(-1, len(matrix)) @ matrix).reshape(first.shape)
+            first = whitened_rows(first.reshape(-1, first.shape[2]), panels).reshape(first.shape)
         same = found.second is found.first
         return Directions(first, first if same else found.second.astype(dtype))
 
@@ -276,7 +279,7 @@ class UpdateFeaturizer(Featurizer, ABC):
         return nonnegative_weights(moment, aligned) / np.array(sizes)
 
     def _fit_whiteners(self, rows: np.ndarray | Rows) -> np.ndarray:
-        """Whitening matrices of every layer and side, one after the other in a vector."""
+        """Panels of the whitening matrix of every layer and side, one after the other."""
         if self.whiten is None:
             return np.zeros(0, rows.dtype)
         pairs = self._pairs()
@@ -290,8 +293,13 @@ class UpdateFeaturizer(Featurizer, ABC):
                 for right in {kernel == "right" for kernel in self._kernels()}:
                     found = update_directions(a, b, "right" if right else "left").first
                     moments[index, right] += second_moment(_silence(found, quiet[:, index]))
-        matrices = [whitener(moments[key], self.whiten).ravel() for key, _ in self._sides()]
-        return np.concatenate(matrices).astype(rows.dtype)
+        held = np.empty(sum(packed_size(width) for _, width in self._sides()), rows.dtype)
+        start = 0
+        for key, _ in self._sides():
+            found = packed(whitener(moments.pop(key), self.whiten))
+            held[start : start + len(found)] = found
+            start += len(found)
+        return held
 
     def _sides(self) -> Iterator[tuple[tuple[int, bool], int]]:
         """Each layer and side (True for the one that is read) to whiten, and its width."""
@@ -300,11 +308,16 @@ class UpdateFeaturizer(Featurizer, ABC):
             for right in sides:
                 yield (index, right), layer.in_features if right else layer.out_features
 
-    def _stored_whiteners(self) -> Iterator[tuple[tuple[int, bool], np.ndarray]]:
+    def _stored_whiteners(self) -> Iterator[tuple[tuple[int, bool], list[np.ndarray]]]:
+        """Panels of each layer and side."""
+        sides = list(self._sides()) if self.whiten is not None else []
+        # Bundles of earlier versions hold whole matrices.
+        whole = len(self.whiteners_) == sum(width**2 for _, width in sides)
         start = 0
-        for key, width in self._sides() if self.whiten is not None else ():
-            yield key, self.whiteners_[start : start + width * width].reshape(width, width)
-            start += width * width
+        for key, width in sides:
+            size = width**2 if whole else packed_size(width)
+            yield key, unpacked(self.whiteners_[start : start + size], width)
+            start += size
 
     def _kernels(self) -> tuple[str, ...]:
         given = self.kernel.split("+")

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.factors import orthonormal_rows
+from lora_ws.functional.whitening import whitener
 
 Kernel = Literal["left", "right", "delta"]
 KERNELS: tuple[Kernel, ...] = ("left", "right", "delta")
@@ -199,39 +200,6 @@ def second_moment(directions: Float[np.ndarray, "n rank d"]) -> Float[np.ndarray
     return rows.T @ rows
 
 
-def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.ndarray, "d d"]:
-    """``((1 - shrinkage) M + shrinkage tr(M)/d I)^(-1/2)``, where M has unit mean diagonal.
-
-    Directions that all adapters share say little about what tells them apart; whitening lowers
-    them. Shrinkage (Ledoit and Wolf 2004) keeps directions that no training row has finite.
-
-    Args:
-        moment: Symmetric positive semi-definite ``[d, d]``; its scale does not matter.
-        shrinkage: From 0 (excluded) to 1; 1 changes nothing.
-
-    Returns:
-        A symmetric matrix ``[d, d]``; the identity if the moment is 0.
-
-    Raises:
-        ConfigError: If the shrinkage is out of range.
-
-    Example:
-        >>> whitener(np.diag([3.0, 1.0]), 0.5).round(3)
-        array([[0.894, 0.   ], [0.   , 1.155]])
-    """
-    if not 0 < shrinkage <= 1:
-        raise ConfigError(
-            f"expected a shrinkage above 0 and up to 1, got {shrinkage}; 0.1 is a good start"
-        )
-    width, trace = len(moment), float(np.trace(moment))
-    if trace <= 0:
-        return np.eye(width)
-    shrunk = (1 - shrinkage) * moment * (width / trace)
-    values, vectors = np.linalg.eigh(shrunk + shrinkage * np.eye(width))
-    # No eigenvalue is below the shrinkage but for rounding.
-    return (vectors / np.sqrt(np.maximum(values, shrinkage))) @ vectors.T
-
-
 def directions_gram(mine: Directions, others: Directions | None = None) -> Float[np.ndarray, "n m"]:
     """The kernel between the adapters of two sets of directions of the same layer.
 
@@ -336,7 +304,7 @@ def whitened(
 
     Args:
         directions: Of one layer, as ``update_directions`` returns them.
-        matrix: Symmetric, such as ``whitener`` returns ``[d, d]``.
+        matrix: Such as `whitener` returns ``[d, d]``.
         kernel: Which kernel the directions are for.
 
     Returns:

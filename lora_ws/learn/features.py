@@ -318,7 +318,9 @@ def represent(
     """
     if isinstance(featurizer, Featurizer) and not featurizer.learns:
         return _transform(featurizer.fit(weights[:2]), weights, transform)
-    rows: Any = weights[train] if _held(len(train), weights) else Rows(weights, train)
+    mapped = isinstance(weights, np.memmap) and getattr(featurizer, "blockwise", False)
+    held = _held(len(train), weights) and not mapped
+    rows: Any = weights[train] if held else Rows(weights, train)
     if isinstance(rows, Rows) and not isinstance(featurizer, Featurizer):
         raise ConfigError(
             f"{type(featurizer).__name__}: expected training rows that fit in memory, got "

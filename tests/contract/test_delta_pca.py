@@ -163,6 +163,32 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(got, expected, atol=EXACT)
 
 
+@pytest.mark.parametrize("panel", [1, 4, 128])
+def test_panels_of_whitening_do_not_matter(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"layout": LAYOUT, "n_components": 5, "kernel": "left+right", "whiten": 0.3}
+    expected = DeltaPCA(**options).fit(rows()).transform(rows(8, seed=4))
+    monkeypatch.setattr("lora_ws.functional.whitening.PANEL", panel)
+    got = DeltaPCA(**options).fit(rows()).transform(rows(8, seed=4))
+    np.testing.assert_allclose(got, expected, atol=EXACT)
+
+
+def test_whole_whitening_matrices_of_earlier_bundles_are_read() -> None:
+    layout = Layout.from_layers([LayerSpec("a", 6, 150, 2), LayerSpec("b", 4, 8)])
+    options = {"layout": layout, "n_components": 5, "kernel": "left", "whiten": 0.3}
+    fitted = DeltaPCA(**options).fit(rows(layout=layout))
+    expected = fitted.transform(rows(8, layout, seed=4))
+    whole = []
+    for (_, width), (_, panels) in zip(fitted._sides(), fitted._stored_whiteners(), strict=True):
+        matrix, start = np.zeros((width, width)), 0
+        for panel in panels:
+            matrix[: len(panel), start : start + panel.shape[1]] = panel
+            start += panel.shape[1]
+        whole.append(matrix.ravel())
+    assert len(fitted.whiteners_) < sum(map(len, whole))
+    fitted.whiteners_ = np.concatenate(whole)
+    np.testing.assert_allclose(fitted.transform(rows(8, layout, seed=4)), expected, atol=EXACT)
+
+
 def test_landmarks_keep_few_rows_and_are_drawn_by_the_seed() -> None:
     X = rows(40)
     exact = DeltaPCA(layout=RANK1, n_components=3, kernel="delta", normalize=False)

@@ -13,7 +13,6 @@ from lora_ws.functional.delta_gram import (
     negligible_layers,
     update_directions,
     update_norms,
-    whitener,
 )
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -171,18 +170,6 @@ def test_norms_are_those_of_formed_updates(rank, width, height):
 def test_negligible_is_relative_to_the_adapter_itself():
     norms = np.array([[1.0, 1e-3, 1e-6], [1e-6, 1e-9, 1e-12]])
     np.testing.assert_array_equal(negligible_layers(norms), [[False, False, True]] * 2)
-
-
-def test_whitener_of_full_shrinkage_and_of_nothing_is_the_identity():
-    moment = np.diag([4.0, 1.0, 0.0])
-    np.testing.assert_allclose(whitener(moment, 1.0), np.eye(3), atol=EXACT)
-    np.testing.assert_array_equal(whitener(np.zeros((3, 3)), 0.1), np.eye(3))
-
-
-@pytest.mark.parametrize("shrinkage", [0.0, -0.1, 1.5, float("nan")])
-def test_shrinkage_out_of_range_is_refused(shrinkage):
-    with pytest.raises(ConfigError, match="above 0 and up to 1"):
-        whitener(np.eye(3), shrinkage)
 
 
 def test_wrong_factors_and_kernels_are_refused():

@@ -1,0 +1,117 @@
+"""Whitening by a triangular matrix, which is kept, read and multiplied by without its zeros."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from lora_ws.errors import ConfigError
+
+# Columns of a triangular matrix that are kept together, down to the last row that is not zero.
+# Narrower panels have fewer zeros, and wider ones make faster products.
+PANEL = 128
+
+
+def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.ndarray, "d d"]:
+    """The upper triangular W with ``W @ W.T = inv((1 - shrinkage) M + shrinkage tr(M)/d I)``.
+
+    M is scaled to unit mean diagonal first. Products of rows times W are those of rows times the
+    symmetric inverse root (Kessy, Lewin and Strimmer 2018, "Optimal whitening and decorrelation").
+
+    Directions that all adapters share say little about what tells them apart; whitening lowers
+    them. Shrinkage (Ledoit and Wolf 2004) keeps directions that no training row has finite.
+
+    Args:
+        moment: Symmetric positive semi-definite ``[d, d]``; its scale does not matter.
+        shrinkage: From 0 (excluded) to 1; 1 changes nothing.
+
+    Returns:
+        A float64 matrix ``[d, d]``; the identity if the moment is 0.
+
+    Raises:
+        ConfigError: If the shrinkage is out of range.
+
+    Example:
+        >>> whitener(np.diag([3.0, 1.0]), 0.5).round(3)
+        array([[0.894, 0.   ],
+               [0.   , 1.155]])
+    """
+    if not 0 < shrinkage <= 1:
+        raise ConfigError(
+            f"expected a shrinkage above 0 and up to 1, got {shrinkage}; 0.1 is a good start"
+        )
+    # Not at the top: a bundle whitens without scipy.
+    from scipy.linalg import solve_triangular
+
+    width, trace = len(moment), float(np.trace(moment))
+    if trace <= 0:
+        return np.eye(width)
+    shrunk = (1 - shrinkage) * moment * (width / trace) + shrinkage * np.eye(width)
+    # Positive definite, as no eigenvalue is below the shrinkage but for rounding.
+    root = np.linalg.cholesky(shrunk)
+    return np.asarray(solve_triangular(root, np.eye(width), lower=True)).T
+
+
+def packed(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " values"]:
+    """The panels of an upper triangular matrix, one after the other.
+
+    Example:
+        >>> packed(np.triu(np.ones((200, 200)))).shape == (128 * 128 + 200 * 72,)
+        True
+    """
+    return np.concatenate([matrix[:end, start:end].ravel() for start, end in _panels(len(matrix))])
+
+
+def packed_size(width: int) -> int:
+    """How many values `packed` makes of a matrix ``[width, width]``.
+
+    Example:
+        >>> packed_size(200)
+        30784
+    """
+    return sum(end * (end - start) for start, end in _panels(width))
+
+
+def unpacked(values: Float[np.ndarray, " values"], width: int) -> list[np.ndarray]:
+    """The panels, as views; of a whole matrix, as earlier versions kept it, the only one.
+
+    Args:
+        values: What `packed` made, or all values of a matrix.
+        width: Of the matrix d.
+
+    Returns:
+        Matrices ``[rows, columns]``, whose columns together are the d columns.
+
+    Example:
+        >>> [panel.shape for panel in unpacked(np.ones(30784), 200)]
+        [(128, 128), (200, 72)]
+    """
+    if len(values) == width**2:
+        return [values.reshape(width, width)]
+    panels, at = [], 0
+    for start, end in _panels(width):
+        size = end * (end - start)
+        panels.append(values[at : at + size].reshape(end, end - start))
+        at += size
+    return panels
+
+
+def whitened_rows(
+    rows: Float[np.ndarray, "n d"], panels: Sequence[np.ndarray]
+) -> Float[np.ndarray, "n d"]:
+    """Rows times the matrix of which these are the panels.
+
+    Example:
+        >>> whitened_rows(np.ones((1, 2)), [np.array([[1.0, 3.0], [0.0, 4.0]])])
+        array([[1., 7.]])
+    """
+    out, start = np.empty_like(rows), 0
+    for panel in panels:
+        end = start + panel.shape[1]
+        np.matmul(rows[:, : len(panel)], panel, out=out[:, start:end])
+        start = end
+    return out
+
+
+def _panels(width: int) -> list[tuple[int, int]]:
+    return [(start, min(start + PANEL, width)) for start in range(0, width, PANEL)]
