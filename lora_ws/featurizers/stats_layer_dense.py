@@ -10,7 +10,7 @@ from lora_ws.functional.moments import STATISTICS, check_statistics
 from lora_ws.functional.outer import outer_statistics
 
 # Rows at a time: enough to amortise the call, few enough to stay in cache.
-BLOCK_ROWS = 128
+BLOCK_ROWS = 256
 
 
 class StatsLayerDense(Featurizer):

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.lib.stride_tricks import as_strided
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.moments import (
@@ -23,11 +25,12 @@ _LARGEST = np.finfo(np.float64).max
 # From this rank on the power sums of the product cost less than those of the factors.
 _PRODUCT_RANK = 16
 # Values of both vectors, and candidate products, handled at once.
-_BLOCK_VALUES = 1 << 17
-_CANDIDATES_AT_ONCE = 1 << 16
+_BLOCK_VALUES = 1 << 19
+_CANDIDATES_AT_ONCE = 1 << 17
 # Below this index the hyperbola of pairs is gathered; above it the median is bracketed.
 _HYPERBOLA_UP_TO = 4096
 _SMALLEST_BUCKET = 64
+_WIDTHS = 64
 # Bracketing stops when so few products remain.
 _BRACKET_LEAVES = 1 << 15
 
@@ -119,26 +122,75 @@ def _medians(
     Counting signs says whether the median is negative, zero or positive and how many products of
     its sign lie between zero and it (its depth). Only the smallest products matter then.
     """
-    counts = [(sign * vector > 0).sum(axis=1) for vector in (a, b) for sign in (1, -1)]
-    a_positive, a_negative, b_positive, b_negative = counts
+    one, other = _Outwards.of(a), _Outwards.of(b)
+    (a_positive, a_negative), (b_positive, b_negative) = one.counts, other.counts
     negative = a_positive * b_negative + a_negative * b_positive
     positive = a_positive * b_positive + a_negative * b_negative
     total = a.shape[1] * b.shape[1]
     middle = (total - 1) // 2
     sign = np.where(middle < negative, -1, np.where(middle >= total - positive, 1, 0))
     depth = np.where(sign < 0, negative - 1 - middle, middle - (total - positive))
-    # A negative product pairs opposite signs: mirrored b, it becomes a positive one.
-    b = np.where(sign[:, None] < 0, -b[:, ::-1], b)
+    # A negative product pairs opposite signs.
+    other = other.mirrored(sign < 0)
     magnitude = np.zeros(len(a))
     shallow = (sign != 0) & (depth < hyperbola_up_to)
-    for rows, bucket in _buckets(shallow, depth):
-        magnitude[rows] = _hyperbola(a[rows], b[rows], depth[rows], bucket)
+    for rows, bucket in _buckets(shallow, depth, (a.shape[1], b.shape[1])):
+        pairs = [(one.take(rows, k, bucket), other.take(rows, k, bucket)) for k in (0, 1)]
+        magnitude[rows] = _hyperbola(pairs, depth[rows], bucket)
     for row in np.flatnonzero((sign != 0) & ~shallow):
-        magnitude[row] = _bracketed(_rectangles(a[row], b[row]), int(depth[row]), bracket_leaves)
+        straight = b[row] if sign[row] > 0 else -b[row, ::-1]
+        magnitude[row] = _bracketed(_rectangles(a[row], straight), int(depth[row]), bracket_leaves)
     return sign * magnitude
 
 
-def _buckets(shallow: np.ndarray, depth: np.ndarray) -> list[tuple[np.ndarray, int]]:
+class _Outwards(NamedTuple):
+    """Magnitudes of sorted rows from zero outwards, on either side of it.
+
+    Attributes:
+        values: all rows, all rows mirrored, and room behind them.
+        begins: where in ``values`` the positive and the negative ones of each row begin
+            ``[2, rows]``.
+        counts: how many these are ``[2, rows]``.
+    """
+
+    values: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, ordered: np.ndarray) -> "_Outwards":
+        rows, width = ordered.shape
+        values = np.full(2 * rows * width + width + _WIDTHS, np.inf)
+        sides = values[: 2 * rows * width].reshape(2, rows, width)
+        sides[0] = ordered
+        np.negative(ordered[:, ::-1], out=sides[1])
+        # The first that is beyond zero is found faster than all are counted; 0 where none is, too.
+        counts = np.where(sides[..., -1] > 0, width - (sides > 0).argmax(axis=2), 0)
+        begins = width * np.arange(1, 2 * rows + 1).reshape(2, rows) - counts
+        return cls(values, begins, counts)
+
+    def mirrored(self, rows: np.ndarray) -> "_Outwards":
+        """With the sides of some rows exchanged ``[rows]``."""
+        begins, counts = (np.where(rows, both[::-1], both) for both in self[1:])
+        return self._replace(begins=begins, counts=counts)
+
+    def take(self, rows: np.ndarray, side: int, most: int) -> np.ndarray:
+        """Those next to zero of some rows, at most so many, inf behind the last."""
+        there = self.counts[side, rows]
+        # Rounded up, so that few lists of pairs are made.
+        width = min(most, -(-max(int(there.max()), 1) // _WIDTHS) * _WIDTHS)
+        windows = as_strided(
+            self.values, (len(self.values) - width + 1, width), 2 * self.values.strides
+        )
+        found = windows[self.begins[side, rows]]
+        if there.min() < width:
+            found[np.arange(width) >= there[:, None]] = np.inf
+        return found
+
+
+def _buckets(
+    shallow: np.ndarray, depth: np.ndarray, sizes: tuple[int, int]
+) -> list[tuple[np.ndarray, int]]:
     """Rows grouped by the power of two above their depth, few enough to share one gather."""
     buckets = np.maximum(2 ** np.frexp(depth.astype(np.float64))[1], _SMALLEST_BUCKET)
     groups = []
@@ -146,47 +198,40 @@ def _buckets(shallow: np.ndarray, depth: np.ndarray) -> list[tuple[np.ndarray, i
         rows = np.flatnonzero(shallow & (buckets == bucket))
         # Rounded up to an eighth: tight enough, and few enough lists of pairs to keep.
         bucket = -(-(int(depth[rows].max()) + 1) * 8 // bucket) * bucket // 8
-        step = max(1, _CANDIDATES_AT_ONCE // (2 * len(_hyperbola_pairs(bucket)[0])))
+        step = max(1, _CANDIDATES_AT_ONCE // (2 * len(_hyperbola_pairs(bucket, *sizes)[0])))
         groups += [(rows[start : start + step], bucket) for start in range(0, len(rows), step)]
     return groups
 
 
-@lru_cache(maxsize=32)
-def _hyperbola_pairs(bucket: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (i, j) with (i + 1)(j + 1) <= bucket.
+@lru_cache(maxsize=64)
+def _hyperbola_pairs(bucket: int, most: int, other: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs (i, j) with (i + 1)(j + 1) <= bucket, i < most and j < other.
 
     Among sorted positive numbers the product (i, j) has (i + 1)(j + 1) - 1 others not above it, so
     no other pair can hold a product of depth below ``bucket``.
     """
-    widths = bucket // np.arange(1, bucket + 1)
-    first = np.repeat(np.arange(bucket), widths)
+    widths = np.minimum(bucket // np.arange(1, min(bucket, most) + 1), other)
+    first = np.repeat(np.arange(len(widths)), widths)
     second = np.arange(len(first)) - np.repeat(np.cumsum(widths) - widths, widths)
     return first, second
 
 
-def _hyperbola(a: np.ndarray, b: np.ndarray, depth: np.ndarray, bucket: int) -> np.ndarray:
-    """The product of the given depth (< bucket) among the positive products of every row."""
-    first, second = _hyperbola_pairs(bucket)
-    candidates = np.empty((len(a), bucket + 2 * len(first)))
-    padding, same, opposite = np.split(candidates, [bucket, bucket + len(first)], axis=1)
+def _hyperbola(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], depth: np.ndarray, bucket: int
+) -> np.ndarray:
+    """The product of the given depth (< bucket) among those of both pairs, for every row."""
+    lists = [_hyperbola_pairs(bucket, one.shape[1], other.shape[1]) for one, other in pairs]
+    candidates = np.empty((len(depth), bucket + sum(len(first) for first, _ in lists)))
     # Zeros bring every row's product to the same place, so that one selection serves all rows.
-    padding[:] = np.where(np.arange(bucket) < bucket - 1 - depth[:, None], 0.0, np.inf)
-    (a_above, a_below), (b_above, b_below) = (_nearest_zero(v, bucket) for v in (a, b))
-    np.multiply(a_above.take(first, axis=1), b_above.take(second, axis=1), out=same)
-    np.multiply(a_below.take(first, axis=1), b_below.take(second, axis=1), out=opposite)
+    padded = np.arange(bucket) < bucket - 1 - depth[:, None]
+    candidates[:, :bucket] = np.where(padded, 0.0, np.inf)
+    end = bucket
+    for (one, other), (first, second) in zip(pairs, lists, strict=True):
+        begin, end = end, end + len(first)
+        products = candidates[:, begin:end]
+        np.multiply(one.take(first, axis=1), other.take(second, axis=1), out=products)
     candidates.partition(bucket - 1, axis=1)
     return candidates[:, bucket - 1]
-
-
-def _nearest_zero(ordered: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes outwards from zero of the positive and of the negative values, inf behind them."""
-    rows, count = ordered.shape
-    padded = np.full((rows, count + 2 * width), np.inf)
-    np.abs(ordered, out=padded[:, width : width + count])
-    start = np.arange(rows) * padded.shape[1] + width
-    above = (start + count - (ordered > 0).sum(axis=1))[:, None] + np.arange(width)
-    below = (start + (ordered < 0).sum(axis=1) - 1)[:, None] - np.arange(width)
-    return padded.ravel().take(above), padded.ravel().take(below)
 
 
 def _rectangles(a: np.ndarray, b: np.ndarray) -> list[list[np.ndarray]]:
