@@ -93,6 +93,11 @@ def mahalanobis(rows: np.ndarray, means: np.ndarray, precision: np.ndarray) -> n
     return np.einsum("cnd,de,cne->cn", gaps, precision, gaps).min(axis=0)
 
 
+def precision(fitted: LedoitWolf) -> np.ndarray:
+    """The inverse of a fitted covariance."""
+    return np.asarray(fitted.get_precision())
+
+
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -109,8 +114,8 @@ def scored(data: Prepared, unknown: np.ndarray, seed: int) -> dict[str, dict[str
     train = scale(torch.from_numpy(sets.pop("train"))).numpy()
     labels = data.labels[data.split.train]
     means = np.stack([train[labels == k].mean(axis=0) for k in range(len(data.task.classes))])
-    within = LedoitWolf(assume_centered=True).fit(train - means[labels]).get_precision()
-    total, centre = LedoitWolf().fit(train).get_precision(), train.mean(axis=0, keepdims=True)
+    within = precision(LedoitWolf(assume_centered=True).fit(train - means[labels]))
+    total, centre = precision(LedoitWolf().fit(train)), train.mean(axis=0, keepdims=True)
     near = NearestNeighbors(n_neighbors=5).fit(train)
     near_unit = NearestNeighbors(n_neighbors=5).fit(unit(train))
     found: dict[str, dict[str, np.ndarray]] = {}

@@ -13,6 +13,7 @@ CPU, to see that it runs.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from common import arguments, facts, print_table
@@ -96,13 +97,13 @@ def reader(spec: ExperimentSpec, quick: bool) -> str:
 
 def bank_steps(device: str, adapters: int, quick: bool) -> str:
     """Milliseconds of a step of all adapters, and of each."""
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(0)
-    if quick:
-        unet, size = load_pipeline("tiny-sd").unet, 8
-    else:
-        unet, size = UNet2DConditionModel(cross_attention_dim=768), 32
+    unet: Any = (
+        load_pipeline("tiny-sd").unet if quick else UNet2DConditionModel(cross_attention_dim=768)
+    )
+    size = 8 if quick else 32
     unet = unet.to(device).requires_grad_(False)
     bank = AdapterBank.fresh(adapter_layout(unet), adapters).to(device)
     optimizer = torch.optim.AdamW([p for p in bank.parameters() if p.requires_grad], 1e-4)

@@ -44,8 +44,10 @@ def write_published(weights: np.ndarray, labels: np.ndarray, file: Path) -> None
     for name, matrix in zip(NAMES, LAYOUT.matrices, strict=True):
         rows, width = matrix.shape
         numbers = pa.array(weights[:, matrix.columns].ravel())
-        inner = pa.ListArray.from_arrays(np.arange(0, len(numbers) + 1, width, np.int32), numbers)
-        outer = np.arange(0, len(inner) + 1, rows, np.int32)
+        inner = pa.ListArray.from_arrays(
+            np.arange(0, len(numbers) + 1, width, dtype=np.int32), numbers
+        )
+        outer = np.arange(0, len(inner) + 1, rows, dtype=np.int32)
         columns[name] = pa.ListArray.from_arrays(outer, inner)
     pq.write_table(pa.table(columns), file, row_group_size=1000)
 

@@ -35,7 +35,8 @@ def main() -> None:
         def timed() -> common.Cost:
             os.environ[system.DISABLED] = kernels  # the child reads it
             cost = common.in_child(transform, turns, args.seed)
-            return common.Cost(*(t / turns / ROWS for t in cost[:2]), cost.peak_mib)
+            units = turns * ROWS
+            return common.Cost(cost.cpu / units, cost.wall / units, cost.peak_mib)
 
         return timed
 

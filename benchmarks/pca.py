@@ -52,7 +52,7 @@ def published(file: Path, k: int) -> Callable[[], None]:
         rows = (rows - rows.mean(0)) / rows.std(0)
         centred = rows - rows.mean(0)
         _, singular, right = torch.linalg.svd(centred, full_matrices=False)
-        centred @ right[:k].T
+        _ = centred @ right[:k].T
         np.save(file.with_name("published way (torch SVD).npy"), singular[:k].numpy())
 
     return run

@@ -157,8 +157,9 @@ def run_size(rows: int, steps: Sequence[str], seed: int) -> list[Step]:
             write_store(store, rows, seed)
         for name in steps:
             if name != "import":
-                build = (training, store) if name == "MLP" else (preparing, store, name)
-                note(name, in_child(*build), store / "weights.npy")
+                mlp = name == "MLP"
+                cost = in_child(training, store) if mlp else in_child(preparing, store, name)
+                note(name, cost, store / "weights.npy")
     return found
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from diffusers.utils import convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 

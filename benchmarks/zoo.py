@@ -6,6 +6,7 @@ adapter of 200 steps costs 200 times as much. Goal: at least 15 times fewer CPU 
 """
 
 from functools import partial
+from typing import Any
 
 import common
 import torch
@@ -24,7 +25,7 @@ def one_by_one(steps: int) -> common.Cost:
     """A step of one adapter."""
     pipeline = load_pipeline("tiny-sd")
     config = LoraConfig(r=1, lora_alpha=1, target_modules=["to_q", "to_v"])
-    unet = inject_adapter_in_model(config, pipeline.unet)
+    unet: Any = inject_adapter_in_model(config, pipeline.unet)
     params = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, 1e-4)
     context = encode_prompts(pipeline, ["a photo of sks fish"])
