@@ -25,6 +25,8 @@ Kernel = Literal["left", "right", "delta"]
 KERNELS: tuple[Kernel, ...] = ("left", "right", "delta")
 # An update this much smaller than the largest of its adapter is taken for rounding noise.
 NEGLIGIBLE = 1e-4
+# So many times fewer rows than others are multiplied from the right.
+_FEW = 4
 
 
 class Directions(NamedTuple):
@@ -245,11 +247,11 @@ def shared_grams(
     n, rank, width = mine.shape
     grams = [np.zeros((n, len(others))) for _ in seconds]
     for k in range(others.shape[1]):
-        product = mine.reshape(-1, width) @ others[:, k].T
+        product = _products(mine.reshape(-1, width), others[:, k])
         for gram, second in zip(grams, seconds, strict=True):
             factor = product
             if second is not None:
-                factor = second[0].reshape(n * rank, -1) @ second[1][:, k].T
+                factor = _products(second[0].reshape(n * rank, -1), second[1][:, k])
             # Squares of single precision may leave its range.
             gram += np.einsum(
                 "npm,npm->nm",
@@ -327,6 +329,14 @@ def check_kernel(kernel: str) -> None:
     """
     if kernel not in KERNELS:
         raise ConfigError(f"expected a kernel of {', '.join(KERNELS)}, got {kernel!r}")
+
+
+def _products(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of every row with every other ``[n, m]``."""
+    if _FEW * len(mine) > len(others):
+        return mine @ others.T
+    # BLAS rearranges the matrix on the right before it multiplies: with few rows, these.
+    return np.ascontiguousarray((others @ mine.T).T)
 
 
 def _safe(values: np.ndarray) -> np.ndarray:
