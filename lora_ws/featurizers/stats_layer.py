@@ -1,6 +1,7 @@
 """StatsLayer: summary statistics of each factor of each layer."""
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -51,17 +52,22 @@ class StatsLayer(Featurizer):
             return narrow(summary_statistics(rows, self.statistics_), rows.dtype)
         # Matrices of one size together: a call for each would cost more than its statistics.
         sizes = np.array([m.columns.stop - m.columns.start for m in selection.matrices])
+        groups = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
         out = np.empty((len(rows), len(sizes), len(self.statistics_)), rows.dtype)
-        step = max(1, BLOCK_VALUES // int(sizes.sum()))
+        step = max(1, min(len(rows), BLOCK_VALUES // int(sizes.sum())))
+        # One copy after the other in the same memory, which the system need not clear each time.
+        room = np.empty(step * max(int(sizes[group].sum()) for group in groups), rows.dtype)
         for start in range(0, len(rows), step):
             block = rows[start : start + step]
-            for size in np.unique(sizes):
-                (members,) = np.nonzero(sizes == size)
-                values = [block[:, selection.matrices[k].columns] for k in members]
-                stacked = np.stack(values, 1).reshape(-1, size)
-                found = summary_statistics(stacked, self.statistics_, overwrite_input=True)
-                found = narrow(found, rows.dtype).reshape(len(block), len(members), -1)
-                out[start : start + step, members] = found
+            for group in groups:
+                shape = len(block), len(group), int(sizes[group[0]])
+                stacked = room[: prod(shape)].reshape(shape)
+                for k, member in enumerate(group):
+                    stacked[:, k] = block[:, selection.matrices[member].columns]
+                flat = stacked.reshape(-1, shape[2])
+                found = summary_statistics(flat, self.statistics_, overwrite_input=True)
+                found = narrow(found, rows.dtype).reshape(*shape[:2], -1)
+                out[start : start + step, group] = found
         return out.reshape(len(rows), out.shape[1] * out.shape[2])
 
     def _names(self) -> Sequence[str]:

@@ -67,17 +67,20 @@ def summary_statistics(
     sums = _Sums.zeros(len(x), x.dtype)
     spread = not {"std", "kurtosis", "skew"}.isdisjoint(statistics)
     higher = not {"kurtosis", "skew"}.isdisjoint(statistics)
-    step = max(1, _BLOCK_VALUES // x.shape[1])
+    step = max(1, min(len(x), _BLOCK_VALUES // x.shape[1]))
+    # Copies of one block after the other go to the same memory: the system need not clear it anew.
+    wide = np.empty((2, step, min(x.shape[1], _BLOCK_VALUES)))
+    room = None if overwrite_input else np.empty((step, x.shape[1]), x.dtype)
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         block, some = x[rows], sums.of(rows)
         block.min(axis=1, out=some.low)
         block.max(axis=1, out=some.high)
         if not _ORDER.issuperset(statistics):
-            _add_moments(some, block, spread, higher)
+            _add_moments(some, block, wide, spread, higher)
         # Last, as values change places.
         if "median" in statistics:
-            some.median[:] = _lower_median(block, overwrite_input)
+            some.median[:] = _lower_median(block, room)
     found = {"min": sums.low, "median": sums.median, "max": sums.high}
     if not _ORDER.issuperset(statistics):
         found |= _moment_statistics(sums, x.shape[1], spread)
@@ -253,9 +256,11 @@ class _Sums(NamedTuple):
         return np.clip(self.raw[0], self.low * self.scale, self.high * self.scale)
 
 
-def _lower_median(block: np.ndarray, overwrite: bool) -> np.ndarray:
-    middle = (block.shape[1] - 1) // 2
-    ordered = block if overwrite else block.copy()
+def _lower_median(block: np.ndarray, room: np.ndarray | None) -> np.ndarray:
+    middle, ordered = (block.shape[1] - 1) // 2, block
+    if room is not None:
+        ordered = room[: len(block)]
+        np.copyto(ordered, block)
     if block.shape[1] <= _SORT_UP_TO:
         ordered.sort(axis=1)
     else:
@@ -263,15 +268,18 @@ def _lower_median(block: np.ndarray, overwrite: bool) -> np.ndarray:
     return ordered[:, middle]
 
 
-def _add_moments(sums: _Sums, block: np.ndarray, spread: bool, higher: bool) -> None:
+def _add_moments(
+    sums: _Sums, block: np.ndarray, room: np.ndarray, spread: bool, higher: bool
+) -> None:
     # Fourth powers of float32 values always fit float64; those of float64 values need not.
     wide = block.dtype == np.float64
     if wide:
         sums.scale[:] = power_of_two_scale(np.maximum(-sums.low, sums.high))
-    sums.raw[:] = _raw_moments(_Tiles(block, sums.scale[:, None] if wide else None), spread, higher)
+    tiles = _Tiles(block, sums.scale[:, None] if wide else None, room)
+    sums.raw[:] = _raw_moments(tiles, spread, higher)
     far = spread & (FAR * sums.raw[0] ** 2 > sums.raw[1])
     if far.any():
-        some = _Tiles(block[far], sums.scale[far, None] if wide else None)
+        some = _Tiles(block[far], sums.scale[far, None] if wide else None, room)
         sums.far[:] = far
         sums.central[:, far] = _central_moments(some, sums.mean[far], higher)
 
@@ -295,7 +303,7 @@ def _raw_moments(tiles: "_Tiles", spread: bool, higher: bool) -> Float[np.ndarra
         if spread:
             sums[1] += np.vecdot(tile, tile)
         if higher:
-            squared = tile * tile
+            squared = tiles.squared(tile)
             sums[2] += np.vecdot(squared, tile)
             sums[3] += np.vecdot(squared, squared)
     return sums / tiles.block.shape[1]
@@ -318,14 +326,28 @@ def _about_mean(
 class _Tiles:
     """A block as consecutive float64 tiles of columns, scaled, small enough for the cache."""
 
-    def __init__(self, block: np.ndarray, scale: np.ndarray | None) -> None:
+    def __init__(self, block: np.ndarray, scale: np.ndarray | None, room: np.ndarray) -> None:
         self.block = block
         self.scale = scale
+        self.room = room
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        """Each in the memory of the one before."""
         for start in range(0, self.block.shape[1], _BLOCK_VALUES):
-            tile = self.block[:, start : start + _BLOCK_VALUES]
-            yield tile.astype(np.float64) if self.scale is None else tile * self.scale
+            part = self.block[:, start : start + _BLOCK_VALUES]
+            tile = self._like(part, 0)
+            if self.scale is None:
+                np.copyto(tile, part)
+            else:
+                np.multiply(part, self.scale, out=tile)
+            yield tile
+
+    def squared(self, tile: np.ndarray) -> np.ndarray:
+        """Squares of a tile."""
+        return np.multiply(tile, tile, out=self._like(tile, 1))
+
+    def _like(self, part: np.ndarray, which: int) -> np.ndarray:
+        return self.room[which].ravel()[: part.size].reshape(part.shape)
 
 
 def _central_moments(tiles: _Tiles, mean: np.ndarray, higher: bool) -> np.ndarray:
@@ -334,7 +356,7 @@ def _central_moments(tiles: _Tiles, mean: np.ndarray, higher: bool) -> np.ndarra
         centred -= mean[:, None]
         sums[0] += np.vecdot(centred, centred)
         if higher:
-            squared = centred * centred
+            squared = tiles.squared(centred)
             sums[1] += np.vecdot(squared, centred)
             sums[2] += np.vecdot(squared, squared)
     return sums / tiles.block.shape[1]
