@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from factories import small_zoo
 from sklearn.base import BaseEstimator
+from tolerances import rounding
 
 from lora_ws.errors import ConfigError, DataError
-from lora_ws.featurizers import StatsFlatVec
+from lora_ws.featurizers import DeltaPCA, StatsFlatVec, UpdateKernel
+from lora_ws.functional.rows import Rows
 from lora_ws.learn.features import represent, split_rows
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.memory import LIMIT
@@ -81,3 +83,37 @@ def test_a_transformer_that_wants_all_rows_is_refused_where_memory_does_not_hold
     monkeypatch.setenv(LIMIT, "160")
     with pytest.raises(ConfigError, match=r"Keeps: expected training rows.*--memory_limit"):
         represent(Keeps(), weights, np.arange(6))
+
+
+@pytest.mark.parametrize("kind", [DeltaPCA, UpdateKernel])
+@pytest.mark.parametrize("landmarks", [None, 7])
+def test_kernels_read_the_rows_of_a_store_in_blocks(
+    kind: type[DeltaPCA | UpdateKernel],
+    landmarks: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zoo = small_zoo()
+    weights, train = np.array(zoo.weights), np.r_[40:70, 3:9]
+    np.save(tmp_path / "weights.npy", weights)
+    stored = np.load(tmp_path / "weights.npy", mmap_mode="r")
+    labels = np.arange(len(train)) % 3
+
+    def made(rows: np.ndarray) -> np.ndarray:
+        featurizer = kind(layout=zoo.layout, landmarks=landmarks, kernel="left+delta")
+        return represent(featurizer, rows, train, labels)
+
+    expected, read = made(weights), []
+    of_rows = Rows.__getitem__
+
+    def counted(self: Rows, part: object) -> np.ndarray:
+        found = of_rows(self, part)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Rows, "__getitem__", counted)
+    monkeypatch.setattr("lora_ws.featurizers.updates.BLOCK_ROWS", 8)
+    got = made(stored)
+    assert max(read) == 8
+    atol = rounding(8 * zoo.layout.size, size=float(np.abs(expected).max()))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
