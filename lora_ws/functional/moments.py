@@ -83,7 +83,7 @@ def summary_statistics(
             some.median[:] = _lower_median(block, room)
     found = {"min": sums.low, "median": sums.median, "max": sums.high}
     if not _ORDER.issuperset(statistics):
-        found |= _moment_statistics(sums, x.shape[1], spread)
+        found |= _moment_statistics(sums, x.shape[1], spread, higher)
     result = np.empty((len(x), len(statistics)))
     for column, name in enumerate(statistics):
         result[:, column] = found[name]
@@ -116,34 +116,32 @@ def check_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
 
 
 def shape_statistics(
-    second: Float[np.ndarray, " rows"],
-    third: Float[np.ndarray, " rows"],
-    fourth: Float[np.ndarray, " rows"],
-    count: int,
+    *moments: Float[np.ndarray, " rows"], count: int
 ) -> dict[str, Float[np.ndarray, " rows"]]:
     """Standard deviation, kurtosis and skew from biased central moments.
 
     Args:
-        second: Second central moments ``[rows]``.
-        third: Third central moments ``[rows]``.
-        fourth: Fourth central moments ``[rows]``.
+        *moments: Second, third and fourth central moments ``[rows]``, or the second alone.
         count: How many values the moments are over.
 
     Returns:
-        The statistics by name; kurtosis and skew are 0 where the second moment is.
+        The statistics by name, of the second moment alone the standard deviation; kurtosis and
+        skew are 0 where the second moment is.
 
     Example:
         >>> found = shape_statistics(np.ones(1), np.zeros(1), np.ones(1), count=2)
         >>> found["std"].round(3), found["kurtosis"].round(3)
         (array([1.414]), array([-2.75]))
     """
-    std = np.sqrt(second * (count / max(count - 1, 1)))
+    std = np.sqrt(moments[0] * (count / max(count - 1, 1)))
+    if len(moments) == 1:
+        return {"std": std}
     spread = std > 0
     divisor = np.where(spread, std, 1.0)
     return {
         "std": std,
-        "kurtosis": np.where(spread, fourth / divisor**4 - 3.0, 0.0),
-        "skew": np.where(spread, third / divisor**3, 0.0),
+        "kurtosis": np.where(spread, moments[2] / divisor**4 - 3.0, 0.0),
+        "skew": np.where(spread, moments[1] / divisor**3, 0.0),
     }
 
 
@@ -187,7 +185,7 @@ def unscale(
 
 
 def product_moments(
-    a: Float[np.ndarray, "rows left"], b: Float[np.ndarray, "rows right"]
+    a: Float[np.ndarray, "rows left"], b: Float[np.ndarray, "rows right"], higher: bool = True
 ) -> dict[str, Float[np.ndarray, " rows"]]:
     """Mean, std, kurtosis and skew of all products a_i b_j of every row, without forming them.
 
@@ -196,8 +194,9 @@ def product_moments(
     exactly one, and each is a product of moments of a and of b.
 
     Args:
-        a: Finite float64 values ``[rows, left]``.
-        b: Finite float64 values ``[rows, right]``.
+        a: Finite float64 values ``[rows, left]``, each row ascending.
+        b: Finite float64 values ``[rows, right]``, each row ascending.
+        higher: Whether kurtosis and skew are wanted.
 
     Returns:
         The statistics by name ``[rows]``, as ``summary_statistics`` defines them.
@@ -206,10 +205,12 @@ def product_moments(
         >>> product_moments(np.array([[1.0, 3.0]]), np.array([[2.0, 2.0]]))["mean"]
         array([4.])
     """
-    (mean_a, about_a, scale_a), (mean_b, about_b, scale_b) = _vector_moments(a), _vector_moments(b)
-    central = [np.zeros(len(a)) for _ in range(5)]
+    mean_a, about_a, scale_a = _vector_moments(a, higher)
+    mean_b, about_b, scale_b = _vector_moments(b, higher)
+    central = [np.zeros(len(a)) for _ in range(5 if higher else 3)]
     for power, factor, p, q, r in _expansion():
-        central[power] += factor * mean_a**p * mean_b**q * about_b[p + r] * about_a[q + r]
+        if power < len(central):
+            central[power] += factor * mean_a**p * mean_b**q * about_b[p + r] * about_a[q + r]
     found = shape_statistics(*central[2:], count=a.shape[1] * b.shape[1])
     found["mean"] = unscale(mean_a * mean_b, scale_a, scale_b)
     found["std"] = unscale(found["std"], scale_a, scale_b)
@@ -284,12 +285,15 @@ def _add_moments(
         sums.central[:, far] = _central_moments(some, sums.mean[far], higher)
 
 
-def _moment_statistics(sums: _Sums, count: int, spread: bool) -> dict[str, np.ndarray]:
+def _moment_statistics(
+    sums: _Sums, count: int, spread: bool, higher: bool
+) -> dict[str, np.ndarray]:
     mean = sums.mean
     found = {"mean": unscale(mean, sums.scale)}
     if not spread:
         return found
-    moments = np.where(sums.far, sums.central, _about_mean(mean, *sums.raw[1:]))
+    central = _about_mean(mean, *sums.raw[1 : 4 if higher else 2])
+    moments = np.where(sums.far, sums.central[: len(central)], central)
     found |= shape_statistics(*moments, count=count)
     found["std"] = unscale(found["std"], sums.scale)
     return found
@@ -309,11 +313,12 @@ def _raw_moments(tiles: "_Tiles", spread: bool, higher: bool) -> Float[np.ndarra
     return sums / tiles.block.shape[1]
 
 
-def _about_mean(
-    mean: np.ndarray, second: np.ndarray, third: np.ndarray, fourth: np.ndarray
-) -> Float[np.ndarray, "3 rows"]:
+def _about_mean(mean: np.ndarray, second: np.ndarray, *higher: np.ndarray) -> np.ndarray:
     """Central moments from means of powers: exact enough while the mean is small beside them."""
     square = mean**2
+    if not higher:
+        return (second - square)[None]
+    third, fourth = higher
     return np.array(
         (
             second - square,
@@ -375,16 +380,16 @@ def _expansion() -> tuple[tuple[int, int, int, int, int], ...]:
     return tuple(terms)
 
 
-def _vector_moments(
-    x: np.ndarray,
-) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Mean, central moments 0 to 4 and power-of-two scale of every row, after scaling."""
-    low, high = x.min(axis=1), x.max(axis=1)
+def _vector_moments(x: np.ndarray, higher: bool) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Mean, central moments 0 to 2 or 4 and power-of-two scale of ascending rows, after scaling."""
+    low, high = x[:, 0], x[:, -1]
     scale = power_of_two_scale(np.maximum(-low, high))
     centred = x * scale[:, None]
     mean = np.clip(centred.sum(axis=1) / x.shape[1], low * scale, high * scale)
     centred -= mean[:, None]
-    squared = centred * centred
-    pairs = ((centred, centred), (squared, centred), (squared, squared))
-    higher = [np.vecdot(left, right) / x.shape[1] for left, right in pairs]
-    return mean, [np.ones(len(x)), np.zeros(len(x)), *higher], scale
+    pairs = [(centred, centred)]
+    if higher:
+        squared = centred * centred
+        pairs += [(squared, centred), (squared, squared)]
+    central = [np.vecdot(left, right) / x.shape[1] for left, right in pairs]
+    return mean, [np.ones(len(x)), np.zeros(len(x)), *central], scale

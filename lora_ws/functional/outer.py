@@ -75,7 +75,7 @@ def outer_statistics(
     step = max(1, _BLOCK_VALUES // (down.shape[2] + up.shape[1]))
     for start in range(0, len(down), step):
         rows = slice(start, start + step)
-        columns = _rank_one(down[rows, 0, :], up[rows, :, 0], with_median="median" in statistics)
+        columns = _rank_one(down[rows, 0, :], up[rows, :, 0], statistics)
         for column, name in enumerate(statistics):
             result[rows, column] = columns[name]
     return result
@@ -96,17 +96,17 @@ def _check_factors(down: np.ndarray, up: np.ndarray) -> None:
         )
 
 
-def _rank_one(down: np.ndarray, up: np.ndarray, with_median: bool) -> dict[str, np.ndarray]:
+def _rank_one(down: np.ndarray, up: np.ndarray, statistics: Sequence[str]) -> dict[str, np.ndarray]:
     # Sorted in their own dtype, which is several times faster than in float64.
     a, b = (np.sort(vector, axis=1).astype(np.float64) for vector in (down, up))
     with np.errstate(over="ignore"):
         corners = np.stack([a[:, i] * b[:, j] for i, j in product((0, -1), repeat=2)])
         low, high = (np.clip(end, -_LARGEST, _LARGEST) for end in (corners.min(0), corners.max(0)))
-        found = product_moments(a, b)
-        if with_median:
+        found = product_moments(a, b, higher=not {"kurtosis", "skew"}.isdisjoint(statistics))
+        if "median" in statistics:
             found["median"] = np.clip(_medians(a, b), -_LARGEST, _LARGEST)
     found["mean"] = np.clip(found["mean"], low, high)
-    for name in ("std", "kurtosis", "skew"):
+    for name in {"std", "kurtosis", "skew"} & set(found):
         found[name] = np.where(low == high, 0.0, found[name])
     return found | {"min": low, "max": high}
 
