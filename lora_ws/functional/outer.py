@@ -160,7 +160,8 @@ class _Outwards(NamedTuple):
     @classmethod
     def of(cls, ordered: np.ndarray) -> "_Outwards":
         rows, width = ordered.shape
-        values = np.full(2 * rows * width + width + _WIDTHS, np.inf)
+        values = np.empty(2 * rows * width + width + _WIDTHS)
+        values[2 * rows * width :] = np.inf
         sides = values[: 2 * rows * width].reshape(2, rows, width)
         sides[0] = ordered
         np.negative(ordered[:, ::-1], out=sides[1])
