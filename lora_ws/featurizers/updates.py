@@ -344,7 +344,9 @@ class UpdateFeaturizer(Featurizer, ABC):
 
     def _check_memory(self, rows: np.ndarray | Rows, kept: int) -> None:
         per_landmark = rows.itemsize * _width(list(self._parts()))
-        fixed = 0 if self.whiten is None else 16 * sum(width**2 for _, width in self._sides())
+        widths = [] if self.whiten is None else [width for _, width in self._sides()]
+        # Second moments in float64, and what is kept of their roots.
+        fixed = sum(8 * width**2 + rows.itemsize * packed_size(width) for width in widths)
         # A quarter is for blocks.
         values = self.bytes_per_value * len(rows)
         needed = 4 * (values * kept + per_landmark * kept + fixed) // 3
