@@ -29,7 +29,7 @@ def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.nda
         A float64 matrix ``[d, d]``; the identity if the moment is 0.
 
     Raises:
-        ConfigError: If the shrinkage is out of range.
+        ConfigError: If the shrinkage is out of range, or so small that rounding hides it.
 
     Example:
         >>> whitener(np.diag([3.0, 1.0]), 0.5).round(3)
@@ -47,8 +47,14 @@ def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.nda
     if trace <= 0:
         return np.eye(width)
     shrunk = (1 - shrinkage) * moment * (width / trace) + shrinkage * np.eye(width)
-    # Positive definite, as no eigenvalue is below the shrinkage but for rounding.
-    root = np.linalg.cholesky(shrunk)
+    try:
+        # No eigenvalue is below the shrinkage but for rounding.
+        root = np.linalg.cholesky(shrunk)
+    except np.linalg.LinAlgError:
+        raise ConfigError(
+            f"expected a shrinkage that rounding does not reach, got {shrinkage} for directions of "
+            f"{width} numbers; use 1e-6 or more"
+        ) from None
     return np.asarray(solve_triangular(root, np.eye(width), lower=True)).T
 
 

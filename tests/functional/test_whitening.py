@@ -53,6 +53,11 @@ def test_shrinkage_out_of_range_is_refused(shrinkage: float) -> None:
         whitener(np.eye(3), shrinkage)
 
 
+def test_shrinkage_that_rounding_hides_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 1e-17 for directions of 3 numbers; use 1e-6"):
+        whitener(np.ones((3, 3)), 1e-17)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [0, 1, 33])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
