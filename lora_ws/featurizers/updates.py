@@ -293,13 +293,8 @@ class UpdateFeaturizer(Featurizer, ABC):
                 for right in {kernel == "right" for kernel in self._kernels()}:
                     found = update_directions(a, b, "right" if right else "left").first
                     moments[index, right] += second_moment(_silence(found, quiet[:, index]))
-        held = np.empty(sum(packed_size(width) for _, width in self._sides()), rows.dtype)
-        start = 0
-        for key, _ in self._sides():
-            found = packed(whitener(moments.pop(key), self.whiten))
-            held[start : start + len(found)] = found
-            start += len(found)
-        return held
+        keys, widths = zip(*self._sides(), strict=True)
+        return packed((whitener(moments.pop(key), self.whiten) for key in keys), widths, rows.dtype)
 
     def _sides(self) -> Iterator[tuple[tuple[int, bool], int]]:
         """Each layer and side (True for the one that is read) to whiten, and its width."""
@@ -310,14 +305,9 @@ class UpdateFeaturizer(Featurizer, ABC):
 
     def _stored_whiteners(self) -> Iterator[tuple[tuple[int, bool], list[np.ndarray]]]:
         """Panels of each layer and side."""
-        sides = list(self._sides()) if self.whiten is not None else []
-        # Bundles of earlier versions hold whole matrices.
-        whole = len(self.whiteners_) == sum(width**2 for _, width in sides)
-        start = 0
-        for key, width in sides:
-            size = width**2 if whole else packed_size(width)
-            yield key, unpacked(self.whiteners_[start : start + size], width)
-            start += size
+        if self.whiten is not None:
+            keys, widths = zip(*self._sides(), strict=True)
+            yield from zip(keys, unpacked(self.whiteners_, widths), strict=True)
 
     def _kernels(self) -> tuple[str, ...]:
         given = self.kernel.split("+")

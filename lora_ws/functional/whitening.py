@@ -1,6 +1,6 @@
 """Whitening by a triangular matrix, which is kept, read and multiplied by without its zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -58,18 +58,8 @@ def whitener(moment: Float[np.ndarray, "d d"], shrinkage: float) -> Float[np.nda
     return np.asarray(solve_triangular(root, np.eye(width), lower=True)).T
 
 
-def packed(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " values"]:
-    """The panels of an upper triangular matrix, one after the other.
-
-    Example:
-        >>> packed(np.triu(np.ones((200, 200)))).shape == (128 * 128 + 200 * 72,)
-        True
-    """
-    return np.concatenate([matrix[:end, start:end].ravel() for start, end in _panels(len(matrix))])
-
-
 def packed_size(width: int) -> int:
-    """How many values `packed` makes of a matrix ``[width, width]``.
+    """How many values are kept of a matrix ``[width, width]``.
 
     Example:
         >>> packed_size(200)
@@ -78,28 +68,52 @@ def packed_size(width: int) -> int:
     return sum(end * (end - start) for start, end in _panels(width))
 
 
-def unpacked(values: Float[np.ndarray, " values"], width: int) -> list[np.ndarray]:
-    """The panels, as views; of a whole matrix, as earlier versions kept it, the only one.
+def packed(
+    matrices: Iterable[Float[np.ndarray, "d d"]], widths: Sequence[int], dtype: np.dtype | type
+) -> Float[np.ndarray, " values"]:
+    """The panels of upper triangular matrices, one after the other.
 
     Args:
-        values: What `packed` made, or all values of a matrix.
-        width: Of the matrix d.
-
-    Returns:
-        Matrices ``[rows, columns]``, whose columns together are the d columns.
+        matrices: Taken one by one, so that few need be held.
+        widths: Of each matrix.
+        dtype: Of the result.
 
     Example:
-        >>> [panel.shape for panel in unpacked(np.ones(30784), 200)]
+        >>> packed([np.triu(np.ones((200, 200)))], [200], np.float32).shape
+        (30784,)
+    """
+    values = np.empty(sum(map(packed_size, widths)), dtype)
+    places = unpacked(values, widths)
+    for matrix, panels in zip(matrices, places, strict=True):
+        for (start, end), panel in zip(_panels(len(matrix)), panels, strict=True):
+            panel[:] = matrix[:end, start:end]
+    return values
+
+
+def unpacked(values: Float[np.ndarray, " values"], widths: Sequence[int]) -> list[list[np.ndarray]]:
+    """The panels of each matrix, as views; earlier versions kept whole matrices, one panel each.
+
+    Args:
+        values: What `packed` made, or all values of all matrices.
+        widths: Of each matrix d.
+
+    Returns:
+        Of each matrix, matrices ``[rows, columns]``, whose columns together are the d columns.
+
+    Example:
+        >>> [panel.shape for panel in unpacked(np.ones(30784), [200])[0]]
         [(128, 128), (200, 72)]
     """
-    if len(values) == width**2:
-        return [values.reshape(width, width)]
-    panels, at = [], 0
-    for start, end in _panels(width):
-        size = end * (end - start)
-        panels.append(values[at : at + size].reshape(end, end - start))
-        at += size
-    return panels
+    packs = len(values) == sum(map(packed_size, widths))
+    found, at = [], 0
+    for width in widths:
+        panels = []
+        for start, end in _panels(width) if packs else [(0, width)]:
+            size = end * (end - start)
+            panels.append(values[at : at + size].reshape(end, end - start))
+            at += size
+        found.append(panels)
+    return found
 
 
 def whitened_rows(

@@ -68,9 +68,13 @@ def test_products_with_panels_are_those_with_the_whole_matrix(
     # Small integers, so that sums are exact in either precision.
     matrix = np.triu(random.integers(-3, 4, (width, width))).astype(dtype)
     some = random.integers(-3, 4, (rows, width)).astype(dtype)
-    values = packed(matrix)
-    assert len(values) == packed_size(width)
-    for held in (values, matrix.ravel()):
-        got = whitened_rows(some, unpacked(held, width))
+    # Between others, so that it has to be found.
+    others = [np.eye(3, dtype=dtype), np.eye(PANEL + 9, dtype=dtype)]
+    matrices = [others[0], matrix, others[1]]
+    widths = [len(one) for one in matrices]
+    values = packed(iter(matrices), widths, dtype)
+    assert len(values) == sum(map(packed_size, widths))
+    for held in (values, np.concatenate([one.ravel() for one in matrices])):
+        got = whitened_rows(some, unpacked(held, widths)[1])
         assert got.dtype == dtype
         np.testing.assert_array_equal(got, some @ matrix)
