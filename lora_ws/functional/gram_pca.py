@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from lora_ws.errors import ConfigError
 from lora_ws.functional.krylov import leading_eigenpairs
-from lora_ws.functional.rows import Rows
+from lora_ws.functional.rows import Rows, row_blocks
 from lora_ws.functional.standardize import column_moments, safe_scale, standardize
 
 _MIB = 1 << 20
@@ -45,13 +45,11 @@ class _Standardized(NamedTuple):
     block_bytes: int
 
     def rows(self, most: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Consecutive blocks of rows of so many bytes."""
+        """Consecutive blocks of rows of so many bytes, each overwritten by the next."""
         most = min(self.block_bytes, _ROW_BLOCK_BYTES) if most is None else most
         step = max(1, most // (self.x.shape[1] * self.x.itemsize))
-        step = min(_BLOCK_COLUMNS, step)
-        for start in range(0, len(self.x), step):
-            part = slice(start, min(start + step, len(self.x)))
-            yield part, standardize(self.x[part], self.mean, self.scale)
+        for part, block in row_blocks(self.x, min(_BLOCK_COLUMNS, step)):
+            yield part, standardize(block, self.mean, self.scale, out=block)
 
     def columns(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Consecutive blocks of columns, of a matrix that memory holds."""
@@ -292,8 +290,8 @@ def _apply(matrix: _Standardized, vectors: np.ndarray) -> np.ndarray:
     mean, scale = matrix.mean.astype(dtype), matrix.scale.astype(dtype)[:, None]
     narrow, image = vectors / scale, np.zeros(vectors.shape, dtype)
     step = max(1, matrix.block_bytes // (matrix.x.shape[1] * matrix.x.itemsize))
-    for start in range(0, len(matrix.x), step):
-        block = matrix.x[start : start + step] - mean
+    for _, block in row_blocks(matrix.x, step):
+        block -= mean
         image += block.T @ (block @ narrow)
     return image / scale
 

@@ -1,6 +1,7 @@
 """Leading eigenpairs of a symmetric matrix that is only applied to blocks of vectors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -52,7 +53,7 @@ def leading_eigenpairs(
     width = min(count + _OVERSAMPLING, size)
     most = _blocks_that_fit(size, width, np.dtype(dtype).itemsize, available)
     start = np.random.default_rng(seed).standard_normal((size, width)).astype(dtype)
-    basis, projected = [np.linalg.qr(start)[0]], np.zeros((0, 0))
+    basis, projected = [_orthonormal(start)[0]], np.zeros((0, 0))
     values, weights = np.zeros(0), np.zeros((0, 0))
     for done in range(1, passes + 1):
         image, column = _orthogonalize(apply(basis[-1]), basis)
@@ -69,7 +70,7 @@ def leading_eigenpairs(
         if len(basis) == most:
             basis, projected = [_combine(basis, weights)], np.diag(values)
         # Small directions carry the rounding of large ones, which is not orthogonal to the basis.
-        basis.append(np.linalg.qr(_orthogonalize(new, basis)[0])[0])
+        basis.append(_orthonormal(_orthogonalize(new, basis)[0])[0])
     return values[:count], _combine(basis, weights[:, :count])
 
 
@@ -110,6 +111,15 @@ def _orthogonalize(image: np.ndarray, basis: list[np.ndarray]) -> tuple[np.ndarr
 
 def _range(image: np.ndarray, negligible: float) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal basis of what is left of the image, and the image in that basis."""
-    left, singular, right = np.linalg.svd(image, full_matrices=False)
+    across, square = _orthonormal(image)
+    left, singular, right = np.linalg.svd(square)
     rank = int((singular > negligible).sum())
-    return left[:, :rank], singular[:rank, None] * right[:rank]
+    return across @ left[:, :rank], singular[:rank, None] * right[:rank]
+
+
+def _orthonormal(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors Q and R, in the dtype of the vectors, where NumPy would compute in float64."""
+    from scipy.linalg import qr  # slow to import, and only fitting needs it
+
+    found: Any = qr(vectors, mode="economic", check_finite=False)
+    return found

@@ -100,6 +100,7 @@ def standardize(
     x: Float[np.ndarray, "rows columns"],
     mean: Float[np.ndarray, " columns"],
     scale: Float[np.ndarray, " columns"],
+    out: Float[np.ndarray, "rows columns"] | None = None,
 ) -> Float[np.ndarray, "rows columns"]:
     """(x - mean) / scale, computed in float64 and returned in the dtype of ``x``.
 
@@ -107,9 +108,10 @@ def standardize(
         x: Values ``[rows, columns]``.
         mean: What to subtract ``[columns]``.
         scale: What to divide by, for instance from ``safe_scale`` ``[columns]``.
+        out: Where to write, ``x`` itself too; a new array by default.
 
     Returns:
-        A new array ``[rows, columns]`` in the dtype of ``x``.
+        ``out``: ``[rows, columns]`` in the dtype of ``x``.
 
     Raises:
         ConfigError: If the lengths do not match.
@@ -126,5 +128,5 @@ def standardize(
         )
     # numpy widens in small buffers here: float64 arithmetic without a float64 copy.
     how = {"dtype": np.float64, "casting": "same_kind"}
-    result = np.subtract(x, mean, out=np.empty(x.shape, x.dtype), **how)
+    result = np.subtract(x, mean, out=np.empty(x.shape, x.dtype) if out is None else out, **how)
     return np.divide(result, scale, out=result, **how)

@@ -19,11 +19,13 @@ from torch import Tensor
 from lora_ws.collection import Split
 from lora_ws.config import to_plain
 from lora_ws.errors import ConfigError
+from lora_ws.learn.data import held
 from lora_ws.learn.engine import device_of
 from lora_ws.learn.metrics import Measured
 from lora_ws.learn.result import Fitted, Job, make_record
 from lora_ws.learn.spec import ExperimentSpec, identity
 from lora_ws.learn.stacked import StackData, StackedTrainer
+from lora_ws.memory import held_bytes
 from lora_ws.models import MetanetModule, Metanetwork
 from lora_ws.threads import threads
 
@@ -93,10 +95,10 @@ def _kind(job: Job) -> str:
     """What jobs of one stack have in common."""
     spec, prepared, _ = job
     rows = [len(part) for part in prepared.split]
-    # Rows of several experiments lie in one tensor, which mapped arrays are too large for.
-    mapped = 0 if isinstance(prepared.features, Tensor) else id(prepared)
+    # Rows of several experiments lie in one tensor, which those that stay on disk are too many for.
+    alone = id(prepared) if prepared.features.nbytes > held_bytes() else 0
     model = to_plain(spec.model)
-    return repr((model, prepared.inputs, prepared.task.state, rows, mapped, spec.fit, spec.trainer))
+    return repr((model, prepared.inputs, prepared.task.state, rows, alone, spec.fit, spec.trainer))
 
 
 def models_that_fit(job: Job, memory_gb: float | None = None) -> int:
@@ -155,10 +157,9 @@ def _data(jobs: Sequence[Job], device: torch.device) -> StackData:
     places = {id(prepared): place for place, prepared in enumerate(experiments)}
     starts = np.cumsum([0, *(len(prepared.labels) for prepared in experiments)])[:-1]
     features = experiments[0].features
-    if len(experiments) > 1:
-        features = torch.cat([torch.as_tensor(prepared.features) for prepared in experiments])
-    if isinstance(features, Tensor):
-        features = features.to(device)
+    if features.nbytes <= held_bytes():
+        parts = [held(one.features) for one in experiments]
+        features = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(device)
 
     def moved(arrays: Iterable[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(list(arrays))).to(device)

@@ -33,6 +33,7 @@ from lora_ws.functional.calibrate import (
     threshold_at,
 )
 from lora_ws.functional.standardize import column_moments, safe_scale
+from lora_ws.learn.data import held
 from lora_ws.learn.features import Prepared
 from lora_ws.models import MetanetModule
 
@@ -208,7 +209,7 @@ def _embed(prepared: Prepared, network: MetanetModule) -> tuple[np.ndarray, np.n
         ``[rows, width]`` and row numbers ``[training rows]``.
     """
     train = prepared.split.train
-    first = torch.as_tensor(prepared.features[:1])
+    first = held(prepared.features[:1])
     if network.embed(first) is first:
         return np.asarray(prepared.features), train
     blocks = [train[start : start + ROWS_AT_ONCE] for start in range(0, len(train), ROWS_AT_ONCE)]

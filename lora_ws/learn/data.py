@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_ws.collection.splits import Split
+from lora_ws.functional.rows import Rows
 from lora_ws.learn.ranks import ALONE, Ranks
 from lora_ws.memory import BLOCK_BYTES, blocks, held_bytes
 from lora_ws.models import MetanetModule
@@ -26,7 +27,7 @@ class Batches:
     """Batches of some rows; each pass shuffles anew when there is a generator.
 
     Attributes:
-        features: ``[rows, features]``: a tensor in memory, or a memory map read row by row; or
+        features: ``[rows, features]``: a tensor in memory, or a memory map read group by group; or
             tokens ``[rows, modules, features]`` in memory.
         labels: ``[rows]``.
         rows: which rows.
@@ -56,17 +57,14 @@ class Batches:
                 yield rows, labels, len(part)
 
     def _take(self, wanted: Tensor) -> Tensor:
-        """Features of rows; those on disk are read in the order of the file."""
+        """Features of rows."""
         if isinstance(self.features, Tensor):
             return self.features.index_select(0, wanted)
-        held = torch.empty(len(wanted), self.features.shape[1])
-        ascending = wanted.argsort()
-        held[ascending] = torch.from_numpy(self.features[wanted[ascending].numpy()])
-        return held
+        return torch.from_numpy(Rows(self.features, wanted.numpy())[:])
 
     @property
     def _together(self) -> int:
-        """Batches that are taken together, and on disk shuffled together."""
+        """Batches that are taken together, and of many rows on disk shuffled together."""
         most = CHUNK_BYTES if isinstance(self.features, Tensor) else SHUFFLED_BYTES
         return max(1, most // (4 * prod(self.features.shape[1:]) * self.size))
 
@@ -74,12 +72,12 @@ class Batches:
         return part[self.ranks.rank :: self.ranks.world]
 
     def _order(self) -> Tensor:
-        """The order of the rows; on disk, chunks of rows are shuffled, then rows among chunks."""
+        """The order of the rows; of more than may be held, chunks are shuffled, then their rows."""
         rows = torch.from_numpy(self.rows)
         if self.generator is None:
             return rows
         among = self.size * self._together
-        if isinstance(self.features, Tensor) or len(rows) <= among:
+        if self.features.nbytes <= held_bytes() or len(rows) <= among:
             return rows[torch.randperm(len(rows), generator=self.generator)]
         chunks = rows.sort().values.split(max(1, CHUNK_BYTES // (4 * self.features.shape[1])))
         drawn = torch.randperm(len(chunks), generator=self.generator)
@@ -111,6 +109,11 @@ class Epoch:
             yield iter(self.batches)
 
 
+def held(rows: Tensor | np.ndarray) -> Tensor:
+    """Rows as a tensor: a copy of those of a mapped array, which torch must not write to."""
+    return rows if isinstance(rows, Tensor) else torch.tensor(rows)
+
+
 @torch.no_grad()
 def read_once(network: MetanetModule, features: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Tokens of all rows ``[rows, modules, features]`` if no learned weight makes them.
@@ -124,12 +127,12 @@ def read_once(network: MetanetModule, features: Tensor | np.ndarray) -> Tensor |
     """
     if not isinstance(network, TokenModule):
         return features
-    first = network.tokenize(torch.as_tensor(features[:1]))
+    first = network.tokenize(held(features[:1]))
     if len(features) * first.nbytes > held_bytes():
         return features
     tokens = first.new_empty(len(features), *first.shape[1:])
     for part in blocks(len(features), first.nbytes):
-        tokens[part] = network.tokenize(torch.as_tensor(features[part]))
+        tokens[part] = network.tokenize(held(features[part]))
     return tokens
 
 

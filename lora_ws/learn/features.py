@@ -22,7 +22,7 @@ from lora_ws.functional.rows import Rows
 from lora_ws.learn.ranks import Ranks
 from lora_ws.learn.spec import ExperimentSpec
 from lora_ws.learn.tasks import Task
-from lora_ws.memory import blocks, check_room, held_bytes
+from lora_ws.memory import BLOCK_BYTES, blocks, check_room, held_bytes
 from lora_ws.models import InputSpec, MetanetModule, Metanetwork
 from lora_ws.models.module import normalizer_for
 from lora_ws.models.normalizers import ColumnScaler, Normalizer
@@ -128,14 +128,19 @@ def prepare(spec: ExperimentSpec, data: tuple[AdapterSet, str] | None = None) ->
     make = spec.model.normalizer if isinstance(spec.model, Metanetwork) else normalizer_for
     normalizer = make(inputs).fit(features, split.train)
     seconds = time.perf_counter() - start
-    # What is large stays where it is: on disk.
-    if features.nbytes <= held_bytes():
-        view = np.may_share_memory(features, adapters.weights)
-        features = torch.from_numpy(features.copy() if view else features)
+    features = _kept(features, adapters.weights)
     task = spec.kind.fit(labels[split.train], classes)
     return Prepared(
         adapters, featurizer, features, labels, task, split, inputs, normalizer, subset, seconds
     )
+
+
+def _kept(features: np.ndarray, weights: np.ndarray) -> torch.Tensor | np.ndarray:
+    """A tensor, but what is large stays where it is: in the store, or in a file of its own."""
+    view, most = np.may_share_memory(features, weights), held_bytes()
+    if features.nbytes > (min(BLOCK_BYTES, most) if view else most):
+        return features
+    return torch.from_numpy(features.copy() if view else features)
 
 
 def _check_room(spec: ExperimentSpec, split: Split, width: int) -> None:
@@ -167,7 +172,7 @@ def refit_features(spec: ExperimentSpec, prepared: Prepared, rows: np.ndarray) -
     return replace(
         prepared,
         featurizer=featurizer,
-        features=torch.from_numpy(features),
+        features=_kept(features, adapters.weights),
         task=spec.kind.fit(labels[rows], prepared.task.classes),
         split=prepared.split._replace(train=rows),
         inputs=inputs,

@@ -345,6 +345,10 @@ def test_large_features_stay_mapped_and_give_the_same(
     flat = replace(spec, featurizer=FlatVec())
     pca = replace(spec, featurizer=FlatVecPCA(n_components=5))
     small, scores = run_one(flat, 0).timeless(), np.asarray(prepare(pca).features)
+    with monkeypatch.context() as blocks_are_small:
+        blocks_are_small.setattr("lora_ws.learn.features.BLOCK_BYTES", 1000)
+        assert isinstance(prepare(flat).features, np.ndarray)
+        assert run_one(flat, 0).timeless() == small
     monkeypatch.setenv(LIMIT, str(3 << 20))
     mapped = prepare(flat)
     assert np.shares_memory(mapped.features, mapped.adapters.weights)

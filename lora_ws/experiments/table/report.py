@@ -132,6 +132,6 @@ def _curves(trials: Mapping[str, Trial], rows: Rows, folder: Path) -> list[Figur
 
 def _map(spec: ExperimentSpec, file: Path) -> Path:
     prepared = prepare(spec)
-    features = prepared.normalizer(torch.as_tensor(prepared.features)).numpy()
-    rows = map_rows(len(features))
-    return draw_map(features[rows], prepared.labels[rows], prepared.task.classes, file)
+    rows = map_rows(len(prepared.features))
+    features = prepared.normalizer(torch.as_tensor(prepared.features[rows])).numpy()
+    return draw_map(features, prepared.labels[rows], prepared.task.classes, file)
