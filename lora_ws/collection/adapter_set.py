@@ -7,9 +7,8 @@ On disk it is a folder, the *store*: ``weights.npy`` (opened as a memory map), `
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +38,15 @@ from lora_ws.collection.store import (
     StoreWriter,
     partial_path,
     row_hashes,
+)
+from lora_ws.collection.targets import (
+    Reduce,
+    columns_of,
+    is_one_class,
+    read_classes,
+    read_column,
+    read_lists,
+    read_numbers,
 )
 from lora_ws.config import nearest
 from lora_ws.errors import DataError, LayoutError, NotAvailableError
@@ -144,16 +152,7 @@ class AdapterSet:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a table column."""
-        if name not in self.rows.column_names:
-            why = f"`{self.card.name}` has no column `{name}`"
-            if name == self.card.label:
-                why += (
-                    ", its label: put files into a folder per class, or labels into a table beside "
-                    "them (docs/data_format.md), or name another column with --label"
-                )
-            known = self.rows.column_names
-            raise DataError(f"{why}{nearest(name, known, few=len(known))}")
-        return self.rows[name].to_numpy(zero_copy_only=False)
+        return read_column(self.rows, self.card, name)
 
     def labels(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Integer labels and the class names they index.
@@ -164,32 +163,9 @@ class AdapterSet:
         Raises:
             DataError: a row has no label or one that the card does not list.
         """
-        name = column or self.card.label
-        if len(several := self.label_columns(name)) > 1:
-            raise DataError(
-                f"label: expected one column, got {', '.join(several)}; several are for --task "
-                "multilabel, or choose one with --label"
-            )
-        values = self._known(name)
-        if pa.types.is_nested(self.rows[name].type):
-            raise DataError(
-                f"column `{name}` holds {self.rows[name].type}, expected one class each; lists of "
-                "labels are for --task multilabel, or choose a column of text or numbers"
-            )
-        listed = self.card.classes if name == self.card.label else ()
-        classes = listed or tuple(map(str, np.unique(values).tolist()))
-        codes = {value: code for code, value in enumerate(classes)}
-        unknown = sorted({str(v) for v in values.tolist()} - set(classes))
-        if unknown:
-            raise DataError(
-                f"column `{name}` holds `{unknown[0]}`, which card `{self.card.name}` does not "
-                f"list under classes ({', '.join(classes)})"
-            )
-        return np.array([codes[str(value)] for value in values.tolist()], np.int64), classes
+        return read_classes(self.rows, self.card, column or self.card.label)
 
-    def targets(
-        self, column: str | None = None, reduce: Literal["last", "mean"] | None = None
-    ) -> np.ndarray:
+    def targets(self, column: str | None = None, reduce: Reduce | None = None) -> np.ndarray:
         """A label column as numbers, float32.
 
         Args:
@@ -200,26 +176,7 @@ class AdapterSet:
         Raises:
             DataError: it has rows without a label, or holds no numbers.
         """
-        name = column or self.card.label
-        values = self._known(name)
-        kind = self.rows[name].type
-        if reduce and pa.types.is_list(kind) and not pa.types.is_string(kind.value_type):
-            values = self._reduced(name, values, reduce)
-        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-            raise DataError(
-                f"column `{name}` of `{self.card.name}`: expected finite numbers, got "
-                f"{kind}; choose a column of numbers, or use task=classification"
-            )
-        return values.astype(np.float32)
-
-    def _reduced(self, name: str, lists: np.ndarray, reduce: str) -> np.ndarray:
-        """The last number of each list, or the mean of all."""
-        if empty := sum(len(one) == 0 for one in lists):
-            raise DataError(
-                f"column `{name}` of `{self.card.name}`: expected a number or more in each row's "
-                f"list, got {empty} empty ones; filter them first"
-            )
-        return np.array([one[-1] if reduce == "last" else one.mean() for one in lists])
+        return read_numbers(self.rows, self.card, column or self.card.label, reduce)
 
     def label_columns(self, label: str | None = None) -> tuple[str, ...]:
         """Names of the columns that a label is: one, or several separated by commas.
@@ -234,10 +191,7 @@ class AdapterSet:
             >>> adapters.label_columns("cat, dog"), adapters.label_columns("cat")
             (('cat', 'dog'), ('cat',))
         """
-        name = label or self.card.label
-        if name in self.rows.column_names:
-            return (name,)
-        return tuple(part.strip() for part in name.split(","))
+        return columns_of(self.rows, label or self.card.label)
 
     def has_classes(self, label: str | None = None) -> bool:
         """Tell whether a label is one class a row: one column, and not of lists.
@@ -245,10 +199,7 @@ class AdapterSet:
         Args:
             label: the card's by default.
         """
-        name, *more = self.label_columns(label)
-        if more or name not in self.rows.column_names:
-            return False
-        return not pa.types.is_list(self.rows[name].type)
+        return is_one_class(self.rows, label or self.card.label)
 
     def label_lists(self, column: str | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Several labels a row, and their names.
@@ -264,39 +215,7 @@ class AdapterSet:
         Raises:
             DataError: a row has no list, or a column holds something else.
         """
-        name, *more = self.label_columns(column)
-        if more:
-            return self._flags((name, *more)), (name, *more)
-        values, kind = self._known(name), self.rows[name].type
-        if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
-            raise DataError(
-                f"column `{name}` of `{self.card.name}`: expected lists of text, got {kind}; write "
-                'lists such as ["cat", "red"], name several columns of 0 and 1 as --label cat,red, '
-                "or use --task classification"
-            )
-        lists = [sorted(set(labels)) for labels in values]
-        names = sorted(set(chain.from_iterable(lists)))
-        places = {label: place for place, label in enumerate(names)}
-        found = np.zeros((len(lists), len(names)), np.float32)
-        for row, labels in zip(found, lists, strict=True):
-            row[[places[label] for label in labels]] = 1
-        return found, tuple(names)
-
-    def _flags(self, columns: Sequence[str]) -> np.ndarray:
-        """Columns of 0 and 1, ``[adapters, columns]``."""
-        found = np.stack([self.targets(name) for name in columns], axis=1)
-        if wrong := set(np.unique(found).tolist()) - {0.0, 1.0}:
-            raise DataError(
-                f"label: expected 0 and 1 in each of {', '.join(columns)}, got {min(wrong):g}; "
-                "leave that column out"
-            )
-        return found
-
-    def _known(self, name: str) -> np.ndarray:
-        values = self.column(name)
-        if self.rows[name].null_count:
-            raise DataError(f"column `{name}` has rows without a label; filter them first")
-        return values
+        return read_lists(self.rows, self.card, column or self.card.label)
 
     @property
     def ranks(self) -> np.ndarray:
