@@ -7,6 +7,10 @@ representation steps are what `lora-ws train` does before its first epoch: featu
 fitted on the training rows, and their scaler. `FlatVec > MLP` is one epoch on rows on disk, of a
 network of one layer of 64, which is small so that reading shows.
 
+A host that takes free memory back from a virtual machine makes every page of the cache that is new
+cost several times as much, so steps that read more than was touched before look worse than linear:
+switch its page reporting off, and touch the memory once.
+
 Goal: a step of n rows takes at most 1.3 times its share of the time of the next smaller n.
 
 Rows are random, made in blocks; n rows take 0.4 MB each of disk, twice that during the import.
