@@ -63,7 +63,7 @@ class Rows:
         """Copy some of the rows into memory that is there."""
         # Rows of the base class, as each row of a memory map is wrapped anew.
         matrix, index = np.asarray(self.matrix), self.index[part]
-        _announce(matrix, index)
+        _announce(matrix[:, self.columns] if isinstance(self.columns, slice) else matrix, index)
         if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
             held[:] = matrix[index[0] : index[0] + len(index), self.columns]
             return
@@ -104,8 +104,7 @@ def row_blocks(
 ) -> Iterator[tuple[slice, Float[np.ndarray, "block columns"]]]:
     """Consecutive blocks of rows, as copies to work on: each is overwritten by the next.
 
-    Memory of that size costs as much to get from the system as rows of it to read, so it is got
-    once.
+    To get memory for each block from the system would cost as much as to read the block.
 
     Args:
         x: a matrix, or rows of one.
