@@ -80,12 +80,15 @@ def here(script: str, argv: Sequence[str]) -> dict[str, str | float | None]:
 
 
 def processor() -> str:
-    """Name of the processor, without marks and frequency."""
+    """Name of the processor, without marks and frequency, and its family."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    name = next((line.split(":")[1] for line in lines if "model name" in line), "unknown")
-    name = re.sub(r"\((R|TM)\)|@.*", "", name)
-    return " ".join(word for word in name.split() if word not in ("CPU", "Processor"))
+    said = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
+    name = re.sub(r"\((R|TM)\)|@.*", "", said.get("model name", "unknown"))
+    words = [word for word in name.split() if word not in ("CPU", "Processor")]
+    # Virtual machines call processors of several families alike.
+    family = said.get("cpu family", "").strip()
+    return " ".join(words) + (f", family {family}" if family else "")
 
 
 def commit() -> str:
