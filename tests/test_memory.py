@@ -146,6 +146,20 @@ def test_what_has_no_room_is_refused_with_the_size_that_would_do(
         check_room("rows", (16 << 20) + 1)
 
 
+def test_rows_apart_are_refused_where_their_copy_has_no_room(
+    monkeypatch: pytest.MonkeyPatch, make_zoo: Callable[..., AdapterSet]
+) -> None:
+    adapters = make_zoo(30)
+    size = 15 * adapters.layout.size * 4
+    monkeypatch.setenv(LIMIT, str(size))
+    assert len(adapters.select(slice(None, None, 2))) == 15
+    assert np.shares_memory(adapters.select(slice(0, 25)).weights, adapters.weights)
+    monkeypatch.setenv(LIMIT, str(size - 1))
+    assert np.shares_memory(adapters.select(slice(0, 25)).weights, adapters.weights)
+    with pytest.raises(ConfigError, match=r"15 rows that do not follow.*use --memory_limit 1MiB"):
+        adapters.select(slice(None, None, 2))
+
+
 def test_scikit_learn_gets_no_more_rows_than_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

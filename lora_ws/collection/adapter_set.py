@@ -50,7 +50,7 @@ from lora_ws.collection.targets import (
 )
 from lora_ws.config import nearest
 from lora_ws.errors import DataError, LayoutError, NotAvailableError
-from lora_ws.memory import blocks
+from lora_ws.memory import blocks, check_room
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,7 +115,11 @@ class AdapterSet:
         return {key: value for key, value in self.manifest.items() if key not in COUNTED}
 
     def select(self, index: Sequence[int] | np.ndarray | slice) -> "AdapterSet":
-        """Keep the rows at ``index``; a contiguous range stays a view of the memory map."""
+        """Keep the rows at ``index``; a contiguous range stays a view of the memory map.
+
+        Raises:
+            ConfigError: others are more than `lora_ws.memory` has room for, as they are copied.
+        """
         if isinstance(index, slice):
             index = np.arange(len(self))[index]
         index = np.asarray(index)
@@ -131,6 +135,12 @@ class AdapterSet:
             rows = self.rows.slice(start, stop - start)
             return replace(self, weights=self.weights[start:stop], rows=rows)
         index = index.astype(np.int64)
+        check_room(
+            f"{self.card.name}: {len(index)} rows that do not follow each other",
+            len(index) * self.layout.size * self.weights.itemsize,
+            share=1,
+            advice="a store in which they do",
+        )
         return replace(self, weights=self.weights[index], rows=self.rows.take(pa.array(index)))
 
     def where(self, **equal: Any) -> "AdapterSet":
