@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lora_ws.system import processor_facts
+
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "results.jsonl"
 PAGE = FOLDER.parent / "docs" / "performance.md"
@@ -81,14 +83,11 @@ def here(script: str, argv: Sequence[str]) -> dict[str, str | float | None]:
 
 def processor() -> str:
     """Name of the processor, without marks and frequency, and its family."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    said = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
+    said = processor_facts()
     name = re.sub(r"\((R|TM)\)|@.*", "", said.get("model name", "unknown"))
     words = [word for word in name.split() if word not in ("CPU", "Processor")]
     # Virtual machines call processors of several families alike.
-    family = said.get("cpu family", "").strip()
-    return " ".join(words) + (f", family {family}" if family else "")
+    return " ".join(words) + (f", family {said['cpu family']}" if "cpu family" in said else "")
 
 
 def commit() -> str:

@@ -26,6 +26,15 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
+def processor_facts() -> dict[str, str]:
+    """What the system says of the first processor, by its names for it; only Linux says any."""
+    first = ""
+    with suppress(OSError):
+        first = CPUINFO.read_text(encoding="utf-8").partition("\n\n")[0]
+    lines = (line.partition(": ") for line in first.split("\n"))
+    return {name.strip(): value for name, _, value in lines}
+
+
 def choose_numpy_kernels() -> None:
     """Have NumPy, where nothing imported it yet, sort and select without AVX-512 on AMD's Zen 4.
 
@@ -35,11 +44,7 @@ def choose_numpy_kernels() -> None:
     """
     if "numpy" in sys.modules or DISABLED in os.environ:
         return
-    first = ""
-    with suppress(OSError):
-        first = CPUINFO.read_text(encoding="utf-8").partition("\n\n")[0]
-    lines = (line.partition(": ") for line in first.split("\n"))
-    said = {name.strip(): value for name, _, value in lines}
+    said = processor_facts()
     family = said.get("vendor_id"), said.get("cpu family")
     if family == ("AuthenticAMD", "25") and "avx512f" in said["flags"].split():
         os.environ[DISABLED] = "X86_V4 AVX512_ICL"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_ws.functional.rows import Rows
 from lora_ws.learn.optim import ManyAdam, PlateauAndStop, lr_share
 from lora_ws.learn.result import History, diverged
 from lora_ws.learn.spec import FitSpec
@@ -43,7 +44,8 @@ class StackData:
         """Features ``[models, batch, features]`` of rows ``[models, batch]``."""
         if isinstance(self.features, Tensor):
             return self.features[rows]
-        return torch.from_numpy(self.features[rows.cpu().numpy()]).to(rows.device)
+        taken = Rows(self.features, rows.cpu().numpy().ravel())[:]
+        return torch.from_numpy(taken.reshape(*rows.shape, -1)).to(rows.device)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -313,8 +313,8 @@ def test_mapped_features_give_the_same(
     fit = replace(FAST, max_epochs=3)
     flat = replace(spec, featurizer=FlatVec(), model=MLP(hidden=(8,)), fit=fit)
     small = [record.timeless() for record in run_many(flat, range(2))]
+    monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 1000)
     for limit in (1 << 30, 16_000):
-        monkeypatch.setattr("lora_ws.learn.features.BLOCK_BYTES", 1000)
         monkeypatch.setenv(LIMIT, str(limit))
         assert isinstance(prepare(flat).features, np.ndarray)
         assert [record.timeless() for record in run_many(flat, range(2))] == small
